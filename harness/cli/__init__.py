@@ -1,0 +1,61 @@
+"""The one console script. A command's module is imported only when that command is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from harness.errors import HarnessError
+
+COMMANDS = {
+    "models": "list the named fixture models",
+    "export": "export a fixture model or a checkpoint",
+    "inspect": "show methods, delegates, functions, sizes, sharing and metadata",
+    "check": "check an artefact, and execute it against the oracle",
+    "run": "generate text with an artefact",
+    "gate": "compare two result files; exit status 1 on a regression",
+    "report": "draw a table, JUnit XML or JSON from a result file",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status (0 well, 1 a check failed, 2 bad input, 3 missing).
+
+    A command is a module ``harness.cli.NAME`` with ``add_arguments(parser)`` and
+    ``run(args) -> int``.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="harness",
+        description="Check, execute and measure Core ML language models exported by ExecuTorch.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    module = None
+    for name, description in COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=description)
+        if name == chosen:
+            module = importlib.import_module(f"harness.cli.{name}")
+            module.add_arguments(command)
+    args = parser.parse_args(argv)
+    assert module is not None, "argparse refuses a call without a command"
+    try:
+        status: int = module.run(args)
+        sys.stdout.flush()
+        return status
+    except HarnessError as error:
+        print(f"harness {args.command}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"harness {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
