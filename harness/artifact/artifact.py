@@ -1,0 +1,107 @@
+"""FILE: a .pte or an .mlpackage, opened for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from harness.artifact.delegate import BACKEND, Bundle, Delegate, parse_reference
+from harness.artifact.errors import ArtifactError
+from harness.artifact.package import Package
+from harness.artifact.pte import Pte
+from harness.artifact.pte_reader import read_pte
+
+Constant = bool | int | float | str | np.ndarray
+
+
+class Artifact:
+    """An opened artefact. Exactly one of ``pte`` and ``package`` is set."""
+
+    def __init__(self, path: Path, pte: Pte | None, package: Package | None) -> None:
+        self.path = path
+        self.pte = pte
+        self.package = package
+        self._bundles: dict[str, Bundle] = {}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of what can be executed: a program's methods, or a package's functions."""
+        if self.pte is not None:
+            return tuple(m.name for m in self.pte.methods.values() if not m.is_constant)
+        assert self.package is not None
+        return tuple(self.package.functions)
+
+    @cached_property
+    def constants(self) -> Mapping[str, Constant]:
+        """What a program's constant methods return, by name; arrays are views of the file."""
+        if self.pte is None:
+            return {}
+        methods = [m for m in self.pte.methods.values() if m.is_constant]
+        return {m.name: self.pte.constant(m) for m in methods}
+
+    @cached_property
+    def delegates(self) -> Mapping[str, tuple[Delegate, ...]]:
+        """The Core ML delegates of each method of a program, in order.
+
+        Methods that refer to the same key share one Bundle. Raises ArtifactError when a reference
+        does not resolve.
+        """
+        if self.pte is None:
+            return {}
+        return {name: self._method_delegates(name) for name in self.methods}
+
+    def _method_delegates(self, method: str) -> tuple[Delegate, ...]:
+        assert self.pte is not None
+        delegates = []
+        for index, data in enumerate(self.pte.methods[method].delegates):
+            if data.backend != BACKEND:
+                continue
+            what = f"{self.path}, method '{method}', delegate {index}"
+            reference = parse_reference(data.processed, what)
+            if reference is None:
+                bundle = Bundle(data.processed, what)
+            elif reference.key in self.pte.named_data:
+                bundle = self._bundles.setdefault(
+                    reference.key,
+                    Bundle(self.pte.named_data[reference.key], f"{self.path}, '{reference.key}'"),
+                )
+            else:
+                raise ArtifactError(
+                    f"{what}: refers to named data '{reference.key}', which the program does not "
+                    f"hold (it holds {', '.join(sorted(self.pte.named_data)) or 'none'})"
+                )
+            delegates.append(Delegate(method, index, data.processed, reference, bundle))
+        return tuple(delegates)
+
+    @cached_property
+    def bundles(self) -> tuple[Bundle, ...]:
+        """Every payload once, in the order of first use."""
+        bundles = [d.bundle for delegates in self.delegates.values() for d in delegates]
+        return tuple(dict.fromkeys(bundles))
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Open a .pte or an .mlpackage.
+
+    Raises ArtifactError, one sentence, when there is no such file, when it is truncated or neither
+    of the two, or when a .pte has no Core ML delegate.
+    """
+    path = Path(path)
+    if path.is_dir():
+        package = Package.from_folder(path)
+        _ = package.spec_path
+        return Artifact(path, None, package)
+    artifact = Artifact(path, read_pte(path), None)
+    if not artifact.methods:
+        raise ArtifactError(f"{path}: the program has no method that executes anything")
+    if not artifact.bundles:
+        backends = {d.backend for m in artifact.pte.methods.values() for d in m.delegates}  # type: ignore[union-attr]
+        found = f"only {', '.join(sorted(backends))}" if backends else "no delegate at all"
+        raise ArtifactError(
+            f"{path}: no Core ML delegate in any method ({found}); "
+            "export it with ExecuTorch's CoreMLPartitioner"
+        )
+    return artifact
