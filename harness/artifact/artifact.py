@@ -11,7 +11,7 @@ import numpy as np
 from harness.artifact.delegate import BACKEND, Bundle, Delegate, parse_reference
 from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
-from harness.artifact.pte import Pte
+from harness.artifact.pte import DelegateCall, Pte
 from harness.artifact.pte_reader import read_pte
 
 Constant = bool | int | float | str | np.ndarray
@@ -75,6 +75,20 @@ class Artifact:
                 )
             delegates.append(Delegate(method, index, data.processed, reference, bundle))
         return tuple(delegates)
+
+    def value_names(self, method: str) -> dict[int, str]:
+        """Name a method's values as the first delegate that takes or gives them does."""
+        assert self.pte is not None
+        delegates = {delegate.index: delegate.names for delegate in self.delegates[method]}
+        names: dict[int, str] = {}
+        for call in self.pte.methods[method].instructions:
+            if isinstance(call, DelegateCall) and call.delegate in delegates:
+                both = delegates[call.delegate]
+                for index, name in zip(
+                    call.args, both.input_names + both.output_names, strict=False
+                ):
+                    names.setdefault(index, name)
+        return names
 
     @cached_property
     def bundles(self) -> tuple[Bundle, ...]:

@@ -77,5 +77,11 @@ BLOB_TYPES = {
 }
 """The number in a weight blob's entry -> the name of the MIL dtype."""
 
-FEATURE_TYPES = {65568: "float32", 65600: "float64", 131104: "int32", 65552: "float16", 131080: "int8"}
+FEATURE_TYPES = {
+    65568: "float32",
+    65600: "float64",
+    131104: "int32",
+    65552: "float16",
+    131080: "int8",
+}
 """The number of a feature description's array dtype -> its dtype."""

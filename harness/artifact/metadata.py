@@ -78,9 +78,11 @@ def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
         raise ArtifactError(f"{what}: metadata.json is not JSON ({error})") from None
     match content:
         case {"methods": {**methods}, "identifier": str(identifier), **rest} if methods:
-            parsed = {name: _parse_method(m, f"{what}, '{name}'") for name, m in methods.items()}
+            parsed = {
+                str(name): _parse_method(m, f"{what}, '{name}'") for name, m in methods.items()
+            }
             default = rest.get("default_method")
-            if default is not None and default not in parsed:
+            if default is not None and (not isinstance(default, str) or default not in parsed):
                 raise ArtifactError(
                     f"{what}: metadata.json's default_method is {default!r}, "
                     f"but its methods are {', '.join(sorted(parsed))}"
@@ -89,8 +91,8 @@ def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
         case {"inputNames": list(), "outputNames": list(), "identifier": str(identifier)}:
             return ModelMetadata(identifier, single=_parse_method(content, what))
     raise ArtifactError(
-        f"{what}: metadata.json needs 'identifier' (text) and either 'inputNames' and 'outputNames' "
-        "(lists) or a non-empty 'methods' (object)"
+        f"{what}: metadata.json needs 'identifier' (text) and either 'inputNames' and "
+        "'outputNames' (lists) or a non-empty 'methods' (object)"
     )
 
 

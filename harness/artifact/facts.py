@@ -1,0 +1,217 @@
+"""What is inside an artefact, as plain facts: for `harness inspect`, and for checks of sharing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.artifact.artifact import Artifact, Constant
+from harness.artifact.dtypes import MIL_TYPES
+from harness.artifact.package import Package
+from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named input or output; None in the shape is a flexible dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class FunctionFacts:
+    """One function of an ML Program; ``weight_bytes`` counts each of its weights once."""
+
+    name: str
+    opset: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    operations: dict[str, int]
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the functions of a package share weights, in bytes of weight data.
+
+    ``used`` counts a weight once for each function that refers to it, ``stored`` each weight once,
+    ``shared`` those that all functions refer to.
+    """
+
+    used: int
+    stored: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class PackageFacts:
+    """One Core ML package."""
+
+    name: str
+    identifier: str | None
+    size: int
+    specification_version: int
+    multifunction: bool
+    functions: tuple[FunctionFacts, ...]
+    sharing: Sharing
+
+
+@dataclass(frozen=True)
+class DelegateFacts:
+    """One Core ML delegate of a method; ``package`` is a number in the list of packages."""
+
+    index: int
+    package: int
+    function: str | None
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """One method of a program."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    delegates: tuple[DelegateFacts, ...]
+    delegate_calls: int
+    kernel_calls: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ArtifactFacts:
+    """A whole artefact."""
+
+    path: str
+    kind: str
+    size: int
+    methods: tuple[MethodFacts, ...]
+    packages: tuple[PackageFacts, ...]
+    constants: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON values."""
+        return asdict(self)
+
+
+def artifact_facts(artifact: Artifact) -> ArtifactFacts:
+    """Read everything that `harness inspect` shows; raises ArtifactError for a damaged part."""
+    if artifact.package is not None:
+        facts = package_facts(artifact.package, None)
+        return ArtifactFacts(str(artifact.path), "mlpackage", facts.size, (), (facts,), {})
+    assert artifact.pte is not None
+    bundles = artifact.bundles
+    return ArtifactFacts(
+        path=str(artifact.path),
+        kind="pte",
+        size=artifact.pte.size,
+        methods=tuple(_method_facts(artifact, name) for name in artifact.methods),
+        packages=tuple(package_facts(b.package, b.metadata.identifier) for b in bundles),
+        constants={name: _plain(value) for name, value in artifact.constants.items()},
+    )
+
+
+def _method_facts(artifact: Artifact, name: str) -> MethodFacts:
+    assert artifact.pte is not None
+    method, bundles = artifact.pte.methods[name], list(artifact.bundles)
+    delegates = artifact.delegates[name]
+    names = artifact.value_names(name)
+
+    def tensor(index: int) -> Tensor:
+        value = method.values[index]
+        if isinstance(value, TensorValue):
+            return Tensor(names.get(index, f"value_{index}"), value.dtype, value.shape)
+        return Tensor(f"value_{index}", type(value).__name__, ())
+
+    kernels = Counter(c.operator for c in method.instructions if isinstance(c, KernelCall))
+    return MethodFacts(
+        name=name,
+        inputs=tuple(tensor(index) for index in method.inputs),
+        outputs=tuple(tensor(index) for index in method.outputs),
+        delegates=tuple(
+            DelegateFacts(d.index, bundles.index(d.bundle), d.function, len(d.payload))
+            for d in delegates
+        ),
+        delegate_calls=sum(isinstance(c, DelegateCall) for c in method.instructions),
+        kernel_calls=dict(kernels.most_common()),
+    )
+
+
+def package_facts(package: Package, identifier: str | None) -> PackageFacts:
+    """Read the facts of one package."""
+    return PackageFacts(
+        name=package.what,
+        identifier=identifier,
+        size=package.size,
+        specification_version=package.model.specificationVersion,
+        multifunction=package.is_multifunction,
+        functions=tuple(_function_facts(package, name) for name in sorted(package.functions)),
+        sharing=sharing(package),
+    )
+
+
+def _function_facts(package: Package, name: str) -> FunctionFacts:
+    block, function = package.operations(name), package.functions[name]
+    declared = {v.name: v.type for v in function.inputs}
+    produced = {o.name: o.type for op in block.operations for o in op.outputs}
+    operations = Counter(op.type for op in block.operations)
+    return FunctionFacts(
+        name=name,
+        opset=function.opset,
+        inputs=tuple(_tensor(n, t) for n, t in declared.items()),
+        outputs=tuple(_tensor(n, (declared | produced).get(n)) for n in block.outputs),
+        operations=dict(operations.most_common()),
+        weight_bytes=sum(len(package.blob(*ref).data) for ref in _references(package, name)),
+    )
+
+
+def _tensor(name: str, value_type: Any) -> Tensor:
+    if value_type is None or value_type.WhichOneof("type") != "tensorType":
+        return Tensor(name, "unknown", ())
+    tensor = value_type.tensorType
+    dtype = MIL_TYPES[tensor.dataType].name if tensor.dataType in MIL_TYPES else "unknown"
+    shape = tuple(
+        d.constant.size if d.WhichOneof("dimension") == "constant" else None
+        for d in tensor.dimensions
+    )
+    return Tensor(name, dtype, shape)
+
+
+def _references(package: Package, function: str) -> set[tuple[str, int]]:
+    return {reference for _, reference in package.weights(function)}
+
+
+def sharing(package: Package) -> Sharing:
+    """Measure how the functions of a package share their weights; no weight is read."""
+    used = {name: _references(package, name) for name in package.functions}
+    blobs = {ref: package.blob(*ref) for refs in used.values() for ref in refs}
+    common = set.intersection(*used.values()) if used else set()
+    return Sharing(
+        used=sum(len(blobs[ref].data) for refs in used.values() for ref in refs),
+        stored=sum(len(blob.data) for blob in blobs.values()),
+        shared=sum(len(blobs[ref].data) for ref in common),
+    )
+
+
+def _plain(value: Constant) -> Any:
+    if isinstance(value, np.ndarray):
+        small = value.tolist() if value.size <= 256 else None
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "values": small}
+    return value
+
+
+def duplicate_bytes(package: Package) -> int:
+    """Return how many bytes of weights stand in a package more than once: shareable, not shared."""
+    blobs = {
+        reference: package.blob(*reference)
+        for name in package.functions
+        for reference in _references(package, name)
+    }
+    contents = {(b.dtype, hashlib.sha256(b.data).digest()): len(b.data) for b in blobs.values()}
+    return sum(len(blob.data) for blob in blobs.values()) - sum(contents.values())

@@ -1,0 +1,131 @@
+"""Operations that compute each element for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.mil.operation import Operation, Run, operation
+
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "pow": torch.pow,
+    "floor_div": torch.floor_divide,
+    "mod": torch.remainder,
+    "equal": torch.eq,
+    "not_equal": torch.ne,
+    "greater": torch.gt,
+    "greater_equal": torch.ge,
+    "less": torch.lt,
+    "less_equal": torch.le,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+}
+
+
+@operation(*_BINARY, inputs=("x", "y"))
+def binary(op: Operation) -> Run:
+    """Broadcast ``x`` and ``y`` as numpy does."""
+    return _BINARY[op.type]
+
+
+@operation("real_div", inputs=("x", "y"))
+def real_div(op: Operation) -> Run:
+    """Divide; integers give the quotient truncated toward zero."""
+    is_float = op.output.dtype.name.startswith("FLOAT")
+    mode = None if is_float else "trunc"
+    return lambda x, y: torch.div(x, y, rounding_mode=mode)
+
+
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "abs": torch.abs,
+    "ceil": torch.ceil,
+    "cos": torch.cos,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "floor": torch.floor,
+    "logical_not": torch.logical_not,
+    "relu": torch.relu,
+    "round": torch.round,
+    "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
+    "silu": torch.nn.functional.silu,
+    "sin": torch.sin,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "tanh": torch.tanh,
+}
+
+
+@operation(*_UNARY, inputs=("x",))
+def unary(op: Operation) -> Run:
+    """Apply a function of one element."""
+    return _UNARY[op.type]
+
+
+_WITH_EPSILON: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "rsqrt": (torch.rsqrt, 1e-12),
+    "inverse": (torch.reciprocal, 1e-4),
+    "log": (torch.log, 1e-45),
+}
+"""Functions of ``x + epsilon``, each with the default that its page gives."""
+
+
+@operation(*_WITH_EPSILON, inputs=("x",))
+def with_epsilon(op: Operation) -> Run:
+    """Add ``epsilon``, then apply a function of one element."""
+    function, default = _WITH_EPSILON[op.type]
+    epsilon = op.constant("epsilon", default)
+    return lambda x: function(x + epsilon)
+
+
+@operation("gelu", inputs=("x",))
+def gelu(op: Operation) -> Run:
+    """Gaussian error linear unit, exact or by one of the two approximations."""
+    mode = op.constant("mode", "EXACT")
+    match mode:
+        case "EXACT":
+            return torch.nn.functional.gelu
+        case "TANH_APPROXIMATION":
+            return lambda x: torch.nn.functional.gelu(x, approximate="tanh")
+        case "SIGMOID_APPROXIMATION":
+            return lambda x: x * torch.sigmoid(1.702 * x)
+    raise op.error(f"unknown mode '{mode}'")
+
+
+@operation("clip", inputs=("x",))
+def clip(op: Operation) -> Run:
+    """Limit to the range from ``alpha`` to ``beta``."""
+    low, high = op.required("alpha"), op.required("beta")
+    return lambda x: torch.clamp(x, low, high)
+
+
+@operation("select", inputs=("cond", "a", "b"))
+def select(op: Operation) -> Run:
+    """Take ``a`` where ``cond`` holds, else ``b``."""
+    return torch.where
+
+
+_WRAPPED = {"int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
+_CASTS = {"fp16", "fp32", "fp64", "int32", "bool", *_WRAPPED}
+
+
+@operation("cast", inputs=("x",))
+def cast(op: Operation) -> Run:
+    """Convert to another dtype; floats truncate toward zero, small integers wrap around."""
+    dtype = op.required("dtype")
+    if dtype not in _CASTS:
+        raise op.error(f"cast to '{dtype}' is not known")
+    carrier = op.policy.carrier(op.output.dtype)
+    if dtype not in _WRAPPED:
+        return lambda x: x.to(carrier)
+    span = 1 << _WRAPPED[dtype]
+    low = 0 if dtype.startswith("u") else -span // 2
+    return lambda x: torch.remainder(x.to(torch.int64) - low, span).add_(low).to(carrier)

@@ -1,0 +1,51 @@
+"""Operations that reduce axes, and softmax, which is made of reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from harness.mil.operation import Operation, Run, operation
+
+_REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "reduce_max": torch.amax,
+    "reduce_mean": torch.mean,
+    "reduce_min": torch.amin,
+    "reduce_sum": torch.sum,
+    "reduce_sum_square": lambda x, dim, keepdim: torch.sum(x * x, dim, keepdim),
+    "reduce_l2_norm": lambda x, dim, keepdim: torch.linalg.vector_norm(x, 2, dim, keepdim),
+}
+
+
+@operation(*_REDUCTIONS, inputs=("x",))
+def reduction(op: Operation) -> Run:
+    """Reduce ``axes``, or all of them when none are given."""
+    function, axes, keep = (
+        _REDUCTIONS[op.type],
+        op.constant("axes"),
+        op.constant("keep_dims", False),
+    )
+
+    def run(x: torch.Tensor) -> Any:
+        dims = tuple(range(x.dim())) if axes is None else tuple(axes)
+        result = function(x, dim=dims, keepdim=keep)
+        return result.to(x.dtype)  # torch sums integers to int64
+
+    return run
+
+
+@operation("reduce_argmax", "reduce_argmin", inputs=("x",))
+def argument(op: Operation) -> Run:
+    """Return the index of the largest or smallest element along one axis, the first of equals."""
+    axis, keep = op.constant("axis", -1), op.constant("keep_dims", False)
+    function = torch.argmax if op.type == "reduce_argmax" else torch.argmin
+    return lambda x: function(x, dim=axis, keepdim=keep).to(torch.int32)
+
+
+@operation("softmax", inputs=("x",))
+def softmax(op: Operation) -> Run:
+    """Normalise the exponentials along ``axis``."""
+    axis = op.constant("axis", -1)
+    return lambda x: torch.softmax(x, axis)
