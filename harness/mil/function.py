@@ -28,6 +28,11 @@ class Function:
         """The inputs' declared types by name."""
         return {name: declared for name, (_, declared) in self._plan.inputs.items()}
 
+    def constant(self, name: str) -> torch.Tensor | None:
+        """Return the tensor of a constant or a weight that operations read, None for any other."""
+        slot = self._plan.names.get(name)
+        return None if slot is None else self._plan.slots[slot]
+
     @property
     def outputs(self) -> dict[str, TensorType]:
         """The outputs' declared types by name."""

@@ -37,12 +37,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled function. ``slots`` is the state before a call, with all constants in place."""
+    """A compiled function. ``slots`` is the state before a call, with all constants in place;
+    ``names`` gives the slot of every named value.
+    """
 
     inputs: dict[str, tuple[int, TensorType]]
     outputs: dict[str, tuple[int, TensorType]]
     steps: tuple[Step, ...]
     slots: tuple[torch.Tensor | None, ...]
+    names: dict[str, int]
 
 
 def compile_function(package: Package, function: str, policy: Policy, weights: Weights) -> Plan:
@@ -83,7 +86,13 @@ class _Compiler:
         for slot in kept:
             self._materialise(slot)
         constants = {slot for slot, value in enumerate(self._slots) if value is not None}
-        return Plan(inputs, outputs, _with_frees(steps, kept | constants), tuple(self._slots))
+        return Plan(
+            inputs,
+            outputs,
+            _with_frees(steps, kept | constants),
+            tuple(self._slots),
+            {name: slot for name, (slot, _) in self._names.items()},
+        )
 
     def _define(self, name: str, declared: TensorType) -> tuple[int, TensorType]:
         if name in self._names:

@@ -24,8 +24,8 @@ from harness.artifact.pte import (
     Value,
 )
 from harness.errors import HarnessError
-from harness.runtimes.base import TensorSpec
 from harness.runtimes.kernels import call_kernel
+from harness.runtimes.signature import method_signature
 
 DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 DelegateFactory = Callable[[Delegate], DelegateRunner]
@@ -36,17 +36,13 @@ class ProgramMethod:
     """A method of a .pte, its Core ML delegates run by what ``factory`` makes of each."""
 
     def __init__(self, artifact: Artifact, method: str, factory: DelegateFactory) -> None:
-        if artifact.pte is None or method not in artifact.methods:
-            names = ", ".join(artifact.methods)
-            raise ArtifactError(f"{artifact.path}: no method '{method}'; its methods: {names}")
         self.name = method
+        self.inputs, self.outputs = method_signature(artifact, method)
+        assert artifact.pte is not None, "a signature is a program's"
         self._plan = artifact.pte.methods[method]
         self._where = f"{artifact.path}, method '{method}'"
         delegates = {d.index: d for d in artifact.delegates[method]}
         self._check_delegates(delegates)
-        value_names = artifact.value_names(method)
-        self.inputs = tuple(self._spec(index, value_names) for index in self._plan.inputs)
-        self.outputs = tuple(self._spec(index, value_names) for index in self._plan.outputs)
         self._delegates = {index: (d, factory(d)) for index, d in delegates.items()}
 
     def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
@@ -67,12 +63,6 @@ class ProgramMethod:
                     f"{self._where}, delegate {instruction.delegate}: called with "
                     f"{len(instruction.args)} values, metadata.json names {expected}"
                 )
-
-    def _spec(self, index: int, names: dict[int, str]) -> TensorSpec:
-        value = self._plan.values[index]
-        if not isinstance(value, TensorValue):
-            raise ArtifactError(f"{self._where}: value {index} goes in or out but is no tensor")
-        return TensorSpec(names.get(index, f"value_{index}"), value.shape, value.dtype)
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Execute once; see `harness.runtimes.base.Method`. Results may share memory with inputs.

@@ -1,0 +1,46 @@
+"""`eager:fp16`, `eager:fp32`, `eager:fp64`: the artefact's own model in eager PyTorch.
+
+The weights are read out of the artefact and dequantised; the program is not executed. What differs
+from `mil` in the same precision is what the exporter did to the computation, not to the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from harness.artifact import Artifact
+from harness.llama.model import StaticLlama
+from harness.mil.llama import read_llama
+from harness.runtimes.base import Method
+from harness.runtimes.signature import method_signature
+
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+class EagerRuntime:
+    """Runs the Llama that an artefact holds, in one dtype throughout."""
+
+    def __init__(self, option: str) -> None:
+        self.name = f"eager:{option}"
+        self._dtype = _DTYPES[option]
+
+    def unavailable(self) -> str | None:
+        """Return None: this runtime runs anywhere."""
+        return None
+
+    def load(self, artifact: Artifact, method: str) -> Method:
+        """Load a method; raises ArtifactError when its programs are not recognised as a Llama."""
+        return _EagerMethod(artifact, method, self._dtype)
+
+
+class _EagerMethod:
+    """Takes and returns what the method's program does."""
+
+    def __init__(self, artifact: Artifact, method: str, dtype: torch.dtype) -> None:
+        config, weights = read_llama(artifact, method)
+        self.name = method
+        self.inputs, self.outputs = method_signature(artifact, method)
+        self._model = StaticLlama(config, weights, dtype)
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._model(*tensors)
