@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import platform
 
 from harness.errors import HarnessError
 from harness.runtimes.base import Method, Runtime, TensorSpec
@@ -47,5 +46,11 @@ def get_runtime(name: str) -> Runtime:
 
 
 def default_runtime() -> str:
-    """Return the name of the runtime for this machine: Core ML on a Mac, our executor elsewhere."""
-    return "coreml:cpu_and_ne" if platform.system() == "Darwin" else "mil:widen"
+    """Return the name of the runtime for this machine: Core ML on a Mac, our executor elsewhere.
+
+    A Mac without a Neural Engine, as hosted ones are, uses Core ML on the CPU.
+    """
+    for name in ("coreml:cpu_and_ne", "coreml:cpu_only"):
+        if get_runtime(name).unavailable() is None:
+            return name
+    return "mil:widen"

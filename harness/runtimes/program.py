@@ -105,7 +105,7 @@ class ProgramMethod:
                 split = len(delegate.names.input_names)
                 results = run([values[index] for index in args[:split]])
                 for index, result in zip(args[split:], results, strict=True):
-                    values[index] = result
+                    values[index] = self._shaped(result, index)
             case KernelCall(operator, args):
                 self._kernel(operator, args, values)
             case MoveCall(source, target):
@@ -115,6 +115,12 @@ class ProgramMethod:
             case FreeCall(freed):
                 values[freed] = None
         return position + 1
+
+    def _shaped(self, result: torch.Tensor, index: int) -> torch.Tensor:
+        """Return a delegate's result; Core ML gives a scalar as a tensor of shape (1,)."""
+        declared = self._plan.values[index]
+        is_scalar = isinstance(declared, TensorValue) and declared.shape == ()
+        return result.reshape(()) if is_scalar else result
 
     def _kernel(self, operator: str, args: tuple[int, ...], values: list[Any]) -> None:
         declared = [self._plan.values[index] for index in args]

@@ -1,0 +1,166 @@
+"""`metadata.json`, the references to packages, and the functions: all must name the same things.
+
+The delegate passes arguments by the order of the names in `metadata.json`: an order that is not the
+function's is a wrong answer without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from harness.artifact import ArtifactError, Bundle, Delegate, parse_metadata
+from harness.artifact.dtypes import FEATURE_TYPES
+from harness.artifact.pte import DelegateCall, TensorValue
+from harness.checks.finding import Finding
+from harness.checks.subject import Subject
+
+_CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
+
+
+def check_metadata_round_trip(subject: Subject) -> Iterator[Finding]:
+    """Bytes to value to bytes, for every payload; and the draft's dialect, made of the same."""
+    for number, bundle in enumerate(subject.artifact.bundles):
+        data = bytes(bundle.metadata_bytes)
+        dialects = [("as stored", data)]
+        if bundle.metadata.is_multifunction:
+            dialects.append(("in the draft dialect", _draft(bundle)))
+        for name, content in dialects:
+            written = parse_metadata(content, bundle.what).to_bytes()
+            yield Finding(
+                "metadata-round-trip",
+                f"package {number}, {name}",
+                ok=written == content,
+                message=f"parsing and writing it again changes {content!r} to {written!r}",
+                comparisons=1,
+            )
+
+
+def _draft(bundle: Bundle) -> bytes:
+    """Return the bundle's metadata with a default method, as the draft dialect has it."""
+    methods = bundle.metadata.methods or {}
+    return replace(bundle.metadata, default_method=next(iter(methods))).to_bytes()
+
+
+def check_metadata_names(subject: Subject) -> Iterator[Finding]:
+    """Names, order, shapes and dtypes: metadata against the function, and against the program."""
+    for delegates in subject.artifact.delegates.values():
+        for delegate in delegates:
+            yield from _check_delegate(subject, delegate)
+    for number, bundle in enumerate(subject.artifact.bundles):
+        if bundle.metadata.methods is not None:
+            named, own = set(bundle.metadata.methods), set(bundle.package.functions)
+            yield Finding(
+                "metadata-names",
+                f"package {number}",
+                ok=named == own,
+                message=f"metadata.json describes {sorted(named)}, the package holds {sorted(own)}",
+                comparisons=len(named | own),
+            )
+
+
+def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
+    description = _description(delegate)
+    values = _called_with(subject, delegate)
+    names = delegate.names
+    split = len(names.input_names)
+    for kind, named, declared, passed in (
+        ("input", names.input_names, description.input, values[:split]),
+        ("output", names.output_names, description.output, values[split:]),
+    ):
+        where = f"{delegate.where}, {kind}s"
+        own = tuple(feature.name for feature in declared)
+        yield Finding(
+            "metadata-names",
+            where,
+            ok=named == own,
+            message=f"metadata.json's order is {list(named)}, the function's is {list(own)}",
+            comparisons=len(own),
+        )
+        features = {feature.name: feature for feature in declared}
+        for name, value in zip(named, passed, strict=False):
+            problem = _misfit(value, features.get(name))
+            if problem:
+                yield Finding("metadata-names", f"{where}, '{name}'", False, problem, 1)
+
+
+def _description(delegate: Delegate) -> Any:
+    """Return what describes the delegate's inputs and outputs: the function's own, or the model's.
+
+    In a multifunction package the top-level description has none.
+    """
+    description = delegate.bundle.package.model.description
+    for function in description.functions:
+        if function.name == delegate.program_function:
+            return function
+    return description
+
+
+def _called_with(subject: Subject, delegate: Delegate) -> tuple[object, ...]:
+    """Return the declarations of the values that the delegate is called with."""
+    assert subject.artifact.pte is not None
+    method = subject.artifact.pte.methods[delegate.method]
+    for call in method.instructions:
+        if isinstance(call, DelegateCall) and call.delegate == delegate.index:
+            return tuple(method.values[index] for index in call.args)
+    raise ArtifactError(f"{delegate.where}: no instruction calls it")
+
+
+def _misfit(value: object, feature: Any) -> str:
+    """Say how a program's value and a Core ML feature differ, "" when they fit."""
+    if feature is None:
+        return "the function has no feature of this name"
+    if not isinstance(value, TensorValue):
+        return f"the program passes {type(value).__name__}; only tensors can be passed"
+    array = feature.type.multiArrayType
+    dtype = FEATURE_TYPES.get(array.dataType, f"type {array.dataType}")
+    shape = tuple(array.shape)
+    # an output's shape may be left out of the description
+    if shape and value.shape != shape and not (value.shape == () and shape == (1,)):
+        return f"the program passes shape {list(value.shape)}, the function takes {list(shape)}"
+    if value.dtype != dtype and (value.dtype, dtype) not in _CONVERTED:
+        return f"the program passes {value.dtype}, the function takes {dtype}"
+    return ""
+
+
+def check_function_names(subject: Subject) -> Iterator[Finding]:
+    """Single-method artefacts ask Core ML for no function; multifunction ones for their method's.
+
+    A package of one function must be loaded without a name, a multifunction package must not.
+    """
+    for delegates in subject.artifact.delegates.values():
+        for delegate in delegates:
+            package, function = delegate.bundle.package, delegate.function
+            if subject.mode == "single" or not package.is_multifunction:
+                ok = function is None and not package.is_multifunction
+                wanted = "no function name and a package of one function"
+            else:
+                ok = function == delegate.method and function in package.functions
+                wanted = f"function '{delegate.method}' of a multifunction package"
+            found = f"function '{function}'" if function else "no function name"
+            kind = "multifunction" if package.is_multifunction else "single-function"
+            yield Finding(
+                "function-names",
+                delegate.where,
+                ok=ok,
+                message=f"needs {wanted}; it has {found}, and the package is {kind} with "
+                f"{', '.join(sorted(package.functions))}",
+                comparisons=1,
+            )
+
+
+def check_references(subject: Subject) -> Iterator[Finding]:
+    """Every reference resolves, and every blob of named data is referred to."""
+    pte = subject.artifact.pte
+    assert pte is not None
+    used = set()
+    for delegates in subject.artifact.delegates.values():  # raises when a key does not resolve
+        for delegate in delegates:
+            if delegate.reference is not None:
+                used.add(delegate.reference.key)
+            ok = delegate.program_function in delegate.bundle.package.functions
+            message = f"function '{delegate.program_function}' is not in its package"
+            yield Finding("references", delegate.where, ok, message, comparisons=1)
+    for key in sorted(set(pte.named_data) - used):
+        yield Finding("references", key, False, "no delegate refers to this named data", 1)

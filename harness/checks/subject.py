@@ -1,0 +1,114 @@
+"""What is checked: an artefact, what it should have come from, and the runtimes it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from harness.artifact import Artifact, open_artifact
+from harness.generate.layout import mode_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from harness.export.options import ExportOptions
+    from harness.generate.session import Session
+    from harness.llama.config import LlamaConfig
+    from harness.llama.model import Freqs, Llama
+
+_DTYPES = {"torch.float16": "fp16", "torch.float32": "fp32"}
+
+
+class Subject:
+    """One artefact under test.
+
+    ``checkpoint`` and ``params`` say what it was exported from; without them the oracle carries the
+    weights that the artefact holds. ``options`` say how it was exported; without them that is read
+    from the artefact. ``unshared`` is the same export with weight sharing off.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        checkpoint: Path | None = None,
+        params: Path | None = None,
+        options: ExportOptions | None = None,
+        unshared: Path | None = None,
+    ) -> None:
+        self.artifact: Artifact = open_artifact(path)
+        self.checkpoint = checkpoint
+        self.params = params
+        self.options = options
+        self.unshared = unshared
+        self._sessions: dict[str, Session] = {}
+
+    @cached_property
+    def mode(self) -> str:
+        """``single`` or ``multifunction``."""
+        return mode_of(self.artifact.constants)
+
+    @cached_property
+    def held(self) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
+        """The Llama that the artefact holds: its sizes, and its weights dequantised to fp32."""
+        from harness.mil.llama import read_llama
+
+        return read_llama(self.artifact, "forward")
+
+    @cached_property
+    def config(self) -> LlamaConfig:
+        """The sizes: those of ``params`` with the norms' epsilon that the artefact holds."""
+        held, _ = self.held
+        if self.params is None:
+            return held
+        from harness.llama.config import load_params
+
+        return replace(load_params(self.params), norm_eps=held.norm_eps)
+
+    @cached_property
+    def expected_weights(self) -> dict[str, torch.Tensor] | None:
+        """The checkpoint's weights after the exporter's quantisation, None without one."""
+        if self.checkpoint is None or self.params is None:
+            return None
+        from harness.checks.scheme import read_scheme
+        from harness.llama.checkpoint import load_checkpoint
+        from harness.llama.quantize import exported_weights
+
+        checkpoint = load_checkpoint(self.checkpoint, self.config)
+        options = self.options or read_scheme(self.artifact, self.dtype)
+        return exported_weights(checkpoint, self.config, options)
+
+    @cached_property
+    def oracle(self) -> Llama:
+        """Plain causal Llama in fp64, with the checkpoint's weights or else the artefact's."""
+        import torch
+
+        from harness.llama.model import Llama
+
+        return Llama(self.config, self.expected_weights or self.held[1], torch.float64)
+
+    @cached_property
+    def tables(self) -> Freqs:
+        """The RoPE tables that the artefact carries, [positions, head_dim / 2]."""
+        layout = self.session("mil:widen").layout
+        return layout.freqs_cos, layout.freqs_sin
+
+    @property
+    def dtype(self) -> str:
+        """The artefact's own float dtype, ``fp16`` or ``fp32``."""
+        return _DTYPES[str(self.tables[0].dtype)]
+
+    def session(self, runtime: str) -> Session:
+        """Return a session on a runtime, reset; methods are loaded once.
+
+        Raises NotInstalledError when the runtime cannot be used here.
+        """
+        from harness.generate.session import open_session
+        from harness.runtimes import get_runtime
+
+        if runtime not in self._sessions:
+            self._sessions[runtime] = open_session(self.artifact, get_runtime(runtime))
+        self._sessions[runtime].reset()
+        return self._sessions[runtime]

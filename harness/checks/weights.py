@@ -1,0 +1,61 @@
+"""The artefact's weights and tables against the checkpoint's: tensor by tensor, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from harness.checks.finding import Finding
+from harness.checks.subject import Subject
+from harness.llama.config import load_params
+from harness.llama.rope import rope_tables
+from harness.mil.llama import read_llama
+from harness.report.figures import Figure
+
+
+def check_weights(subject: Subject) -> Iterator[Finding]:
+    """Every method's dequantised weights equal the checkpoint's after quantisation, at 0 ULP."""
+    expected = subject.expected_weights
+    assert expected is not None
+    for method in subject.artifact.methods:
+        _, held = read_llama(subject.artifact, method)
+        different, compared = [], 0
+        for name, want in expected.items():
+            compared += want.numel()
+            wrong = int((held[name] != want.to(torch.float32)).sum())
+            if wrong:
+                error = float((held[name] - want.to(torch.float32)).abs().max())
+                different.append(f"{name} ({wrong} of {want.numel()} values, by up to {error:.3g})")
+        yield Finding(
+            "weights",
+            f"method '{method}'",
+            ok=not different,
+            message=f"differ from the checkpoint's: {'; '.join(different[:5])}",
+            comparisons=compared,
+            facts={"tensors": len(expected)},
+        )
+
+
+def check_tables(subject: Subject) -> Iterator[Finding]:
+    """The RoPE tables equal exact ones to one ULP of their dtype, and to fp32's angle error.
+
+    The norms' epsilon equals the checkpoint's, rounded. The exporter computes angles in fp32, where
+    position p is off by up to p * 2**-23.
+    """
+    assert subject.params is not None
+    params = load_params(subject.params)
+    cos, sin = subject.tables
+    exact = rope_tables(params, cos.shape[0])
+    position = torch.arange(cos.shape[0], dtype=torch.float64)[:, None]
+    allowed = torch.finfo(cos.dtype).eps + position * 2.0**-23
+    for name, table, want in (("cos", cos, exact[0]), ("sin", sin, exact[1])):
+        over = ((table.double() - want).abs() / allowed).max()
+        yield Finding(
+            "tables",
+            f"freqs_{name}",
+            comparisons=table.numel(),
+            figures={f"{name} error over allowed": Figure(float(over), "", bound=1.0)},
+        )
+    held, rounded = subject.held[0].norm_eps, float(torch.tensor(params.norm_eps, dtype=cos.dtype))
+    yield Finding("tables", "norm_eps", held == rounded, f"is {held}, not {rounded}", 1)

@@ -1,0 +1,98 @@
+"""``harness export``: a named model, or a checkpoint with its params, to a ``.pte``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from fixtures import cache
+from fixtures.models import MODELS, model
+from harness.errors import HarnessError
+from harness.export import executorch
+from harness.export.files import partial_file
+from harness.export.options import CHOICES, ExportOptions
+
+OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ExportOptions))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; an option that is not given is absent from the result."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    source.add_argument("--checkpoint", metavar="C", help="Meta-style weights, a .pth file")
+    parser.add_argument("--params", metavar="P", help="the checkpoint's params.json")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the .pte to write")
+    parser.add_argument(
+        "--exporter", choices=("executorch",), default="executorch", help="who exports"
+    )
+    for name, choices in CHOICES.items():
+        _option(parser, name, choices=choices)
+    for name in ("input_len", "max_context_len", "max_splits"):
+        _option(parser, name, type=int, metavar="N")
+    _option(parser, "target_split_size", type=_whole_or_none, metavar="N|none")
+    _option(parser, "embedding_quantize", type=_text_or_none, metavar="B,G|none")
+    parser.add_argument(
+        "--no-graph-breaks",
+        dest="graph_breaks",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="lower the model in one partition",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; prints the file's name and size. Returns 0, or raises HarnessError."""
+    output = Path(args.output)
+    given = {name: getattr(args, name) for name in OPTION_NAMES if hasattr(args, name)}
+    if args.model is not None:
+        _export_model(args.model, given, args.params, output)
+    elif args.params is None:
+        raise HarnessError("--checkpoint needs --params, the model's params.json")
+    else:
+        executorch.export(
+            args.checkpoint, args.params, ExportOptions(**given), output, _stage_printer()
+        )
+    print(f"{output}: {output.stat().st_size:,} bytes")
+    return 0
+
+
+def _export_model(name: str, given: dict[str, Any], params: str | None, output: Path) -> None:
+    """Copy the cached export of a named model, which is made first if it is not there."""
+    if params is not None:
+        raise HarnessError("--params goes with --checkpoint; a named model has its own")
+    options = dataclasses.replace(model(name).options, **given)
+    with partial_file(output) as partial:
+        shutil.copyfile(cache.exported(name, options, _stage_printer()), partial)
+
+
+def _option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
+    """Add the argument of one export option, named and explained alike."""
+    default = "none" if (value := getattr(ExportOptions, name)) is None else value
+    parser.add_argument(
+        f"--{name.replace('_', '-')}",
+        default=argparse.SUPPRESS,
+        help=f"the exporter's default: {default}",
+        **settings,
+    )
+
+
+def _stage_printer() -> executorch.Progress:
+    start = time.monotonic()
+
+    def show(stage: str) -> None:
+        print(f"{time.monotonic() - start:6.1f} s  {stage}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _whole_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _text_or_none(text: str) -> str | None:
+    return None if text == "none" else text

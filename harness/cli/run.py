@@ -1,0 +1,194 @@
+"""`harness run`: continue a prompt with an artefact, printing text as it comes.
+
+Standard output holds the text only, or with `--json` one object; what else there is to say goes
+to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.generate.session import Session
+    from harness.generate.text import GeneratedToken
+    from harness.generate.tokenizer import Tokenizer
+
+INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+
+# Option, what it must satisfy, and how a person says that. NaN satisfies none.
+_BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("max_new_tokens", lambda n: n >= 1, "at least 1"),
+    ("temperature", lambda t: 0 <= t < math.inf, "0 (greedy) or above"),
+    ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1"),
+    ("seed", lambda n: 0 <= n < 2**63, "from 0 to 2**63 - 1"),
+)
+
+_FINISH = {
+    "stop_token": "the model ended its text",
+    "max_new_tokens": "the number of tokens asked for",
+    "context": "the context is full",
+    "interrupted": "interrupted",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="a .pte that holds a language model")
+    parser.add_argument("--tokenizer", required=True, metavar="T", help="its file, or a folder")
+    parser.add_argument("--prompt", required=True, metavar="S", help="the text to continue")
+    parser.add_argument("--chat", action="store_true", help="put S into the model's chat format")
+    parser.add_argument("--runtime", metavar="R", help="what executes it")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling")
+    parser.add_argument("--json", action="store_true", help="print one object instead of the text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate; returns 0, or 130 when interrupted. HarnessError for whatever is wrong."""
+    for name, holds, sentence in _BOUNDS:
+        value = getattr(args, name)
+        if not holds(value):
+            raise HarnessError(f"--{name.replace('_', '-')} must be {sentence}, not {value}")
+    if not args.prompt:
+        raise HarnessError("--prompt is empty: give the text to continue")
+    from harness.generate.tokenizer import check_vocabulary, load_tokenizer
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    prompt = tokenizer.encode_chat(args.prompt) if args.chat else tokenizer.encode(args.prompt)
+    session, runtime = _open(args)
+    _warn(check_vocabulary(tokenizer, session.layout.vocab_size))
+    _warn(_crossed(session))
+    result = _generate(args, session, tokenizer, prompt)
+    if args.json:
+        print(json.dumps({"file": args.file, "runtime": runtime, **result.facts(session)}))
+    else:
+        print(f"\n{result.summary(runtime)}", file=sys.stderr)
+    return INTERRUPTED if result.finish == "interrupted" else 0
+
+
+def _open(args: argparse.Namespace) -> tuple[Session, str]:
+    from harness.artifact import open_artifact
+    from harness.generate.load import open_session
+    from harness.runtimes import default_runtime, get_runtime
+
+    artifact = open_artifact(args.file)
+    runtime = get_runtime(args.runtime or default_runtime())
+    return open_session(artifact, runtime), runtime.name
+
+
+def _generate(
+    args: argparse.Namespace, session: Session, tokenizer: Tokenizer, prompt: list[int]
+) -> _Result:
+    from harness.generate.sampling import make_sampler
+    from harness.generate.stream import TextStream
+    from harness.generate.text import generate
+
+    result = _Result(prompt)
+    stream = TextStream(tokenizer.decode, before=prompt)
+    sampler = make_sampler(args.temperature, args.top_p, args.seed)
+    show = _discard if args.json else _print_now
+    try:
+        for step in generate(session, prompt, args.max_new_tokens, tokenizer.stop_tokens, sampler):
+            ended = step.finish == "stop_token"
+            result.add(step, "" if ended else stream.push(step.token), show)
+        result.add_text(stream.end(), show)
+    except KeyboardInterrupt:
+        result.finish = "interrupted"
+    return result
+
+
+@dataclass
+class _Result:
+    """What was generated, and how long each step took."""
+
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    text: str = ""
+    finish: str | None = None
+
+    def add(self, step: GeneratedToken, text: str, show: Callable[[str], None]) -> None:
+        self.tokens.append(step.token)
+        self.seconds.append(step.seconds)
+        self.finish = step.finish
+        self.add_text(text, show)
+
+    def add_text(self, text: str, show: Callable[[str], None]) -> None:
+        self.text += text
+        show(text)
+
+    def speeds(self) -> dict[str, dict[str, float | int | None]]:
+        """Tokens, seconds and tokens per second of prefill and decode; None where nothing ran."""
+        runs = {
+            "prefill": (len(self.prompt) if self.seconds else 0, sum(self.seconds[:1])),
+            "decode": (len(self.seconds[1:]), sum(self.seconds[1:])),
+        }
+        return {
+            phase: {
+                "tokens": tokens,
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds if tokens else None,
+                "ms_per_token": 1000 * seconds / tokens if tokens else None,
+            }
+            for phase, (tokens, seconds) in runs.items()
+        }
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        """The object of `--json`, without what the call itself says."""
+        return {
+            "mode": session.layout.mode,
+            "context": session.layout.context,
+            "prompt_tokens": self.prompt,
+            "tokens": self.tokens,
+            "text": self.text,
+            "finish": self.finish,
+            **self.speeds(),
+        }
+
+    def summary(self, runtime: str) -> str:
+        """The last line: why it ended, and the speed of both phases."""
+        speeds = []
+        for phase, speed in self.speeds().items():
+            if speed["tokens"]:
+                speeds.append(
+                    f"{phase} {speed['tokens']} tokens, {speed['tokens_per_second']:.1f} tokens/s "
+                    f"({speed['ms_per_token']:.2f} ms/token)"
+                )
+        ended = f"ended: {_FINISH[self.finish or 'interrupted']}"
+        return "; ".join([f"{runtime}: {', '.join(speeds) or 'nothing ran'}", ended])
+
+
+def _print_now(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    printable = text.encode(encoding, errors="replace").decode(encoding)  # a C locale has no é
+    print(printable, end="", flush=True)
+
+
+def _discard(text: str) -> None:
+    pass
+
+
+def _crossed(session: Session) -> str | None:
+    rows = session.layout.crossed_rows
+    if not rows:
+        return None
+    return (
+        f"{rows} rows of 'kv_cache_specs' pair one layer's cache with another layer's update (the "
+        "exporter sorts layers as text, 10 before 2); they are paired by layer here, but a runner "
+        "that follows the rows computes wrong answers"
+    )
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None:
+        print(f"harness run: warning: {sentence}", file=sys.stderr)

@@ -1,0 +1,172 @@
+"""Runs ExecuTorch's static-LLM exporter; :mod:`harness.export.executorch` starts it as a process.
+
+The exporter's ``main()`` does the work. Around it, four narrow changes, each at a name of the
+exporter's module:
+
+- ``load_model``: a checkpoint without ``output.weight`` gets its output layer from the embedding,
+  where the exporter would leave it on the meta device; any other parameter left there is an error;
+- ``_transform_eager_model``: receives the options that its command line cannot express (linear
+  layers not quantised, embedding not quantised, linears not split);
+- ``MULTIMETHOD_WEIGHT_SHARING_STRATEGY``: its POSITIONAL stands for DISABLED when weights are not
+  to be shared;
+- ``save_pte_program``: a failed write raises, where the exporter logs it and goes on.
+
+One argument: a JSON file ``{"checkpoint", "params", "output", "options", "report"}``. On failure
+the file ``report`` receives ``{"kind", "message"}``, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from harness.errors import HarnessError, NotInstalledError
+from harness.export.options import ExportOptions
+from harness.llama.config import load_params
+
+EXPORTER = "executorch.examples.apple.coreml.llama.export_static_llm_coreml"
+PATCHED = (
+    "main",
+    "load_model",
+    "save_pte_program",
+    "_transform_eager_model",
+    "MULTIMETHOD_WEIGHT_SHARING_STRATEGY",
+)
+
+
+def main(request_path: str) -> int:
+    """Export as the request file says; returns the exit status."""
+    _end_with_parent()
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    try:
+        _export(request)
+    except BaseException as error:
+        traceback.print_exc()
+        report = {"kind": type(error).__name__, "message": str(error)}
+        Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+        return 1
+    return 0
+
+
+def arguments(request: dict[str, Any], options: ExportOptions) -> list[str]:
+    """The exporter's own command line for these options."""
+    words = {
+        "--checkpoint": request["checkpoint"],
+        "--params": request["params"],
+        "--output": request["output"],
+        "--max_context_len": options.max_context_len,
+        "--input_len": options.input_len,
+        "--dtype": options.dtype,
+        "--max_splits": options.max_splits,
+        "--embedding_quantize": options.embedding_quantize,
+        "--target_split_size": options.target_split_size,
+        "--linear_quantize": _none_if(options.linear_quantize, "none"),
+    }
+    flags = {
+        "--multifunction": options.mode == "multifunction",
+        "--no_graph_breaks": not options.graph_breaks,
+    }
+    line = [f"{name}={value}" for name, value in words.items() if value is not None]
+    return line + [name for name, is_set in flags.items() if is_set]
+
+
+def patch(exporter: ModuleType, options: ExportOptions) -> None:
+    """Make the exporter honour what its command line cannot say."""
+    if absent := [name for name in PATCHED if not hasattr(exporter, name)]:
+        raise HarnessError(
+            f"the exporter of this ExecuTorch has no {', '.join(absent)}; install executorch 1.4"
+        )
+    exporter.save_pte_program = _save  # type: ignore[attr-defined]
+    _patch_load(exporter)
+    _patch_transform(
+        exporter,
+        embedding_quantize=options.embedding_quantize,
+        linear_quantize=_none_if(options.linear_quantize, "none"),
+        target_split_size=options.target_split_size,
+    )
+    if options.weight_sharing == "none":
+        disabled = exporter.MULTIMETHOD_WEIGHT_SHARING_STRATEGY.DISABLED
+        exporter.MULTIMETHOD_WEIGHT_SHARING_STRATEGY = SimpleNamespace(  # type: ignore[attr-defined]
+            POSITIONAL=disabled
+        )
+
+
+def _export(request: dict[str, Any]) -> None:
+    options = ExportOptions(**request["options"])
+    config = load_params(request["params"])
+    from harness.llama.checkpoint import load_checkpoint
+
+    load_checkpoint(request["checkpoint"], config)  # the exporter only prints what does not fit
+    try:
+        exporter = importlib.import_module(EXPORTER)
+    except ImportError as error:
+        raise NotInstalledError(
+            f"ExecuTorch's exporter does not import ({error}); install executorch 1.4 with "
+            "coremltools 9.0"
+        ) from error
+    patch(exporter, options)
+    sys.argv = [EXPORTER, *arguments(request, options)]
+    exporter.main()
+    if not Path(request["output"]).stat().st_size:
+        raise FileNotFoundError("the exporter ended without an error but wrote nothing")
+
+
+def _save(program: Any, path: str) -> str:
+    with Path(path).open("wb") as file:
+        program.write_to_file(file)
+    return path
+
+
+def _patch_load(exporter: ModuleType) -> None:
+    load_model = exporter.load_model
+
+    def load_complete_model(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        import torch
+
+        model, model_args = load_model(*args, **kwargs)
+        if model.output.weight.is_meta:
+            # a copy: exported parameters that share memory would be one constant with two users
+            tied = model.tok_embeddings.weight.detach().clone()
+            model.output.weight = torch.nn.Parameter(tied, requires_grad=False)
+        if empty := [name for name, value in model.named_parameters() if value.is_meta]:
+            raise HarnessError(f"the exporter's model has no weights for {', '.join(empty[:8])}")
+        return model, model_args
+
+    exporter.load_model = load_complete_model  # type: ignore[attr-defined]
+
+
+def _patch_transform(exporter: ModuleType, **overrides: Any) -> None:
+    transform = exporter._transform_eager_model
+
+    def transform_as_asked(model: Any, args: Any, float_dtype: Any) -> Any:
+        for name, value in overrides.items():
+            setattr(args, name, value)
+        return transform(model, args, float_dtype)
+
+    exporter._transform_eager_model = transform_as_asked  # type: ignore[attr-defined]
+
+
+def _none_if(value: str, nothing: str) -> str | None:
+    return None if value == nothing else value
+
+
+def _end_with_parent() -> None:
+    """Exit when standard input closes: a parent that is killed leaves no exporter behind."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # not sys.stdin: its lock would be in the way of a normal exit
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,120 @@
+"""What an export can be asked for; the defaults are those of ExecuTorch's static-LLM exporter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.llama.config import LlamaConfig
+
+CHOICES = {
+    "mode": ("single", "multifunction"),
+    "weight_sharing": ("positional", "none"),
+    "dtype": ("fp16", "fp32"),
+    "linear_quantize": ("none", "b4w", "c4w"),
+}
+LINEAR_GROUP = 32  # input columns that share a scale in b4w
+MAX_CONTEXT_LEN = 1 << 20
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """One export's options; a bad value raises HarnessError that says what is allowed."""
+
+    mode: str = "single"
+    weight_sharing: str = "positional"
+    input_len: int = 32
+    max_context_len: int = 1024
+    dtype: str = "fp16"
+    embedding_quantize: str | None = "8,0"  # "bits,group size", group size 0: per row
+    linear_quantize: str = "c4w"
+    target_split_size: int | None = 1024  # None: linears are not split
+    max_splits: int = 8
+    graph_breaks: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise _bad(self, name, " or ".join(allowed))
+        if self.weight_sharing == "none" and self.mode == "single":
+            raise HarnessError(
+                "weight_sharing none needs mode multifunction: one method has none to share with"
+            )
+        _check_size(self, "max_context_len", 2, MAX_CONTEXT_LEN)
+        _check_size(self, "input_len", 1, self.max_context_len - 1, " (below max_context_len)")
+        _check_size(self, "max_splits", 1, 1 << 16)
+        if self.target_split_size is not None:
+            _check_size(self, "target_split_size", 1, 1 << 24, ", or none")
+        if type(self.graph_breaks) is not bool:
+            raise _bad(self, "graph_breaks", "true or false")
+        if self.embedding_quantize is not None:
+            text = self.embedding_quantize
+            if not isinstance(text, str) or not re.fullmatch(r"[48],[0-9]{1,8}", text, re.ASCII):
+                raise _bad(
+                    self,
+                    "embedding_quantize",
+                    "BITS,GROUP with 4 or 8 bits and group 0 for one scale per row, or none",
+                )
+
+    @property
+    def cache_len(self) -> int:
+        """Slots of every KV cache."""
+        new = self.input_len if self.mode == "single" else 1
+        return self.max_context_len - new
+
+    @property
+    def embedding_scheme(self) -> tuple[int, int] | None:
+        """Bits, and columns that share a scale (0: the whole row); None: not quantised."""
+        if self.embedding_quantize is None:
+            return None
+        bits, group = self.embedding_quantize.split(",")
+        return int(bits), int(group)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options as JSON values; ``ExportOptions(**d)`` takes them back."""
+        return asdict(self)
+
+
+def check_fit(options: ExportOptions, config: LlamaConfig) -> None:
+    """Raise HarnessError where the options do not fit the model's sizes.
+
+    The exporter notices the same much later, by an assertion without a message.
+    """
+    scheme = options.embedding_scheme
+    if scheme and scheme[1] and config.dim % scheme[1]:
+        raise HarnessError(
+            f"embedding_quantize {options.embedding_quantize}: groups of {scheme[1]} do not fill a "
+            f"row of {config.dim} columns (dim); choose a divisor of it, or 0"
+        )
+    for name, (rows, columns) in config.linears.items():
+        if options.linear_quantize == "b4w" and columns % LINEAR_GROUP:
+            raise HarnessError(
+                f"linear_quantize b4w: groups of {LINEAR_GROUP} do not fill a row of {name}, which "
+                f"has {columns} columns; use c4w or none"
+            )
+        splits = split_count(options, rows)
+        if rows % splits:
+            raise HarnessError(
+                f"target_split_size {options.target_split_size} with max_splits "
+                f"{options.max_splits} cuts the {rows} rows of {name} into {splits} parts of "
+                "unequal size; change either"
+            )
+
+
+def split_count(options: ExportOptions, rows: int) -> int:
+    """Into how many parts the exporter cuts a linear layer of so many output rows."""
+    if options.target_split_size is None:
+        return 1
+    return min(max(rows // options.target_split_size, 1), options.max_splits)
+
+
+def _check_size(options: ExportOptions, name: str, low: int, high: int, note: str = "") -> None:
+    value = getattr(options, name)
+    if type(value) is not int or not low <= value <= high:
+        raise _bad(options, name, f"a whole number from {low} to {high}{note}")
+
+
+def _bad(options: ExportOptions, name: str, allowed: str) -> HarnessError:
+    return HarnessError(f"{name} must be {allowed}, not {getattr(options, name)!r}")

@@ -1,0 +1,166 @@
+"""Where a language model's inputs and outputs are, parsed once from an artefact's constants.
+
+Both modes of the exporter end in the same `ModelLayout`. The single-method mode has one `Phase`,
+used for prefill and for decode; the multifunction mode has two, on one set of caches.
+
+A row of `kv_cache_specs` pairs a layer's cache inputs with its outputs. ExecuTorch 1.4 sorts the
+rows by the *text* of the cache's name, `l0,h0`, `l1,h0`, `l10,h0`, `l2,h0`, and then numbers the
+outputs by row, while the outputs come in layer order: from eleven layers on, rows pair one layer's
+input with another layer's output. Rows that show this signature are paired by layer instead, and
+`ModelLayout.crossed_rows` says how many were wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from harness.errors import HarnessError
+from harness.generate.constants import ConstantReader, Constants
+from harness.generate.phase import LayerCache, Phase, parse_phase
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.runtimes.base import Method
+
+Mode = Literal["single", "multifunction"]
+
+# Prefix of the constants, executable method, by phase.
+_PREFIXES: dict[Mode, dict[str, tuple[str, str]]] = {
+    "single": {"prefill": ("", "forward"), "decode": ("", "forward")},
+    "multifunction": {"prefill": ("prefill_", "prefill"), "decode": ("decode_", "forward")},
+}
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """How to call a language model: every index and shape is valid for its methods.
+
+    `context` is the number of positions that can be fed: a token at position p attends to the p
+    before it, of which the cache holds `cache_len` and one call's own input the rest; none lies
+    past the RoPE tables. `freqs_cos` and `freqs_sin` are [positions, width].
+    """
+
+    mode: Mode
+    vocab_size: int
+    head_dim: int
+    n_kv_heads: int
+    n_layers: int
+    context: int
+    freqs_cos: torch.Tensor
+    freqs_sin: torch.Tensor
+    prefill: Phase
+    decode: Phase
+    crossed_rows: int
+
+    @property
+    def cache_len(self) -> int:
+        """Positions that a cache holds; the same in both phases."""
+        return self.prefill.cache_len
+
+    @property
+    def full_logits(self) -> bool:
+        """Whether a prefill returns logits for every position, not for the last one only."""
+        return self.prefill.full_logits
+
+
+def mode_of(constants: Constants) -> Mode:
+    """The mode that an artefact's constants describe; HarnessError when they describe neither."""
+    if "forward_input_len" in constants:
+        return "single"
+    if "decode_input_len" in constants or "prefill_input_len" in constants:
+        return "multifunction"
+    raise HarnessError(
+        "there is neither a constant 'forward_input_len' nor 'decode_input_len': the artefact does "
+        "not say how its language model is to be called; export it with ExecuTorch's static "
+        "language model exporter"
+    )
+
+
+def method_names(constants: Constants) -> tuple[str, ...]:
+    """The methods that generation needs: `forward`, and `prefill` in multifunction mode."""
+    rows = _PREFIXES[mode_of(constants)].values()
+    return tuple(dict.fromkeys(method for _, method in rows))
+
+
+def parse_layout(constants: Constants, methods: Mapping[str, Method]) -> ModelLayout:
+    """Parse and validate; `methods` holds those of `method_names`, with inputs and outputs.
+
+    Raises HarnessError, one sentence that names the method and the constant.
+    """
+    mode = mode_of(constants)
+    reader = ConstantReader(constants)
+    cos, sin = (reader.frequencies(name) for name in ("freqs_cos", "freqs_sin"))
+    if cos.shape != sin.shape:
+        raise HarnessError(
+            f"constants 'freqs_cos' {list(cos.shape)} and 'freqs_sin' {list(sin.shape)} "
+            "differ in shape"
+        )
+    vocab_size, head_dim, n_kv_heads = (
+        reader.integer(name) for name in ("vocab_size", "head_dim", "n_heads_per_cache")
+    )
+    phases = {
+        phase: parse_phase(
+            reader, methods, prefix, method, vocab_size, (n_kv_heads, head_dim), cos.shape[1]
+        )
+        for phase, (prefix, method) in _PREFIXES[mode].items()
+    }
+    prefill, decode = phases["prefill"], phases["decode"]
+    _require_one_set_of_caches(prefill, decode)
+    crossed = _crossed_rows(decode.caches)
+    return ModelLayout(
+        mode=mode,
+        vocab_size=vocab_size,
+        head_dim=head_dim,
+        n_kv_heads=n_kv_heads,
+        n_layers=len(decode.caches),
+        context=min(cos.shape[0], decode.cache_len + decode.input_len),
+        freqs_cos=cos,
+        freqs_sin=sin,
+        prefill=replace(prefill, caches=_by_layer(prefill.caches)),
+        decode=replace(decode, caches=_by_layer(decode.caches)),
+        crossed_rows=crossed,
+    )
+
+
+def _require_one_set_of_caches(prefill: Phase, decode: Phase) -> None:
+    for what, ours, theirs in (
+        ("cache length", prefill.cache_len, decode.cache_len),
+        ("number of layers", len(prefill.caches), len(decode.caches)),
+    ):
+        if ours != theirs:
+            raise HarnessError(
+                f"the {what} of prefill is {ours} and that of decode {theirs} in 'kv_cache_specs' "
+                "and 'mask_specs': both must use one set of caches"
+            )
+
+
+def _crossed_rows(rows: Sequence[LayerCache]) -> int:
+    """How many rows the text sort of the exporter has paired wrongly; 0 when it left no trace."""
+    n = len(rows)
+    text_order = sorted(range(n), key=lambda layer: f"l{layer},h0")
+    inputs = [_ranks([getattr(row, name) for row in rows]) for name in ("k_in", "v_in")]
+    outputs = [_ranks([getattr(row, name) for row in rows]) for name in ("k_out", "v_out")]
+    if any(ranks != text_order for ranks in inputs):
+        return 0
+    if any(ranks != list(range(n)) for ranks in outputs):
+        return 0
+    return sum(layer != row for row, layer in enumerate(text_order))
+
+
+def _by_layer(rows: Sequence[LayerCache]) -> tuple[LayerCache, ...]:
+    """The rows in layer order, which is the order of the inputs, each with its own outputs."""
+    ordered = sorted(rows, key=lambda row: row.k_in)
+    if not _crossed_rows(rows):
+        return tuple(ordered)
+    return tuple(
+        replace(cache, k_out=row.k_out, v_out=row.v_out)
+        for cache, row in zip(ordered, rows, strict=True)
+    )
+
+
+def _ranks(values: Sequence[int]) -> list[int]:
+    order = sorted(values)
+    return [order.index(value) for value in values]

@@ -1,0 +1,194 @@
+"""One phase of generation, prefill or decode: the indices and shapes of the method that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.generate.constants import ConstantReader
+    from harness.runtimes.base import Method, TensorSpec
+
+Shape = tuple[int, ...]
+
+FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
+INTEGERS = frozenset({"int32", "int64"})
+TOKENS_INPUT = 0  # the exporter puts the tokens first and the logits first: no constant says so
+LOGITS_OUTPUT = 0
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Where one layer's key and value caches go in, and where their updates come out."""
+
+    k_in: int
+    k_out: int
+    v_in: int
+    v_out: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The indices of one method: inputs are numbered from 0 in its call, outputs in its answer.
+
+    inputs: tokens [1, input_len]; mask [1, input_len, cache_len + input_len], columns for the cache
+    first; cos and sin [input_len, width]; caches [1, n_kv_heads, cache_len, head_dim]; and, when
+    the method returns the last token's logits only, `last_valid_token_pos` [1].
+    outputs: logits [1, input_len, vocab], or [1, vocab] or [1, 1, vocab] of the last valid token;
+    cache updates [1, n_kv_heads, input_len, head_dim].
+    """
+
+    method: str
+    input_len: int
+    cache_len: int
+    n_inputs: int
+    mask: int
+    cos: int
+    sin: int
+    last_valid_token_pos: int | None
+    caches: tuple[LayerCache, ...]
+    tokens_dtype: str
+    mask_dtype: str
+    cache_dtype: str
+
+    @property
+    def full_logits(self) -> bool:
+        """Whether the logits cover every position of the input."""
+        return self.last_valid_token_pos is None
+
+
+def parse_phase(
+    reader: ConstantReader,
+    methods: Mapping[str, Method],
+    prefix: str,
+    method_name: str,
+    vocab_size: int,
+    cache_shape: tuple[int, int],  # n_kv_heads, head_dim
+    rope_width: int,
+) -> Phase:
+    """Parse the constants that start with `prefix` and hold them against the method's tensors."""
+    if method_name not in methods:
+        raise HarnessError(
+            f"constant '{prefix}kv_cache_specs' describes a method '{method_name}' that the "
+            "artefact does not have"
+        )
+    method = methods[method_name]
+    input_len = reader.integer(f"{prefix or 'forward_'}input_len")
+    mask, cache_len = _mask(reader, prefix, method_name)
+    caches = _caches(reader, prefix, method_name, cache_len)
+    cos, sin = (reader.index(f"{prefix}freqs_{name}_input_index") for name in ("cos", "sin"))
+
+    check = _SpecChecker(method)
+    heads, head_dim = cache_shape
+    length = f"{prefix or 'forward_'}input_len"
+    check.input(TOKENS_INPUT, length, INTEGERS, (1, input_len))
+    check.input(mask, f"{prefix}mask_specs", FLOATS, (1, input_len, cache_len + input_len))
+    check.input(cos, f"{prefix}freqs_cos_input_index", FLOATS, (input_len, rope_width))
+    check.input(sin, f"{prefix}freqs_sin_input_index", FLOATS, (input_len, rope_width))
+    for layer in caches:
+        for index in (layer.k_in, layer.v_in):
+            check.input(index, f"{prefix}kv_cache_specs", FLOATS, (1, heads, cache_len, head_dim))
+        for index in (layer.k_out, layer.v_out):
+            check.output(index, f"{prefix}kv_cache_specs", FLOATS, (1, heads, input_len, head_dim))
+    last = check.remaining_input()
+    if last is None:
+        check.output(LOGITS_OUTPUT, "vocab_size", FLOATS, (1, input_len, vocab_size))
+    else:
+        check.input(last, "last_valid_token_pos", frozenset({"int64"}), (1,))
+        check.output(LOGITS_OUTPUT, "vocab_size", FLOATS, (1, vocab_size), (1, 1, vocab_size))
+    mask_dtype = method.inputs[mask].dtype
+    return Phase(
+        method=method_name,
+        input_len=input_len,
+        cache_len=cache_len,
+        n_inputs=len(method.inputs),
+        mask=mask,
+        cos=cos,
+        sin=sin,
+        last_valid_token_pos=last,
+        caches=caches,
+        tokens_dtype=method.inputs[TOKENS_INPUT].dtype,
+        mask_dtype=mask_dtype,
+        cache_dtype=method.inputs[caches[0].k_in].dtype if caches else mask_dtype,
+    )
+
+
+def _mask(reader: ConstantReader, prefix: str, method: str) -> tuple[int, int]:
+    rows = reader.table(f"{prefix}mask_specs", 2)
+    if len(rows) != 1 or rows[0][1] < 0:
+        raise HarnessError(
+            f"{method}: constant '{prefix}mask_specs' is {[list(row) for row in rows]}; only "
+            "models with one mask, for one cache length, can be run (no sliding window)"
+        )
+    return rows[0][0], rows[0][1]
+
+
+def _caches(
+    reader: ConstantReader, prefix: str, method: str, cache_len: int
+) -> tuple[LayerCache, ...]:
+    rows = reader.table(f"{prefix}kv_cache_specs", 5)
+    for row in rows:
+        if row[4] != cache_len:
+            raise HarnessError(
+                f"{method}: constant '{prefix}kv_cache_specs' gives a cache length of {row[4]}, "
+                f"'{prefix}mask_specs' one of {cache_len}; they must agree"
+            )
+    return tuple(LayerCache(*row[:4]) for row in rows)
+
+
+class _SpecChecker:
+    """Holds indices against a method's tensors, each of which may be named once."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method.name
+        self._specs = {"input": method.inputs, "output": method.outputs}
+        self._named_by: dict[tuple[str, int], str] = {}
+
+    def input(self, index: int, constant: str, dtypes: frozenset[str], *shapes: Shape) -> None:
+        self._check("input", index, constant, dtypes, shapes)
+
+    def output(self, index: int, constant: str, dtypes: frozenset[str], *shapes: Shape) -> None:
+        self._check("output", index, constant, dtypes, shapes)
+
+    def remaining_input(self) -> int | None:
+        """The only input that no constant names, if there is one."""
+        inputs = range(len(self._specs["input"]))
+        unnamed = [index for index in inputs if ("input", index) not in self._named_by]
+        if len(unnamed) > 1:
+            raise HarnessError(
+                f"{self._method}: no constant says what inputs {unnamed} are; "
+                "one at most, last_valid_token_pos, may go unnamed"
+            )
+        return unnamed[0] if unnamed else None
+
+    def _check(
+        self,
+        side: str,
+        index: int,
+        constant: str,
+        dtypes: frozenset[str],
+        shapes: tuple[Shape, ...],
+    ) -> None:
+        specs: tuple[TensorSpec, ...] = self._specs[side]
+        if not 0 <= index < len(specs):
+            raise HarnessError(
+                f"{self._method}: constant '{constant}' names {side} {index}, but the method has "
+                f"{len(specs)} {side}s, numbered from 0"
+            )
+        if (side, index) in self._named_by:
+            raise HarnessError(
+                f"{self._method}: {side} {index} is named twice, by constant "
+                f"'{self._named_by[side, index]}' and by '{constant}'"
+            )
+        self._named_by[side, index] = constant
+        spec = specs[index]
+        if spec.dtype not in dtypes or tuple(spec.shape) not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in shapes)
+            raise HarnessError(
+                f"{self._method}: {side} {index} ({spec.name}) is {spec.dtype} "
+                f"{list(spec.shape)}, but constant '{constant}' makes it {wanted} of "
+                f"{' or '.join(sorted(dtypes))}"
+            )

@@ -1,0 +1,217 @@
+"""Tokens in, logits out: the caches, the masks and the position of one sequence.
+
+A step calls one method with up to `input_len` tokens and writes their keys and values into the
+caches, in place, at the positions of the valid tokens only. Tokens past the end of the caches are
+not stored: they are the *tail*, fed again with the tokens that follow, since one call's tokens see
+each other. So a single-method export, whose caches hold `max_context - input_len` positions, runs
+to its last position, and nothing wraps around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from harness.errors import HarnessError
+from harness.generate.layout import ModelLayout
+from harness.generate.phase import LOGITS_OUTPUT, TOKENS_INPUT, Phase
+
+if TYPE_CHECKING:
+    from harness.runtimes.base import Method
+
+PhaseName = Literal["prefill", "decode"]
+
+DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float16", "float32", "float64", "bfloat16", "int32", "int64")
+}
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A phase, its method, and the inputs that are the session's own, written in place."""
+
+    phase: Phase
+    method: Method
+    tokens: torch.Tensor  # [1, input_len]
+    mask: torch.Tensor  # [1, input_len, cache_len + input_len], 0 where visible, -inf where not
+    last_valid_token_pos: torch.Tensor  # [1]
+
+
+class Session:
+    """One sequence on loaded methods; `reset()` before the next, so that no cache leaks.
+
+    A floating cache starts in the declared dtype and is widened, once, to what the method returns.
+    """
+
+    def __init__(self, methods: Mapping[str, Method], layout: ModelLayout) -> None:
+        self.layout = layout
+        single = layout.prefill == layout.decode
+        prefill = _bind(methods, layout.prefill)
+        decode = prefill if single else _bind(methods, layout.decode)
+        self._bound: dict[PhaseName, _Bound] = {"prefill": prefill, "decode": decode}
+        # A chunk's padding may reach past the tables: it reads the last row again, never beyond.
+        longest = max(layout.prefill.input_len, layout.decode.input_len)
+        self._cos, self._sin = (
+            torch.cat([table, table[-1:].expand(longest, -1)])
+            for table in (layout.freqs_cos, layout.freqs_sin)
+        )
+        shape = (1, layout.n_kv_heads, layout.cache_len, layout.head_dim)
+        dtype = DTYPES[layout.prefill.cache_dtype]
+        self._keys = [torch.zeros(shape, dtype=dtype) for _ in range(layout.n_layers)]
+        self._values = [torch.zeros(shape, dtype=dtype) for _ in range(layout.n_layers)]
+        self._stored = 0
+        self._tail: list[int] = []
+
+    @property
+    def position(self) -> int:
+        """How many tokens have been fed."""
+        return self._stored + len(self._tail)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens can be fed before the context is full."""
+        return self.layout.context - self.position
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """A copy of a layer's stored keys, [n_kv_heads, min(position, cache_len), head_dim]."""
+        return self._keys[layer][0, :, : self._stored].clone()
+
+    def values(self, layer: int) -> torch.Tensor:
+        """A copy of a layer's stored values, [n_kv_heads, min(position, cache_len), head_dim]."""
+        return self._values[layer][0, :, : self._stored].clone()
+
+    def reset(self) -> None:
+        """Forget the sequence: empty caches, closed masks, position 0."""
+        for cache in (*self._keys, *self._values):
+            cache.zero_()
+        for bound in self._bound.values():
+            bound.mask[..., : self.layout.cache_len] = float("-inf")
+        self._stored = 0
+        self._tail = []
+
+    def prefill(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Feed a prompt of any length in chunks; the logits [vocab] of its last token."""
+        return self._prefill(tokens)[-1][-1]
+
+    def prefill_all(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Feed a prompt in chunks; the logits [len(tokens), vocab] of every token.
+
+        HarnessError if the export returns the last token's logits only.
+        """
+        if not self.layout.full_logits:
+            raise HarnessError(
+                f"method '{self.layout.prefill.method}' returns the logits of the last token only: "
+                "logits of every token need a single-method export"
+            )
+        return torch.cat(self._prefill(tokens))
+
+    def decode(self, token: int) -> torch.Tensor:
+        """Feed one token; the logits [vocab] that follow it."""
+        return self.feed([token], "decode")[-1]
+
+    def feed(self, tokens: Sequence[int], phase: PhaseName) -> torch.Tensor:
+        """One call of a phase's method with one chunk of tokens, 1 to `input_len` of them.
+
+        Returns logits [len(tokens), vocab], or [1, vocab] of the last one if the method gives no
+        more. HarnessError for a chunk or a context that is too long, and for an unknown token.
+        """
+        bound = self._bound[phase]
+        self._require_feedable(tokens, bound.phase)
+        window = [*self._tail, *tokens]
+        outputs = bound.method(*self._arguments(bound, window))
+        self._store(bound.phase, outputs, window)
+        logits = outputs[LOGITS_OUTPUT]
+        if not bound.phase.full_logits:
+            return logits.reshape(1, -1)
+        return logits[0, len(window) - len(tokens) : len(window)]
+
+    def _prefill(self, tokens: Sequence[int]) -> list[torch.Tensor]:
+        if not tokens:
+            raise HarnessError("there are no tokens to feed: the prompt is empty")
+        self._require_room(len(tokens))
+        logits = []
+        start = 0
+        while start < len(tokens):
+            size = self.layout.prefill.input_len - len(self._tail)
+            logits.append(self.feed(tokens[start : start + size], "prefill"))
+            start += size
+        return logits
+
+    def _require_room(self, n: int) -> None:
+        if n > self.room:
+            fed = f" after the {self.position} before it" if self.position else ""
+            raise HarnessError(
+                f"a prompt of {n} tokens{fed} is longer than the model's context of "
+                f"{self.layout.context}: shorten it, or export with a longer context"
+            )
+
+    def _require_feedable(self, tokens: Sequence[int], phase: Phase) -> None:
+        self._require_room(len(tokens))
+        longest = phase.input_len - len(self._tail)
+        if not 1 <= len(tokens) <= longest:
+            raise HarnessError(
+                f"method '{phase.method}' takes 1 to {longest} tokens at position "
+                f"{self.position}, not {len(tokens)}"
+            )
+        for token in tokens:
+            if not 0 <= token < self.layout.vocab_size:
+                raise HarnessError(
+                    f"token {token} is outside the model's vocabulary of {self.layout.vocab_size}"
+                )
+
+    def _arguments(self, bound: _Bound, window: list[int]) -> list[torch.Tensor]:
+        """The inputs in declared order; `window` starts at the first position not stored."""
+        phase, start = bound.phase, self._stored
+        bound.tokens.zero_()
+        bound.tokens[0, : len(window)] = torch.tensor(window, dtype=bound.tokens.dtype)
+        bound.last_valid_token_pos[0] = len(window) - 1
+        inputs = {
+            TOKENS_INPUT: bound.tokens,
+            phase.mask: bound.mask,
+            phase.cos: self._cos[start : start + phase.input_len],
+            phase.sin: self._sin[start : start + phase.input_len],
+        }
+        if phase.last_valid_token_pos is not None:
+            inputs[phase.last_valid_token_pos] = bound.last_valid_token_pos
+        for layer, cache in enumerate(phase.caches):
+            inputs[cache.k_in] = self._keys[layer]
+            inputs[cache.v_in] = self._values[layer]
+        return [inputs[index] for index in range(phase.n_inputs)]
+
+    def _store(self, phase: Phase, outputs: Sequence[torch.Tensor], window: list[int]) -> None:
+        """Keep what the caches have room for; the rest of the window is the new tail."""
+        count = min(len(window), self.layout.cache_len - self._stored)
+        for layer, cache in enumerate(phase.caches):
+            self._keys[layer] = self._write(self._keys[layer], outputs[cache.k_out], count)
+            self._values[layer] = self._write(self._values[layer], outputs[cache.v_out], count)
+        self._unmask(count)
+        self._stored += count
+        self._tail = window[count:]
+
+    def _write(self, cache: torch.Tensor, update: torch.Tensor, count: int) -> torch.Tensor:
+        """Write the first `count` positions; returns the cache, widened if the update is wider."""
+        cache = cache.to(torch.promote_types(cache.dtype, update.dtype))
+        cache[:, :, self._stored : self._stored + count] = update[:, :, :count]
+        return cache
+
+    def _unmask(self, count: int) -> None:
+        """Let every later step see `count` more positions of the caches, in both phases."""
+        for bound in self._bound.values():
+            bound.mask[..., self._stored : self._stored + count] = 0
+
+
+def _bind(methods: Mapping[str, Method], phase: Phase) -> _Bound:
+    n = phase.input_len
+    mask = torch.full((1, n, phase.cache_len + n), float("-inf"), dtype=DTYPES[phase.mask_dtype])
+    mask[..., phase.cache_len :] = torch.full((n, n), float("-inf")).triu(diagonal=1)
+    return _Bound(
+        phase=phase,
+        method=methods[phase.method],
+        tokens=torch.zeros(1, n, dtype=DTYPES[phase.tokens_dtype]),
+        mask=mask,
+        last_valid_token_pos=torch.zeros(1, dtype=torch.int64),
+    )

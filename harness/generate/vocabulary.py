@@ -1,0 +1,183 @@
+"""Three kinds of tokenizer file behind one interface, told apart by their content.
+
+`tokenizer.json` of Hugging Face's tokenizers, SentencePiece's `tokenizer.model`, and the
+`tokenizer.model` of Llama 3 (lines of a base64 token and its rank). To add a kind: write a class
+with the methods of `Vocabulary`, and a row in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from harness.errors import HarnessError
+
+LARGEST_FILE = 128 << 20  # bytes; the largest known tokenizer.json has 33 MB
+
+
+class Vocabulary(Protocol):
+    """Text to token ids and back. `size` is one more than the largest id."""
+
+    size: int
+    bos: int | None
+    end_tokens: frozenset[int]  # the ids that the file itself marks as the end of a text
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """The ids of a text.
+
+        With `parse_special`, special tokens spelled out in the text become their ids and nothing is
+        added (a rendered chat template brings its own); without, the file's usual prefix is added.
+        """
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ids below `size`; special tokens have none, incomplete UTF-8 is U+FFFD."""
+        ...
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text."""
+        ...
+
+
+# The special tokens with which known model families end a text or a turn.
+_END_TOKENS = (
+    "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>",
+    "<|end|>", "</s>",
+)  # fmt: skip
+
+
+class _HuggingFace:
+    def __init__(self, data: bytes, path: Path) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        self._tokenizer.no_truncation()  # a file may ask for it: part of a prompt would vanish
+        self._tokenizer.no_padding()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self.size = max(ids) + 1
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token.content: index for index, token in added.items() if token.special}
+        self.bos: int | None = None  # tokenizer_config.json names it
+        self.end_tokens = frozenset(special[name] for name in _END_TOKENS if name in special)
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=not parse_special)
+        return list(encoding.ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def id_of(self, token: str) -> int | None:
+        index: int | None = self._tokenizer.token_to_id(token)
+        return index
+
+
+class _SentencePiece:
+    def __init__(self, data: bytes, path: Path) -> None:
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        self.size = self._processor.get_piece_size()
+        bos, eos = self._processor.bos_id(), self._processor.eos_id()
+        self.bos: int | None = bos if bos >= 0 else None
+        self.end_tokens = frozenset({eos} if eos >= 0 else ())
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        if not parse_special:
+            prefix = [] if self.bos is None else [self.bos]
+            return [*prefix, *self._processor.encode(text)]
+        # SentencePiece takes "<s>" in a text for three characters, so the text is cut there.
+        control = self._control_ids()
+        parts = re.split(f"({'|'.join(map(re.escape, control))})", text) if control else [text]
+        tokens: list[int] = []
+        for part in filter(None, parts):
+            tokens += [control[part]] if part in control else self._processor.encode(part)
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        kept = [token for token in tokens if not self._processor.is_control(token)]
+        return str(self._processor.decode(kept))
+
+    def id_of(self, token: str) -> int | None:
+        index = int(self._processor.piece_to_id(token))
+        return None if self._processor.id_to_piece(index) != token else index
+
+    def _control_ids(self) -> dict[str, int]:
+        ids = filter(self._processor.is_control, range(self.size))
+        return {self._processor.id_to_piece(index): index for index in ids}
+
+
+class _Llama3:
+    def __init__(self, data: bytes, path: Path) -> None:
+        from pytorch_tokenizers import TiktokenTokenizer
+
+        self._tokenizer = TiktokenTokenizer(str(path))
+        self.size = self._tokenizer.n_words
+        self.bos: int | None = self._tokenizer.bos_id
+        special = self._tokenizer.special_tokens
+        self._special = frozenset(special.values())
+        self.end_tokens = frozenset(special[name] for name in _END_TOKENS if name in special)
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        allowed = "all" if parse_special else None
+        return self._tokenizer.encode(
+            text, bos=not parse_special, eos=False, allowed_special=allowed
+        )
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        kept = [token for token in tokens if token not in self._special]
+        return self._tokenizer.model.decode_bytes(kept).decode("utf-8", errors="replace")
+
+    def id_of(self, token: str) -> int | None:
+        try:
+            return self._tokenizer.model.encode_single_token(token)
+        except KeyError:
+            return None
+
+
+# What a file's first bytes look like, what it is then called, and what reads it.
+_KINDS: tuple[tuple[str, str, Callable[[bytes, Path], Vocabulary]], ...] = (
+    (r"\s*\{", "a Hugging Face tokenizer.json", _HuggingFace),
+    (r"[A-Za-z0-9+/]+={0,2} \d+\r?\n", "a Llama 3 tokenizer.model", _Llama3),
+    (r"\n", "a SentencePiece model", _SentencePiece),  # protobuf field 1, of wire type 2
+)
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """Read a tokenizer file; raises HarnessError when there is none, or it is of no known kind."""
+    data = read_bounded(path, LARGEST_FILE)
+    for pattern, kind, reader in _KINDS:
+        if re.match(pattern.encode(), data):
+            return _read_as(kind, reader, data, path)
+    raise HarnessError(
+        f"{path}: not a tokenizer: expected one of {', '.join(kind for _, kind, _ in _KINDS)}"
+    )
+
+
+def _read_as(
+    kind: str, reader: Callable[[bytes, Path], Vocabulary], data: bytes, path: Path
+) -> Vocabulary:
+    try:
+        vocabulary = reader(data, path)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in a Rust library derives from BaseException
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HarnessError(f"{path}: looks like {kind}, but cannot be read: {reason}") from error
+    if vocabulary.size < 1:
+        raise HarnessError(f"{path}: {kind} without a single token")
+    return vocabulary
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file's bytes; HarnessError when it cannot be read, or has more than `most` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > most:
+        raise HarnessError(f"{path}: larger than {most} bytes: not a file of a tokenizer")
+    return data

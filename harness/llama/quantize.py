@@ -1,0 +1,88 @@
+"""What the exporter does to the weights, in eager PyTorch: cast, quantise, dequantise.
+
+The exporter casts the whole model to the artefact's dtype, splits linear layers by output rows,
+quantises the embedding, then every linear layer with torchao's ``IntxWeightOnlyConfig``. A scale
+covers one row, or 32 columns of one row, so that splitting by rows changes no value and is left
+out here. The artefact's ``constexpr_blockwise_shift_scale`` multiplies data and scale in the same
+dtype as torchao does: the results are equal bit for bit.
+
+``output.weight`` is a linear layer. Where it is tied to the embedding, both start from one tensor
+and leave as two, quantised differently.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.errors import HarnessError
+from harness.llama.config import LlamaConfig
+
+if TYPE_CHECKING:
+    from harness.export.options import ExportOptions
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+_LINEAR_GROUPS = {"b4w": 32, "c4w": 0}
+
+
+def exported_weights(
+    weights: Mapping[str, torch.Tensor], config: LlamaConfig, options: ExportOptions
+) -> dict[str, torch.Tensor]:
+    """Weights as an artefact exported with these options holds them, dequantised.
+
+    Same names and shapes as `weights`, in the artefact's dtype. Raises HarnessError when groups do
+    not fit the model.
+    """
+    dtype = DTYPES[options.dtype]
+    exported = {name: value.to(dtype) for name, value in weights.items()}
+    if options.embedding_scheme is not None:
+        name = "tok_embeddings.weight"
+        exported[name] = quantize_dequantize(exported[name], *options.embedding_scheme)
+    if options.linear_quantize != "none":
+        group = _LINEAR_GROUPS[options.linear_quantize]
+        for name in config.linears:
+            exported[name] = quantize_dequantize(exported[name], 4, group)
+    return exported
+
+
+def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """Round weight [rows, columns] to 4-bit or 8-bit integers times scales, by torchao.
+
+    One scale for each `group` columns of a row, or for the whole row when `group` is 0. The result
+    has weight's dtype.
+    """
+    rows, columns = weight.shape
+    if group and columns % group:
+        raise HarnessError(f"groups of {group} do not fill a row of {columns} columns")
+    # a bare layer, because that is what torchao's public entry point takes
+    layer = torch.nn.Linear(columns, rows, bias=False, device="meta", dtype=weight.dtype)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    _quantizer()(layer, bits, group)
+    dequantized: torch.Tensor = layer.weight.dequantize()
+    return dequantized
+
+
+@functools.cache
+def _quantizer() -> Callable[[torch.nn.Module, int, int], None]:
+    """torchao, imported at first use: it takes two seconds and logs what it cannot load."""
+    logging.disable(logging.WARNING)
+    try:
+        from torchao.quantization.granularity import PerAxis, PerGroup
+        from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
+    finally:
+        logging.disable(logging.NOTSET)
+
+    def quantize(module: torch.nn.Module, bits: int, group: int) -> None:
+        granularity = PerGroup(group) if group else PerAxis(0)
+        quantize_(
+            module,
+            IntxWeightOnlyConfig(
+                weight_dtype=getattr(torch, f"int{bits}"), granularity=granularity
+            ),
+        )
+
+    return quantize

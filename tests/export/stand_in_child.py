@@ -1,0 +1,66 @@
+"""The export's child process with a stand-in for ExecuTorch's exporter; STAND_IN says what it does.
+
+It is the harness's own child in all but the exporter's module, which this file provides.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from harness.export import _executorch_child as child
+
+
+def write():
+    """Write what the exporter was asked for, instead of a program."""
+    asked = {"argv": sys.argv[1:], "cwd": str(Path.cwd()), "tmp": os.environ["TMPDIR"]}
+    output = next(word for word in sys.argv if word.startswith("--output=")).partition("=")[2]
+    Path(output).write_text(json.dumps(asked))
+
+
+def fail():
+    raise ValueError("cannot lower aten.foo.\nA second line that says less.")
+
+
+def write_nothing():
+    pass
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exit_early():
+    print("the last words")
+    os._exit(9)
+
+
+def hang():
+    helper = subprocess.Popen(["sleep", "600"])
+    Path(os.environ["STAND_IN_PIDS"]).write_text(f"{os.getpid()} {helper.pid}")
+    print("Lowering to edge...")
+    time.sleep(600)
+
+
+def main():
+    print("\nLoading model from somewhere...\nExporting model...")
+    {f.__name__: f for f in (write, fail, write_nothing, die, exit_early, hang)}[
+        os.environ["STAND_IN"]
+    ]()
+
+
+exporter = ModuleType("stand_in_exporter")
+exporter.main = main
+exporter.load_model = exporter.save_pte_program = exporter._transform_eager_model = None
+exporter.MULTIMETHOD_WEIGHT_SHARING_STRATEGY = None
+sys.modules["stand_in_exporter"] = exporter
+child.EXPORTER = "stand_in_exporter"
+if "STAND_IN_SKIPS_CHECKPOINT" in os.environ:  # saves the two seconds that torch takes to import
+    checkpoint = ModuleType("harness.llama.checkpoint")
+    checkpoint.load_checkpoint = lambda path, config: None
+    sys.modules["harness.llama.checkpoint"] = checkpoint
+sys.exit(child.main(sys.argv[1]))

@@ -1,0 +1,85 @@
+"""``harness export`` and ``harness models``, with a stand-in for what exports."""
+
+import json
+
+import pytest
+
+from fixtures import cache
+from fixtures.models import MODELS
+from harness.cli import main
+from harness.export import executorch
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the exporters were asked for; each writes a file of five bytes."""
+    calls = []
+
+    def export(checkpoint, params, options, output, progress):
+        calls.append(options)
+        output.write_text("bytes")
+
+    def exported(name, options, progress):
+        calls.append(options)
+        (path := cache.cache_dir() / name).write_text("bytes")
+        return path
+
+    monkeypatch.setattr(executorch, "export", export)
+    monkeypatch.setattr(cache, "exported", exported)
+    return calls
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    return tmp_path / "model.pte"
+
+
+def test_a_named_model_is_exported_with_its_own_options(asked, output, capsys):
+    assert main(["export", "--model", "tiny", "--dtype", "fp32", "-o", str(output)]) == 0
+    assert (asked[0].dtype, asked[0].input_len) == ("fp32", MODELS["tiny"].options.input_len)
+    assert capsys.readouterr().out == f"{output}: 5 bytes\n"
+    assert output.read_text() == "bytes"
+
+
+def test_a_checkpoint_is_exported_with_the_exporters_defaults(asked, output):
+    words = ["--embedding-quantize", "none", "--target-split-size", "none", "--no-graph-breaks"]
+    source = ["--checkpoint", "c.pth", "--params", "p.json"]
+    assert main(["export", *source, *words, "-o", str(output)]) == 0
+    options = asked[0]
+    assert (options.embedding_quantize, options.target_split_size) == (None, None)
+    assert (options.graph_breaks, options.max_context_len) == (False, 1024)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--model", "tyni"], "there is no model 'tyni'"),
+        (["--model", "tiny", "--params", "p"], "--params goes with --checkpoint"),
+        (["--checkpoint", "c"], "--checkpoint needs --params"),
+        (["--model", "tiny", "--input-len", "999"], "input_len must be a whole number"),
+        (["--model", "tiny", "--weight-sharing", "none"], "needs mode multifunction"),
+    ],
+)
+def test_a_bad_call_is_one_sentence_and_status_2(asked, output, capsys, words, sentence):
+    assert main(["export", *words, "-o", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("harness export: ") and sentence in error and error.count("\n") == 1
+    assert not asked and not output.exists()
+
+
+def test_one_source_must_be_named(output, capsys):
+    for words in ([], ["--model", "tiny", "--checkpoint", "c"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["export", *words, "-o", str(output)])
+        assert ended.value.code == 2
+
+
+def test_models_are_listed_for_people_and_for_machines(capsys):
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in MODELS)
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(MODELS)
+    assert rows[0]["options"]["max_context_len"] == 128

@@ -1,0 +1,174 @@
+"""The driver of ExecuTorch's exporter: a real child process, a stand-in for the exporter in it."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fixtures.tiny import random_weights
+from harness.errors import HarnessError
+from harness.export import executorch
+from harness.export.options import ExportOptions
+from harness.llama.config import parse_params
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = {"dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 64, "hidden_dim": 64}
+
+
+@pytest.fixture
+def export(tmp_path, monkeypatch):
+    """export(behaviour) -> path of the result; tmp_path/out and tmp_path/tmp show what is left."""
+    for name in ("out", "tmp", "in"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in" / "params.json").write_text(json.dumps(PARAMS))
+    monkeypatch.setattr(executorch, "CHILD", "stand_in_child")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("STAND_IN_SKIPS_CHECKPOINT", "1")
+    monkeypatch.setenv("STAND_IN_PIDS", str(tmp_path / "pids"))
+
+    def run(behaviour, progress=None, **options):
+        monkeypatch.setenv("STAND_IN", behaviour)
+        return executorch.export(
+            tmp_path / "in" / "checkpoint.pth",
+            tmp_path / "in" / "params.json",
+            ExportOptions(**options),
+            tmp_path / "out" / "model.pte",
+            progress,
+        )
+
+    return run
+
+
+def left_behind(tmp_path):
+    return sorted(p.name for folder in ("out", "tmp") for p in (tmp_path / folder).iterdir())
+
+
+def test_the_exporter_gets_its_command_line_and_a_private_folder(export, tmp_path):
+    stages = []
+    asked = json.loads(export("write", stages.append, input_len=8, max_splits=3).read_text())
+    assert "--input_len=8" in asked["argv"] and "--max_splits=3" in asked["argv"]
+    assert asked["cwd"] == asked["tmp"] != str(Path.cwd())
+    assert not Path(asked["tmp"]).exists()
+    assert stages == [executorch.STARTING, "loading the checkpoint", "capturing the graph"]
+    assert left_behind(tmp_path) == ["model.pte"]
+
+
+def test_it_works_in_a_folder_that_cannot_be_written(export, tmp_path, monkeypatch):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    monkeypatch.chdir(locked)
+    assert export("write").is_file()
+    assert not list(locked.iterdir())
+
+
+def test_a_failure_names_the_stage_the_reason_and_a_log(export, tmp_path):
+    with pytest.raises(
+        HarnessError, match="while capturing the graph: ValueError: cannot lower"
+    ) as e:
+        export("fail")
+    log = Path(str(e.value).rpartition("Log: ")[2])
+    assert "A second line that says less." in log.read_text()
+    assert "\n" not in str(e.value)
+    assert left_behind(tmp_path) == [log.name]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"),
+    [
+        ("write_nothing", "while .* ended without an error but wrote nothing. Log: "),
+        ("die", "SIGKILL: the exporter was killed, perhaps for want of memory"),
+        ("exit_early", "exit status 9: the last words"),
+    ],
+)
+def test_a_quiet_end_is_a_failure_too(export, tmp_path, behaviour, sentence):
+    with pytest.raises(HarnessError, match=sentence):
+        export(behaviour)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_older_export_survives_a_failure(export, tmp_path):
+    (tmp_path / "out" / "model.pte").write_text("older")
+    with pytest.raises(HarnessError):
+        export("fail")
+    assert (tmp_path / "out" / "model.pte").read_text() == "older"
+
+
+def test_an_interrupt_ends_the_child_and_its_children_and_leaves_nothing(export, tmp_path):
+    def interrupt(stage):
+        if stage == "lowering to Core ML":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export("hang", interrupt)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2 and wait_until_gone(pids)
+    assert left_behind(tmp_path) == []
+
+
+def test_the_child_ends_when_its_parent_is_killed(export, tmp_path, monkeypatch):
+    """Without a parent that cleans up: the child sees its standard input close."""
+    code = (
+        "import os, sys\n"
+        "from harness.export import executorch, options\n"
+        "executorch.CHILD = 'stand_in_child'\n"
+        "end = lambda stage: os._exit(7) if stage == 'lowering to Core ML' else None\n"
+        "executorch.export('c', sys.argv[1], options.ExportOptions(), sys.argv[2], end)\n"
+    )
+    monkeypatch.setenv("STAND_IN", "hang")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    words = [str(tmp_path / "in" / "params.json"), str(tmp_path / "out" / "model.pte")]
+    assert subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT).returncode == 7
+    child, helper = map(int, (tmp_path / "pids").read_text().split())
+    assert wait_until_gone([child])
+    psutil.Process(helper).kill()
+
+
+def wait_until_gone(pids):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(p) and is_running(p) for p in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_checkpoint_that_does_not_fit_is_our_own_sentence(export, tmp_path, monkeypatch):
+    monkeypatch.delenv("STAND_IN_SKIPS_CHECKPOINT")
+    weights = random_weights(parse_params(PARAMS), seed=0)
+    del weights["norm.weight"]
+    torch.save(weights, tmp_path / "in" / "checkpoint.pth")
+    with pytest.raises(HarnessError, match=r"does not fit its params: norm.weight is missing$"):
+        export("write")
+    assert left_behind(tmp_path) == []
+
+
+def test_options_that_do_not_fit_fail_before_a_process_starts(export, tmp_path, monkeypatch):
+    monkeypatch.setattr(executorch.subprocess, "Popen", None)
+    with pytest.raises(HarnessError, match="groups of 64 do not fill"):
+        export("write", embedding_quantize="4,64")
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path):
+    params = tmp_path / "params.json"
+    params.write_text(json.dumps(PARAMS))
+    for output, sentence in (
+        (tmp_path / "absent" / "model.pte", "cannot write into .*absent: No such file"),
+        (tmp_path, "it is a folder; name a file in it"),
+    ):
+        with pytest.raises(HarnessError, match=sentence):
+            executorch.export("c.pth", params, ExportOptions(), output)

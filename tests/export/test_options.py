@@ -1,0 +1,80 @@
+import pytest
+
+from harness.errors import HarnessError
+from harness.export.options import ExportOptions, check_fit, split_count
+from harness.llama.config import parse_params
+
+CONFIG = parse_params(
+    {"dim": 96, "n_layers": 2, "n_heads": 4, "vocab_size": 300, "hidden_dim": 192}
+)
+
+
+def test_the_cache_length_depends_on_the_mode():
+    assert ExportOptions(input_len=32, max_context_len=128).cache_len == 96
+    many = ExportOptions(mode="multifunction", input_len=32, max_context_len=128)
+    assert many.cache_len == 127
+
+
+def test_options_survive_a_round_trip_through_json_values():
+    options = ExportOptions(mode="multifunction", embedding_quantize=None, target_split_size=None)
+    assert ExportOptions(**options.as_dict()) == options
+
+
+@pytest.mark.parametrize(("text", "scheme"), [("8,0", (8, 0)), ("4,32", (4, 32)), (None, None)])
+def test_the_embedding_scheme_is_parsed(text, scheme):
+    assert ExportOptions(embedding_quantize=text).embedding_scheme == scheme
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mode": "double"}, "mode must be single or multifunction, not 'double'"),
+        ({"dtype": "bf16"}, "dtype must be fp16 or fp32, not 'bf16'"),
+        ({"linear_quantize": None}, "linear_quantize must be none or b4w or c4w, not None"),
+        ({"weight_sharing": "all"}, "weight_sharing must be positional or none"),
+        ({"weight_sharing": "none"}, "weight_sharing none needs mode multifunction"),
+        ({"max_context_len": 1}, "max_context_len must be a whole number from 2"),
+        ({"input_len": 0}, "input_len must be a whole number from 1 to 1023"),
+        ({"input_len": 1024}, r"from 1 to 1023 \(below max_context_len\), not 1024"),
+        ({"input_len": 8.0}, "input_len must be a whole number"),
+        ({"max_splits": 0}, "max_splits must be a whole number from 1"),
+        ({"target_split_size": 0}, "target_split_size must be .*, or none, not 0"),
+        ({"graph_breaks": "no"}, "graph_breaks must be true or false"),
+        *(
+            ({"embedding_quantize": text}, "embedding_quantize must be BITS,GROUP")
+            for text in ("2,0", "8", "8,-1", "8,x", "8, 0", "", "८,0", 8)
+        ),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(given, sentence):
+    with pytest.raises(HarnessError, match=sentence):
+        ExportOptions(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"embedding_quantize": "4,64"}, "groups of 64 do not fill a row of 96 columns"),
+        ({"target_split_size": 40}, "cuts the 300 rows of output.weight into 7 parts of unequal"),
+    ],
+)
+def test_options_that_do_not_fit_a_model_are_refused(given, sentence):
+    check_fit(ExportOptions(), CONFIG)
+    with pytest.raises(HarnessError, match=sentence):
+        check_fit(ExportOptions(**given), CONFIG)
+
+
+def test_blocks_of_32_need_rows_of_a_multiple():
+    odd = parse_params({"dim": 96, "n_layers": 1, "n_heads": 4, "vocab_size": 8, "hidden_dim": 100})
+    check_fit(ExportOptions(linear_quantize="c4w"), odd)
+    with pytest.raises(HarnessError, match=r"b4w: groups of 32 do not fill .*w2.weight.* 100"):
+        check_fit(ExportOptions(linear_quantize="b4w"), odd)
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "most", "parts"),
+    [(576, 1024, 8, 1), (49152, 1024, 8, 8), (2048, 1024, 8, 2), (2048, None, 8, 1)],
+)
+def test_the_number_of_splits_is_the_exporters(rows, target, most, parts):
+    options = ExportOptions(target_split_size=target, max_splits=most)
+    assert split_count(options, rows) == parts

@@ -1,0 +1,200 @@
+"""The cache of fixtures and exports; a stand-in exports, so that these tests are about keys."""
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fixtures import cache
+from harness.errors import HarnessError
+from harness.export.options import ExportOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A cache folder in which tiny's files exist."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(folder))
+        cache.fixture("tiny")
+    return folder
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def exporter(made, monkeypatch):
+    """A stand-in that writes a numbered file and counts; its exports are removed at the end."""
+    monkeypatch.setenv("HARNESS_CACHE", str(made))
+    calls = []
+
+    def export(checkpoint, params, options, output, progress):
+        assert checkpoint.is_file() and params.is_file()
+        calls.append(options)
+        output.write_text(f"export {len(calls)}")
+
+    export.calls = calls
+    yield export
+    for path in (made / "exports").glob("*"):
+        path.unlink()
+
+
+def test_a_fixture_is_made_once(empty, monkeypatch):
+    stages = []
+    first = cache.fixture("tiny", stages.append)
+    assert stages == ["making tiny"]
+    monkeypatch.setattr(cache, "_build", None)
+    assert cache.fixture("tiny", stages.append) == first
+    assert len(first.digest) == 64
+    for path in (first.checkpoint, first.params, first.tokenizer):
+        assert path.is_file() and path.is_relative_to(empty)
+
+
+def test_the_same_seed_gives_the_same_digest(empty, made, monkeypatch):
+    here = cache.fixture("tiny").digest
+    monkeypatch.setenv("HARNESS_CACHE", str(made))
+    assert cache.fixture("tiny").digest == here
+
+
+def test_a_damaged_fixture_is_made_again(empty):
+    first = cache.fixture("tiny")
+    whole = first.checkpoint.read_bytes()
+    for damage in (lambda p: p.write_bytes(whole[:-1]), lambda p: p.unlink()):
+        damage(first.checkpoint)
+        again = cache.fixture("tiny")
+        assert again == first and again.checkpoint.read_bytes() == whole
+
+
+def test_a_build_that_fails_leaves_nothing_to_be_taken_for_whole(empty, monkeypatch):
+    monkeypatch.setattr("fixtures.tiny._write_tokenizer", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.fixture("tiny")
+    assert [path.suffix for path in (empty / "models").iterdir()] == [".lock"]
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_a_change_of_the_builder_makes_another_fixture(made, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(made))
+    before = cache.fixture("tiny").folder
+    digest = cache._source_digest
+    monkeypatch.setattr(
+        cache, "_source_digest", lambda name: "edited" if name == "fixtures.tiny" else digest(name)
+    )
+    assert cache.fixture("tiny").folder != before
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(HarnessError, match="no model 'tyni'; there are tiny, smollm2-135m"):
+        cache.fixture("tyni")
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(HarnessError, match=r"cannot make the cache folder .*; set HARNESS_CACHE"):
+        cache.fixture("tiny")
+
+
+def test_an_export_is_made_once(exporter):
+    first = cache.exported("tiny", export=exporter)
+    assert cache.exported("tiny", export=exporter) == first
+    assert len(exporter.calls) == 1 and first.read_text() == "export 1"
+    assert exporter.calls[0] == cache.fixture("tiny").options
+
+
+@pytest.mark.parametrize("change", [{"dtype": "fp32"}, {"mode": "multifunction"}, {"input_len": 9}])
+def test_other_options_are_another_export(exporter, change):
+    options = replace(cache.fixture("tiny").options, **change)
+    paths = {cache.exported("tiny", o, export=exporter) for o in (None, options, options)}
+    assert len(paths) == len(exporter.calls) == 2
+
+
+@pytest.mark.parametrize("package", cache.EXPORTED_BY)
+def test_another_version_is_another_export(exporter, monkeypatch, package):
+    before = cache.exported("tiny", export=exporter)
+    version = cache._version
+    built = cache._recipe(cache.model("tiny"))
+    monkeypatch.setattr(cache, "_recipe", lambda row: built)
+    monkeypatch.setattr(cache, "_version", lambda name: "9" if name == package else version(name))
+    assert cache.exported("tiny", export=exporter) != before
+
+
+@pytest.mark.parametrize("part", ["_exporter_digest", "_source_digest"])
+def test_other_sources_are_another_export(exporter, monkeypatch, part):
+    before = cache.exported("tiny", export=exporter)
+    built = cache._recipe(cache.model("tiny"))
+    monkeypatch.setattr(cache, "_recipe", lambda row: built)
+    monkeypatch.setattr(cache, part, lambda *module: "edited")
+    assert cache.exported("tiny", export=exporter) != before
+
+
+def test_other_weights_are_another_export(exporter, monkeypatch):
+    before = cache.exported("tiny", export=exporter)
+    other = replace(cache.fixture("tiny"), digest="other")
+    monkeypatch.setattr(cache, "fixture", lambda name, progress: other)
+    assert cache.exported("tiny", export=exporter) != before
+
+
+def test_an_interrupted_export_is_not_taken_for_whole(exporter):
+    with pytest.raises(KeyboardInterrupt):
+        cache.exported("tiny", export=interrupt)
+    assert cache.exported("tiny", export=exporter).read_text() == "export 1"
+
+
+def test_two_that_need_one_export_make_it_once(exporter):
+    """The second finds the lock taken, says so, waits, and finds the first one's file."""
+    has_begun, may_end, stages = threading.Event(), threading.Event(), []
+
+    def slow(*args):
+        has_begun.set()
+        assert may_end.wait(20)
+        exporter(*args)
+
+    def waiting(stage):
+        stages.append(stage)
+        may_end.set()
+
+    first = threading.Thread(target=lambda: cache.exported("tiny", export=slow))
+    first.start()
+    assert has_begun.wait(20)
+    path = cache.exported("tiny", export=exporter, progress=waiting)
+    first.join()
+    assert path.read_text() == "export 1" and len(exporter.calls) == 1
+    assert len(stages) == 1 and stages[0].startswith("waiting for another process")
+
+
+def test_a_cached_lookup_is_quick_and_imports_no_torch(exporter):
+    path = cache.exported("tiny", export=exporter)
+    code = (
+        "import json, sys, time\n"
+        "from fixtures.cache import exported\n"
+        "path = exported('tiny')\n"
+        "heavy = sorted({'torch', 'executorch', 'coremltools', 'numpy'} & set(sys.modules))\n"
+        "print(json.dumps([str(path), heavy, time.process_time()]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=True)
+    found, heavy, seconds = json.loads(done.stdout)
+    assert found == str(path) and heavy == []
+    assert seconds < 0.8
+
+
+def test_the_named_options_leave_room_for_a_long_run():
+    """A prompt of two and a half chunks, then 32 steps, in either mode."""
+    for row in cache.model("tiny"), cache.model("smollm2-135m"):
+        for mode in ("single", "multifunction"):
+            options = replace(row.options, mode=mode)
+            assert isinstance(options, ExportOptions)
+            assert 2.5 * options.input_len + 32 < options.cache_len

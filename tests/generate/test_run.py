@@ -1,0 +1,303 @@
+"""`harness run`: text on standard output, the rest on standard error, one sentence per error."""
+
+from __future__ import annotations
+
+import json
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from eager_llama import VOCAB, EagerMethod, EagerModel, eager_model
+
+import harness.artifact
+import harness.runtimes
+from harness.cli import main
+from harness.generate.session import Session
+
+CONTEXT = 15
+LETTERS = [*string.ascii_letters[: VOCAB - 1], "</s>"]
+PROMPT = "abcab"
+
+
+@dataclass
+class FakeArtifact:
+    path: Path
+    constants: dict[str, Any]
+    methods: tuple[str, ...]
+
+
+@dataclass
+class EagerRuntime:
+    model: EagerModel
+    name: str = "fake"
+    reason: str | None = None
+
+    def unavailable(self) -> str | None:
+        return self.reason
+
+    def load(self, artifact: FakeArtifact, method: str) -> EagerMethod:
+        return self.model.methods[method]
+
+
+@pytest.fixture(params=["single", "multifunction"])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> EagerRuntime:
+    """Makes `model.pte` an artefact that holds a small model, on a runtime that runs it eagerly."""
+    runtime = EagerRuntime(eager_model(request.param, 4, CONTEXT))
+    model = runtime.model
+    monkeypatch.setattr(
+        harness.artifact,
+        "open_artifact",
+        lambda path: FakeArtifact(Path(path), model.constants, tuple(model.methods)),
+    )
+    monkeypatch.setattr(harness.runtimes, "get_runtime", lambda name: runtime)
+    return runtime
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """One letter a token; the last id ends a text."""
+    return write_tokenizer(tmp_path, LETTERS)
+
+
+def write_tokenizer(folder: Path, letters: list[str]) -> Path:
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    made.decoder = tokenizers.decoders.Fuse()
+    made.add_special_tokens(["</s>"])
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def call(tokenizer: Path, *options: str, prompt: str = PROMPT, file: str = "model.pte") -> int:
+    return main(["run", file, "--tokenizer", str(tokenizer), "--prompt", prompt, *options])
+
+
+def expected_text(runtime: EagerRuntime, prompt: str, n: int) -> str:
+    tokens = runtime.model.recomputed([LETTERS.index(letter) for letter in prompt], n)
+    return "".join(LETTERS[token] for token in tokens).split("</s>")[0]
+
+
+def test_standard_output_is_the_text_and_nothing_else(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tokenizer, "--max-new-tokens", "6") == 0
+    out, err = capsys.readouterr()
+    assert out == expected_text(runtime, PROMPT, 6)
+    assert len(out) == 6
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("fake: prefill 5 tokens, ") and "decode 5 tokens, " in last
+    assert last.endswith("ended: the number of tokens asked for")
+
+
+def test_json_is_one_object(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tokenizer, "--max-new-tokens", "4", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["text"] == expected_text(runtime, PROMPT, 4)
+    assert [LETTERS[token] for token in result["prompt_tokens"]] == list(PROMPT)
+    assert (result["context"], result["finish"]) == (CONTEXT, "max_new_tokens")
+    for phase, tokens in (("prefill", 5), ("decode", 3)):
+        speed = result[phase]
+        assert speed["tokens"] == tokens
+        assert speed["tokens_per_second"] == pytest.approx(tokens / speed["seconds"])
+        assert speed["ms_per_token"] == pytest.approx(1000 * speed["seconds"] / tokens)
+
+
+def test_a_full_context_ends_the_text_and_says_so(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tokenizer, "--max-new-tokens", "500") == 0
+    out, err = capsys.readouterr()
+    assert out == expected_text(runtime, PROMPT, CONTEXT - len(PROMPT) + 1)
+    assert "ended: the context is full" in err
+
+
+def test_a_stop_token_is_no_text(
+    runtime: EagerRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = expected_text(runtime, PROMPT, 6)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": text[3]}))
+    assert call(write_tokenizer(tmp_path, LETTERS)) == 0
+    out, err = capsys.readouterr()
+    assert out == text[: text.index(text[3])]
+    assert "ended: the model ended its text" in err
+
+
+def test_a_seed_repeats_its_text(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        call(tokenizer, "--temperature", "5", "--seed", seed)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_chat_template_is_used(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tokenizer.parent / "chat_template.jinja").write_text("ab{{ messages[0].content }}cd")
+    assert call(tokenizer, "--chat", "--json", prompt="e") == 0
+    prompt_tokens = json.loads(capsys.readouterr().out)["prompt_tokens"]
+    assert [LETTERS[token] for token in prompt_tokens] == list("abecd")
+
+
+def test_rows_that_pair_layers_wrongly_are_told(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crossed = eager_model("single", 4, CONTEXT, n_layers=12)
+    runtime.model.constants.clear()
+    runtime.model.constants.update(crossed.constants)
+    runtime.model.methods.update(crossed.methods)
+    assert call(tokenizer) == 0
+    assert "warning: 10 rows of 'kv_cache_specs'" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_cleanly(
+    runtime: EagerRuntime,
+    tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decode = Session.decode
+
+    def interrupted(session: Session, token: int) -> torch.Tensor:
+        if session.position == len(PROMPT) + 3:
+            raise KeyboardInterrupt
+        return decode(session, token)
+
+    monkeypatch.setattr(Session, "decode", interrupted)
+    assert call(tokenizer) == 130
+    out, err = capsys.readouterr()
+    assert out == expected_text(runtime, PROMPT, 4)
+    assert err.strip().endswith("ended: interrupted")
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What standard error says: exactly one line; nothing on standard output."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("harness run: ") and err.count("\n") == 1, err
+    return err
+
+
+BAD_OPTIONS = [
+    ("--max-new-tokens", "0", "--max-new-tokens must be at least 1, not 0"),
+    ("--max-new-tokens", "-3", "--max-new-tokens must be at least 1, not -3"),
+    ("--temperature", "-1", "--temperature must be 0"),
+    ("--temperature", "nan", "--temperature must be 0"),
+    ("--temperature", "inf", "--temperature must be 0"),
+    ("--top-p", "0", "--top-p must be above 0 and at most 1, not 0.0"),
+    ("--top-p", "1.5", "--top-p must be above 0"),
+    ("--top-p", "nan", "--top-p must be above 0"),
+    ("--seed", "-1", "--seed must be from 0"),
+    ("--seed", "9223372036854775808", "--seed must be from 0"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "expected"), BAD_OPTIONS)
+def test_a_bad_option_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tokenizer: Path, option: str, value: str, expected: str
+) -> None:
+    assert call(tokenizer, f"{option}={value}") == 2
+    assert expected in sentence(capsys)
+
+
+def test_an_empty_prompt_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tokenizer: Path
+) -> None:
+    assert call(tokenizer, prompt="") == 2
+    assert "--prompt is empty" in sentence(capsys)
+
+
+def test_a_prompt_longer_than_the_context_is_one_sentence(
+    runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tokenizer: Path
+) -> None:
+    assert call(tokenizer, prompt="a" * (CONTEXT + 1)) == 2
+    assert "a prompt of 16 tokens is longer than the model's context of 15" in sentence(capsys)
+
+
+def test_a_tokenizer_larger_than_the_model_is_one_sentence(
+    runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    large = write_tokenizer(tmp_path, [*LETTERS, *string.digits])
+    assert call(large) == 2
+    assert "largest id is 49, the model's logits are 40" in sentence(capsys)
+
+
+def test_a_missing_tokenizer_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call(tmp_path / "none.json") == 2
+    assert "No such file" in sentence(capsys)
+
+
+def test_a_missing_file_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tokenizer: Path, tmp_path: Path
+) -> None:
+    assert call(tokenizer, file=str(tmp_path / "none.pte")) == 2
+    assert "none.pte" in sentence(capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x20\x00\x00\x00ET12" + bytes(24), b"text" * 50])
+def test_a_file_that_is_no_program_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tokenizer: Path, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "broken.pte"
+    file.write_bytes(content)
+    assert call(tokenizer, file=str(file)) == 2
+    assert "broken.pte" in sentence(capsys)
+
+
+def test_an_artefact_without_a_language_model_is_one_sentence(
+    runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tokenizer: Path
+) -> None:
+    runtime.model.constants.clear()
+    assert call(tokenizer) == 2
+    assert "does not say how its language model is to be called" in sentence(capsys)
+
+
+def test_logits_that_are_nan_are_one_sentence(
+    runtime: EagerRuntime,
+    capsys: pytest.CaptureFixture[str],
+    tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = next(iter(runtime.model.methods.values())).model
+    monkeypatch.setattr(model._weights, "norm", torch.full_like(model._weights.norm, torch.nan))
+    assert call(tokenizer) == 2
+    assert "40 of 40 logits are NaN" in sentence(capsys)
+
+
+def test_an_unavailable_runtime_has_a_status_of_its_own(
+    runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tokenizer: Path
+) -> None:
+    runtime.reason = "there is no such device"
+    assert call(tokenizer) == 3
+    assert "runtime fake cannot be used here: there is no such device" in sentence(capsys)
+
+
+def test_core_ml_is_unavailable_elsewhere_and_an_unknown_runtime_is_named(
+    capsys: pytest.CaptureFixture[str], tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.artifact, "open_artifact", lambda path: None)
+        patch.setattr("harness.runtimes.coreml.platform.system", lambda: "Linux")
+        assert call(tokenizer, "--runtime", "coreml:cpu_only") == 3
+        assert "Core ML is part of macOS" in sentence(capsys)
+        assert call(tokenizer, "--runtime", "abacus") == 2
+        assert "no runtime 'abacus'" in sentence(capsys)
+
+
+def test_a_method_that_is_described_but_not_there_is_named_with_the_file(
+    runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tokenizer: Path
+) -> None:
+    runtime.model.methods["other"] = runtime.model.methods.pop("forward")
+    assert call(tokenizer) == 2
+    assert "model.pte: its constants describe a method 'forward'" in sentence(capsys)

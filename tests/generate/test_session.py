@@ -1,0 +1,215 @@
+"""Any split of a sequence into chunks and steps equals the oracle, which sees it all at once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from eager_llama import VOCAB, EagerModel, eager_model
+
+from harness.errors import HarnessError
+from harness.generate.session import Session
+
+INPUT_LEN, CONTEXT = 4, 15
+MODES = ["single", "multifunction"]
+RESIDUES_AND_ENDS = [*range(1, CONTEXT + 1)]
+
+
+@pytest.fixture(params=MODES)
+def model(request: pytest.FixtureRequest) -> EagerModel:
+    return eager_model(request.param, INPUT_LEN, CONTEXT)
+
+
+def sequence(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def assert_caches_equal_the_oracle(session: Session, model: EagerModel, tokens: list[int]) -> None:
+    _, keys, values = model.oracle(torch.tensor(tokens))
+    stored = min(len(tokens), session.layout.cache_len)
+    for layer in range(session.layout.n_layers):
+        assert session.keys(layer).shape[1] == stored
+        assert_close(session.keys(layer), keys[layer][:, :stored])
+        assert_close(session.values(layer), values[layer][:, :stored])
+
+
+def follow(session: Session, model: EagerModel, tokens: list[int], chunks: list[int]) -> None:
+    """Feed in chunks (1 is a decode step), comparing every logit row and the caches each time."""
+    expected, _, _ = model.oracle(torch.tensor(tokens))
+    fed = 0
+    for size in chunks:
+        phase = "decode" if size == 1 else "prefill"
+        logits = session.feed(tokens[fed : fed + size], phase)
+        fed += size
+        assert_close(logits, expected[fed - len(logits) : fed])
+        assert session.position == fed
+        assert_caches_equal_the_oracle(session, model, tokens[:fed])
+    assert fed == len(tokens)
+
+
+@pytest.mark.parametrize("length", RESIDUES_AND_ENDS)
+def test_prefill_then_decode_to_the_last_context_position(model: EagerModel, length: int) -> None:
+    tokens = sequence(CONTEXT)
+    expected, _, _ = model.oracle(torch.tensor(tokens))
+    session = model.session()
+    assert_close(session.prefill(tokens[:length]), expected[length - 1])
+    assert_caches_equal_the_oracle(session, model, tokens[:length])
+    for position in range(length, CONTEXT):
+        assert_close(session.decode(tokens[position]), expected[position])
+    assert session.room == 0
+    assert_caches_equal_the_oracle(session, model, tokens)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_splits_equal_the_oracle(model: EagerModel, seed: int) -> None:
+    session, rng = model.session(), random.Random(seed)
+    tokens, chunks, fed = sequence(CONTEXT, seed), [], 0
+    while fed < CONTEXT:
+        tail = max(0, fed - session.layout.cache_len)
+        chunks.append(rng.randint(1, min(INPUT_LEN - tail, CONTEXT - fed)))
+        fed += chunks[-1]
+    follow(session, model, tokens, chunks)
+
+
+def test_a_second_prompt_in_a_later_chunk_continues_the_first(model: EagerModel) -> None:
+    tokens = sequence(13)
+    expected, _, _ = model.oracle(torch.tensor(tokens))
+    session = model.session()
+    session.prefill(tokens[:6])
+    assert_close(session.prefill(tokens[6:]), expected[-1])
+
+
+def test_reset_forgets_the_sequence_before(model: EagerModel) -> None:
+    session = model.session()
+    session.prefill(sequence(CONTEXT, seed=3))
+    session.reset()
+    assert session.position == 0
+    follow(session, model, sequence(9, seed=4), [4, 1, 3, 1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_the_exporter_sorted_by_text_are_paired_by_layer(mode: str) -> None:
+    model = eager_model(mode, INPUT_LEN, CONTEXT, n_layers=12)
+    session = model.session()
+    assert session.layout.crossed_rows == 10
+    follow(session, model, sequence(10), [4, 3, 1, 1, 1])
+
+
+def test_every_logit_of_a_prompt_in_single_mode() -> None:
+    model = eager_model("single", INPUT_LEN, CONTEXT)
+    tokens = sequence(CONTEXT)
+    assert_close(model.session().prefill_all(tokens), model.oracle(torch.tensor(tokens))[0])
+
+
+def test_multifunction_mode_has_no_logits_of_every_token() -> None:
+    with pytest.raises(HarnessError, match="last token only"):
+        eager_model("multifunction", INPUT_LEN, CONTEXT).session().prefill_all([1])
+
+
+def test_a_model_without_a_cache_feeds_its_whole_context_each_time() -> None:
+    model = eager_model("single", INPUT_LEN, INPUT_LEN)
+    session = model.session()
+    follow(session, model, sequence(INPUT_LEN), [2, 1, 1])
+    assert session.room == 0
+
+
+def test_an_fp16_export_carried_wider_keeps_its_caches_wide() -> None:
+    model = eager_model("multifunction", INPUT_LEN, CONTEXT, dtype=torch.float32)
+    session = model.session()
+    assert session.keys(0).dtype == torch.float16
+    session.prefill([1, 2])
+    assert session.keys(0).dtype == torch.float32
+
+
+def test_buffers_are_written_in_place_and_calls_are_no_more_than_needed(model: EagerModel) -> None:
+    session = model.session()
+    session.prefill(sequence(6))
+    addresses = [cache.data_ptr() for cache in (*session._keys, *session._values)]
+    session.decode(1)
+    session.reset()
+    session.decode(1)
+    assert addresses == [cache.data_ptr() for cache in (*session._keys, *session._values)]
+    assert sum(method.calls for method in model.methods.values()) == 2 + 2
+
+
+def test_a_prompt_longer_than_the_context_is_refused(model: EagerModel) -> None:
+    session = model.session()
+    with pytest.raises(HarnessError, match="16 tokens is longer than the model's context of 15"):
+        session.prefill(sequence(CONTEXT + 1))
+    assert session.position == 0
+
+
+def test_nothing_is_fed_past_the_last_position(model: EagerModel) -> None:
+    session = model.session()
+    session.prefill(sequence(CONTEXT))
+    with pytest.raises(HarnessError, match="context of 15"):
+        session.decode(1)
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_a_token_outside_the_vocabulary_is_refused(model: EagerModel, token: int) -> None:
+    with pytest.raises(HarnessError, match=f"token {token} is outside"):
+        model.session().decode(token)
+
+
+def test_an_empty_prompt_is_refused(model: EagerModel) -> None:
+    with pytest.raises(HarnessError, match="empty"):
+        model.session().prefill([])
+
+
+def test_a_chunk_longer_than_the_method_is_refused(model: EagerModel) -> None:
+    with pytest.raises(HarnessError, match="takes 1 to 4 tokens"):
+        model.session().feed(sequence(5), "prefill")
+
+
+class MaskThatNeverChanges(Session):
+    """ExecuTorch 9101: the step that opens the mask had no effect."""
+
+    def _unmask(self, count: int) -> None:
+        pass
+
+
+class MaskOneShort(Session):
+    def _unmask(self, count: int) -> None:
+        super()._unmask(count - 1)
+
+
+class PaddingInTheCache(Session):
+    """ExecuTorch 21384: the whole chunk is stored and made visible, its padding included."""
+
+    def _unmask(self, count: int) -> None:
+        room = self.layout.cache_len - self._stored
+        super()._unmask(min(self.layout.prefill.input_len, room))
+
+
+class CacheOneLate(Session):
+    def _write(self, cache: torch.Tensor, update: torch.Tensor, count: int) -> torch.Tensor:
+        return super()._write(cache, update.roll(1, dims=2), count)
+
+
+class ResetThatKeepsTheMask(Session):
+    def reset(self) -> None:
+        self._stored, self._tail = 0, []
+
+
+BROKEN = [MaskThatNeverChanges, MaskOneShort, PaddingInTheCache, CacheOneLate]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_session_differs_from_the_oracle(model: EagerModel, broken: type[Session]) -> None:
+    session = broken(model.methods, model.session().layout)
+    with pytest.raises(AssertionError, match="not close"):
+        follow(session, model, sequence(10), [4, 3, 1, 1, 1])
+
+
+def test_a_reset_that_leaks_the_last_prompt_differs_from_the_oracle(model: EagerModel) -> None:
+    session = ResetThatKeepsTheMask(model.methods, model.session().layout)
+    session.prefill(sequence(9, seed=3))
+    session.reset()
+    with pytest.raises(AssertionError, match="not close"):
+        follow(session, model, sequence(9, seed=4), [4, 1, 3, 1])

@@ -1,0 +1,34 @@
+"""Core ML's own answer against torch's: runs on a Mac, skipped with its reason elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.runtimes.coreml import CoreMLDelegate, CoreMLRuntime
+
+
+@pytest.mark.parametrize("option", ["cpu_only", "cpu_and_gpu", "cpu_and_ne"])
+def test_a_small_program_computes_what_torch_does(tmp_path: Path, option: str) -> None:
+    reason = CoreMLRuntime(option).unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    import coremltools
+    from coremltools.converters.mil import Builder
+
+    spec = Builder.TensorSpec(shape=(2, 3))
+
+    @Builder.program(input_specs=[spec, spec], opset_version=coremltools.target.iOS18)
+    def program(x, y):  # type: ignore[no-untyped-def]
+        return Builder.sub(x=x, y=y, name="difference"), Builder.mul(x=x, y=y, name="product")
+
+    path = tmp_path / "small.mlpackage"
+    coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS18).save(str(path))
+    units = option.upper()
+    run = CoreMLDelegate(path, None, ("x", "y"), ("product", "difference"), units)
+    x, y = torch.randn(2, 3), torch.randn(2, 3)
+    product, difference = run([x, y])
+    torch.testing.assert_close(product, x * y, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(difference, x - y, rtol=2e-3, atol=2e-3)

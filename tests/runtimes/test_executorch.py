@@ -1,0 +1,87 @@
+"""ExecuTorch's runtime, executed for real on a program without delegates; Core ML needs a Mac."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.artifact.pte import PteMethod
+from harness.artifact.pte_reader import read_pte
+from harness.errors import HarnessError
+from harness.runtimes import executorch as module
+from harness.runtimes.executorch import ExecuTorchMethod, ExecuTorchRuntime
+
+
+class Scale(torch.nn.Module):
+    def forward(self, x: torch.Tensor, n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * 2 + n, x - n
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Portable kernels only: fp16 [2, 3] and int64 [1] in, two fp16 tensors out."""
+    from executorch.exir import to_edge
+
+    example = (torch.ones(2, 3, dtype=torch.float16), torch.tensor([1]))
+    path = tmp_path_factory.mktemp("portable") / "scale.pte"
+    path.write_bytes(to_edge(torch.export.export(Scale(), example)).to_executorch().buffer)
+    return path
+
+
+@pytest.fixture
+def plan(program: Path) -> PteMethod:
+    return read_pte(program).methods["forward"]
+
+
+def test_a_method_is_executed_in_its_declared_dtypes(program: Path, plan: PteMethod) -> None:
+    method = ExecuTorchMethod(program, plan)
+    assert [(spec.shape, spec.dtype) for spec in method.inputs] == [
+        ((2, 3), "float16"),
+        ((1,), "int64"),
+    ]
+    x = torch.arange(6, dtype=torch.float64).view(3, 2).t()
+    doubled, less = method(x, torch.tensor([5], dtype=torch.int32))
+    assert doubled.dtype == torch.float16
+    assert doubled.tolist() == (x * 2 + 5).tolist()
+    assert less.tolist() == (x - 5).tolist()
+
+
+def test_results_outlive_the_next_call(program: Path, plan: PteMethod) -> None:
+    method = ExecuTorchMethod(program, plan)
+    first, _ = method(torch.zeros(2, 3), torch.tensor([1]))
+    method(torch.zeros(2, 3), torch.tensor([9]))
+    assert first.tolist() == torch.ones(2, 3).tolist()
+
+
+def test_wrong_shapes_are_refused_before_executorch_sees_them(
+    program: Path, plan: PteMethod
+) -> None:
+    method = ExecuTorchMethod(program, plan)
+    with pytest.raises(HarnessError, match=r"called with shapes \[\[2, 2\], \[1\]\], declared"):
+        method(torch.zeros(2, 2), torch.tensor([1]))
+
+
+def test_executorchs_refusal_to_load_is_one_sentence(program: Path, plan: PteMethod) -> None:
+    broken = program.with_name("broken.pte")
+    broken.write_bytes(program.read_bytes()[:-40])
+    with pytest.raises(HarnessError, match=r"broken.pte, method 'forward': ExecuTorch cannot load"):
+        ExecuTorchMethod(broken, plan)
+
+
+def test_without_its_core_ml_backend_it_is_unavailable_with_its_reason() -> None:
+    from executorch.runtime import Runtime
+
+    reason = ExecuTorchRuntime().unavailable()
+    if Runtime.get().backend_registry.is_available("CoreMLBackend"):
+        assert reason is None
+    else:
+        assert reason is not None and "no CoreMLBackend (it has: " in reason
+
+
+def test_a_runtime_that_does_not_import_is_unavailable_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "executorch.runtime", None)
+    assert "cannot be imported" in (module._why_no_core_ml.__wrapped__() or "")
