@@ -1,0 +1,1 @@
+"""What must hold of an export: pytest suites, benchmarks and mutants."""

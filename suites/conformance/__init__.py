@@ -1,0 +1,1 @@
+"""The conformance suite: exports of the fixture models, checked and executed."""

@@ -1,0 +1,100 @@
+"""Options, subjects and the result stream of the conformance suite.
+
+Every test is one case: it asks `judge` to run a check on a subject. The case goes to the stream,
+its failure to pytest. `results/` then holds the stream, JUnit XML and a page, and the terminal a
+table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
+
+import pytest
+
+from harness.report import Header, Writer, read_run, run_table, write_report
+from suites.conformance.cases import Judge
+from suites.conformance.subjects import Subjects
+
+DEFAULT_RUNTIMES = (
+    "mil:strict",
+    "mil:widen",
+    "coreml:cpu_only",
+    "coreml:cpu_and_gpu",
+    "coreml:cpu_and_ne",
+    "executorch",
+)
+_STREAM = pytest.StashKey[Writer]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption("--fixture", action="append", help="a fixture model, NAME or NAME+b4w")
+    group.addoption("--mode", action="append", choices=("single", "multifunction"))
+    group.addoption("--runtime", action="append", help="a runtime, kind:option")
+    group.addoption("--results", type=Path, default=Path("results"), help="where results go")
+
+
+def chosen(config: pytest.Config, name: str, default: tuple[str, ...]) -> list[str]:
+    return list(config.getoption(name) or default)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    names = ("fixture", "mode", "runtime")
+    options = {name: config.getoption(name) or "default" for name in names}
+    path = config.getoption("results") / "conformance.jsonl"
+    if not config.option.collectonly:
+        config.stash[_STREAM] = Writer(path, Header.here(options))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config = metafunc.config
+    for argument, option, default in (
+        ("fixture_name", "fixture", ("tiny",)),
+        ("mode", "mode", ("single", "multifunction")),
+        ("runtime", "runtime", DEFAULT_RUNTIMES),
+    ):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, chosen(config, option, default), scope="session")
+
+
+@pytest.fixture(scope="session")
+def subjects(pytestconfig: pytest.Config) -> Subjects:
+    """The fixture models' exports, each opened once."""
+    terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    return Subjects(lambda stage: terminal.write_line(f"  {stage}") if terminal else None)
+
+
+@pytest.fixture
+def judge(
+    request: pytest.FixtureRequest, subjects: Subjects, fixture_name: str, mode: str
+) -> Iterator[Callable[..., None]]:
+    """Run one check of this test's subject, record the case, and fail when it fails."""
+    judge = Judge(request.config.stash[_STREAM], subjects, fixture_name, mode)
+    yield judge
+    assert judge.recorded, "a test of this suite must judge something"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Close the stream; a run that was interrupted gets no footer."""
+    writer = session.config.stash.get(_STREAM, None)
+    if writer is None:
+        return
+    if exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR):
+        writer.abandon()
+        return
+    writer.finish()
+    write_report(read_run(writer.path), writer.path.parent)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    writer = terminalreporter.config.stash.get(_STREAM, None)
+    if writer is None or not writer.path.exists():
+        return
+    terminalreporter.section("conformance")
+    colours = terminalreporter.isatty and not os.environ.get("NO_COLOR")
+    terminalreporter.write_line(run_table(read_run(writer.path), colours=colours))
+    terminalreporter.write_line(f"\nresults: {writer.path.parent}")

@@ -1,0 +1,12 @@
+"""What must hold when the artefact is executed: it computes what its checkpoint computes."""
+
+import pytest
+
+from harness.checks import CHECKS
+
+EXECUTION_CHECKS = [check for check in CHECKS.values() if check.takes_runtime]
+
+
+@pytest.mark.parametrize("check", EXECUTION_CHECKS, ids=lambda check: check.name)
+def test_execution(judge, check, runtime):
+    judge(check, runtime)
