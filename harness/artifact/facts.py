@@ -167,7 +167,7 @@ def _function_facts(package: Package, name: str) -> FunctionFacts:
         inputs=tuple(_tensor(n, t) for n, t in declared.items()),
         outputs=tuple(_tensor(n, (declared | produced).get(n)) for n in block.outputs),
         operations=dict(operations.most_common()),
-        weight_bytes=sum(len(package.blob(*ref).data) for ref in _references(package, name)),
+        weight_bytes=sum(len(package.blob(*ref).data) for ref in package.weights(name)),
     )
 
 
@@ -183,15 +183,11 @@ def _tensor(name: str, value_type: Any) -> Tensor:
     return Tensor(name, dtype, shape)
 
 
-def _references(package: Package, function: str) -> set[tuple[str, int]]:
-    return {reference for _, reference in package.weights(function)}
-
-
 def sharing(package: Package) -> Sharing:
     """Measure how the functions of a package share their weights; no weight is read."""
-    used = {name: _references(package, name) for name in package.functions}
+    used = {name: package.weights(name) for name in package.functions}
     blobs = {ref: package.blob(*ref) for refs in used.values() for ref in refs}
-    common = set.intersection(*used.values()) if used else set()
+    common = frozenset[tuple[str, int]]().union(*used.values()).intersection(*used.values())
     return Sharing(
         used=sum(len(blobs[ref].data) for refs in used.values() for ref in refs),
         stored=sum(len(blob.data) for blob in blobs.values()),
@@ -211,7 +207,7 @@ def duplicate_bytes(package: Package) -> int:
     blobs = {
         reference: package.blob(*reference)
         for name in package.functions
-        for reference in _references(package, name)
+        for reference in package.weights(name)
     }
     contents = {(b.dtype, hashlib.sha256(b.data).digest()): len(b.data) for b in blobs.values()}
     return sum(len(blob.data) for blob in blobs.values()) - sum(contents.values())

@@ -30,6 +30,7 @@ class Package:
         self.files = files
         self.what = what
         self._blobs: dict[tuple[str, int], Blob] = {}
+        self._weights: dict[str, frozenset[tuple[str, int]]] = {}
 
     @classmethod
     def from_folder(cls, folder: Path) -> Package:
@@ -93,9 +94,11 @@ class Package:
             self._blobs[key] = read_blob(self.files[path], offset, self.what)
         return self._blobs[key]
 
-    def weights(self, function: str) -> Iterator[tuple[str, tuple[str, int]]]:
-        """Yield (operation's first output, blob reference) for every weight a function uses."""
-        yield from _block_weights(self.operations(function))
+    def weights(self, function: str) -> frozenset[tuple[str, int]]:
+        """Return the references (file name, offset) of all weights that a function uses."""
+        if function not in self._weights:
+            self._weights[function] = frozenset(_block_weights(self.operations(function)))
+        return self._weights[function]
 
     @property
     def size(self) -> int:
@@ -103,14 +106,13 @@ class Package:
         return sum(len(self.files[name]) for name in self.files)
 
 
-def _block_weights(block: Any) -> Iterator[tuple[str, tuple[str, int]]]:
+def _block_weights(block: Any) -> Iterator[tuple[str, int]]:
     for operation in block.operations:
-        name = operation.outputs[0].name if operation.outputs else operation.type
         values = list(operation.attributes.values())
         values += [a.value for v in operation.inputs.values() for a in v.arguments]
         for value in values:
             if value.WhichOneof("value") == "blobFileValue":
-                yield name, (value.blobFileValue.fileName, value.blobFileValue.offset)
+                yield value.blobFileValue.fileName, value.blobFileValue.offset
         for inner in operation.blocks:
             yield from _block_weights(inner)
 

@@ -1,0 +1,76 @@
+"""What a result depends on besides the project: the machine, the versions, the commit.
+
+Nothing here names the machine, its user or a path.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("coreml-llm-harness", "torch", "executorch", "coremltools", "torchao", "numpy")
+
+
+def this_machine() -> dict[str, Any]:
+    """Operating system, release, architecture, processor, its count, memory, Python."""
+    import psutil
+
+    return {
+        "os": platform.system(),
+        "release": platform.mac_ver()[0] or platform.release(),
+        "arch": platform.machine(),
+        "cpu": _processor(),
+        "cpus": os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+    }
+
+
+def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Versions of the packages that a result depends on; nothing is imported for it."""
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def project_state(root: Path | None = None) -> Mapping[str, Any]:
+    """Commit of the checkout, and whether it was modified; empty outside a checkout."""
+    root = root or Path(__file__).resolve().parents[2]
+    # Without this, an installed copy would report the repository that its environment lies in.
+    if not (root / ".git").exists():
+        return {}
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "modified": changes != ""}
+
+
+def _processor() -> str:
+    """The processor's name: two machines may be alike in all else that is recorded."""
+    if platform.system() == "Darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or "unknown"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or "unknown"
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, stripped; None when it cannot be had."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
