@@ -83,7 +83,17 @@ def trace(session: Session, tokens: list[int], n_prompt: int) -> Trace:
 
 
 def measure(subject: Subject, runtime: str) -> tuple[Errors, Trace, torch.Tensor]:
-    """Run the subject's sequence; return the errors, the trace, and the oracle's logits."""
+    """Run the subject's sequence; return the errors, the trace, and the oracle's logits.
+
+    A runtime computes the sequence once; what it gave is kept with the subject.
+    """
+    if runtime not in subject.measured:
+        subject.measured[runtime] = _measure(subject, runtime)
+    result: tuple[Errors, Trace, torch.Tensor] = subject.measured[runtime]
+    return result
+
+
+def _measure(subject: Subject, runtime: str) -> tuple[Errors, Trace, torch.Tensor]:
     tokens = sequence(subject)
     have = trace(subject.session(runtime), tokens, prompt_length(subject))
     logits, keys, values = subject.oracle(torch.tensor(tokens), _tables(subject, len(tokens)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.artifact import Artifact, open_artifact
 from harness.generate.layout import mode_of
@@ -43,6 +43,7 @@ class Subject:
         self.params = params
         self.options = options
         self.unshared = unshared
+        self.measured: dict[str, Any] = {}  # what `parity.measure` gave, by runtime
         self._sessions: dict[str, Session] = {}
 
     @cached_property

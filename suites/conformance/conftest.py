@@ -8,7 +8,7 @@ table.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
@@ -27,6 +27,8 @@ DEFAULT_RUNTIMES = (
     "coreml:cpu_and_ne",
     "executorch",
 )
+MODES = ("single", "multifunction")
+SPEAKING = ("smollm2",)  # fixture models whose text means something
 _STREAM = pytest.StashKey[Writer]()
 
 
@@ -43,6 +45,7 @@ def chosen(config: pytest.Config, name: str, default: tuple[str, ...]) -> list[s
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "speaking: only for models whose text means something")
     names = ("fixture", "mode", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
     path = config.getoption("results") / "conformance.jsonl"
@@ -51,14 +54,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test on every chosen subject; one marked `speaking` where text means something."""
     config = metafunc.config
-    for argument, option, default in (
-        ("fixture_name", "fixture", ("tiny",)),
-        ("mode", "mode", ("single", "multifunction")),
-        ("runtime", "runtime", DEFAULT_RUNTIMES),
-    ):
+    names = chosen(config, "fixture", ("tiny",))
+    if metafunc.definition.get_closest_marker("speaking"):
+        names = [name for name in names if name.startswith(SPEAKING)]
+    modes = chosen(config, "mode", MODES)
+    runtimes = chosen(config, "runtime", DEFAULT_RUNTIMES)
+    for argument, values in (("fixture_name", names), ("mode", modes), ("runtime", runtimes)):
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, chosen(config, option, default), scope="session")
+            metafunc.parametrize(argument, values, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +76,7 @@ def subjects(pytestconfig: pytest.Config) -> Subjects:
 @pytest.fixture
 def judge(
     request: pytest.FixtureRequest, subjects: Subjects, fixture_name: str, mode: str
-) -> Iterator[Callable[..., None]]:
+) -> Iterator[Judge]:
     """Run one check of this test's subject, record the case, and fail when it fails."""
     judge = Judge(request.config.stash[_STREAM], subjects, fixture_name, mode)
     yield judge

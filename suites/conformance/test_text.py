@@ -1,0 +1,62 @@
+"""What must hold of a model that speaks: its text, and its greedy choices on real prompts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fixtures.cache import fixture
+from harness.checks import Finding
+from harness.checks.parity import greedy_findings
+from harness.generate.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.speaking
+
+RUNTIME = "mil:widen"
+NEW_TOKENS = 32
+PROMPTS = (
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "Why is the sky blue?",
+    "Write one sentence about the sea.",
+    "How many days are there in a leap year?",
+    "What do bees make?",
+    "Give me a word that rhymes with 'light'.",
+    "Explain what a prime number is.",
+    "Who wrote Romeo and Juliet?",
+    "What is the opposite of cold?",
+    "List two uses of a hammer.",
+    "Where does rice grow, and what does it need in order to grow well?",
+)
+
+
+def test_it_names_paris(judge, fixture_name):
+    """`harness run`, as a user types it, in the model's chat format."""
+    model = fixture(fixture_name.partition("+")[0])
+
+    def find(subject):
+        command = [sys.executable, "-m", "harness.cli", "run", str(subject.artifact.path)]
+        command += ["--tokenizer", str(model.tokenizer), "--chat", "--prompt", PROMPTS[0]]
+        command += ["--runtime", RUNTIME, "--max-new-tokens", str(NEW_TOKENS)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        yield Finding(
+            "text",
+            PROMPTS[0],
+            ok=done.returncode == 0 and "Paris" in done.stdout,
+            message=f"status {done.returncode}, printed {done.stdout!r} {done.stderr[-500:]!r}",
+            comparisons=1,
+            facts={"text": " ".join(done.stdout.split())},
+        )
+
+    judge.findings("text", find, RUNTIME)
+
+
+def test_greedy_tokens_are_the_oracles(judge, fixture_name):
+    """Twelve prompts, wherever the oracle's margin exceeds the error bound."""
+    tokenizer = load_tokenizer(fixture(fixture_name.partition("+")[0]).tokenizer)
+    prompts = {prompt: tokenizer.encode_chat(prompt) for prompt in PROMPTS}
+    judge.findings(
+        "greedy-prompts",
+        lambda subject: greedy_findings(subject, RUNTIME, prompts, NEW_TOKENS),
+        RUNTIME,
+    )
