@@ -65,5 +65,6 @@ CHECKS = {
         ("parity", "parity:check_parity", ("runtime",)),
         ("greedy", "parity:check_greedy", ("runtime",)),
         ("residues", "parity:check_residues", ("runtime",)),
+        ("fp16-range", "ranges:check_fp16_range", ()),
     )
 }

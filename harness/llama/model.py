@@ -2,8 +2,8 @@
 
 - :class:`Llama` is the oracle: all tokens at once, causal, no cache. Run it in fp64 or fp32.
 - :class:`StaticLlama` has the exported method's inputs and outputs (fixed shapes, mask and caches
-  from outside) and computes in one dtype throughout, in the order of the artefact's operations: the
-  eager reference in the artefact's own precision.
+  from outside) and computes in one dtype, but for the norms: the eager reference in the artefact's
+  own precision.
 
 Both run the same :func:`_block`. Shapes: T tokens, C cache slots, H query heads, K key-value heads,
 D head_dim.
@@ -173,9 +173,13 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm of x [T, dim], every intermediate in x's dtype (fp16 overflows at |x| > 255)."""
-    epsilon = torch.tensor(eps, dtype=x.dtype)  # rounded, as the artefact holds it
-    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + epsilon) * weight
+    """RMSNorm of x [T, dim], normalised in fp32 at least, as Meta's and ExecuTorch's models do.
+
+    A program that squares in fp16 instead overflows at |x| > 255: what a calibration must show.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
 
 
 def _heads(x: torch.Tensor, count: int) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,6 +13,19 @@ from harness.errors import HarnessError
 from harness.mil.plan import Plan, Step, Weights, compile_function
 from harness.mil.policy import Policy
 from harness.mil.values import TensorType
+
+Observer = Callable[[Step, tuple[torch.Tensor, ...]], None]
+_OBSERVERS: list[Observer] = []
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Show every operation's results, in every function that is called inside the block."""
+    _OBSERVERS.append(observer)
+    try:
+        yield
+    finally:
+        _OBSERVERS.remove(observer)
 
 
 class Function:
@@ -72,6 +86,8 @@ class Function:
         results = result if isinstance(result, tuple) else (result,)
         if not self._checked:
             _check_results(results, step)
+        for observer in _OBSERVERS:
+            observer(step, results)
         for slot, value in zip(step.writes, results, strict=True):
             slots[slot] = value
         for slot in step.frees:
