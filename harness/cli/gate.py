@@ -1,0 +1,99 @@
+"""``harness gate``: a head run against a base run; exit status 1 on a regression."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.measure.gate import GateResult, Metric
+    from harness.report import Run
+
+# header -> widest cell; the reason has what they leave.
+COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
+INDENT = "  "
+# Verdicts that are counted, and listed only when asked for.
+QUIET = ("same", "skipped")
+ARTEFACTS = (".pte", ".mlpackage")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``harness gate``."""
+    parser.add_argument("base", type=Path, metavar="BASE", help="result file of the base")
+    parser.add_argument("head", type=Path, metavar="HEAD", help="result file of the head")
+    parser.add_argument(
+        "--margin",
+        action="append",
+        default=[],
+        metavar="NAME=PERCENT",
+        help="how much worse a figure, or a fact such as a size, may be (may be repeated)",
+    )
+    parser.add_argument("--all", action="store_true", help="list what is the same as well")
+    parser.add_argument("--json", action="store_true", help="print every metric as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a verdict per metric; 1 when one of them regressed."""
+    from harness.measure.gate import compare_runs
+    from harness.measure.margins import parse_margins
+
+    margins = parse_margins(args.margin)
+    result = compare_runs(_read(args.base), _read(args.head), margins)
+    if args.json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        print("\n\n".join(_parts(result, args.all)))
+    return 0 if result.passed else 1
+
+
+def _read(path: Path) -> Run:
+    from harness.report import read_run
+
+    if path.suffix in ARTEFACTS or path.is_dir():
+        raise HarnessError(
+            f"{path} is an artefact or a folder: the gate compares two result files (JSON Lines, as"
+            " a conformance run writes them)."
+        )
+    return read_run(path)
+
+
+def _parts(result: GateResult, everything: bool) -> Iterator[str]:
+    """The table, the notes, and one line that says how it went."""
+    shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
+    if shown:
+        yield _table(shown)
+    if result.notes:
+        yield "\n".join(_wrap(f"Note: {note}") for note in result.notes)
+    counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
+    verdict = "PASSED" if result.passed else "FAILED"
+    yield f"{verdict}: {len(result.metrics)} metrics: {counts}"
+
+
+def _table(metrics: Sequence[Metric]) -> str:
+    """Metrics under the id of their case, which is longer than any column could be."""
+    from harness.report.table import WIDTH, draw_rows, fit
+    from harness.report.text import clip
+
+    rows = [(m.name, m.base, m.head, m.verdict, m.reason) for m in metrics]
+    fitted = fit(rows, COLUMNS, WIDTH - len(INDENT))
+    header, rule, *lines = draw_rows([*COLUMNS, "reason"], fitted).splitlines()
+    printed = [INDENT + header, INDENT + rule]
+    for index, (metric, line) in enumerate(zip(metrics, lines, strict=True)):
+        if index == 0 or metric.case != metrics[index - 1].case:
+            printed.append(clip(metric.case, WIDTH))
+        printed.append(INDENT + line)
+    return "\n".join(printed)
+
+
+def _wrap(text: str) -> str:
+    import textwrap
+
+    from harness.report.table import WIDTH
+    from harness.report.text import one_line
+
+    return textwrap.fill(one_line(text), WIDTH, subsequent_indent="    ")

@@ -1,0 +1,130 @@
+"""Whether head is slower than base: a paired sign-flip permutation test with an A/A control.
+
+Base and head are timed in pairs, in ABBA order, in one session. Each pair gives a log-ratio
+log(head / base). If the two were the same, the sign of every log-ratio would be a coin's toss: so
+the mean is compared with the means of the same log-ratios under all (or many random) flips of
+their signs. No distribution of times is assumed. The control is the same with base timed against
+itself: where it shows a difference, the machine was not steady, and nothing can be concluded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import HarnessError
+
+EXACT_UP_TO = 14  # pairs whose 2**n flips are all tried
+RANDOM_FLIPS = 20_000
+# Flipped signs held in memory at once.
+CHUNK = 1 << 21
+
+Pairs = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What timing in pairs says: "faster", "same", "slower" or "inconclusive", and why.
+
+    ``ratio`` is the geometric mean of head / base, ``control_ratio`` that of base / base; ``p``
+    the probability of a mean at least this far from 1 if head were base.
+    """
+
+    verdict: str
+    reason: str
+    ratio: float
+    p: float
+    control_ratio: float
+    pairs: int
+
+
+def compare(
+    pairs: Pairs, control: Pairs, *, margin: float = 0.03, alpha: float = 0.01
+) -> Comparison:
+    """Judge ``(base, head)`` pairs of times with a control of ``(base, base)`` pairs.
+
+    ``slower`` and ``faster``: the sign-flip test rejects "no difference" at ``alpha``, and the
+    mean ratio is off 1 by more than ``margin`` and by more than the control's. ``same``: two
+    one-sided tests at ``alpha`` show that the ratio is within the margin. Otherwise, and whenever
+    the control shows a difference or there are too few pairs, ``inconclusive``.
+
+    Raises HarnessError for no pairs, a time that is not positive and finite, and a margin or an
+    alpha outside (0, 1).
+    """
+    for name, value in (("margin", margin), ("alpha", alpha)):
+        if not 0 < value < 1:
+            raise HarnessError(f"The {name} is {value}: it must lie between 0 and 1.")
+    ratios, control_ratios = log_ratios(pairs, "pairs"), log_ratios(control, "control")
+    limit = math.log1p(margin)
+    p, mean = p_two_sided(ratios), float(ratios.mean())
+    control_mean = float(control_ratios.mean())
+    control_moved = p_two_sided(control_ratios) < alpha and abs(control_mean) > limit / 2
+    too_few = _too_few(min(len(ratios), len(control_ratios)), alpha)
+    if too_few:
+        verdict, reason = "inconclusive", too_few
+    elif control_moved:
+        verdict, reason = "inconclusive", "base differs from itself: the machine was not steady"
+    elif p < alpha and abs(mean) > max(limit, abs(control_mean)):
+        verdict = "slower" if mean > 0 else "faster"
+        reason = f"by {math.expm1(mean):+.1%}, p = {p:.2g}"
+    elif max(p_above(ratios + limit), p_above(limit - ratios)) < alpha:
+        verdict, reason = "same", f"within {margin:.1%}"
+    else:
+        verdict, reason = "inconclusive", "too noisy to say: time more pairs"
+    return Comparison(verdict, reason, math.exp(mean), p, math.exp(control_mean), len(ratios))
+
+
+def log_ratios(pairs: Pairs, name: str) -> NDArray[np.float64]:
+    """log(second / first) of each pair, float64 [pairs]; raises HarnessError for a bad time."""
+    times = np.asarray(pairs, dtype=np.float64)
+    if times.ndim != 2 or times.shape[1] != 2:
+        raise HarnessError(f"There are no {name} of times to compare: time base and head in pairs.")
+    if not (np.isfinite(times) & (times > 0)).all():
+        raise HarnessError(f"One of the {name} has a time that is not positive and finite.")
+    ratios: NDArray[np.float64] = np.log(times[:, 1] / times[:, 0])
+    return ratios
+
+
+def p_two_sided(ratios: NDArray[np.float64]) -> float:
+    """Share of sign flips whose mean is at least as far from 0 as that of ``ratios``."""
+    return _share_of_flips(ratios, two_sided=True)
+
+
+def p_above(ratios: NDArray[np.float64]) -> float:
+    """Share of sign flips whose mean is at least that of ``ratios``: small when it is above 0."""
+    return _share_of_flips(ratios, two_sided=False)
+
+
+def _share_of_flips(ratios: NDArray[np.float64], two_sided: bool) -> float:
+    """All flips when there are few, else random ones of a fixed seed and the flip of nothing."""
+    count = len(ratios)
+    observed = abs(ratios.sum()) if two_sided else ratios.sum()
+    # Flips that only reorder the sum must count as equal to it.
+    threshold = observed - 1e-12 * np.abs(ratios).sum()
+    total = 1 << count if count <= EXACT_UP_TO else RANDOM_FLIPS
+    generator = np.random.default_rng(0)
+    extreme = 0
+    step = max(1, CHUNK // count)
+    for start in range(0, total, step):
+        size = min(step, total - start)
+        if count <= EXACT_UP_TO:
+            negative = (np.arange(start, start + size)[:, None] >> np.arange(count)) & 1
+        else:
+            negative = generator.integers(0, 2, (size, count), dtype=np.int8)
+        sums = ratios.sum() - 2.0 * (negative @ ratios)
+        extreme += int(((np.abs(sums) if two_sided else sums) >= threshold).sum())
+    if count <= EXACT_UP_TO:
+        return extreme / total
+    return (extreme + 1) / (total + 1)
+
+
+def _too_few(pairs: int, alpha: float) -> str:
+    """Why so few pairs decide nothing, "" if they can: n pairs have no p below 2 / 2**n."""
+    needed = math.floor(math.log2(2 / alpha)) + 1
+    if pairs >= needed:
+        return ""
+    return f"{pairs} pairs cannot decide at p < {alpha:g}: time at least {needed}"

@@ -1,0 +1,92 @@
+"""What two values of one metric say: the verdict and the reason for it."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+from harness.measure.margins import Margin
+from harness.report.figures import Figure, number, with_unit
+from harness.report.records import Case, Fact
+
+# One of VERDICTS, and why.
+Verdict = tuple[str, str]
+
+VERDICTS = {
+    "regression": "worse in HEAD: the gate fails",
+    "failing": "a case that fails in both: no regression, and not well either",
+    "inconclusive": "the two runs cannot be compared in this",
+    "better": "better in HEAD",
+    "new": "only HEAD has it",
+    "skipped": "a case that neither run executed: nothing is known of it",
+    "same": "no worse than the margin allows",
+}
+
+# Outcomes from best to worst; a case that moves to the right has regressed.
+RANKS = {"pass": 0, "known": 1, "skip": 2, "fail": 3, "timeout": 3, "error": 3, "crash": 3}
+
+
+def outcome_verdict(base: Case, head: Case | None) -> Verdict:
+    """Verdict on a case of BASE that HEAD has, or not."""
+    if head is None:
+        return "regression", "HEAD does not have this case"
+    if RANKS[head.outcome] > RANKS[base.outcome]:
+        return "regression", head.summary
+    if RANKS[head.outcome] < RANKS[base.outcome]:
+        return "better", ""
+    if head.outcome == "skip":
+        return "skipped", head.summary
+    return ("same" if head.passes else "failing"), head.summary
+
+
+def fact_verdict(base: Fact, head: Fact, margin: Margin) -> Verdict:
+    """Verdict on a deterministic fact: equal, or moved in a direction that its margin allows."""
+    # In Python True == 1; in a stream they are two different facts.
+    if base == head and isinstance(base, bool) == isinstance(head, bool):
+        return "same", ""
+    if margin.better == "exact" or not (_is_number(base) and _is_number(head)):
+        return "regression", "a deterministic fact changed"
+    return change_verdict(float(base), float(head), margin)
+
+
+def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
+    """Verdict on a measured figure. NaN and infinities in HEAD are regressions."""
+    if (base.unit, base.better) != (head.unit, head.better):
+        return "regression", "its unit or its better direction changed: give it another name"
+    if not base.finite:
+        return "inconclusive", "BASE is not a finite number"
+    if not head.finite:
+        return "regression", "HEAD is not a finite number"
+    return change_verdict(base.value, head.value, margin)
+
+
+def change_verdict(base: float, head: float, margin: Margin) -> Verdict:
+    """Verdict and reason for two finite values.
+
+    Worse by more than the margin is a regression, better by more than it is better, and what lies
+    between is the same. Where exactly equal is asked for, any change is a regression.
+    """
+    if base == head:
+        return "same", ""
+    change = (head - base) / abs(base) if base else math.copysign(math.inf, head - base)
+    text = f"{change:+.1%}" if math.isfinite(change) else "from 0"
+    if margin.better == "exact":
+        return "regression", f"{text}, and it must be equal"
+    worse = change if margin.better == "lower" else -change
+    if worse * 100 > margin.percent:
+        return "regression", f"{text}, over the margin of {margin.percent:g} %"
+    return ("better" if -worse * 100 > margin.percent else "same"), text
+
+
+def fact_text(value: Fact) -> str:
+    """A fact as a person reads it."""
+    return number(value) if _is_number(value) else str(value)
+
+
+def figure_text(figure: Figure) -> str:
+    """A figure's value as a person reads it."""
+    return with_unit(figure.value, figure.unit)
+
+
+def _is_number(value: Fact) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
