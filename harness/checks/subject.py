@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.artifact import Artifact, open_artifact
+from harness.artifact import Artifact, ArtifactError, open_artifact
 from harness.generate.layout import mode_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.llama.config import LlamaConfig
     from harness.llama.model import Freqs, Llama
 
-_DTYPES = {"torch.float16": "fp16", "torch.float32": "fp32"}
+_DTYPES = {"float16": "fp16", "float32": "fp32"}
 
 
 class Subject:
@@ -98,8 +98,14 @@ class Subject:
 
     @property
     def dtype(self) -> str:
-        """The artefact's own float dtype, ``fp16`` or ``fp32``."""
-        return _DTYPES[str(self.tables[0].dtype)]
+        """The artefact's own float dtype, ``fp16`` or ``fp32``: that of its RoPE tables."""
+        dtype = str(getattr(self.artifact.constants.get("freqs_cos"), "dtype", "missing"))
+        if dtype not in _DTYPES:
+            raise ArtifactError(
+                f"{self.artifact.path}: its constant 'freqs_cos' is {dtype}; a float16 or float32 "
+                "table is needed"
+            )
+        return _DTYPES[dtype]
 
     def session(self, runtime: str) -> Session:
         """Return a session on a runtime, reset; methods are loaded once.

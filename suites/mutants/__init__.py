@@ -1,0 +1,1 @@
+"""Broken copies of real artefacts: each must be caught by a check."""
