@@ -73,8 +73,9 @@ def bench(session: nox.Session) -> None:
     """Time prefill and decode with asv, in this environment and at this commit."""
     install(session)
     run(session, "asv", "machine", "--yes")
-    environment = f"--environment=existing:{BIN / 'python'}"
-    run(session, "asv", "run", environment, "--show-stderr", *(session.posargs or ["--quick"]))
+    commit = session.run("git", "rev-parse", "HEAD", silent=True, external=True).strip()
+    here = [f"--environment=existing:{BIN / 'python'}", f"--set-commit-hash={commit}"]
+    run(session, "asv", "run", *here, "--show-stderr", *session.posargs)
 
 
 @nox.session(python=False, default=False)

@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "show methods, delegates, functions, sizes, sharing and metadata",
     "check": "check an artefact, and execute it against the oracle",
     "run": "generate text with an artefact",
+    "bench": "time load, prefill and decode, and measure memory",
     "gate": "compare two result files; exit status 1 on a regression",
     "report": "draw a table, JUnit XML or JSON from a result file",
 }
