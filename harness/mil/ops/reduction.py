@@ -40,6 +40,7 @@ def reduction(op: Operation) -> Run:
 def argument(op: Operation) -> Run:
     """Return the index of the largest or smallest element along one axis, the first of equals."""
     axis, keep = op.constant("axis", -1), op.constant("keep_dims", False)
+    op.constant("output_dtype")  # from iOS 17 on; the declared output says the same
     function = torch.argmax if op.type == "reduce_argmax" else torch.argmin
     return lambda x: function(x, dim=axis, keepdim=keep).to(torch.int32)
 

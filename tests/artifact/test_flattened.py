@@ -1,0 +1,99 @@
+"""The flattened folder, against the native module that ExecuTorch itself flattens with."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.artifact import ArtifactError
+from harness.artifact.flattened import read_flattened
+
+FILES = {"metadata.json": b"{}", "a/b/weights.bin": bytes(range(256)) * 9, "a/ü.txt": b"x"}
+
+
+@pytest.fixture(scope="module")
+def native():
+    """ExecuTorch's extension module, loaded by path: importing its package takes 11 s."""
+    root = Path(importlib.util.find_spec("executorch").submodule_search_locations[0])
+    path = next((root / "backends/apple/coreml").glob("executorchcoreml*.so"))
+    spec = importlib.util.spec_from_file_location("executorchcoreml", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def read(data):
+    found = read_flattened(memoryview(data), "payload")
+    return {name: bytes(content) for name, content in found.items()}
+
+
+def tree(*nodes, content=b""):
+    return content + json.dumps({"nodes": list(nodes)}).encode()[::-1]
+
+
+def node(kind, children=(), offset=0, size=0):
+    region = {"offset": offset, "size": size}
+    return {"kind": kind, "children": dict(children), "dataRegion": region, "name": "n"}
+
+
+def test_it_reads_what_the_native_module_wrote(native, tmp_path):
+    data = native.flatten_directory_contents(str(write(tmp_path / "folder", FILES)))
+    assert read(data) == FILES
+
+
+def test_many_files_make_a_tree_longer_than_the_first_look(native, tmp_path):
+    files = {f"folder/{'n' * 100}{number}": b"%d" % number for number in range(800)}
+    data = native.flatten_directory_contents(str(write(tmp_path / "folder", files)))
+    assert read(data) == files
+
+
+def test_the_native_module_reads_what_the_mutants_are_flattened_with(native, tmp_path):
+    from suites.mutants.edit import flatten
+
+    native.unflatten_directory_contents(flatten(FILES), str(tmp_path))
+    root = tmp_path / "root"
+    assert {
+        p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()
+    } == FILES
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "a\\b", "a\0b"])
+def test_a_name_that_could_leave_its_folder_is_refused(name):
+    with pytest.raises(ArtifactError, match="could leave its folder"):
+        read(tree(node(0), node(1, {name: 0})))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "problem"),
+    [
+        ([node(1, {"a": 0})], "no tree"),
+        ([node(0), node(1, {"a": 0, "b": 0})], "no tree"),
+        ([node(1, {"a": 7})], "names node 7 of 1"),
+        ([node(1, {"a": -1})], "names node -1"),
+        ([node(0, size=10_000), node(1, {"a": 0})], "only"),
+        ([node(0, offset=-4, size=2), node(1, {"a": 0})], "claims"),
+        ([{"kind": 1}], "damaged"),
+        ([5], "damaged"),
+    ],
+)
+def test_a_tree_that_lies_is_refused(nodes, problem):
+    with pytest.raises(ArtifactError, match=problem):
+        read(tree(*nodes))
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b'}]}"', tree()[3:], b"\0" * 100])
+def test_what_is_no_payload_is_refused(data):
+    with pytest.raises(ArtifactError, match="not a flattened package"):
+        read(data)
+
+
+def test_an_empty_file_is_read():  # the native module crashes on one
+    assert read(tree(node(0), node(1, {"empty": 0}))) == {"empty": b""}

@@ -1,0 +1,141 @@
+"""A real .pte, against ExecuTorch's own reader; and broken ones."""
+
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from harness.artifact import ArtifactError, open_artifact
+from harness.artifact.facts import artifact_facts
+from harness.artifact.pte import DelegateCall, KernelCall
+from harness.cli import main
+from harness.errors import HarnessError
+
+
+def test_methods_and_instructions_are_executorchs_own(mixed_program):
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    path, _, _ = mixed_program
+    theirs = deserialize_pte_binary(path.read_bytes()).program
+    ours = open_artifact(path).pte
+    assert list(ours.methods) == [plan.name for plan in theirs.execution_plan]
+    for plan in theirs.execution_plan:
+        method = ours.methods[plan.name]
+        assert list(method.inputs) == list(plan.inputs)
+        assert list(method.outputs) == list(plan.outputs)
+        assert len(method.values) == len(plan.values)
+        calls = [i.instr_args for i in plan.chains[0].instructions] if plan.chains else []
+        names = [f"{o.name}.{o.overload}" for o in plan.operators]
+        for mine, call in zip(method.instructions, calls, strict=True):
+            assert list(mine.args) == list(call.args)
+            if isinstance(mine, KernelCall):
+                assert mine.operator == names[call.op_index]
+            else:
+                assert isinstance(mine, DelegateCall) and mine.delegate == call.delegate_index
+
+
+def test_the_program_has_both_kinds_of_call(mixed_program):
+    method = artifact_facts(open_artifact(mixed_program[0])).methods[0]
+    assert method.kernel_calls == {"aten::relu.out": 1}
+    assert method.delegate_calls == 2
+
+
+def test_constant_methods_return_their_values(mixed_program):
+    constants = open_artifact(mixed_program[0]).constants
+    assert constants["answer"] == 42 and constants["name"] == "mixed"
+    np.testing.assert_array_equal(constants["table"], np.arange(5, dtype=np.int16))
+    assert constants["table"].dtype == np.int16
+
+
+def look(path):
+    """Touch everything that `harness inspect` and the executor's loader touch."""
+    artifact = open_artifact(path)
+    artifact_facts(artifact)
+    for bundle in artifact.bundles:
+        for name in bundle.package.functions:
+            for reference in bundle.package.weights(name):
+                bundle.package.blob(*reference)
+
+
+@pytest.mark.parametrize("share", range(64))
+def test_a_truncated_file_is_refused(mixed_program, tmp_path, share):
+    data = mixed_program[0].read_bytes()
+    path = tmp_path / "cut.pte"
+    path.write_bytes(data[: len(data) * share // 64])
+    with pytest.raises(HarnessError):
+        look(path)
+
+
+def test_mutated_bytes_give_a_sentence_or_nothing(mixed_program, tmp_path):
+    """Two thousand files with a few wrong bytes: no other exception, no hang."""
+    data = mixed_program[0].read_bytes()
+    rng = random.Random(7)
+    path = tmp_path / "mutated.pte"
+    refused = 0
+    for _ in range(2000):
+        broken = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            broken[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(broken)
+        try:
+            look(path)
+        except HarnessError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("content", [b"", b"ET12", b"\0" * 4 + b"ET12" + b"\0" * 40, b"x" * 100])
+def test_what_is_no_program_is_refused(tmp_path, content):
+    path = tmp_path / "no.pte"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"no\.pte"):
+        open_artifact(path)
+
+
+def test_a_program_without_a_core_ml_delegate_is_refused(tmp_path):
+    import torch
+    from executorch.exir import to_edge
+
+    exported = torch.export.export(torch.nn.ReLU(), (torch.randn(3),))
+    path = tmp_path / "portable.pte"
+    path.write_bytes(to_edge(exported).to_executorch().buffer)
+    with pytest.raises(ArtifactError, match="no Core ML delegate in any method"):
+        open_artifact(path)
+
+
+def test_a_link_that_leaves_a_package_is_refused(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    package = tmp_path / "a.mlpackage"
+    package.mkdir()
+    (package / "Manifest.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactError, match="a link that leaves the package"):
+        open_artifact(package)
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"no Manifest\.json"):
+        open_artifact(tmp_path)
+
+
+def test_inspect_prints_facts_without_torch_or_coremltools(mixed_program):
+    code = (
+        "import sys; from harness.cli import main; status = main(sys.argv[1:]);"
+        "print(sorted({'torch', 'coremltools', 'executorch'} & set(sys.modules)), file=sys.stderr);"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "inspect", str(mixed_program[0]), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    facts = json.loads(done.stdout)
+    assert facts["methods"][0]["name"] == "forward" and len(facts["packages"]) == 2
+
+
+def test_inspect_of_a_bad_file_is_one_sentence_and_status_2(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "missing.pte")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert "no such file" in captured.err

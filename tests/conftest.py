@@ -1,0 +1,55 @@
+"""A small real program, exported once: kernels of ExecuTorch beside a Core ML delegate."""
+
+import pytest
+
+
+class Mixed:
+    """Something that Core ML takes, something that it is told to leave, and a constant."""
+
+    @staticmethod
+    def module():
+        import torch
+
+        class Module(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = torch.nn.Linear(8, 8)
+                self.register_buffer("offset", torch.arange(8.0))
+
+            def forward(self, x, y):
+                hidden = torch.sigmoid(self.linear(x)) * 3
+                return torch.relu(hidden - y) + self.offset, hidden
+
+        torch.manual_seed(0)
+        return Module().eval()
+
+
+@pytest.fixture(scope="session")
+def mixed_program(tmp_path_factory):
+    """Return (path, eager module, inputs) of a .pte with Core ML delegates and kernel calls."""
+    import coremltools as ct
+    import torch
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    module = Mixed.module()
+    inputs = (torch.randn(2, 8), torch.randn(2, 8))
+    specs = CoreMLBackend.generate_compile_specs(
+        minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision.FLOAT32
+    )
+    partitioner = CoreMLPartitioner(
+        compile_specs=specs, skip_ops_for_coreml_delegation=["aten.relu.default"]
+    )
+    lowered = to_edge_transform_and_lower(
+        torch.export.export(module, inputs),
+        partitioner=[partitioner],
+        constant_methods={
+            "answer": 42,
+            "table": torch.arange(5, dtype=torch.int16),
+            "name": "mixed",
+        },
+    )
+    path = tmp_path_factory.mktemp("program") / "mixed.pte"
+    path.write_bytes(lowered.to_executorch().buffer)
+    return path, module, inputs

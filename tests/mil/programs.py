@@ -1,0 +1,67 @@
+"""Real ML Programs, built and saved by coremltools, loaded by our reader."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.artifact import Package
+from harness.mil import get_policy, load_function
+
+
+def save(build, shapes, target="iOS18", dtype="fp32", dtypes=None):
+    """Build a program of ``build(mb, *inputs)`` and return its Package.
+
+    ``shapes`` gives the inputs a, b, ...; their dtypes are fp32 unless ``dtypes`` says otherwise.
+    """
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+    kinds = {"fp32": types.fp32, "fp16": types.fp16, "int32": types.int32, "bool": types.bool}
+    names = "abcdef"[: len(shapes)]
+    specs = [
+        mb.TensorSpec(shape, dtype=kinds[kind])
+        for shape, kind in zip(shapes, dtypes or [dtype] * len(shapes), strict=True)
+    ]
+
+    namespace = {"build": build, "mb": mb}
+    exec(f"def main({', '.join(names)}):\n    return build(mb, {', '.join(names)})", namespace)
+    main = mb.program(input_specs=specs, opset_version=getattr(ct.target, target))(
+        namespace["main"]
+    )
+    model = ct.convert(
+        main,
+        convert_to="mlprogram",
+        minimum_deployment_target=getattr(ct.target, target),
+        compute_precision=ct.precision.FLOAT32,
+        pass_pipeline=ct.PassPipeline.EMPTY,
+        skip_model_load=True,
+    )
+    path = Path(_folder()) / f"{len(list(Path(_folder()).iterdir()))}.mlpackage"
+    model.save(str(path))
+    return Package.from_folder(path)
+
+
+@functools.cache
+def _folder():
+    return tempfile.mkdtemp(prefix="harness-programs-")
+
+
+def run(package, *arrays, policy="widen", function="main"):
+    """Execute with inputs a, b, ...; return the outputs as numpy arrays, in declared order."""
+    loaded = load_function(package, function, get_policy(policy))
+    tensors = [torch.from_numpy(np.asarray(array)) for array in arrays]
+    results = loaded(dict(zip(loaded.inputs, tensors, strict=True)))
+    return [result.numpy() for result in results.values()]
+
+
+def execute(build, *arrays, policy="widen", **options):
+    """Build, save, load and execute in one go."""
+    arrays = [np.asarray(array) for array in arrays]
+    kinds = {"float32": "fp32", "float16": "fp16", "int32": "int32", "bool": "bool"}
+    dtypes = [kinds[str(array.dtype)] for array in arrays]
+    package = save(build, [array.shape for array in arrays], dtypes=dtypes, **options)
+    return run(package, *arrays, policy=policy)
