@@ -162,5 +162,6 @@ def check_references(subject: Subject) -> Iterator[Finding]:
             ok = delegate.program_function in delegate.bundle.package.functions
             message = f"function '{delegate.program_function}' is not in its package"
             yield Finding("references", delegate.where, ok, message, comparisons=1)
+    yield Finding("references", "the file", facts={"pte bytes": pte.size})
     for key in sorted(set(pte.named_data) - used):
         yield Finding("references", key, False, "no delegate refers to this named data", 1)

@@ -27,7 +27,7 @@ class Margin:
 # A fact is compared exactly, unless its name ends so. Growing by a little is then allowed,
 # shrinking always: a package's bytes move with the length of the names inside.
 FACTS = {
-    "_bytes": Margin("lower", 1.0),
+    "bytes": Margin("lower", 1.0),
     # Where the oracle's margin decides whether a token is compared, a few may come and go.
     "comparisons": Margin("higher", 5.0),
 }

@@ -1,0 +1,119 @@
+"""The gate: what is a regression, what is not, and the exit status."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from runs import HEADER, PARITY, SKIPPED, write_run
+
+from harness.cli import main
+from harness.report import Figure
+
+SLOW = replace(HEADER, machine={**HEADER.machine, "cpu": "another"})
+
+
+@pytest.fixture
+def gate(tmp_path, capsys):
+    """Compare a run of PARITY with a run of other cases: (exit status, verdicts by metric)."""
+
+    def compare(*cases, header=HEADER, arguments=()):
+        base = write_run(tmp_path / "base.jsonl", PARITY, SKIPPED)
+        head = write_run(tmp_path / "head.jsonl", *cases, header=header)
+        status = main(["gate", str(base), str(head), "--json", *arguments])
+        printed = capsys.readouterr()
+        if status == 2:
+            return status, printed.err
+        metrics = json.loads(printed.out)["metrics"]
+        return status, {m["name"]: m["verdict"] for m in metrics if m["case"] == PARITY.id}
+
+    return compare
+
+
+def with_figure(name, value):
+    old = PARITY.figures[name]
+    figure = Figure(value, old.unit, old.bound, old.better)
+    return replace(PARITY, figures={**PARITY.figures, name: figure})
+
+
+def with_fact(name, value):
+    return replace(PARITY, facts={**PARITY.facts, name: value})
+
+
+def test_a_run_against_itself_passes(gate):
+    status, verdicts = gate(PARITY, SKIPPED)
+    assert status == 0 and set(verdicts.values()) == {"same"}
+
+
+@pytest.mark.parametrize(
+    ("case", "metric"),
+    [
+        (with_fact("operations", 598), "operations"),
+        (with_fact("opset", "CoreML7"), "opset"),
+        (with_fact("pte bytes", 600_000), "pte bytes"),
+        (with_figure("decode error", 5e-7), "decode error"),
+        (with_figure("decode", 3.5), "decode"),
+        (replace(PARITY, comparisons=500), "comparisons"),
+        (replace(PARITY, figures={}), "decode error"),
+        (replace(PARITY, outcome="fail", reason="off"), "outcome"),
+        (
+            replace(PARITY, outcome="crash", signal="SIGSEGV", reason="x", figures={}),
+            "outcome",
+        ),
+        (replace(PARITY, outcome="skip", reason="not here", figures={}), "outcome"),
+    ],
+)
+def test_what_got_worse_is_a_regression(gate, case, metric):
+    status, verdicts = gate(case, SKIPPED)
+    assert status == 1 and verdicts[metric] == "regression"
+
+
+def test_a_case_that_is_gone_is_a_regression(gate):
+    status, verdicts = gate(replace(PARITY, fixture="other"), SKIPPED)
+    assert (status, verdicts) == (2, verdicts) and "Nothing could be compared" in verdicts
+
+
+@pytest.mark.parametrize(
+    ("case", "metric", "verdict"),
+    [
+        (with_fact("pte bytes", 570_000), "pte bytes", "better"),
+        (with_fact("pte bytes", 579_000), "pte bytes", "same"),
+        (with_figure("decode error", 1e-7), "decode error", "better"),
+        (with_figure("decode", 3.1), "decode", "same"),
+        (with_figure("decode", 2.0), "decode", "better"),
+    ],
+)
+def test_what_got_better_or_stayed_within_its_margin_passes(gate, case, metric, verdict):
+    status, verdicts = gate(case, SKIPPED)
+    assert status == 0 and verdicts[metric] == verdict
+
+
+def test_time_on_another_machine_is_inconclusive_and_error_is_not(gate):
+    case = replace(with_figure("decode", 30.0), comparisons=1000)
+    status, verdicts = gate(case, SKIPPED, header=SLOW)
+    assert status == 0 and verdicts["decode"] == "inconclusive"
+    assert verdicts["decode error"] == "same"
+
+
+def test_other_options_make_facts_and_figures_inconclusive(gate):
+    other = replace(HEADER, options={"runtime": "mil:strict"})
+    _, verdicts = gate(with_fact("operations", 1), SKIPPED, header=other)
+    assert verdicts["operations"] == "inconclusive"
+
+
+def test_a_margin_of_ones_own(gate):
+    assert gate(with_figure("decode", 3.5), SKIPPED, arguments=["--margin", "decode=20"])[0] == 0
+    status, message = gate(PARITY, SKIPPED, arguments=["--margin", "decod=20"])
+    assert status == 2 and "has this name" in message
+
+
+@pytest.mark.parametrize("margin", ["decode", "decode=", "=3", "decode=-1", "decode=nan"])
+def test_a_bad_margin_is_refused(gate, margin):
+    status, message = gate(PARITY, arguments=["--margin", margin])
+    assert status == 2 and "NAME=PERCENT" in message
+
+
+def test_a_file_that_is_no_run_is_refused(tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    assert main(["gate", str(tmp_path / "x.jsonl"), str(tmp_path / "x.jsonl")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
