@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     subject = Subject(args.file, args.checkpoint, args.params)
     if subject.artifact.pte is None:
         raise HarnessError(f"{args.file}: only a .pte can be checked; `harness inspect` shows this")
-    _ = subject.mode  # an artefact that is no language model is refused before the first check
+    # What is no language model, or does not fit its checkpoint, is refused before the first check.
+    _ = subject.mode, subject.expected_weights
     cases = []
     for case in _cases(subject, chosen, runtimes):
         cases.append(case)

@@ -1,4 +1,4 @@
-"""``harness gate``: a head run against a base run; exit status 1 on a regression."""
+"""``harness gate``: a head against a base, runs or artefacts; exit status 1 on a regression."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.measure.gate import GateResult, Metric
-    from harness.report import Run
 
 # header -> widest cell; the reason has what they leave.
 COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
 INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
-ARTEFACTS = (".pte", ".mlpackage")
+ARTEFACT = ".pte"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``harness gate``."""
-    parser.add_argument("base", type=Path, metavar="BASE", help="result file of the base")
-    parser.add_argument("head", type=Path, metavar="HEAD", help="result file of the head")
+    parser.add_argument("base", type=Path, metavar="BASE", help="result file, or .pte")
+    parser.add_argument("head", type=Path, metavar="HEAD", help="result file, or .pte")
     parser.add_argument(
         "--margin",
         action="append",
@@ -33,17 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PERCENT",
         help="how much worse a figure, or a fact such as a size, may be (may be repeated)",
     )
+    parser.add_argument("--runtime", help="where two artefacts are executed and timed")
     parser.add_argument("--all", action="store_true", help="list what is the same as well")
     parser.add_argument("--json", action="store_true", help="print every metric as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a verdict per metric; 1 when one of them regressed."""
-    from harness.measure.gate import compare_runs
-    from harness.measure.margins import parse_margins
-
-    margins = parse_margins(args.margin)
-    result = compare_runs(_read(args.base), _read(args.head), margins)
+    result = _compare(args)
     if args.json:
         print(json.dumps(result.to_json(), indent=2))
     else:
@@ -51,15 +47,31 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.passed else 1
 
 
-def _read(path: Path) -> Run:
+def _compare(args: argparse.Namespace) -> GateResult:
+    """Compare two artefacts, or two runs; a runtime is for artefacts, margins are for runs."""
+    artefacts = [path.suffix == ARTEFACT for path in (args.base, args.head)]
+    if any(artefacts) != all(artefacts):
+        raise HarnessError(
+            f"{args.base} and {args.head}: give two result files (JSON Lines, as a conformance run "
+            f"writes them) or two artefacts ({ARTEFACT})"
+        )
+    if all(artefacts):
+        from harness.measure.artefacts import compare_artefacts
+        from harness.runtimes import default_runtime, get_runtime
+
+        if args.margin:
+            raise HarnessError(
+                "--margin is for result files; artefacts are timed against a control"
+            )
+        runtime = get_runtime(args.runtime).name if args.runtime else default_runtime()
+        return compare_artefacts(args.base, args.head, runtime)
+    from harness.measure.gate import compare_runs
+    from harness.measure.margins import parse_margins
     from harness.report import read_run
 
-    if path.suffix in ARTEFACTS or path.is_dir():
-        raise HarnessError(
-            f"{path} is an artefact or a folder: the gate compares two result files (JSON Lines, as"
-            " a conformance run writes them)."
-        )
-    return read_run(path)
+    if args.runtime:
+        raise HarnessError("--runtime is for artefacts; a result file has its own runtimes")
+    return compare_runs(read_run(args.base), read_run(args.head), parse_margins(args.margin))
 
 
 def _parts(result: GateResult, everything: bool) -> Iterator[str]:

@@ -59,19 +59,23 @@ class Stopwatch:
         self._wanted = logits[self._n_prompt - 1 :]
 
     def rounds(self, runtimes: list[str], count: int) -> dict[str, list[Round]]:
-        """Time ``count`` rounds on each runtime, interleaved, after a warm-up.
-
-        Raises WrongAnswerError when a runtime's logits are off by more than parity allows.
-        """
+        """Time ``count`` rounds on each runtime, interleaved, after a warm-up."""
         rounds: dict[str, list[Round]] = {runtime: [] for runtime in runtimes}
         for number in range(WARM_UP_ROUNDS + count):
             for runtime in runtimes:
-                session = self._subject.session(runtime)
-                timed = timed_round(session, self._tokens, self._n_prompt)
-                self._check(timed, runtime)
+                timed = self.round(runtime)
                 if number >= WARM_UP_ROUNDS:
                     rounds[runtime].append(timed)
         return rounds
+
+    def round(self, runtime: str) -> Round:
+        """Time one round.
+
+        Raises WrongAnswerError when the runtime's logits are off by more than parity allows.
+        """
+        timed = timed_round(self._subject.session(runtime), self._tokens, self._n_prompt)
+        self._check(timed, runtime)
+        return timed
 
     def _check(self, timed: Round, runtime: str) -> None:
         found = error(timed.logits, self._wanted)

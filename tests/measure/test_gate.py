@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-
 from runs import HEADER, PARITY, SKIPPED, write_run
 
 from harness.cli import main

@@ -1,0 +1,101 @@
+"""`harness check`, `bench` and `gate` on real artefacts, sound and broken, as a user calls them."""
+
+import json
+
+import pytest
+
+from harness.cli import main
+from suites.conformance.subjects import Subjects
+from suites.mutants import mutations as m
+from suites.mutants.edit import Export
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return Subjects(lambda stage: None).get("tiny", "multifunction")
+
+
+@pytest.fixture
+def command(capsys):
+    def call(*words):
+        status = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def broken(subject, tmp_path):
+    def make(mutate):
+        export = Export(subject.artifact.path)
+        mutate(export)
+        return export.save(tmp_path / "broken.pte")
+
+    return make
+
+
+def test_check_passes_a_sound_artefact(command, subject):
+    source = ("--checkpoint", subject.checkpoint, "--params", subject.params)
+    status, out, err = command("check", subject.artifact.path, *source)
+    assert (status, err) == (0, "")
+    assert "pass  weights" in out and "pass  parity on mil:strict" in out and ", 0 failed" in out
+
+
+def test_check_fails_a_broken_one_and_says_where(command, subject, broken):
+    path = broken(m.perturb_a_scale)
+    source = ("--checkpoint", subject.checkpoint, "--params", subject.params)
+    status, out, _ = command("check", path, *source, "--check", "weights", "--json")
+    (case,) = json.loads(out)
+    assert status == 1 and case["outcome"] == "fail"
+    assert "layers.0.attention.wq.weight (58 of 4096 values" in case["reason"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "problem"),
+    [
+        (("--check", "sanity"), 2, "no check 'sanity'; choose from references"),
+        (("--runtime", "metal"), 2, "no runtime 'metal'"),
+        (("--checkpoint", "x.pth"), 2, "--checkpoint and --params go together"),
+        (("--checkpoint", "x.pth", "--params", "y.json"), 2, "y.json"),
+    ],
+)
+def test_a_bad_call_of_check_is_one_sentence(command, subject, words, status, problem):
+    found, out, err = command("check", subject.artifact.path, *words)
+    assert (found, out, err.count("\n")) == (status, "", 1) and problem in err
+
+
+def test_bench_measures_and_checks_its_answer(command, subject):
+    words = ("--runtime", "mil:widen", "--runtime", "eager:fp32", "--rounds", 2, "--json")
+    status, out, _ = command("bench", subject.artifact.path, *words)
+    runtimes = json.loads(out)["runtimes"]
+    assert status == 0 and set(runtimes) == {"mil:widen", "eager:fp32"}
+    assert all(row["decode_ms_per_token"] > 0 for row in runtimes.values())
+    assert runtimes["mil:widen"]["samples"] == {"prefill": 2, "decode": 64}
+
+
+def test_bench_of_wrong_logits_is_an_error_and_no_result(command, broken):
+    status, out, err = command("bench", broken(m.wrong_softmax_axis), "--runtime", "mil:widen")
+    assert (status, out) == (2, "") and "its time is no result" in err
+
+
+def test_gate_of_an_artefact_against_itself_passes(command, subject):
+    path = subject.artifact.path
+    status, out, _ = command("gate", path, path, "--json", "--runtime", "mil:widen")
+    verdicts = {m["name"]: m["verdict"] for m in json.loads(out)["metrics"]}
+    assert verdicts.pop("decode") in ("same", "inconclusive", "better", "regression")
+    assert set(verdicts.values()) == {"same"} and len(verdicts) > 10
+    assert status in (0, 1)
+
+
+def test_gate_of_a_broken_artefact_is_a_regression(command, subject, broken):
+    status, out, _ = command("gate", subject.artifact.path, broken(m.leak_fp32), "--json")
+    assert status == 0, "the same operations and logits"
+    status, out, _ = command("gate", subject.artifact.path, broken(m.wrong_softmax_axis), "--json")
+    verdicts = {m["name"]: m["verdict"] for m in json.loads(out)["metrics"]}
+    assert status == 1 and verdicts["parity"] == "regression" and "decode" not in verdicts
+
+
+def test_gate_of_a_run_and_an_artefact_is_refused(command, subject, tmp_path):
+    status, _, err = command("gate", subject.artifact.path, tmp_path / "run.jsonl")
+    assert status == 2 and "give two result files" in err
