@@ -19,6 +19,7 @@ _KINDS = {
     ),
     "executorch": ("harness.runtimes.executorch", "ExecuTorchRuntime", ()),
 }
+_CRASH_PRONE = ("coreml", "executorch")  # native code that has crashed: in a child process
 _DEFAULT_OPTIONS = {"mil": "widen", "eager": "fp32", "coreml": "cpu_and_ne"}
 
 RUNTIMES = tuple(
@@ -41,7 +42,12 @@ def get_runtime(name: str) -> Runtime:
         raise HarnessError(f"no runtime '{name}'; choose from {', '.join(RUNTIMES)}")
     module, class_name, _ = _KINDS[kind]
     runtime_class = getattr(importlib.import_module(module), class_name)
-    runtime: Runtime = runtime_class(option) if option else runtime_class()
+    arguments = (option,) if option else ()
+    if kind in _CRASH_PRONE:
+        from harness.runtimes.isolated import IsolatedRuntime
+
+        return IsolatedRuntime(runtime_class, *arguments)
+    runtime: Runtime = runtime_class(*arguments)
     return runtime
 
 
