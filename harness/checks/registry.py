@@ -18,7 +18,7 @@ from harness.checks.subject import Subject
 class Check:
     """A check: its name, the function that makes its findings, and what the subject must have.
 
-    ``needs`` are among ``checkpoint``, ``unshared``, ``multifunction`` and ``runtime``.
+    ``needs`` are among ``checkpoint``, ``unshared``, ``multifunction``, ``fp16`` and ``runtime``.
     """
 
     name: str
@@ -34,6 +34,8 @@ class Check:
         """Why the check says nothing of a subject, None when it applies."""
         if "multifunction" in self.needs and subject.mode != "multifunction":
             return "a single-method artefact has no functions to share weights between"
+        if "fp16" in self.needs and subject.dtype != "fp16":
+            return f"an {subject.dtype} artefact holds no fp16 values"
         if "checkpoint" in self.needs and subject.expected_weights is None:
             return "needs the checkpoint and its params"
         if "unshared" in self.needs and subject.unshared is None:
@@ -65,6 +67,6 @@ CHECKS = {
         ("parity", "parity:check_parity", ("runtime",)),
         ("greedy", "parity:check_greedy", ("runtime",)),
         ("residues", "parity:check_residues", ("runtime",)),
-        ("fp16-range", "ranges:check_fp16_range", ()),
+        ("fp16-range", "ranges:check_fp16_range", ("fp16",)),
     )
 }
