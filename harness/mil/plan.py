@@ -19,6 +19,8 @@ from harness.mil.operation import IMPLEMENTATIONS, Operation
 from harness.mil.policy import Policy
 from harness.mil.values import Constant, TensorType, read_constant, tensor_type
 
+_MOST_ELEMENTS = 1 << 31  # 8 GB as fp32: no layer of a language model comes near
+
 Weights = dict[Any, torch.Tensor]
 """What functions of one package share: a weight's place and type -> its tensor."""
 
@@ -112,6 +114,8 @@ class _Compiler:
             raise ArtifactError(f"{self._where}: operation {index}, {message.type}, has no output")
         where = f"{self._where}, {message.type} '{message.outputs[0].name}'"
         outputs = tuple(tensor_type(output.type, where) for output in message.outputs)
+        if max(output.count for output in outputs) > _MOST_ELEMENTS:
+            raise ArtifactError(f"{where}: declares a result of over {_MOST_ELEMENTS} elements")
         if message.type == "const":
             if "val" not in message.attributes:
                 raise ArtifactError(f"{where}: a const without 'val'")

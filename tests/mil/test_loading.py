@@ -196,6 +196,30 @@ def test_a_weight_of_another_dtype_is_refused(affine):
     refused(edited(affine, change), "declared INT32, but its weight is FLOAT32")
 
 
+def test_a_result_that_no_machine_could_hold_is_refused(affine):
+    def change(block):
+        for dimension in find(block, "relu").outputs[0].type.tensorType.dimensions:
+            dimension.constant.size = 1 << 20
+
+    refused(edited(affine, change), "relu '.*': declares a result of over")
+
+
+def test_a_tile_makes_no_more_than_it_declares():
+    package = save(lambda mb, a: mb.tile(x=a, reps=[2, 3]), [(2, 4)])
+
+    def change(block):
+        const = next(
+            op
+            for op in block.operations
+            if list(op.attributes["val"].immediateValue.tensor.ints.values) == [2, 3]
+        )
+        const.attributes["val"].immediateValue.tensor.ints.values[:] = [1 << 20, 1 << 20]
+
+    function = load_function(edited(package, change), "main", get_policy("widen"))
+    with pytest.raises(HarnessError, match="do not give"):
+        function({"a": torch.from_numpy(X)})
+
+
 def test_a_declared_shape_that_is_not_the_results_is_named_at_the_first_call(affine):
     def change(block):
         find(block, "relu").outputs[0].type.tensorType.dimensions[0].constant.size = 9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from harness.mil.operation import Operation, Run, operation
@@ -79,9 +81,15 @@ def split(op: Operation) -> Run:
 
 @operation("tile", inputs=("x",), moves_data=True)
 def tile(op: Operation) -> Run:
-    """Repeat along each axis."""
+    """Repeat along each axis; nothing is made that is larger than the program declares."""
     reps = tuple(op.required("reps"))
-    return lambda x: x.repeat(reps)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if None not in op.output.shape and x.numel() * math.prod(reps) != op.output.count:
+            raise op.error(f"reps {list(reps)} do not give {list(op.output.shape)}")
+        return x.repeat(reps)
+
+    return run
 
 
 @operation("gather", inputs=("x", "indices"), moves_data=True)
