@@ -18,7 +18,7 @@ COMMANDS = {
     "run": "generate text with an artefact",
     "bench": "time load, prefill and decode, and measure memory",
     "gate": "compare two result files; exit status 1 on a regression",
-    "report": "draw a table, JUnit XML or JSON from a result file",
+    "report": "draw a table, JUnit XML and an HTML page from a result file",
 }
 
 

@@ -3,6 +3,26 @@
 Source of every rule: the operation's page in coremltools' MIL reference, opsets iOS 15 to iOS 18.
 """
 
-from harness.mil.ops import constexpr, elementwise, linear, movement, reduction
+from harness.mil.ops import (
+    activation,
+    arrangement,
+    constexpr,
+    convolution,
+    elementwise,
+    linear,
+    movement,
+    normalization,
+    reduction,
+)
 
-__all__ = ["constexpr", "elementwise", "linear", "movement", "reduction"]
+__all__ = [
+    "activation",
+    "arrangement",
+    "constexpr",
+    "convolution",
+    "elementwise",
+    "linear",
+    "movement",
+    "normalization",
+    "reduction",
+]

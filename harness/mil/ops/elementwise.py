@@ -46,20 +46,25 @@ def real_div(op: Operation) -> Run:
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
+    "acos": torch.acos,
+    "asin": torch.asin,
+    "atan": torch.atan,
+    "atanh": torch.atanh,
     "ceil": torch.ceil,
     "cos": torch.cos,
+    "cosh": torch.cosh,
     "erf": torch.erf,
     "exp": torch.exp,
+    "exp2": torch.exp2,
     "floor": torch.floor,
     "logical_not": torch.logical_not,
-    "relu": torch.relu,
     "round": torch.round,
-    "sigmoid": torch.sigmoid,
     "sign": torch.sign,
-    "silu": torch.nn.functional.silu,
     "sin": torch.sin,
+    "sinh": torch.sinh,
     "sqrt": torch.sqrt,
     "square": torch.square,
+    "tan": torch.tan,
     "tanh": torch.tanh,
 }
 
@@ -86,18 +91,11 @@ def with_epsilon(op: Operation) -> Run:
     return lambda x: function(x + epsilon)
 
 
-@operation("gelu", inputs=("x",))
-def gelu(op: Operation) -> Run:
-    """Gaussian error linear unit, exact or by one of the two approximations."""
-    mode = op.constant("mode", "EXACT")
-    match mode:
-        case "EXACT":
-            return torch.nn.functional.gelu
-        case "TANH_APPROXIMATION":
-            return lambda x: torch.nn.functional.gelu(x, approximate="tanh")
-        case "SIGMOID_APPROXIMATION":
-            return lambda x: x * torch.sigmoid(1.702 * x)
-    raise op.error(f"unknown mode '{mode}'")
+@operation("threshold", inputs=("x",))
+def threshold(op: Operation) -> Run:
+    """The larger of each element and ``alpha``."""
+    alpha = op.required("alpha")
+    return lambda x: torch.clamp(x, min=alpha)
 
 
 @operation("clip", inputs=("x",))

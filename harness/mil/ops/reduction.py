@@ -10,6 +10,9 @@ import torch
 from harness.mil.operation import Operation, Run, operation
 
 _REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "reduce_l1_norm": lambda x, dim, keepdim: torch.sum(torch.abs(x), dim, keepdim),
+    "reduce_log_sum": lambda x, dim, keepdim: torch.log(torch.sum(x, dim, keepdim)),
+    "reduce_log_sum_exp": torch.logsumexp,
     "reduce_max": torch.amax,
     "reduce_mean": torch.mean,
     "reduce_min": torch.amin,
@@ -43,6 +46,35 @@ def argument(op: Operation) -> Run:
     op.constant("output_dtype")  # from iOS 17 on; the declared output says the same
     function = torch.argmax if op.type == "reduce_argmax" else torch.argmin
     return lambda x: function(x, dim=axis, keepdim=keep).to(torch.int32)
+
+
+@operation("reduce_prod", inputs=("x",))
+def product(op: Operation) -> Run:
+    """Multiply along ``axes``, or all of them when none are given."""
+    axes, keep = op.constant("axes"), op.constant("keep_dims", False)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        chosen = range(x.dim()) if axes is None else [axis % x.dim() for axis in axes]
+        for axis in sorted(chosen, reverse=True):
+            x = torch.prod(x, axis, keepdim=keep).to(x.dtype)
+        return x
+
+    return run
+
+
+@operation("cumsum", inputs=("x",))
+def cumsum(op: Operation) -> Run:
+    """Sum up along ``axis``, backwards in ``reverse``; ``exclusive`` leaves each itself out."""
+    axis, exclusive = op.constant("axis", 0), op.constant("exclusive", False)
+    reverse = op.constant("reverse", False)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        ordered = x.flip(axis) if reverse else x
+        total = torch.cumsum(ordered, axis).to(x.dtype)
+        total = total - ordered if exclusive else total
+        return total.flip(axis) if reverse else total
+
+    return run
 
 
 @operation("softmax", inputs=("x",))

@@ -1,0 +1,118 @@
+"""The gate where two runs do not line up: missing and new cases, odd values, skips."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from runs import PARITY, SKIPPED, write_run
+
+from harness.cli import main
+from harness.measure.gate import compare_runs
+from harness.report import Figure, read_run
+
+GREEDY = replace(PARITY, check="greedy", figures={}, facts={})
+FAILED = replace(PARITY, outcome="fail", reason="off")
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """Compare two lists of cases."""
+
+    def compare(base, head, **margins):
+        runs = [
+            read_run(write_run(tmp_path / f"{name}.jsonl", *cases))
+            for name, cases in (("base", base), ("head", head))
+        ]
+        return compare_runs(*runs, margins)
+
+    return compare
+
+
+def verdict(result, case, name):
+    (found,) = [m.verdict for m in result.metrics if (m.case, m.name) == (case.id, name)]
+    return found
+
+
+def with_figure(value, unit="", better="lower"):
+    return replace(PARITY, figures={"x": Figure(value, unit, None, better)})
+
+
+def test_a_missing_case_is_a_regression_when_others_are_there(gate):
+    result = gate([PARITY, GREEDY], [PARITY])
+    assert verdict(result, GREEDY, "outcome") == "regression" and not result.passed
+
+
+def test_a_new_case_is_listed_and_no_regression(gate):
+    result = gate([PARITY], [PARITY, GREEDY])
+    assert verdict(result, GREEDY, "outcome") == "new" and result.passed
+
+
+def test_a_missing_fact_is_a_regression_and_a_new_one_is_not(gate):
+    without = replace(PARITY, facts={})
+    assert verdict(gate([PARITY], [without]), PARITY, "opset") == "regression"
+    result = gate([without], [PARITY])
+    assert verdict(result, PARITY, "opset") == "new" and result.passed
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "expected"),
+    [
+        (0.0, 1e-9, "regression"),
+        (0.0, 0.0, "same"),
+        (1.0, float("nan"), "regression"),
+        (1.0, float("inf"), "regression"),
+        (float("nan"), 1.0, "inconclusive"),
+        (-10.0, -8.0, "regression"),
+    ],
+)
+def test_values_that_have_no_plain_percentage(gate, base, head, expected):
+    result = gate([with_figure(base)], [with_figure(head)])
+    assert verdict(result, PARITY, "x") == expected
+
+
+def test_higher_is_better_turns_the_direction_round(gate):
+    base, more, less = (with_figure(v, "dB", "higher") for v in (60.0, 70.0, 55.0))
+    assert verdict(gate([base], [more]), PARITY, "x") == "better"
+    assert verdict(gate([base], [less]), PARITY, "x") == "regression"
+
+
+def test_an_exact_figure_has_no_margin(gate):
+    base, other = (with_figure(v, "", "exact") for v in (1000, 1001))
+    assert verdict(gate([base], [other]), PARITY, "x") == "regression"
+
+
+def test_a_figure_with_another_unit_is_another_figure(gate):
+    result = gate([with_figure(3.0, "ms")], [with_figure(0.003, "s")])
+    assert verdict(result, PARITY, "x") == "regression"
+
+
+def test_true_and_one_are_two_facts(gate):
+    base, head = (replace(PARITY, facts={"shared": v}) for v in (True, 1))
+    assert verdict(gate([base], [head]), PARITY, "shared") == "regression"
+
+
+def test_a_case_that_fails_in_both_is_named(gate):
+    result = gate([FAILED], [FAILED])
+    assert verdict(result, PARITY, "outcome") == "failing" and result.passed
+
+
+def test_what_failed_before_is_not_held_against_what_passes_now(gate):
+    result = gate([replace(FAILED, facts={"operations": 1})], [PARITY])
+    assert [m.verdict for m in result.metrics] == ["better"]
+
+
+def test_two_skips_alone_are_nothing_to_compare(tmp_path, capsys):
+    path = str(write_run(tmp_path / "run.jsonl", SKIPPED))
+    assert main(["gate", path, path]) == 2
+    assert "Nothing could be compared" in capsys.readouterr().err
+
+
+def test_every_verdict_of_a_regression_is_printed_within_the_width(tmp_path, capsys):
+    base = write_run(tmp_path / "base.jsonl", PARITY, GREEDY)
+    head = write_run(tmp_path / "head.jsonl", replace(PARITY, facts={"opset": "C" * 300}))
+    assert main(["gate", str(base), str(head)]) == 1
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 120
+    assert "FAILED" in printed and GREEDY.id in printed and "same" in printed
+    assert main(["gate", str(base), str(base), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["regression"] == 0
