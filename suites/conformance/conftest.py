@@ -66,6 +66,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(argument, values, scope="session")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run all that concerns a subject in one go: only one is open at a time."""
+
+    def subject(item: pytest.Item) -> tuple[str, ...]:
+        params = item.callspec.params if isinstance(item, pytest.Function) else {}
+        return tuple(str(params.get(name, "")) for name in ("fixture_name", "mode"))
+
+    items.sort(key=subject)
+
+
 @pytest.fixture(scope="session")
 def subjects(pytestconfig: pytest.Config) -> Subjects:
     """The fixture models' exports, each opened once."""

@@ -12,7 +12,10 @@ from harness.export.options import CHOICES, ExportOptions
 
 
 class Subjects:
-    """Subjects by fixture name and mode; ``progress`` is told what is being made."""
+    """Subjects by fixture name and mode; ``progress`` is told what is being made.
+
+    Only the last one is kept open: with its oracle and its sessions it may take gigabytes.
+    """
 
     def __init__(self, progress: Callable[[str], object]) -> None:
         self._progress = progress
@@ -34,6 +37,7 @@ class Subjects:
         """
         key = (fixture_name, mode)
         if key not in self._opened:
+            self._opened.clear()
             self._opened[key] = self._open(fixture_name, mode)
         return self._opened[key]
 
