@@ -47,8 +47,10 @@ class Errors:
 
 
 def prompt_length(subject: Subject) -> int:
-    """Return two and a half chunks: the last one is padded."""
-    return 5 * subject.session("mil:widen").layout.prefill.input_len // 2
+    """Return two and a half chunks, so that the last is padded; fewer in a short context."""
+    layout = subject.session("mil:widen").layout
+    decoded = min(DECODE_STEPS, layout.context // 2)
+    return max(1, min(5 * layout.prefill.input_len // 2, layout.context - decoded))
 
 
 def sequence(subject: Subject) -> list[int]:
@@ -199,6 +201,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         comparisons=found.count,
         figures={"prompt lengths error": Figure(found.relative, "", bound=allowed)},
     )
+    last = have[-1]
     while session.room:
         last = session.decode(text[session.position])
     found = error(last, logits[-1])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.checks.metrics import error
-from harness.checks.parity import DECODE_STEPS, prompt_length, sequence, tolerances
+from harness.checks.parity import prompt_length, sequence, tolerances
 from harness.checks.subject import Subject
 from harness.errors import HarnessError
 from harness.generate.session import Session
@@ -52,7 +52,7 @@ class Stopwatch:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._tokens = sequence(subject)
-        self._n_prompt = min(prompt_length(subject), len(self._tokens) - DECODE_STEPS)
+        self._n_prompt = prompt_length(subject)
         cos, sin = subject.tables
         length = len(self._tokens)
         logits, _, _ = subject.oracle(torch.tensor(self._tokens), (cos[:length], sin[:length]))

@@ -56,6 +56,10 @@ class Judge:
             case = Case(**names, outcome="skip", reason=str(error))
         except HarnessError as error:
             case = _error_case(error, stage, names)
+        except Exception as error:  # a mistake of the harness, or of a library it calls
+            reason = f"{type(error).__name__}: {error}"
+            self._stream.add(Case(**names, outcome="error", stage=stage, reason=reason))
+            raise
         self._record(case, time.perf_counter() - start)
 
     @staticmethod
