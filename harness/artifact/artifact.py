@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from harness.artifact.delegate import BACKEND, Bundle, Delegate, parse_reference
 from harness.artifact.errors import ArtifactError
+from harness.artifact.mapped import is_folder
 from harness.artifact.package import Package
 from harness.artifact.pte import DelegateCall, Pte
 from harness.artifact.pte_reader import read_pte
-
-Constant = bool | int | float | str | np.ndarray
 
 
 class Artifact:
@@ -35,12 +33,18 @@ class Artifact:
         return tuple(self.package.functions)
 
     @cached_property
-    def constants(self) -> Mapping[str, Constant]:
-        """What a program's constant methods return, by name; arrays are views of the file."""
+    def constants(self) -> Mapping[str, Any]:
+        """What a program's constant methods return, by name: a bool, int, float or str, an array
+        (a view of the file), or a tuple of those where a method returns several. Raises
+        ArtifactError for one that returns anything else, or is not all there.
+        """
         if self.pte is None:
             return {}
         methods = [m for m in self.pte.methods.values() if m.is_constant]
-        return {m.name: self.pte.constant(m) for m in methods}
+        try:
+            return {m.name: self.pte.constant(m) for m in methods}
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error}") from None
 
     @cached_property
     def delegates(self) -> Mapping[str, tuple[Delegate, ...]]:
@@ -104,7 +108,7 @@ def open_artifact(path: str | Path) -> Artifact:
     of the two, or when a .pte has no Core ML delegate.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         package = Package.from_folder(path)
         _ = package.spec_path
         return Artifact(path, None, package)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.artifact.artifact import Artifact, Constant
+from harness.artifact.artifact import Artifact
 from harness.artifact.dtypes import MIL_TYPES
 from harness.artifact.package import Package
 from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
@@ -195,7 +195,9 @@ def sharing(package: Package) -> Sharing:
     )
 
 
-def _plain(value: Constant) -> Any:
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         small = value.tolist() if value.size <= 256 else None
         return {"dtype": str(value.dtype), "shape": list(value.shape), "values": small}

@@ -1,7 +1,9 @@
 """Tables of a flatbuffer, read by slot number and bounded by the buffer they lie in.
 
 The offsets in a file are not trusted: `flatbuffers` does the arithmetic, and every failure of it,
-every vector longer than the buffer and every index outside a vector ends in ArtifactError.
+every vector longer than the buffer and every index outside a vector ends in ArtifactError. So does
+a buffer whose vectors hold more than it has bytes: tables that refer to one another over and over
+would make a small file fill the memory.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _SCALARS = {
     "uint64": number_types.Uint64Flags,
     "float64": number_types.Float64Flags,
 }
+_SMALLEST_TABLE = 4  # bytes: an offset to the table of its fields
 _FAILURES = (struct.error, IndexError, ValueError, TypeError, OverflowError)
 
 
@@ -37,20 +40,34 @@ def damaged(what: str) -> ArtifactError:
     )
 
 
+class _Budget:
+    """How many bytes of vectors and tables may still be read from one buffer."""
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._left = 2 * len(buffer)  # no byte needs to be read twice; strings may be shared
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise damaged("more items than the file has bytes")
+
+
 class Table:
     """One flatbuffer table; slots are numbered from 0 in the order of the schema's fields."""
 
-    def __init__(self, buffer: memoryview, position: int) -> None:
+    def __init__(self, buffer: memoryview, position: int, budget: _Budget) -> None:
         if not 0 <= position <= len(buffer) - 4:
             raise damaged(f"a table at byte {position} of {len(buffer)}")
+        budget.spend(_SMALLEST_TABLE)
         self._table = FlatTable(buffer, position)
+        self._budget = budget
 
     @classmethod
     def root(cls, buffer: memoryview) -> Table:
         """Return the root table of a buffer."""
         if len(buffer) < 8:
             raise damaged("no room for a root table")
-        return cls(buffer, encode.Get(packer.uoffset, buffer, 0))
+        return cls(buffer, encode.Get(packer.uoffset, buffer, 0), _Budget(buffer))
 
     def _field(self, slot: int) -> int:
         """Return the absolute position of a field, 0 when the table does not hold it."""
@@ -73,7 +90,7 @@ class Table:
     def child(self, slot: int) -> Table | None:
         """Return the table (or union member) that a field points at, None when absent."""
         position = self._field(slot)
-        return Table(self._table.Bytes, self._indirect(position)) if position else None
+        return self._at(position) if position else None
 
     def text(self, slot: int, default: str = "") -> str:
         """Return a string, ``default`` when absent."""
@@ -98,6 +115,7 @@ class Table:
         end = start + 4 + length * item_size
         if end > len(self._table.Bytes):
             raise damaged(f"field {slot} claims {length} items")
+        self._budget.spend(length * item_size)
         return self._table.Bytes[start + 4 : end]
 
     def numbers(self, slot: int, dtype: str) -> tuple[int, ...]:
@@ -113,7 +131,10 @@ class Table:
             return
         start = self._indirect(self._field(slot)) + 4
         for index in range(len(data) // 4):
-            yield Table(self._table.Bytes, self._indirect(start + 4 * index))
+            yield self._at(start + 4 * index)
+
+    def _at(self, position: int) -> Table:
+        return Table(self._table.Bytes, self._indirect(position), self._budget)
 
     def _indirect(self, position: int) -> int:
         try:

@@ -1,18 +1,21 @@
 """A flattened folder: the way a Core ML delegate stores a package inside a .pte.
 
 File contents come first, one after another; then a JSON tree of nodes, its bytes in reverse order,
-so that a reader finds it from the end. Source: ExecuTorch's
+so that a reader finds it from the end. A folder's node stands after those of its entries, the root
+last; offsets count from the first content. Source: ExecuTorch's
 `backends/apple/coreml/runtime/inmemoryfs`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.artifact.errors import ArtifactError
 from harness.artifact.mapped import cut
 
+_FILE, _FOLDER = 0, 1  # the kinds of node
 _FIRST_LOOK = 1 << 16
 _LARGEST_TREE = 1 << 26  # bytes of JSON; a package has a few files, so this is far beyond any
 _LARGEST_DEPTH = 64
@@ -21,11 +24,13 @@ _LARGEST_DEPTH = 64
 def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
     """Return the files of a flattened folder, by their path below its root ("a/b.json").
 
-    Raises ArtifactError, naming ``what``, when the tree is missing, damaged, cyclic, or holds a
-    name that could leave a folder it is extracted to.
+    They come in the order of their contents, which `flatten` keeps. Raises ArtifactError, naming
+    ``what``, when the tree is missing, damaged, cyclic, or holds a name that could leave a folder
+    it is extracted to.
     """
     nodes = _read_tree(data, what)
     files: dict[str, memoryview] = {}
+    offsets: dict[str, int] = {}
     seen: set[int] = set()
 
     def walk(index: Any, path: tuple[str, ...]) -> None:
@@ -36,19 +41,82 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
         seen.add(index)
         try:
             node = nodes[index]
-            if node["kind"] == 0:
+            if node["kind"] == _FILE and path:  # the root is a folder
                 region = node["dataRegion"]
                 name = "/".join(path)
                 files[name] = cut(data, region["offset"], region["size"], f"{what}: file '{name}'")
+                offsets[name] = region["offset"]
                 return
-            children = dict(node["children"])
-        except (KeyError, TypeError, ValueError):
-            raise ArtifactError(f"{what}: its file tree is damaged (node {index})") from None
-        for name, child in children.items():
+            children = node["children"].items() if node["kind"] == _FOLDER else None
+        except (KeyError, TypeError, AttributeError):
+            children = None
+        if children is None:
+            raise ArtifactError(f"{what}: its file tree is damaged (node {index})")
+        for name, child in children:
             walk(child, (*path, _checked_name(name, what)))
 
     walk(len(nodes) - 1, ())
-    return files
+    return dict(sorted(files.items(), key=lambda item: offsets[item[0]]))
+
+
+def root_name(data: memoryview, what: str) -> str:
+    """Return the name of the folder that was flattened; raises ArtifactError, naming ``what``."""
+    name = _read_tree(data, what)[-1].get("name")
+    if not isinstance(name, str):
+        raise ArtifactError(f"{what}: the root of its file tree has no name")
+    return name
+
+
+def flatten(files: Mapping[str, bytes | memoryview], root: str = "root") -> bytes:
+    """Flatten files, by their path below a folder named ``root``, as ExecuTorch does.
+
+    Contents stand in the order of ``files``, each folder's together, where its first one comes;
+    ExecuTorch's own order is that of a hash map, so it differs from platform to platform. Raises
+    ArtifactError for a path that could leave the folder, or that is a file and a folder.
+    """
+    writer = _Writer()
+    writer.folder(root, [(_checked_path(path), content) for path, content in files.items()])
+    tree = json.dumps({"nodes": writer.nodes}, separators=(",", ":"), ensure_ascii=False)
+    return b"".join([*writer.contents, tree.encode()[::-1]])
+
+
+_Entry = tuple[tuple[str, ...], "bytes | memoryview"]  # path below a folder, content
+
+
+class _Writer:
+    """Collects contents and nodes; each call returns the number of the node that it adds."""
+
+    def __init__(self) -> None:
+        self.contents: list[bytes | memoryview] = []
+        self.nodes: list[dict[str, Any]] = []
+        self._size = 0
+
+    def folder(self, name: str, entries: Iterable[_Entry]) -> int:
+        below: dict[str, list[_Entry]] = {}
+        for (first, *rest), content in entries:
+            below.setdefault(first, []).append((tuple(rest), content))
+        children = {child: self._child(child, within) for child, within in below.items()}
+        return self._add(_FOLDER, name, dict(sorted(children.items())), 0, 0)
+
+    def _child(self, name: str, within: list[_Entry]) -> int:
+        if all(path for path, _ in within):
+            return self.folder(name, within)
+        if len(within) > 1:
+            raise ArtifactError(f"'{name}' cannot be a file and a folder at once")
+        offset, content = self._size, within[0][1]
+        self.contents.append(content)
+        self._size += len(content)
+        return self._add(_FILE, name, {}, offset, len(content))
+
+    def _add(self, kind: int, name: str, children: dict[str, int], offset: int, size: int) -> int:
+        region = {"offset": offset, "size": size}
+        node = {"children": children, "dataRegion": region, "kind": kind, "name": name}
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+
+def _checked_path(path: str) -> tuple[str, ...]:
+    return tuple(_checked_name(name, f"'{path}'") for name in path.split("/"))
 
 
 def _checked_name(name: str, what: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.artifact.blob import Blob, read_blob
 from harness.artifact.errors import ArtifactError
-from harness.artifact.mapped import map_file
+from harness.artifact.mapped import is_folder, map_file
 from harness.artifact.proto import parse_model
 
 _MODEL_PATH = "@model_path/"  # how a program writes "the folder of model.mlmodel"
@@ -34,7 +34,16 @@ class Package:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Package:
-        """Open an .mlpackage folder; every file in it is mapped when it is first asked for."""
+        """Open an .mlpackage folder; every file in it is mapped when it is first asked for.
+
+        Raises ArtifactError when it is not one, without a look at what else a folder holds.
+        """
+        try:
+            is_package = (folder / "Manifest.json").exists()
+        except OSError as error:
+            raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
+        if is_folder(folder) and not is_package:
+            raise ArtifactError(f"{folder}: not an .mlpackage (no Manifest.json)")
         return cls(FolderFiles(folder), str(folder))
 
     @cached_property
@@ -121,19 +130,14 @@ class FolderFiles(Mapping[str, memoryview]):
     """The regular files below a folder, mapped on first use; links that leave it are refused."""
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise ArtifactError(f"{folder}: no such folder; check the path")
-        root = folder.resolve()
-        self._paths: dict[str, Path] = {}
         self._mapped: dict[str, memoryview] = {}
-        for path in sorted(folder.rglob("*")):
-            if not path.is_file():
-                continue
-            if not path.resolve().is_relative_to(root):
-                raise ArtifactError(f"{path}: a link that leaves the package; remove it")
-            if len(self._paths) == _MOST_FILES:
-                raise ArtifactError(f"{folder}: more than {_MOST_FILES} files; not a package")
-            self._paths[path.relative_to(folder).as_posix()] = path
+        try:
+            paths = sorted(_files_below(folder))
+        except OSError as error:
+            raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
+        self._paths = {path.relative_to(folder).as_posix(): path for path in paths}
 
     def __getitem__(self, name: str) -> memoryview:
         if name not in self._mapped:
@@ -145,6 +149,17 @@ class FolderFiles(Mapping[str, memoryview]):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    root = folder.resolve()
+    for number, path in enumerate(folder.rglob("*")):
+        if number == _MOST_FILES:
+            raise ArtifactError(f"{folder}: more than {_MOST_FILES} files; not a package")
+        if path.is_file():
+            if not path.resolve().is_relative_to(root):
+                raise ArtifactError(f"{path}: a link that leaves the package; remove it")
+            yield path
 
 
 class SubFiles(Mapping[str, memoryview]):

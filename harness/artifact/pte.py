@@ -12,17 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from harness.artifact.errors import ArtifactError
 from harness.artifact.flatbuffer import damaged
 from harness.artifact.mapped import cut
 
 
 @dataclass(frozen=True)
 class TensorValue:
-    """A tensor of a method: dtype (numpy's name), shape, and its bytes when it is a constant."""
+    """A tensor of a method: dtype (numpy's name), shape, and its bytes when it is a constant.
+
+    ``dim_order`` lists the axes from the outermost in memory to the innermost; empty stands for
+    the order of the shape.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     data: memoryview | None
+    dim_order: tuple[int, ...] = ()
 
     def array(self) -> np.ndarray:
         """Return a constant's value, a view of the file; its buffer may be padded past the end."""
@@ -31,7 +37,12 @@ class TensorValue:
             raise damaged(f"a constant of dtype {self.dtype} without data that numpy can hold")
         dtype = np.dtype(self.dtype)
         data = cut(self.data, 0, count * dtype.itemsize, f"a constant {self.dtype}{self.shape}")
-        return np.frombuffer(data, dtype, count).reshape(self.shape)
+        order = self.dim_order or tuple(range(len(self.shape)))
+        try:
+            stored = np.frombuffer(data, dtype, count).reshape([self.shape[axis] for axis in order])
+        except ValueError:  # no elements, yet sizes that numpy cannot multiply
+            raise damaged(f"a constant of shape {self.shape}") from None
+        return stored.transpose(np.argsort(order)) if order else stored
 
 
 @dataclass(frozen=True)
@@ -108,8 +119,8 @@ class PteMethod:
 
     @property
     def is_constant(self) -> bool:
-        """Whether this is a constant method: no instruction, it only returns values."""
-        return not self.instructions
+        """Whether this is a constant method: no input, no instruction, it only returns values."""
+        return not self.instructions and not self.inputs
 
 
 @dataclass(frozen=True)
@@ -120,11 +131,22 @@ class Pte:
     named_data: dict[str, memoryview]
     size: int
 
-    def constant(self, method: PteMethod) -> bool | int | float | str | np.ndarray:
-        """Return what a constant method returns; raises ArtifactError when it isn't one value."""
-        value = method.values[method.outputs[0]] if len(method.outputs) == 1 else None
-        if isinstance(value, TensorValue):
+    def constant(self, method: PteMethod) -> Any:
+        """Return what a constant method returns: a bool, int, float, str or array, or a tuple of
+        those where it returns several, as a list of end-of-text tokens does.
+
+        Raises ArtifactError when it returns anything else.
+        """
+        values = tuple(_constant(method.values[index], method.name) for index in method.outputs)
+        return values[0] if len(values) == 1 else values
+
+
+def _constant(value: Value, method: str) -> bool | int | float | str | np.ndarray:
+    if isinstance(value, TensorValue):
+        try:
             return value.array()
-        if not isinstance(value, bool | int | float | str):
-            raise damaged(f"constant method '{method.name}' does not return one value")
-        return value
+        except ArtifactError as error:
+            raise ArtifactError(f"constant method '{method}': {error}") from None
+    if not isinstance(value, bool | int | float | str):
+        raise damaged(f"constant method '{method}' returns a {type(value).__name__}")
+    return value

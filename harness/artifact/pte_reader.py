@@ -32,6 +32,7 @@ from harness.artifact.pte import (
 FILE_IDENTIFIER = b"ET12"
 _EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segment base offset
 _IN_SEGMENT = 1  # DataLocation.SEGMENT
+_MOST_AXES = 16  # of a tensor; the runtime's own limit
 
 
 def read_pte(path: Path) -> Pte:
@@ -62,10 +63,10 @@ class _Reader:
 
     def program(self) -> Pte:
         """Read everything that is not payload."""
-        named_data = {
-            table.text(0): self._segment(table.scalar(1, "uint32"), f"data '{table.text(0)}'")
-            for table in self._root.children(7)
-        }
+        named_data = {}
+        for table in self._root.children(7):
+            key = table.text(0)
+            named_data[key] = self._segment(table.scalar(1, "uint32"), f"data '{key}'")
         methods: dict[str, PteMethod] = {}
         for table in self._root.children(1):
             method = self._method(table)
@@ -123,11 +124,16 @@ class _Reader:
         if scalar_type not in SCALAR_TYPES:
             raise damaged(f"a tensor of unknown scalar type {scalar_type}")
         shape = table.numbers(2, "int32")
-        if min(shape, default=0) < 0:
-            raise damaged(f"a tensor of shape {shape}")
+        if min(shape, default=0) < 0 or len(shape) > _MOST_AXES:
+            raise damaged(f"a tensor of shape {shape[: _MOST_AXES + 1]}")
+        dim_order = table.numbers(3, "uint8")
+        if dim_order and sorted(dim_order) != list(range(len(shape))):
+            raise damaged(f"a tensor of {len(shape)} axes in the order {dim_order[:_MOST_AXES]}")
+        if table.scalar(1, "int32"):
+            raise damaged("a tensor that begins inside its data")
         is_constant = table.scalar(5, "uint32") > 0 and table.child(6) is None
         data = self._constant_data(table.scalar(5, "uint32")) if is_constant else None
-        return TensorValue(SCALAR_TYPES[scalar_type], shape, data)
+        return TensorValue(SCALAR_TYPES[scalar_type], shape, data, dim_order)
 
     def _constant_data(self, index: int) -> memoryview | None:
         if self._constants:

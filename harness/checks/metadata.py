@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.artifact import ArtifactError, Bundle, Delegate, parse_metadata
+from harness.artifact import ArtifactError, Bundle, Delegate, Package, parse_metadata
+from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
 from harness.artifact.dtypes import FEATURE_TYPES
 from harness.artifact.pte import DelegateCall, TensorValue
 from harness.checks.finding import Finding
@@ -129,6 +130,7 @@ def check_function_names(subject: Subject) -> Iterator[Finding]:
 
     A package of one function must be loaded without a name, a multifunction package must not.
     """
+    yield from _check_default_functions(subject)
     for delegates in subject.artifact.delegates.values():
         for delegate in delegates:
             package, function = delegate.bundle.package, delegate.function
@@ -150,8 +152,29 @@ def check_function_names(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def _check_default_functions(subject: Subject) -> Iterator[Finding]:
+    """What runs when no function is asked for: a function of the package, the same in every one.
+
+    Tools that open a package without naming a function run its default; partitions that default to
+    different methods do not belong together.
+    """
+    bundles = subject.artifact.bundles
+    defaults = [b.package.model.description.defaultFunctionName or "main" for b in bundles]
+    for number, (bundle, default) in enumerate(zip(bundles, defaults, strict=True)):
+        wanted = bundle.metadata.default_method or defaults[0]
+        own = bundle.package.functions
+        expected = f"'{wanted}'" if wanted in own else f"one of {', '.join(sorted(own))}"
+        yield Finding(
+            "function-names",
+            f"package {number}",
+            ok=default == wanted and default in own,
+            message=f"its default function is '{default}'; {expected} is expected",
+            comparisons=1,
+        )
+
+
 def check_references(subject: Subject) -> Iterator[Finding]:
-    """Every reference resolves, and every blob of named data is referred to."""
+    """Every reference resolves, and all named data and all weights are referred to."""
     pte = subject.artifact.pte
     assert pte is not None
     used = set()
@@ -165,3 +188,21 @@ def check_references(subject: Subject) -> Iterator[Finding]:
     yield Finding("references", "the file", facts={"pte bytes": pte.size})
     for key in sorted(set(pte.named_data) - used):
         yield Finding("references", key, False, "no delegate refers to this named data", 1)
+    for number, bundle in enumerate(subject.artifact.bundles):
+        unused = _unused_weight_bytes(bundle.package)
+        yield Finding(
+            "references",
+            f"package {number}",
+            ok=unused < ENTRY_SIZE,  # less than one weight
+            message=f"its weight files hold {unused} bytes that no function refers to",
+            comparisons=1,
+        )
+
+
+def _unused_weight_bytes(package: Package) -> int:
+    """Return the size of the weight files less what is referred to, each weight padded."""
+    references = {r for name in package.functions for r in package.weights(name)}
+    used = [ENTRY_SIZE + len(package.blob(*reference).data) for reference in references]
+    used += [HEADER_SIZE for _ in {file for file, _ in references}]
+    stored = sum(len(package.files[name]) for name in package.files if name.endswith(".bin"))
+    return stored - sum(size + -size % ENTRY_SIZE for size in used)

@@ -15,26 +15,35 @@ from harness.report.figures import Figure
 
 
 def check_weights(subject: Subject) -> Iterator[Finding]:
-    """Every method's dequantised weights equal the checkpoint's after quantisation, at 0 ULP."""
+    """Every method's dequantised weights equal the checkpoint's after quantisation, at 0 ULP.
+
+    Each has the same tensors: a layer that only one of the two has is a difference.
+    """
     expected = subject.expected_weights
     assert expected is not None
     for method in subject.artifact.methods:
         _, held = read_llama(subject.artifact, method)
-        different, compared = [], 0
-        for name, want in expected.items():
-            compared += want.numel()
-            wrong = int((held[name] != want.to(torch.float32)).sum())
-            if wrong:
-                error = float((held[name] - want.to(torch.float32)).abs().max())
-                different.append(f"{name} ({wrong} of {want.numel()} values, by up to {error:.3g})")
+        different = [f"{name} is in one of the two only" for name in sorted(held.keys() ^ expected)]
+        common = {name: want for name, want in expected.items() if name in held}
+        different += [d for name, want in common.items() if (d := _difference(name, held, want))]
         yield Finding(
             "weights",
             f"method '{method}'",
             ok=not different,
             message=f"differ from the checkpoint's: {'; '.join(different[:5])}",
-            comparisons=compared,
+            comparisons=sum(want.numel() for want in common.values()),
             facts={"tensors": len(expected)},
         )
+
+
+def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) -> str:
+    """Say how a tensor differs from the one that is wanted, "" when it does not."""
+    have = held[name]
+    if have.shape != want.shape:
+        return f"{name} (shape {list(have.shape)}, not {list(want.shape)})"
+    error = (have - want.to(torch.float32)).abs()
+    wrong = int((error != 0).sum())  # NaN differs from everything
+    return f"{name} ({wrong} of {want.numel()} values, by up to {error.max():.3g})" if wrong else ""
 
 
 def check_tables(subject: Subject) -> Iterator[Finding]:

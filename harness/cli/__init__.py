@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "time load, prefill and decode, and measure memory",
     "gate": "compare two result files; exit status 1 on a regression",
     "report": "draw a table, JUnit XML and an HTML page from a result file",
+    "shim": "run a Python command that needs Core ML with our executor in its place",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError, NotInstalledError
 
 if TYPE_CHECKING:
-    from harness.checks import Check, Subject
+    from harness.checks import Check, Finding, Subject
     from harness.report import Case
 
 EXECUTORS = ("mil:strict", "mil:widen")
+_SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,22 +43,18 @@ def run(args: argparse.Namespace) -> int:
     chosen = _chosen(args.check)
     runtimes = _runtimes(args.runtime)
     subject = Subject(args.file, args.checkpoint, args.params)
-    if subject.artifact.pte is None:
-        raise HarnessError(f"{args.file}: only a .pte can be checked; `harness inspect` shows this")
-    # What is no language model, or does not fit its checkpoint, is refused before the first check.
-    _ = subject.mode, subject.expected_weights
+    _refuse(subject)
     cases = []
-    for case in _cases(subject, chosen, runtimes):
+    for case, failures in _cases(subject, chosen, runtimes):
         cases.append(case)
         if not args.json:
-            print(_line(case), flush=True)
-    failed = sum(not case.passes for case in cases)
+            print("\n      ".join([_line(case), *failures]), flush=True)
     if args.json:
         print(json.dumps([case.to_json() for case in cases], indent=2))
     else:
-        compared = sum(case.comparisons for case in cases)
-        print(f"\n{len(cases)} checks, {failed} failed, {compared:,} comparisons")
-    return 1 if failed or not any(case.outcome == "pass" for case in cases) else 0
+        print(f"\n{_summary(cases)}")
+    passed = any(case.outcome == "pass" for case in cases)
+    return 0 if passed and all(case.passes for case in cases) else 1
 
 
 def _chosen(names: list[str] | None) -> list[Check]:
@@ -81,32 +78,97 @@ def _runtimes(names: list[str] | None) -> list[str]:
     return list(dict.fromkeys(get_runtime(name).name for name in names))
 
 
-def _cases(subject: Subject, checks: list[Check], runtimes: list[str]) -> Iterator[Case]:
+def _refuse(subject: Subject) -> None:
+    """Raise HarnessError for what cannot be judged: no language model, or another's checkpoint.
+
+    What is wrong with the artefact itself is left to the checks.
+    """
+    path = subject.artifact.path
+    if subject.artifact.pte is None:
+        raise HarnessError(f"{path}: only a .pte can be checked; `harness inspect` shows this")
+    _ = subject.mode
+    if subject.checkpoint is None or subject.params is None:
+        return
+    from harness.llama.checkpoint import load_checkpoint
+    from harness.llama.config import load_params
+
+    params = load_params(subject.params)
+    load_checkpoint(subject.checkpoint, params)  # mapped: only its names and shapes are read
+    try:
+        held, _ = subject.held
+    except HarnessError:
+        return
+    wrong = [n for n in _SIZES if getattr(held, n) != getattr(params, n)]
+    if wrong:
+        sizes = "; ".join(f"{n} is {getattr(held, n)}, not {getattr(params, n)}" for n in wrong)
+        raise HarnessError(
+            f"{path} was not exported from {subject.checkpoint}: {sizes}; give its own checkpoint"
+        )
+
+
+def _cases(
+    subject: Subject, checks: list[Check], runtimes: list[str]
+) -> Iterator[tuple[Case, list[str]]]:
+    """Yield each check's case with a sentence for everything that is wrong."""
     for check in checks:
         for runtime in runtimes if check.takes_runtime else [None]:
             start = time.perf_counter()
-            case = _case(subject, check, runtime)
-            yield replace(case, seconds=round(time.perf_counter() - start, 3))
+            case, failures = _judge(subject, check, runtime)
+            yield replace(case, seconds=round(time.perf_counter() - start, 3)), failures
 
 
-def _case(subject: Subject, check: Check, runtime: str | None) -> Case:
+def _judge(subject: Subject, check: Check, runtime: str | None) -> tuple[Case, list[str]]:
     from harness.report import Case, case_from_findings
 
     names: dict[str, Any] = {"suite": "check", "check": check.name, "mode": subject.mode}
     names["runtime"] = runtime or "-"
-    if reason := check.inapplicable(subject):
-        return Case(**names, outcome="skip", reason=reason)
     try:
-        return case_from_findings(check.findings(subject, runtime), **names)
+        if reason := check.inapplicable(subject):
+            return Case(**names, outcome="skip", reason=reason), []
+        findings = tuple(check.findings(subject, runtime))
     except HarnessError as error:
-        return Case(**names, outcome="error", stage="check", reason=str(error))
+        return Case(**names, **_broken(error)), []
+    except Exception as error:  # a mistake of ours, which must not hide what other checks find
+        reason = f"the check itself failed ({type(error).__name__}: {error}); please report it"
+        return Case(**names, outcome="error", stage="check", reason=reason), []
+    case = case_from_findings(findings, **names)
+    return case, _failures(case, findings)
+
+
+def _broken(error: HarnessError) -> dict[str, Any]:
+    """Return the outcome of a check that could not end: a crash, a timeout, or an error."""
+    if signal := getattr(error, "signal", None):
+        return {"outcome": "crash", "signal": str(signal), "reason": str(error)}
+    if getattr(error, "timed_out", False):
+        return {"outcome": "timeout", "reason": str(error)}
+    return {"outcome": "error", "stage": "check", "reason": str(error)}
+
+
+def _failures(case: Case, findings: Sequence[Finding]) -> list[str]:
+    """Return a sentence for each finding that is wrong, and for each figure beyond its bound."""
+    wrong = [f"{finding.where}: {finding.message}" for finding in findings if not finding.ok]
+    beyond = [f"{name} is {f}" for name, f in case.figures.items() if not f.within_bound]
+    nothing = [] if case.comparisons else ["nothing was compared"]
+    return wrong + beyond + nothing
 
 
 def _line(case: Case) -> str:
-    """Say how a check went: its outcome, its name, and what was measured or what is wrong."""
+    """Say how a check went: its outcome, its name, and what was measured or why it could not be."""
     where = "" if case.runtime == "-" else f" on {case.runtime}"
-    detail = case.summary or "; ".join(
-        f"{name} {figure}" for name, figure in case.figures.items() if figure.bound is not None
-    )
     count = f" ({case.comparisons:,} comparisons)" if case.comparisons else ""
+    bounded = [(name, f) for name, f in case.figures.items() if f.bound is not None]
+    figures = "; ".join(f"{name} {f}" for name, f in bounded if f.within_bound)
+    detail = figures if case.outcome in ("pass", "fail") else case.reason
     return f"{case.outcome:5} {case.check}{where}{count}{': ' if detail else ''}{detail}"
+
+
+def _summary(cases: list[Case]) -> str:
+    failed = sum(not case.passes for case in cases)
+    skipped = sum(case.outcome == "skip" for case in cases)
+    compared = sum(case.comparisons for case in cases)
+    if skipped == len(cases):
+        return f"nothing was checked: {skipped} skipped"
+    return (
+        f"{len(cases) - skipped} checks, {failed} failed, {skipped} skipped; "
+        f"{compared:,} comparisons"
+    )

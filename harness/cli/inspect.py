@@ -15,6 +15,7 @@ from harness.artifact.facts import (
     Tensor,
     artifact_facts,
 )
+from harness.report.text import printable
 
 _MOST_TENSORS = 6  # an LLM has two caches a layer: the first few tell the pattern
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts.to_json(), indent=2))
     else:
-        print("\n".join(_lines(facts, args.all)))
+        print("\n".join(printable(line) for line in _lines(facts, args.all)))
     return 0
 
 

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
 from harness.errors import HarnessError
-from harness.mil.plan import Plan, Step, Weights, compile_function
+from harness.mil.block import Block
+from harness.mil.compile import compile_function
+from harness.mil.plan import Plan
 from harness.mil.policy import Policy
-from harness.mil.values import TensorType
-
-Observer = Callable[[Step, tuple[torch.Tensor, ...]], None]
-_OBSERVERS: list[Observer] = []
-
-
-@contextmanager
-def observed(observer: Observer) -> Iterator[None]:
-    """Show every operation's results, in every function that is called inside the block."""
-    _OBSERVERS.append(observer)
-    try:
-        yield
-    finally:
-        _OBSERVERS.remove(observer)
+from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
+from harness.mil.state import State
+from harness.mil.types import StateType, TensorType, ValueType
+from harness.mil.weights import Weights
 
 
 class Function:
-    """One function, compiled. Calls are independent of each other: a function holds no state."""
+    """One function, compiled. Calls are independent of each other, but for a `State` given to them.
 
-    def __init__(self, plan: Plan, policy: Policy, where: str) -> None:
+    ``inputs`` and ``states`` are the declared types by name, ``outputs`` too; a classifier's labels
+    and probabilities are not tensors. ``allowed`` says which shapes flexible inputs may have.
+    """
+
+    def __init__(
+        self, plan: Plan, policy: Policy, where: str, allowed: Mapping[str, AllowedShapes]
+    ) -> None:
         self._plan = plan
+        self._block = Block(plan)
         self._policy = policy
         self._where = where
-        self._checked = False
-
-    @property
-    def inputs(self) -> dict[str, TensorType]:
-        """The inputs' declared types by name."""
-        return {name: declared for name, (_, declared) in self._plan.inputs.items()}
+        self.allowed = allowed
+        self.inputs: dict[str, TensorType] = {}
+        self.states: dict[str, TensorType] = {}
+        for name, (_, declared) in plan.inputs.items():
+            if isinstance(declared, StateType):
+                self.states[name] = declared.wrapped
+            elif isinstance(declared, TensorType):
+                self.inputs[name] = declared
+            else:
+                raise HarnessError(f"{where}: input '{name}' is neither a tensor nor a state")
 
     def constant(self, name: str) -> torch.Tensor | None:
         """Return the tensor of a constant or a weight that operations read, None for any other."""
@@ -48,76 +52,78 @@ class Function:
         return None if slot is None else self._plan.slots[slot]
 
     @property
-    def outputs(self) -> dict[str, TensorType]:
+    def outputs(self) -> dict[str, Any]:
         """The outputs' declared types by name."""
         return {name: declared for name, (_, declared) in self._plan.outputs.items()}
 
+    def new_state(self) -> State:
+        """Return a state to call with, all zeros."""
+        return State(self.states, self._policy)
+
     @torch.inference_mode()
-    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, inputs: Mapping[str, torch.Tensor], state: State | None = None
+    ) -> dict[str, Any]:
         """Execute; floats come back as the policy carries them. Results may share memory with
         inputs or constants: read them, do not write into them.
 
+        A function with states must be given a state, which the call reads and changes. A
+        classifier's label is a str or an int, its probabilities a dict.
+
         Raises HarnessError, naming the function and the input or the operation, when an input is
-        missing, unknown or misshapen, or an operation fails.
+        missing, unknown, misshapen or of the wrong kind, or an operation fails.
         """
-        slots = list(self._plan.slots)
-        if inputs.keys() != self._plan.inputs.keys():
-            wrong = min(inputs.keys() ^ self._plan.inputs.keys())
-            problem = "is missing" if wrong in self._plan.inputs else "is not one of its inputs"
+        if inputs.keys() != self.inputs.keys():
+            wrong = min(inputs.keys() ^ self.inputs.keys())
+            problem = "is missing" if wrong in self.inputs else "is not one of its inputs"
             raise HarnessError(f"{self._where}: '{wrong}' {problem}")
+        if self.states and state is None:
+            names = ", ".join(self.states)
+            raise HarnessError(f"{self._where}: has states ({names}); call it with a state")
+        if self.allowed:
+            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+            check_shapes(self.allowed, shapes, self._where)
+        slots = list(self._plan.slots)
         for name, (slot, declared) in self._plan.inputs.items():
-            tensor = inputs[name]
-            if not _fits(tensor.shape, declared):
-                raise HarnessError(
-                    f"{self._where}: input '{name}' has shape {list(tensor.shape)}, "
-                    f"declared is {list(declared.shape)}"
-                )
-            slots[slot] = self._policy.enter(tensor, declared.dtype)
-        for step in self._plan.steps:
-            self._execute(step, slots)
-        self._checked = True
-        return {name: slots[slot] for name, (slot, _) in self._plan.outputs.items()}  # type: ignore[misc]
+            slots[slot] = self._entered(name, inputs.get(name), state, declared)
+        self._block.run(slots)
+        return {name: slots[slot] for name, (slot, _) in self._plan.outputs.items()}
 
-    def _execute(self, step: Step, slots: list[torch.Tensor | None]) -> None:
-        try:
-            result = step.run(*[slots[slot] if slot >= 0 else None for slot in step.reads])
-        except Exception as error:
-            raise HarnessError(f"{step.where}: {type(error).__name__}: {error}") from error
-        results = result if isinstance(result, tuple) else (result,)
-        if not self._checked:
-            _check_results(results, step)
-        for observer in _OBSERVERS:
-            observer(step, results)
-        for slot, value in zip(step.writes, results, strict=True):
-            slots[slot] = value
-        for slot in step.frees:
-            slots[slot] = None
-
-
-def _check_results(results: tuple[torch.Tensor, ...], step: Step) -> None:
-    """Raise HarnessError when a first result is not shaped as the program declares."""
-    for result, declared in zip(results, step.types, strict=True):
-        if not _fits(result.shape, declared):
+    def _entered(
+        self, name: str, tensor: torch.Tensor | None, state: State | None, declared: ValueType
+    ) -> Any:
+        where = f"{self._where}: input '{name}'"
+        if isinstance(declared, StateType) and state is not None:
+            return state.cell(name, declared.wrapped, self._policy, where)
+        if not isinstance(declared, TensorType) or not isinstance(tensor, torch.Tensor):
+            raise HarnessError(f"{where} is a {type(tensor).__name__}, not a tensor")
+        if not declared.fits(tensor):
             raise HarnessError(
-                f"{step.where}: gives shape {list(result.shape)}, "
-                f"the program declares {list(declared.shape)}"
+                f"{where} has shape {list(tensor.shape)}, declared is {list(declared.shape)}"
             )
-
-
-def _fits(shape: torch.Size, declared: TensorType) -> bool:
-    return len(shape) == len(declared.shape) and all(
-        want is None or have == want for have, want in zip(shape, declared.shape, strict=True)
-    )
+        if tensor.is_floating_point() and not declared.dtype.name.startswith("FLOAT"):
+            raise HarnessError(f"{where} is {tensor.dtype}, declared is {declared.dtype.name}")
+        return self._policy.enter(tensor, declared.dtype)
 
 
 _SHARED: WeakKeyDictionary[Package, dict[str, Weights]] = WeakKeyDictionary()
 
 
-def load_function(package: Package, function: str, policy: Policy) -> Function:
+def load_function(
+    package: Package, function: str, policy: Policy, *, stateful: bool = False
+) -> Function:
     """Load a function; functions of one package share the tensors of the weights they share.
 
-    Raises ArtifactError, as `compile_function` does.
+    One that keeps states is for callers that say ``stateful``, and give each call a `State`.
+    Raises ArtifactError for it otherwise, and as `compile_function` does.
     """
-    weights = _SHARED.setdefault(package, {}).setdefault(policy.name, {})
+    weights = _SHARED.setdefault(package, {}).setdefault(policy.name, Weights())
     where = f"{package.what}, function '{function}'"
-    return Function(compile_function(package, function, policy, weights), policy, where)
+    plan = compile_function(package, function, policy, weights)
+    loaded = Function(plan, policy, where, allowed_shapes(package, function))
+    if loaded.states and not stateful:
+        raise ArtifactError(
+            f"{where}: a value of kind stateType; only tensors are taken where the caller keeps "
+            f"no state (the states: {', '.join(loaded.states)})"
+        )
+    return loaded

@@ -108,12 +108,18 @@ def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> Lla
         ) from None
     vocab_size, dim = parts.embeddings[0].shape
     rows = sum(weight.shape[0] for weight in parts.groups[0])
+    n_heads = rows // head_dim - 2 * n_kv_heads if head_dim > 0 else 0
+    if min(n_heads, n_kv_heads) < 1 or n_heads % n_kv_heads:
+        raise ArtifactError(
+            f"{where}: not recognised as a Llama: {rows} rows of queries, keys and values make no "
+            f"heads of {head_dim}, {n_kv_heads} of them of keys"
+        )
     if len(set(parts.epsilons)) != 1:
         raise ArtifactError(f"{where}: its norms have {len(set(parts.epsilons))} epsilons, not one")
     return LlamaConfig(
         dim=dim,
         n_layers=n_layers,
-        n_heads=rows // head_dim - 2 * n_kv_heads,
+        n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         hidden_dim=sum(weight.shape[0] for weight in parts.groups[2]) // 2,
@@ -138,18 +144,20 @@ def _named(config: LlamaConfig, parts: _Parts, where: str) -> dict[str, torch.Te
         weights[f"{prefix}ffn_norm.weight"] = parts.norms[2 * layer + 1]
         for names, group in zip(_GROUPS, parts.groups[4 * layer : 4 * layer + 4], strict=True):
             full = [f"{prefix}{name}.weight" for name in names]
-            weights |= _cut(torch.cat(group), full, config, where)
-    return weights | _cut(torch.cat(parts.groups[-1]), ["output.weight"], config, where)
+            weights |= _cut(group, full, config, where)
+    return weights | _cut(parts.groups[-1], ["output.weight"], config, where)
 
 
 def _cut(
-    joined: torch.Tensor, names: list[str], config: LlamaConfig, where: str
+    group: list[torch.Tensor], names: list[str], config: LlamaConfig, where: str
 ) -> dict[str, torch.Tensor]:
     """Cut the rows of a group among its layers, by the sizes that the config implies."""
     shapes = [config.linears[name] for name in names]
-    if joined.shape != (sum(rows for rows, _ in shapes), shapes[0][1]):
+    sizes, width = [rows for rows, _ in shapes], shapes[0][1]
+    found = [list(weight.shape) for weight in group]
+    if any(shape[1:] != [width] for shape in found) or sum(rows for rows, _ in found) != sum(sizes):
         raise ArtifactError(
-            f"{where}: not recognised as a Llama: {', '.join(names)} together have shape "
-            f"{list(joined.shape)}, {shapes} are expected"
+            f"{where}: not recognised as a Llama: {', '.join(names)} are made of {found}, "
+            f"{shapes} are expected"
         )
-    return dict(zip(names, joined.split([rows for rows, _ in shapes]), strict=True))
+    return dict(zip(names, torch.cat(group).split(sizes), strict=True))

@@ -4,15 +4,18 @@ To add an operation:
 1. Find the module of its kind in `harness/mil/ops`.
 2. Write a builder, decorated with ``@operation(name, inputs=...)``: it is called once at load with
    an `Operation`, reads the constant parameters from it, and returns a function of the tensors
-   named in ``inputs`` (None for one that is absent).
-3. Add its rule to the tests with expected values from numpy or PyTorch.
+   named in ``inputs`` (None for one that is absent). Parameters named in ``computed`` may be
+   computed by the program; then the builder is called when their values are known.
+3. Add its names and parameters to `operations.toml`, if they are not there.
+4. Add its rule to the tests with expected values from numpy or PyTorch.
 
 A parameter that no builder reads is an error at load: nothing in a program is ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,32 +23,52 @@ import torch
 
 from harness.artifact.errors import ArtifactError
 from harness.mil.policy import Policy
-from harness.mil.values import Constant, TensorType
+from harness.mil.types import TensorType, ValueType
+from harness.mil.values import Constant
 
 Run = Callable[..., Any]
 Builder = Callable[["Operation"], Run]
+Kinds = type[Any] | tuple[type[Any], ...]
+"""What `isinstance` takes: the types of value that an input may have."""
+
+MOST_ELEMENTS = 1 << 31  # 8 GB as fp32: no layer of a language model comes near
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """How an operation is built, and which of its inputs are tensors at call time."""
+    """How an operation is built, which inputs it reads at call time, which of its parameters may
+    be computed by the program, how many blocks it has, and which inputs are not tensors."""
 
     build: Builder
     inputs: tuple[str, ...]
     moves_data: bool
+    computed: tuple[str, ...]
+    blocks: int
+    types: Mapping[str, Kinds]
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {}
 
 
 def operation(
-    *names: str, inputs: tuple[str, ...], moves_data: bool = False
+    *names: str,
+    inputs: tuple[str, ...],
+    moves_data: bool = False,
+    computed: tuple[str, ...] = (),
+    blocks: int = 0,
+    types: Mapping[str, Kinds] | None = None,
 ) -> Callable[[Builder], Builder]:
-    """Register a builder. One that ``moves_data`` makes no new values: nothing is rounded."""
+    """Register a builder. One that ``moves_data`` makes no new values: nothing is rounded.
+
+    The function of an operation with ``blocks`` takes them after its tensors, as functions of the
+    blocks' inputs that return a tuple. Inputs are tensors, but for those whose types are given.
+    """
 
     def register(build: Builder) -> Builder:
         for name in names:
-            IMPLEMENTATIONS[name] = Implementation(build, inputs, moves_data)
+            IMPLEMENTATIONS[name] = Implementation(
+                build, inputs, moves_data, computed, blocks, types or {}
+            )
         return build
 
     return register
@@ -55,14 +78,16 @@ def operation(
 class Operation:
     """An operation at load.
 
-    ``constants`` holds the inputs and attributes that are known at load, ``given`` the names of
-    all inputs that the program gives.
+    ``constants`` holds the inputs and attributes that are known at load, one or several for each
+    name; ``weights`` the inputs that constexpr operations made; ``given`` the names of all inputs
+    that the program gives.
     """
 
     type: str
     where: str
-    outputs: tuple[TensorType, ...]
-    constants: Mapping[str, Constant]
+    outputs: tuple[ValueType, ...]
+    constants: Mapping[str, tuple[Constant, ...]]
+    weights: Mapping[str, torch.Tensor]
     given: frozenset[str]
     opset: str
     policy: Policy
@@ -73,12 +98,19 @@ class Operation:
 
         Raises ArtifactError when it is given but not known at load.
         """
+        values = self.all_of(name)
+        if len(values) > 1:
+            raise self.error(f"parameter '{name}' has {len(values)} values, where one is expected")
+        return values[0] if values else default
+
+    def all_of(self, name: str) -> list[Any]:
+        """Return the values of a parameter that may have several; an empty list when not given."""
         self.read.add(name)
         if name in self.constants:
-            return self.constants[name].python
+            return [constant.python for constant in self.constants[name]]
         if name in self.given:
             raise self.error(f"parameter '{name}' is computed by the program; it must be constant")
-        return default
+        return []
 
     def required(self, name: str) -> Any:
         """Return a parameter that must be given; raises ArtifactError when it is not."""
@@ -88,14 +120,52 @@ class Operation:
         return value
 
     def weight(self, name: str) -> torch.Tensor | None:
-        """Return a constant tensor in its stored dtype, None when it is not given."""
+        """Return a constant tensor, None when it is not given: in its stored dtype, or as the
+        policy carries it when another constexpr operation made it."""
         self.read.add(name)
-        return self.constants[name].tensor() if name in self.constants else None
+        if name in self.weights:
+            return self.weights[name]
+        return self.constants[name][0].tensor() if name in self.constants else None
+
+    def check_count(self, count: int, what: str) -> None:
+        """Raise ArtifactError when a result of ``count`` elements, which ``what`` asks for, is not
+        as large as declared: asked before it is made, nothing larger is ever made.
+
+        Where the declared shape is flexible, the limit is `MOST_ELEMENTS`.
+        """
+        if self.output.is_fixed and count != self.output.count:
+            raise self.error(f"{what} do not give {list(self.output.shape)}")
+        if not 0 <= count <= MOST_ELEMENTS:
+            raise self.error(f"{what} ask for {count} elements; the most is {MOST_ELEMENTS}")
+
+    def checked_shape(self, shape: Sequence[int], what: str) -> tuple[int, ...]:
+        """Return a shape to make; raises ArtifactError when it is negative, or as `check_count`."""
+        if any(size < 0 for size in shape):
+            raise self.error(f"{what} ask for shape {list(shape)}, which no tensor has")
+        self.check_count(math.prod(shape), what)
+        return tuple(shape)
 
     @property
     def output(self) -> TensorType:
-        """The type of the first output."""
-        return self.outputs[0]
+        """The type of the first output, which must be a tensor."""
+        first = self.outputs[0]
+        if not isinstance(first, TensorType):
+            raise self.error("its first result must be declared a tensor")
+        return first
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the first output is of a floating point dtype."""
+        return self.output.dtype.name.startswith("FLOAT")
+
+    @property
+    def carrier(self) -> torch.dtype:
+        """The torch dtype that carries the first output."""
+        return self.policy.carrier(self.output.dtype)
+
+    def since(self, opset: str) -> bool:
+        """Whether the program's opset is ``opset`` or a later one."""
+        return self.opset >= opset  # CoreML5 to CoreML9: their order is that of their names
 
     def error(self, problem: str) -> ArtifactError:
         """Return an error that names the function and the operation."""

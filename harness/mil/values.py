@@ -1,4 +1,4 @@
-"""MIL values: types, and constants from the program's text or its weight file, as tensors.
+"""MIL values: constants from the program's text or its weight file, as tensors.
 
 Source: coremltools' `MIL.proto`. FLOAT16 and the small integers stand as bytes, sub-byte integers
 packed from the lowest bit up.
@@ -6,18 +6,16 @@ packed from the lowest bit up.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness.artifact.dtypes import MIL_TYPES, MilType
 from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
+from harness.mil.types import ListType, TensorType, tensor_type, value_type
 
-Shape = tuple[int | None, ...]
 _LISTS = {
     "BOOL": "bools",
     "STRING": "strings",
@@ -26,36 +24,10 @@ _LISTS = {
     "INT32": "ints",
     "INT64": "longInts",
     "UINT64": "longInts",
+    "INT16": "ints",
+    "UINT16": "ints",
 }
 """The dtypes whose immediate values stand in a list of their own; all others stand as bytes."""
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """A declared tensor: its dtype and its shape, None where a dimension is flexible."""
-
-    dtype: MilType
-    shape: Shape
-
-    @property
-    def count(self) -> int:
-        """The number of elements; flexible dimensions count as one."""
-        return math.prod(size or 0 if size is not None else 1 for size in self.shape)
-
-
-def tensor_type(value_type: Any, where: str) -> TensorType:
-    """Return the tensor type of a `ValueType`; raises ArtifactError for any other type."""
-    if value_type.WhichOneof("type") != "tensorType":
-        kind = value_type.WhichOneof("type") or "nothing"
-        raise ArtifactError(f"{where}: a value of kind {kind}; only tensors can be executed")
-    declared = value_type.tensorType
-    if declared.dataType not in MIL_TYPES:
-        raise ArtifactError(f"{where}: unknown MIL dtype {declared.dataType}")
-    shape = tuple(
-        d.constant.size if d.WhichOneof("dimension") == "constant" else None
-        for d in declared.dimensions
-    )
-    return TensorType(MIL_TYPES[declared.dataType], shape)
 
 
 @dataclass(frozen=True)
@@ -81,7 +53,13 @@ class Constant:
 
 
 def read_constant(value: Any, package: Package, where: str) -> Constant:
-    """Decode a `Value`; raises ArtifactError, naming ``where``, when it contradicts itself."""
+    """Decode a `Value`; raises ArtifactError, naming ``where``, when it contradicts itself.
+
+    A list of scalars, as the labels of a classifier are, comes as an array with one axis.
+    """
+    declared = value_type(value.type, where)
+    if isinstance(declared, ListType):
+        return _list(value.immediateValue.list.values, declared.element, package, where)
     declared = tensor_type(value.type, where)
     if value.WhichOneof("value") == "blobFileValue":
         reference = value.blobFileValue
@@ -95,8 +73,19 @@ def read_constant(value: Any, package: Package, where: str) -> Constant:
     return Constant(declared, _immediate(value.immediateValue.tensor, declared, where))
 
 
+def _list(values: Any, element: TensorType, package: Package, where: str) -> Constant:
+    items = [read_constant(value, package, where) for value in values]
+    if any(item.type != element or element.shape != () for item in items):
+        raise ArtifactError(f"{where}: a constant list must hold scalars of {element.dtype.name}")
+    dtype = object if element.dtype.name == "STRING" else np.dtype(element.dtype.numpy)
+    array = np.array([item.array[()] for item in items], dtype)
+    return Constant(TensorType(element.dtype, (len(items),)), array)
+
+
 def _immediate(tensor: Any, declared: TensorType, where: str) -> np.ndarray:
     field = _LISTS.get(declared.dtype.name, "bytes")
+    if field == "ints" and tensor.WhichOneof("value") == "bytes" and declared.dtype.bits == 16:
+        field = "bytes"  # where coremltools' own comment says that it will move them
     if tensor.WhichOneof("value") not in (field, None):
         raise ArtifactError(
             f"{where}: declared {declared.dtype.name}, but its value stands under "
@@ -107,19 +96,22 @@ def _immediate(tensor: Any, declared: TensorType, where: str) -> np.ndarray:
     items = list(getattr(tensor, field).values)
     _check_count(len(items), declared, where)
     dtype = object if declared.dtype.name == "STRING" else np.dtype(declared.dtype.numpy)
-    return np.array(items, dtype).reshape(_fixed_shape(declared, where))
+    try:
+        return np.array(items, dtype).reshape(_fixed_shape(declared, where))
+    except OverflowError:
+        raise ArtifactError(f"{where}: a value does not fit {declared.dtype.name}") from None
 
 
 def _from_bytes(data: memoryview, declared: TensorType, where: str) -> np.ndarray:
     shape, bits = _fixed_shape(declared, where), declared.dtype.bits
     needed = (declared.count * bits + 7) // 8
-    if len(data) < needed or bits == 0:
+    if len(data) != needed or bits == 0:
         raise ArtifactError(
             f"{where}: {declared.dtype.name}{list(shape)} needs {needed} bytes, has {len(data)}"
         )
     if bits >= 8:
-        return np.frombuffer(data[:needed], declared.dtype.numpy).reshape(shape)
-    return _unpacked(data[:needed], declared).reshape(shape)
+        return np.frombuffer(data, declared.dtype.numpy).reshape(shape)
+    return _unpacked(data, declared).reshape(shape)
 
 
 def _unpacked(data: memoryview, declared: TensorType) -> np.ndarray:

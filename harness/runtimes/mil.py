@@ -81,8 +81,15 @@ def _call(
     outputs: Sequence[str],
     tensors: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Call by position. A strict result leaves in its declared dtype, which holds it exactly."""
-    results = function(dict(zip(inputs, tensors, strict=True)))
+    """Call by position. A strict result leaves in its declared dtype, which holds it exactly.
+
+    Core ML has no tensor of rank 0: a program that takes one has an input of shape (1,).
+    """
+    given = dict(zip(inputs, tensors, strict=True))
+    for name, tensor in given.items():
+        if tensor.shape == () and name in function.inputs and function.inputs[name].shape == (1,):
+            given[name] = tensor.reshape(1)
+    results = function(given)
     if not policy.rounds_half:
         return [results[name] for name in outputs]
     return [

@@ -46,7 +46,7 @@ class ProgramMethod:
         self._delegates = {index: (d, factory(d)) for index, d in delegates.items()}
 
     def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
-        """Raise ArtifactError unless each call hands over as many values as there are names."""
+        """Raise ArtifactError unless each call hands over as many tensors as there are names."""
         for instruction in self._plan.instructions:
             if not isinstance(instruction, DelegateCall):
                 continue
@@ -63,6 +63,15 @@ class ProgramMethod:
                     f"{self._where}, delegate {instruction.delegate}: called with "
                     f"{len(instruction.args)} values, metadata.json names {expected}"
                 )
+            for name, index in zip(
+                names.input_names + names.output_names, instruction.args, strict=True
+            ):
+                if not isinstance(self._plan.values[index], TensorValue):
+                    kind = type(self._plan.values[index]).__name__
+                    raise ArtifactError(
+                        f"{self._where}, delegate {instruction.delegate}: '{name}' is handed over "
+                        f"as {kind}; a Core ML delegate takes and gives tensors only"
+                    )
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Execute once; see `harness.runtimes.base.Method`. Results may share memory with inputs.
@@ -77,7 +86,16 @@ class ProgramMethod:
             if steps > _MOST_STEPS:
                 raise HarnessError(f"{self._where}: did not end after {_MOST_STEPS} instructions")
             position = self._execute(self._plan.instructions[position], values, position)
-        return tuple(values[index] for index in self._plan.outputs)
+        return tuple(
+            self._made(values, index, f"output '{spec.name}'")
+            for index, spec in zip(self._plan.outputs, self.outputs, strict=True)
+        )
+
+    def _made(self, values: list[Any], index: int, what: str) -> Any:
+        """Return a value; raises HarnessError, naming ``what``, when nothing has made it yet."""
+        if values[index] is None:
+            raise HarnessError(f"{self._where}: {what} is value {index}, which nothing has made")
+        return values[index]
 
     def _enter(self, values: list[Any], tensors: tuple[torch.Tensor, ...]) -> None:
         if len(tensors) != len(self.inputs):
@@ -101,26 +119,43 @@ class ProgramMethod:
         """Execute one instruction; return the position of the next."""
         match instruction:
             case DelegateCall(number, args):
-                delegate, run = self._delegates[number]
-                split = len(delegate.names.input_names)
-                results = run([values[index] for index in args[:split]])
-                for index, result in zip(args[split:], results, strict=True):
-                    values[index] = self._shaped(result, index)
+                self._delegate(number, args, values)
             case KernelCall(operator, args):
                 self._kernel(operator, args, values)
             case MoveCall(source, target):
                 values[target] = values[source]
-            case JumpFalseCall(condition, destination) if not values[condition]:
-                return destination
+            case JumpFalseCall(condition, destination):
+                if not self._holds(values, condition):
+                    return destination
             case FreeCall(freed):
                 values[freed] = None
         return position + 1
 
-    def _shaped(self, result: torch.Tensor, index: int) -> torch.Tensor:
-        """Return a delegate's result; Core ML gives a scalar as a tensor of shape (1,)."""
-        declared = self._plan.values[index]
-        is_scalar = isinstance(declared, TensorValue) and declared.shape == ()
-        return result.reshape(()) if is_scalar else result
+    def _holds(self, values: list[Any], condition: int) -> bool:
+        value = self._made(values, condition, "a jump's condition")
+        if torch.is_tensor(value) and value.numel() != 1:
+            shape = list(value.shape)
+            raise HarnessError(f"{self._where}: a jump's condition has shape {shape}, not one bool")
+        return bool(value)
+
+    def _delegate(self, number: int, args: tuple[int, ...], values: list[Any]) -> None:
+        delegate, run = self._delegates[number]
+        names, split = delegate.names, len(delegate.names.input_names)
+        tensors = [
+            self._made(values, index, f"delegate {number}'s input '{name}'")
+            for index, name in zip(args[:split], names.input_names, strict=True)
+        ]
+        for index, name, result in zip(args[split:], names.output_names, run(tensors), strict=True):
+            declared = self._plan.values[index]
+            assert isinstance(declared, TensorValue), "checked at load"
+            if declared.shape == () and tuple(result.shape) == (1,):  # as Core ML gives a scalar
+                result = result.reshape(())
+            if tuple(result.shape) != declared.shape:
+                raise HarnessError(
+                    f"{self._where}, delegate {number}: output '{name}' has shape "
+                    f"{list(result.shape)}, the program declares {list(declared.shape)}"
+                )
+            values[index] = result
 
     def _kernel(self, operator: str, args: tuple[int, ...], values: list[Any]) -> None:
         declared = [self._plan.values[index] for index in args]

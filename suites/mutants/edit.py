@@ -1,7 +1,9 @@
 """Takes an exported .pte apart, lets a mutation change a part, and puts it together again.
 
-The program's tables are read and written by ExecuTorch's own serialiser, models by protobuf. To add
-a mutant: write a function that changes an `Export` in place, and a row in `test_mutants`.
+The file is edited as bytes: our own reader is given a copy that can be written to, so that what it
+points at (a constant, a name) is changed in place; segments, which may grow, are laid out anew. To
+add a mutant: write a function in an `of_*` module that changes an `Export`, and a row in
+`test_mutants`.
 """
 
 from __future__ import annotations
@@ -9,30 +11,57 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.artifact.delegate import REFERENCE_MAGIC
-from harness.artifact.flattened import read_flattened
-from harness.artifact.package import Package, SubFiles
+import numpy as np
 
-Files = dict[str, bytes]
-_SPEC = "model.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC
+from harness.artifact.flatbuffer import Table
+from harness.artifact.flattened import flatten, read_flattened, root_name
+from harness.artifact.package import Package, SubFiles
+from harness.artifact.pte_reader import _Reader
+
+_PROGRAM_SIZE, _SEGMENT_BASE, _SEGMENT_SIZE = 16, 24, 32  # where the extended header has them
+_METHODS, _SEGMENTS, _NAMED_DATA = 1, 4, 7  # fields of `Program` in `schema/program.fbs`
+_ALIGNMENT = 128  # of a segment, ExecuTorch's default
 _WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
 
 
 class Payload:
-    """The files of one package, its model parsed."""
+    """One flattened package; what is not touched keeps its bytes."""
 
     def __init__(self, data: bytes) -> None:
-        self.files: Files = {
-            name: bytes(content)
-            for name, content in read_flattened(memoryview(data), "payload").items()
-        }
+        view = memoryview(data)
+        self._root = root_name(view, "payload")
+        self.files = {name: bytes(f) for name, f in read_flattened(view, "payload").items()}
+
+    @cached_property
+    def _package(self) -> Package:
         views = {name: memoryview(content) for name, content in self.files.items()}
-        self.model = Package(SubFiles(views, "model.mlpackage"), "payload").model
-        self.metadata: dict[str, Any] = json.loads(self.files["metadata.json"])
-        self.weights = bytearray(self.files[_WEIGHTS])
+        return Package(SubFiles(views, "model.mlpackage"), "payload")
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, a `Model` message."""
+        return self._package.model
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """`metadata.json`."""
+        content: dict[str, Any] = json.loads(self.files["metadata.json"])
+        return content
+
+    @cached_property
+    def weights(self) -> bytearray:
+        """The weight file."""
+        return bytearray(self.files[_WEIGHTS])
+
+    @property
+    def functions(self) -> list[str]:
+        """The names of the ML Program functions."""
+        return sorted(self.model.mlProgram.functions)
 
     def block(self, function: str) -> Any:
         """The operations' block of a function."""
@@ -45,102 +74,115 @@ class Payload:
 
     def to_bytes(self) -> bytes:
         """The payload, flattened."""
-        self.files[_SPEC] = self.model.SerializeToString()
-        self.files[_WEIGHTS] = bytes(self.weights)
-        self.files["metadata.json"] = json.dumps(self.metadata).encode()
-        return flatten(self.files)
+        touched = vars(self)  # a cached property stands here once it has been asked for
+        files = dict(self.files)
+        if "model" in touched:
+            files[f"model.mlpackage/{self._package.spec_path}"] = self.model.SerializeToString()
+        if "weights" in touched:
+            files[_WEIGHTS] = bytes(self.weights)
+        if "metadata" in touched:
+            files["metadata.json"] = json.dumps(self.metadata).encode()
+        return flatten(files, self._root)
 
 
 class Export:
-    """A .pte in parts: ExecuTorch's program, and the payloads in the order of their delegates."""
+    """A .pte in parts: its tables, its segments, and the payloads in the order of their delegates.
+
+    A constant is changed where it stands; a payload is written over the segment it came from.
+    """
 
     def __init__(self, path: Path) -> None:
-        from executorch.exir._serialize._program import deserialize_pte_binary
-
-        self.file = deserialize_pte_binary(path.read_bytes())
-        self.program = self.file.program
-        named = self.file.named_data
-        self.keys = list(named.pte_data) if named else []
-        self._buffers = [named.pte_data[key].buffer_index for key in self.keys] if named else []
-        data = (
-            [bytes(named.buffers[index]) for index in self._buffers]
-            if named
-            else [bytes(inline.data) for inline in self.program.backend_delegate_data]
-        )
-        self.payloads = [Payload(content) for content in data]
+        self._file = bytearray(path.read_bytes())
+        view = memoryview(self._file)
+        self._pte = _Reader(view).program()
+        self._tables, self._base = view[: self._header(_PROGRAM_SIZE)], self._header(_SEGMENT_BASE)
+        delegates = [delegate.child(1) for delegate in self._delegates()]
+        self._delegate_segments = [data.scalar(1, "uint32") for data in delegates if data]
+        named = [data.scalar(1, "uint32") for data in self._program.children(_NAMED_DATA)]
+        self._payload_segments = named or self._delegate_segments
+        segments = self._segments()
+        self.payloads = [Payload(segments[index]) for index in self._payload_segments]
+        self._references: list[bytes] | None = None
 
     @property
     def functions(self) -> list[str]:
         """The names of the ML Program functions, the same in every payload."""
-        return sorted(self.payloads[0].model.mlProgram.functions)
+        return self.payloads[0].functions
 
+    @property
     def references(self) -> list[dict[str, Any]]:
-        """The references that delegates hold, parsed; write them back with `set_references`."""
-        magic = len(REFERENCE_MAGIC)
-        return [json.loads(bytes(d.data)[magic:]) for d in self.program.backend_delegate_data]
+        """The references that delegates hold, parsed; set them to replace them."""
+        found = self._references or [self._segments()[i] for i in self._delegate_segments]
+        return [json.loads(data[len(REFERENCE_MAGIC) :]) for data in found]
 
-    def set_references(self, references: list[dict[str, Any]]) -> None:
-        """Replace the references, in the same order."""
-        for inline, reference in zip(self.program.backend_delegate_data, references, strict=True):
-            inline.data = REFERENCE_MAGIC + json.dumps(reference).encode()
+    @references.setter
+    def references(self, references: list[dict[str, Any]]) -> None:
+        self._references = [REFERENCE_MAGIC + json.dumps(r).encode() for r in references]
 
-    def constant(self, name: str) -> bytearray:
-        """A copy of a constant method's tensor data; write it back with `set_constant`."""
-        return bytearray(self.program.constant_buffer[self._constant(name)].storage)
+    def constant(self, name: str) -> np.ndarray:
+        """A constant method's tensor; what is written to it is written to the file."""
+        value = self._pte.constant(self._pte.methods[name])
+        assert isinstance(value, np.ndarray), f"{name} is not a tensor"
+        return value
 
-    def set_constant(self, name: str, data: bytes) -> None:
-        """Replace a constant method's tensor data."""
-        self.program.constant_buffer[self._constant(name)].storage = bytes(data)
-
-    def _constant(self, name: str) -> int:
-        plan = next(plan for plan in self.program.execution_plan if plan.name == name)
-        index: int = plan.values[plan.outputs[0]].val.data_buffer_idx
-        return index
+    def rename_method(self, name: str, other: str) -> None:
+        """Rename a method; the names must be equally long."""
+        assert len(name) == len(other), "a name is changed in place"
+        for table in self._program.children(_METHODS):
+            text = table.vector(0, 1)
+            if text is not None and bytes(text) == name.encode():
+                text[:] = other.encode()
+                return
+        raise AssertionError(f"no method '{name}'")
 
     def save(self, path: Path) -> Path:
-        """Write the .pte."""
-        from executorch.exir._serialize._program import serialize_pte_binary
-
-        contents = [payload.to_bytes() for payload in self.payloads]
-        if self.file.named_data:
-            for index, content in zip(self._buffers, contents, strict=True):
-                self.file.named_data.buffers[index] = content
-        else:
-            for inline, content in zip(self.program.backend_delegate_data, contents, strict=True):
-                inline.data = content
-        path.write_bytes(bytes(serialize_pte_binary(self.file, extract_delegate_segments=True)))
+        """Write the .pte: the tables, then every segment at a place of its own."""
+        segments = self._segments()
+        for index, payload in zip(self._payload_segments, self.payloads, strict=True):
+            segments[index] = payload.to_bytes()
+        if self._references is not None:
+            for index, reference in zip(self._delegate_segments, self._references, strict=True):
+                segments[index] = reference
+        out = self._file[: self._base]
+        for table, content in zip(self._program.children(_SEGMENTS), segments, strict=True):
+            out.extend(bytes(-(len(out) - self._base) % _ALIGNMENT))
+            for field, number in enumerate((len(out) - self._base, len(content))):
+                _put(out, table, field, number)
+            out.extend(content)
+        struct.pack_into("<Q", out, _SEGMENT_SIZE, len(out) - self._base)
+        path.write_bytes(out)
         return path
+
+    @property
+    def _program(self) -> Table:
+        return Table.root(self._tables)
+
+    def _header(self, position: int) -> int:
+        (number,) = struct.unpack_from("<Q", self._file, position)
+        return int(number)
+
+    def _delegates(self) -> list[Table]:
+        methods = self._program.children(_METHODS)
+        found = [delegate for method in methods for delegate in method.children(7)]
+        return [delegate for delegate in found if delegate.text(0) == BACKEND]
+
+    def _segments(self) -> list[bytes]:
+        extents = [
+            (self._base + table.scalar(0, "uint64"), table.scalar(1, "uint64"))
+            for table in self._program.children(_SEGMENTS)
+        ]
+        return [bytes(self._file[start : start + size]) for start, size in extents]
 
 
 Mutation = Callable[[Export], None]
 
 
-def flatten(files: Files) -> bytes:
-    """Flatten files as a delegate's payload holds them; see `harness.artifact.flattened`."""
-    data = bytearray()
-    nodes: list[dict[str, Any]] = []
-
-    def add(name: str, paths: dict[str, bytes]) -> int:
-        children: dict[str, int] = {}
-        for child in sorted({path.partition("/")[0] for path in paths}):
-            if child in paths:
-                region = {"offset": len(data), "size": len(paths[child])}
-                data.extend(paths[child])
-                nodes.append({"children": {}, "dataRegion": region, "kind": 0, "name": child})
-                children[child] = len(nodes) - 1
-            else:
-                prefix = f"{child}/"
-                below = {
-                    p.removeprefix(prefix): c for p, c in paths.items() if p.startswith(prefix)
-                }
-                children[child] = add(child, below)
-        region = {"offset": 0, "size": 0}
-        nodes.append({"children": children, "dataRegion": region, "kind": 1, "name": name})
-        return len(nodes) - 1
-
-    add("root", files)
-    tree = json.dumps({"nodes": nodes}, separators=(",", ":")).encode()
-    return bytes(data) + tree[::-1]
+def _put(out: bytearray, table: Table, field: int, number: int) -> None:
+    """Overwrite a u64 of a table; a flatbuffer does not hold a field that is 0."""
+    position = table._field(field)
+    assert position or not number, "a segment that was empty, or the first, must stay so"
+    if position:
+        struct.pack_into("<Q", out, position, number)
 
 
 def scale_half(weights: bytearray, reference: Any, index: int, factor: float) -> None:
@@ -150,13 +192,20 @@ def scale_half(weights: bytearray, reference: Any, index: int, factor: float) ->
     struct.pack_into("<e", weights, start, value * factor)
 
 
-def copy_blob(weights: bytearray, reference: Any) -> None:
-    """Store a blob a second time, at the end, and let ``reference`` name the copy."""
+def put_half(weights: bytearray, reference: Any, index: int, value: float) -> None:
+    """Set one fp16 value of the blob that ``reference`` (a `blobFileValue`) names."""
+    start = struct.unpack_from("<IIQQ", weights, reference.offset)[3] + 2 * index
+    struct.pack_into("<e", weights, start, value)
+
+
+def copy_blob(weights: bytearray, reference: Any) -> int:
+    """Store the blob that ``reference`` names a second time, at the end; return where."""
     _, _, size, start = struct.unpack_from("<IIQQ", weights, reference.offset)
     entry = bytearray(weights[reference.offset : reference.offset + 64])
     content = bytes(weights[start : start + size])
     weights.extend(bytes(-len(weights) % 64))
-    struct.pack_into("<Q", entry, 16, len(weights) + 64)
-    reference.offset = len(weights)
+    copy = len(weights)
+    struct.pack_into("<Q", entry, 16, copy + 64)
     weights.extend(entry + content)
     struct.pack_into("<I", weights, 0, struct.unpack_from("<I", weights, 0)[0] + 1)
+    return copy

@@ -1,4 +1,4 @@
-"""`harness check`, `bench` and `gate` on real artefacts, sound and broken, as a user calls them."""
+"""`harness bench` and `gate` on real artefacts, sound and broken, as a user calls them."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from harness.cli import main
 from suites.conformance.subjects import Subjects
-from suites.mutants import mutations as m
+from suites.mutants import of_programs as programs
 from suites.mutants.edit import Export
 
 
@@ -35,36 +35,6 @@ def broken(subject, tmp_path):
     return make
 
 
-def test_check_passes_a_sound_artefact(command, subject):
-    source = ("--checkpoint", subject.checkpoint, "--params", subject.params)
-    status, out, err = command("check", subject.artifact.path, *source)
-    assert (status, err) == (0, "")
-    assert "pass  weights" in out and "pass  parity on mil:strict" in out and ", 0 failed" in out
-
-
-def test_check_fails_a_broken_one_and_says_where(command, subject, broken):
-    path = broken(m.perturb_a_scale)
-    source = ("--checkpoint", subject.checkpoint, "--params", subject.params)
-    status, out, _ = command("check", path, *source, "--check", "weights", "--json")
-    (case,) = json.loads(out)
-    assert status == 1 and case["outcome"] == "fail"
-    assert "layers.0.attention.wq.weight (58 of 4096 values" in case["reason"]
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "problem"),
-    [
-        (("--check", "sanity"), 2, "no check 'sanity'; choose from references"),
-        (("--runtime", "metal"), 2, "no runtime 'metal'"),
-        (("--checkpoint", "x.pth"), 2, "--checkpoint and --params go together"),
-        (("--checkpoint", "x.pth", "--params", "y.json"), 2, "y.json"),
-    ],
-)
-def test_a_bad_call_of_check_is_one_sentence(command, subject, words, status, problem):
-    found, out, err = command("check", subject.artifact.path, *words)
-    assert (found, out, err.count("\n")) == (status, "", 1) and problem in err
-
-
 def test_bench_measures_and_checks_its_answer(command, subject):
     words = ("--runtime", "mil:widen", "--runtime", "eager:fp32", "--rounds", 2, "--json")
     status, out, _ = command("bench", subject.artifact.path, *words)
@@ -75,7 +45,9 @@ def test_bench_measures_and_checks_its_answer(command, subject):
 
 
 def test_bench_of_wrong_logits_is_an_error_and_no_result(command, broken):
-    status, out, err = command("bench", broken(m.wrong_softmax_axis), "--runtime", "mil:widen")
+    status, out, err = command(
+        "bench", broken(programs.wrong_softmax_axis), "--runtime", "mil:widen"
+    )
     assert (status, out) == (2, "") and "its time is no result" in err
 
 
@@ -89,9 +61,11 @@ def test_gate_of_an_artefact_against_itself_passes(command, subject):
 
 
 def test_gate_of_a_broken_artefact_is_a_regression(command, subject, broken):
-    status, out, _ = command("gate", subject.artifact.path, broken(m.leak_fp32), "--json")
+    status, out, _ = command("gate", subject.artifact.path, broken(programs.leak_fp32), "--json")
     assert status == 0, "the same operations and logits"
-    status, out, _ = command("gate", subject.artifact.path, broken(m.wrong_softmax_axis), "--json")
+    status, out, _ = command(
+        "gate", subject.artifact.path, broken(programs.wrong_softmax_axis), "--json"
+    )
     verdicts = {m["name"]: m["verdict"] for m in json.loads(out)["metrics"]}
     assert status == 1 and verdicts["parity"] == "regression" and "decode" not in verdicts
 

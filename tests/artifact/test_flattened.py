@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.artifact import ArtifactError
-from harness.artifact.flattened import read_flattened
+from harness.artifact.flattened import flatten, read_flattened
 
 FILES = {"metadata.json": b"{}", "a/b/weights.bin": bytes(range(256)) * 9, "a/ü.txt": b"x"}
 
@@ -55,9 +55,7 @@ def test_many_files_make_a_tree_longer_than_the_first_look(native, tmp_path):
     assert read(data) == files
 
 
-def test_the_native_module_reads_what_the_mutants_are_flattened_with(native, tmp_path):
-    from suites.mutants.edit import flatten
-
+def test_the_native_module_reads_what_is_flattened_here(native, tmp_path):
     native.unflatten_directory_contents(flatten(FILES), str(tmp_path))
     root = tmp_path / "root"
     assert {
@@ -81,6 +79,15 @@ def test_a_name_that_could_leave_its_folder_is_refused(name):
         ([node(0, size=10_000), node(1, {"a": 0})], "only"),
         ([node(0, offset=-4, size=2), node(1, {"a": 0})], "claims"),
         ([{"kind": 1}], "damaged"),
+        ([{"kind": 1, "children": [[7, 0]]}], "damaged"),
+        ([{"kind": 1, "children": "ab"}], "damaged"),
+        ([node(0)], "damaged"),
+        ([node(2), node(1, {"a": 0})], "damaged"),
+        ([node(0, offset=0.5), node(1, {"a": 0})], "damaged"),
+        ([node(0, size=float("nan")), node(1, {"a": 0})], "damaged"),
+        ([node(0, offset="0"), node(1, {"a": 0})], "damaged"),
+        ([node(0), node(1, {"a": 0.0})], "names node 0.0"),
+        ([node(1), *[node(1, {"a": n}) for n in range(100)]], "no tree"),
         ([5], "damaged"),
     ],
 )

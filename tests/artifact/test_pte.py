@@ -1,9 +1,6 @@
 """A real .pte, against ExecuTorch's own reader; and broken ones."""
 
-import json
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +8,6 @@ import pytest
 from harness.artifact import ArtifactError, open_artifact
 from harness.artifact.facts import artifact_facts
 from harness.artifact.pte import DelegateCall, KernelCall
-from harness.cli import main
 from harness.errors import HarnessError
 
 
@@ -105,37 +101,3 @@ def test_a_program_without_a_core_ml_delegate_is_refused(tmp_path):
     path.write_bytes(to_edge(exported).to_executorch().buffer)
     with pytest.raises(ArtifactError, match="no Core ML delegate in any method"):
         open_artifact(path)
-
-
-def test_a_link_that_leaves_a_package_is_refused(tmp_path):
-    (tmp_path / "secret").write_text("x")
-    package = tmp_path / "a.mlpackage"
-    package.mkdir()
-    (package / "Manifest.json").symlink_to(tmp_path / "secret")
-    with pytest.raises(ArtifactError, match="a link that leaves the package"):
-        open_artifact(package)
-
-
-def test_a_folder_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match=r"no Manifest\.json"):
-        open_artifact(tmp_path)
-
-
-def test_inspect_prints_facts_without_torch_or_coremltools(mixed_program):
-    code = (
-        "import sys; from harness.cli import main; status = main(sys.argv[1:]);"
-        "print(sorted({'torch', 'coremltools', 'executorch'} & set(sys.modules)), file=sys.stderr);"
-        "sys.exit(status)"
-    )
-    command = [sys.executable, "-c", code, "inspect", str(mixed_program[0]), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
-    facts = json.loads(done.stdout)
-    assert facts["methods"][0]["name"] == "forward" and len(facts["packages"]) == 2
-
-
-def test_inspect_of_a_bad_file_is_one_sentence_and_status_2(tmp_path, capsys):
-    assert main(["inspect", str(tmp_path / "missing.pte")]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    assert "no such file" in captured.err

@@ -1,28 +1,63 @@
 """Implementations of MIL operations; importing this package registers them all.
 
-Source of every rule: the operation's page in coremltools' MIL reference, opsets iOS 15 to iOS 18.
+Source of every rule: the operation's page in coremltools' MIL reference, which
+`harness/mil/operations.toml` names, opsets iOS 15 to iOS 18.
 """
 
 from harness.mil.ops import (
     activation,
     arrangement,
+    classification,
     constexpr,
+    control,
     convolution,
     elementwise,
+    filling,
+    gathering,
     linear,
+    lists,
     movement,
     normalization,
+    ordering,
+    pooling,
+    quantization,
+    random,
+    recurrent,
     reduction,
+    resampling,
+    resizing,
+    scattering,
+    slicing,
+    spatial,
+    states,
+    suppression,
 )
 
 __all__ = [
     "activation",
     "arrangement",
+    "classification",
     "constexpr",
+    "control",
     "convolution",
     "elementwise",
+    "filling",
+    "gathering",
     "linear",
+    "lists",
     "movement",
     "normalization",
+    "ordering",
+    "pooling",
+    "quantization",
+    "random",
+    "recurrent",
     "reduction",
+    "resampling",
+    "resizing",
+    "scattering",
+    "slicing",
+    "spatial",
+    "states",
+    "suppression",
 ]

@@ -1,6 +1,8 @@
-"""Operations that rearrange, order or select values: exact under every policy."""
+"""Operations that rearrange or pad values: exact under every policy."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -16,12 +18,22 @@ def reverse(op: Operation) -> Run:
     return lambda x: x.flip(tuple(range(x.dim())) if axes is None else tuple(axes))
 
 
-@operation("slice_by_size", inputs=("x",), moves_data=True)
-def slice_by_size(op: Operation) -> Run:
-    """Slice from ``begin``, ``size`` elements of each axis; -1 stands for all that follow."""
-    begin, size = op.required("begin"), op.required("size")
-    cuts = tuple(slice(b, None if s == -1 else b + s) for b, s in zip(begin, size, strict=True))
-    return lambda x: x[cuts]
+@operation("reverse_sequence", inputs=("x", "lengths"), moves_data=True)
+def reverse_sequence(op: Operation) -> Run:
+    """Reverse the first elements along ``seq_axis``, as many as each batch's length says."""
+    sequence, batch = op.constant("seq_axis", 0), op.constant("batch_axis", 0)
+
+    def run(x: Tensor, lengths: Tensor) -> Tensor:
+        moved = x.movedim((batch % x.dim(), sequence % x.dim()), (0, 1))
+        if lengths.shape != moved.shape[:1]:
+            raise op.error(f"lengths {list(lengths.shape)} for {moved.shape[0]} batches")
+        place = torch.arange(moved.shape[1])
+        length = lengths.long()[:, None]
+        order = torch.where(place < length, length - 1 - place, place)
+        taken = moved[torch.arange(moved.shape[0])[:, None], order]
+        return taken.movedim((0, 1), (batch % x.dim(), sequence % x.dim()))
+
+    return run
 
 
 @operation("band_part", inputs=("x",), moves_data=True)
@@ -37,77 +49,39 @@ def band_part(op: Operation) -> Run:
     return run
 
 
-_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "replicate"}
-
-
-@operation("pad", inputs=("x",), moves_data=True)
+@operation("pad", inputs=("x",), computed=("pad",), moves_data=True)
 def pad(op: Operation) -> Run:
     """Pad the last axes: ``pad`` holds two sizes for each of them, first axis first."""
     sizes, mode = op.required("pad"), op.constant("mode", "constant")
     value = op.constant("constant_val", 0.0)
-    if mode not in _PAD_MODES:
+    if mode not in ("constant", "reflect", "replicate"):
         raise op.error(f"unknown mode '{mode}'")
     pairs = [sizes[i : i + 2] for i in range(0, len(sizes), 2)]
-    while mode != "constant" and pairs and pairs[0] == [0, 0]:
-        pairs.pop(0)  # torch pads at most three axes so: leave out those that need nothing
-    flat = [size for pair in reversed(pairs) for size in pair]
-    if mode == "constant":
-        return lambda x: functional.pad(x, flat, value=value)
 
     def run(x: Tensor) -> Tensor:
-        # torch wants the padded axes, and one or two before them
-        lead = x.shape[: x.dim() - len(pairs)]
-        padded = functional.pad(x.reshape(1, -1, *x.shape[len(lead) :]), flat, mode)
-        return padded.reshape(*lead, *padded.shape[2:])
+        first = x.dim() - len(pairs)
+        sums = [0] * first + [sum(pair) for pair in pairs]
+        shape = [size + more for size, more in zip(x.shape, sums, strict=True)]
+        op.check_count(math.prod(shape), f"sizes {sizes}")
+        if mode == "constant":
+            flat = [size for pair in reversed(pairs) for size in pair]
+            return functional.pad(x, flat, value=value)
+        for axis, pair in enumerate(pairs, start=first):
+            if pair != [0, 0]:
+                x = x.index_select(axis, _beyond(op, x.shape[axis], pair, mode))
+        return x
 
     return run
 
 
-@operation("one_hot", inputs=("indices",), moves_data=True)
-def one_hot(op: Operation) -> Run:
-    """A new axis in which ``on_value`` stands at the index, ``off_value`` elsewhere."""
-    size, axis = op.required("one_hot_vector_size"), op.constant("axis", -1)
-    on, off = op.constant("on_value", 1), op.constant("off_value", 0)
-    carrier = op.policy.carrier(op.output.dtype)
-
-    def run(indices: Tensor) -> Tensor:
-        place = torch.arange(size)
-        hot = torch.where(indices.long()[..., None] == place, on, off).to(carrier)
-        return hot.movedim(-1, axis)
-
-    return run
-
-
-@operation("argsort", inputs=("x",), moves_data=True)
-def argsort(op: Operation) -> Run:
-    """The order along ``axis``, largest first unless ``ascending``; equals stay in order."""
-    axis, ascending = op.constant("axis", -1), op.constant("ascending", False)
-    return lambda x: _order(x, axis, ascending).to(torch.int32)
-
-
-@operation("topk", inputs=("x",), moves_data=True)
-def topk(op: Operation) -> Run:
-    """The ``k`` largest (or smallest) along ``axis``, and where they stand; ordered."""
-    k, axis = op.constant("k", 1), op.constant("axis", -1)
-    ascending = op.constant("ascending", False)
-    with_indices = op.constant("return_indices", True)
-    op.constant("sort", True)  # an order is allowed where none is asked for
-    op.constant("output_indices_dtype")  # the declared output says the same
-
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        order = _order(x, axis, ascending).narrow(axis, 0, k)
-        values = x.gather(axis, order)
-        return (values, order.to(torch.int32)) if with_indices else (values,)
-
-    return run
-
-
-@operation("gather_along_axis", inputs=("x", "indices"), moves_data=True)
-def gather_along_axis(op: Operation) -> Run:
-    """Take, along ``axis``, the element that ``indices`` names at each other place."""
-    axis = op.constant("axis", 0)
-    op.constant("validate_indices", False)  # an index out of range is an error in any case
-    return lambda x, indices: x.gather(axis, indices.long())
+def _beyond(op: Operation, size: int, pair: list[int], mode: str) -> Tensor:
+    """Return the places that an axis shows when it is padded with its own values."""
+    if size == 0 or (mode == "reflect" and max(pair) >= size):
+        raise op.error(f"an axis of {size} cannot be padded by {pair} with mode {mode}")
+    places = torch.arange(-pair[0], size + pair[1])
+    if mode == "replicate":
+        return places.clamp(0, size - 1)
+    return size - 1 - (size - 1 - places.abs()).abs()
 
 
 @operation("flatten2d", inputs=("x",), moves_data=True)
@@ -120,27 +94,3 @@ def flatten2d(op: Operation) -> Run:
         return x.reshape(first, -1)
 
     return run
-
-
-@operation("shape", inputs=("x",), moves_data=True)
-def shape(op: Operation) -> Run:
-    """The sizes of ``x``."""
-    return lambda x: torch.tensor(x.shape, dtype=torch.int32)
-
-
-@operation("pixel_shuffle", inputs=("x",), moves_data=True)
-def pixel_shuffle(op: Operation) -> Run:
-    """Move blocks of channels into space."""
-    factor = op.required("upscale_factor")
-    return lambda x: functional.pixel_shuffle(x, factor)
-
-
-@operation("pixel_unshuffle", inputs=("x",), moves_data=True)
-def pixel_unshuffle(op: Operation) -> Run:
-    """Move space into blocks of channels."""
-    factor = op.required("downscale_factor")
-    return lambda x: functional.pixel_unshuffle(x, factor)
-
-
-def _order(x: Tensor, axis: int, ascending: bool) -> Tensor:
-    return torch.argsort(x, dim=axis, descending=not ascending, stable=True)

@@ -1,8 +1,12 @@
-"""Matrix products."""
+"""Matrix products, and attention, which is made of them."""
 
 from __future__ import annotations
 
+import math
+import re
+
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from harness.mil.operation import Operation, Run, operation
@@ -11,7 +15,18 @@ from harness.mil.operation import Operation, Run, operation
 @operation("linear", inputs=("x", "weight", "bias"))
 def linear(op: Operation) -> Run:
     """``x @ weight.T + bias``, with weight [out, in] and bias [out]."""
-    return functional.linear
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.dtype != x.dtype:  # from iOS 17 on
+            weight = weight.to(x.dtype)
+        if bias is not None and bias.dtype != x.dtype:
+            bias = bias.to(x.dtype)
+        if x.is_floating_point():
+            return functional.linear(x, weight, bias)
+        product = x @ weight.T
+        return product if bias is None else product + bias
+
+    return run
 
 
 @operation("matmul", inputs=("x", "y"))
@@ -20,7 +35,51 @@ def matmul(op: Operation) -> Run:
     transpose_x = op.constant("transpose_x", False)
     transpose_y = op.constant("transpose_y", False)
 
-    def run(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.matmul(x.mT if transpose_x else x, y.mT if transpose_y else y)
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        left = x.mT if transpose_x and x.dim() > 1 else x
+        right = y.mT if transpose_y and y.dim() > 1 else y
+        if left.dtype != right.dtype:  # from iOS 17 on, one that is constant may differ
+            left, right = left.to(op.carrier), right.to(op.carrier)
+        return torch.matmul(left, right)
+
+    return run
+
+
+_EQUATION = re.compile(
+    r"(?P<n>[a-z]?)(?P<c>[a-z])(?P<h>[a-z])(?P<w>[a-z]),"
+    r"(?P=n)(?P=w)(?P=h)(?P<u>[a-z])->(?P=n)(?P=c)(?P=h)(?P=u)"
+)
+
+
+@operation("einsum", inputs=("values",))
+def einsum(op: Operation) -> Run:
+    """Multiply [*, C, H, W] by [*, W, H, U] to [*, C, H, U]: the one product there is."""
+    equation = op.required("equation").replace(" ", "")
+    match = _EQUATION.fullmatch(equation)
+    if match is None or len(set("".join(match.groups()))) != len("".join(match.groups())):
+        raise op.error(f"equation '{equation}'; only nchw,nwhu->nchu and chw,whu->chu are known")
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        # as matrices for each h: [*, H, C, W] times [*, H, W, U]
+        left, right = x.transpose(-3, -2), y.transpose(-3, -2)
+        return torch.matmul(left, right).transpose(-3, -2)
+
+    return run
+
+
+@operation("scaled_dot_product_attention", inputs=("query", "key", "value", "attn_mask"))
+def scaled_dot_product_attention(op: Operation) -> Run:
+    """``softmax(q @ k.T / sqrt(E) + mask) @ v``; where a mask of booleans is false, -inf is added.
+
+    Rounded once, at the end.
+    """
+
+    def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, -math.inf)
+        elif mask is not None:
+            scores = scores + mask
+        return torch.softmax(scores, -1) @ value
 
     return run

@@ -15,13 +15,41 @@ def identity(op: Operation) -> Run:
     return lambda x: x
 
 
-@operation("reshape", inputs=("x",), moves_data=True)
+@operation("reshape", inputs=("x",), computed=("shape",), moves_data=True)
 def reshape(op: Operation) -> Run:
-    """Give ``x`` another shape; -1 stands for what is left, 0 for the same size as before."""
-    shape = tuple(op.required("shape"))
-    if 0 in shape:
-        return lambda x: x.reshape([s or x.shape[axis] for axis, s in enumerate(shape)])
-    return lambda x: x.reshape(shape)
+    """Give ``x`` another shape; -1 stands for what is left.
+
+    0 stands for the size before: of the same axis, from iOS 17 on counted from the last.
+    """
+    shape = list(op.required("shape"))
+    if 0 not in shape:
+        return lambda x: x.reshape(shape)
+    from_last = op.since("CoreML7")
+
+    def size(x: torch.Tensor, axis: int) -> int:
+        if not from_last:
+            return x.shape[axis]
+        place = axis - len(shape)
+        return x.shape[place] if -place <= x.dim() else 1
+
+    return lambda x: x.reshape([s or size(x, axis) for axis, s in enumerate(shape)])
+
+
+@operation("reshape_like", inputs=("x", "ref_tensors"), moves_data=True)
+def reshape_like(op: Operation) -> Run:
+    """Give ``x`` the shape that parts of the reference tensors' shapes make, one after another."""
+    begins, ends = op.all_of("begins"), op.all_of("ends")
+    to_the_end = op.all_of("end_masks")
+    parts = [
+        slice(begin, None if masked else end)
+        for begin, end, masked in zip(begins, ends, to_the_end, strict=True)
+    ]
+
+    def run(x: torch.Tensor, *references: torch.Tensor) -> torch.Tensor:
+        shapes = [r.shape[part] for r, part in zip(references, parts, strict=True)]
+        return x.reshape([size for shape in shapes for size in shape])
+
+    return run
 
 
 @operation("transpose", inputs=("x",), moves_data=True)
@@ -34,11 +62,11 @@ def transpose(op: Operation) -> Run:
 @operation("expand_dims", inputs=("x",), moves_data=True)
 def expand_dims(op: Operation) -> Run:
     """Insert axes of size 1; ``axes`` count in the result."""
-    rank = len(op.output.shape)
-    axes = sorted(axis % rank for axis in op.required("axes"))
+    axes = op.required("axes")
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        for axis in axes:
+        rank = x.dim() + len(axes)
+        for axis in sorted(axis % rank for axis in axes):
             x = x.unsqueeze(axis)
         return x
 
@@ -58,8 +86,12 @@ def concat(op: Operation) -> Run:
     axis, interleave = op.required("axis"), op.constant("interleave", False)
     if not interleave:
         return lambda *values: torch.cat(values, axis)
-    axis %= len(op.output.shape)
-    return lambda *values: torch.stack(values, axis + 1).flatten(axis, axis + 1)
+
+    def run(*values: torch.Tensor) -> torch.Tensor:
+        place = axis % values[0].dim()
+        return torch.stack(values, place + 1).flatten(place, place + 1)
+
+    return run
 
 
 @operation("stack", inputs=("values",), moves_data=True)
@@ -79,67 +111,13 @@ def split(op: Operation) -> Run:
     return lambda x: torch.chunk(x, count or len(op.outputs), axis)
 
 
-@operation("tile", inputs=("x",), moves_data=True)
+@operation("tile", inputs=("x",), computed=("reps",), moves_data=True)
 def tile(op: Operation) -> Run:
     """Repeat along each axis; nothing is made that is larger than the program declares."""
     reps = tuple(op.required("reps"))
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        if None not in op.output.shape and x.numel() * math.prod(reps) != op.output.count:
-            raise op.error(f"reps {list(reps)} do not give {list(op.output.shape)}")
+        op.check_count(x.numel() * math.prod(reps), f"reps {list(reps)}")
         return x.repeat(reps)
-
-    return run
-
-
-@operation("gather", inputs=("x", "indices"), moves_data=True)
-def gather(op: Operation) -> Run:
-    """Take slices of ``x`` along ``axis``. From iOS 17 on a negative index is out of range."""
-    axis = op.constant("axis", 0)
-    op.constant("validate_indices", False)  # an index out of range is an error in any case
-    counts_from_end = op.opset in ("CoreML5", "CoreML6")
-    if op.constant("batch_dims", 0) != 0:
-        raise op.error("batch_dims other than 0 are not implemented")
-
-    def run(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        dim = axis % x.dim()
-        flat = indices.reshape(-1).long()
-        if counts_from_end:
-            flat = torch.where(flat < 0, flat + x.shape[dim], flat)
-        taken = x.index_select(dim, flat)
-        return taken.reshape(x.shape[:dim] + indices.shape + x.shape[dim + 1 :])
-
-    return run
-
-
-@operation("slice_by_index", inputs=("x",), moves_data=True)
-def slice_by_index(op: Operation) -> Run:
-    """Slice as numpy does; a masked begin or end is the axis's own, a squeezed axis is dropped."""
-    begin, end = op.required("begin"), op.required("end")
-    rank = len(begin)
-    stride = op.constant("stride") or [1] * rank
-    begin_mask = op.constant("begin_mask") or [False] * rank
-    end_mask = op.constant("end_mask") or [False] * rank
-    squeezed = op.constant("squeeze_mask") or [False] * rank
-    cuts = tuple(
-        begin[i]
-        if squeezed[i]
-        else slice(None if begin_mask[i] else begin[i], None if end_mask[i] else end[i], stride[i])
-        for i in range(rank)
-    )
-    if all(isinstance(c, int) or c.step > 0 for c in cuts):
-        return lambda x: x[cuts]
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        # torch has no negative step: index the axes one after another, last first, so that a
-        # dropped axis does not shift those still to come.
-        for axis in reversed(range(rank)):
-            cut = cuts[axis]
-            if isinstance(cut, int):
-                x = x.select(axis, cut)
-            else:
-                places = range(*cut.indices(x.shape[axis]))
-                x = x.index_select(axis, torch.tensor(places, dtype=torch.long))
-        return x
 
     return run

@@ -20,6 +20,8 @@ _REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "reduce_sum_square": lambda x, dim, keepdim: torch.sum(x * x, dim, keepdim),
     "reduce_l2_norm": lambda x, dim, keepdim: torch.linalg.vector_norm(x, 2, dim, keepdim),
 }
+_NOT_INTEGRAL = {"reduce_l2_norm", "reduce_log_sum", "reduce_log_sum_exp", "reduce_mean"}
+"""Of integers, these are computed in fp64 and truncated, as coremltools folds them."""
 
 
 @operation(*_REDUCTIONS, inputs=("x",))
@@ -33,7 +35,8 @@ def reduction(op: Operation) -> Run:
 
     def run(x: torch.Tensor) -> Any:
         dims = tuple(range(x.dim())) if axes is None else tuple(axes)
-        result = function(x, dim=dims, keepdim=keep)
+        exact = x if x.is_floating_point() or op.type not in _NOT_INTEGRAL else x.double()
+        result = function(exact, dim=dims, keepdim=keep)
         return result.to(x.dtype)  # torch sums integers to int64
 
     return run

@@ -1,0 +1,248 @@
+"""Compiles a function of an ML Program, or a block in it, to a list of steps over numbered slots.
+
+Everything that can be known at load is: constants are decoded, parameters bound, implementations
+looked up, constexpr weights computed. What remains for a call is one loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.artifact.errors import ArtifactError
+from harness.artifact.package import Package
+from harness.mil import ops as _registers_them  # noqa: F401
+from harness.mil.binding import built_at_call, rounding, with_blocks
+from harness.mil.block import Block
+from harness.mil.operation import IMPLEMENTATIONS, MOST_ELEMENTS, Operation
+from harness.mil.plan import Plan, Step, with_frees
+from harness.mil.policy import Policy
+from harness.mil.table import check_known
+from harness.mil.types import TensorType, ValueType, value_type
+from harness.mil.values import Constant, read_constant
+from harness.mil.weights import Weights
+
+_WITHOUT_RESULT = ("write_state",)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What holds for all blocks of a function."""
+
+    package: Package
+    where: str
+    opset: str
+    policy: Policy
+    weights: Weights
+
+
+def compile_function(package: Package, function: str, policy: Policy, weights: Weights) -> Plan:
+    """Compile a function; ``weights`` holds what functions of the package share, and is filled.
+
+    Raises ArtifactError, naming function, operation and opset, for an operation that is not
+    implemented, a value that is not defined before its use, or a constant that contradicts itself.
+    """
+    block = package.operations(function)
+    message = package.functions[function]
+    where = f"{package.what}, function '{function}'"
+    scope = Scope(package, where, message.opset, policy, weights)
+    return Compiler(scope).compile(message.inputs, block)
+
+
+class Compiler:
+    """Compiles one block. A nested one sees the names of the block around it, its ``outer``."""
+
+    def __init__(self, scope: Scope, outer: Compiler | None = None) -> None:
+        self._scope = scope
+        self._outer = outer
+        self._where = scope.where
+        self._slots: list[Any] = []
+        self._types: list[ValueType] = []
+        self._names: dict[str, int] = {}
+        self._constants: dict[int, Constant] = {}
+        self._captures: list[tuple[int, int]] = []
+
+    def compile(self, inputs: Any, block: Any) -> Plan:
+        """Return the plan of a block with these inputs, `NamedValueType` messages."""
+        defined = {
+            value.name: (self._define(value.name, declared), declared)
+            for value in inputs
+            for declared in [value_type(value.type, f"{self._where}, input '{value.name}'")]
+        }
+        steps = [
+            step
+            for index, message in enumerate(block.operations)
+            if (step := self._compile(message, index)) is not None
+        ]
+        results = tuple(self._lookup(n, f"{self._where}, its outputs") for n in block.outputs)
+        for slot in results:
+            self._materialise(slot)
+        constants = {slot for slot, value in enumerate(self._slots) if value is not None}
+        return Plan(
+            defined,
+            {n: (s, self._types[s]) for n, s in zip(block.outputs, results, strict=True)},
+            results,
+            with_frees(steps, {*results} | constants),
+            tuple(self._slots),
+            dict(self._names),
+            tuple(self._captures),
+        )
+
+    def _define(self, name: str, declared: ValueType) -> int:
+        if name in self._names:
+            raise ArtifactError(f"{self._where}: value '{name}' is defined twice")
+        self._names[name] = self._add(declared)
+        return self._names[name]
+
+    def _add(self, declared: ValueType) -> int:
+        self._slots.append(None)
+        self._types.append(declared)
+        return len(self._slots) - 1
+
+    def _lookup(self, name: str, where: str) -> int:
+        if name in self._names:
+            return self._names[name]
+        if self._outer is None:
+            raise ArtifactError(f"{where}: uses '{name}', which nothing before it defines")
+        there = self._outer._lookup(name, where)
+        here = self._define(name, self._outer._types[there])
+        if there in self._outer._constants:
+            self._constants[here] = self._outer._constants[there]
+        elif self._outer._slots[there] is not None:
+            self._slots[here] = self._outer._slots[there]
+        else:
+            self._captures.append((here, there))
+        return here
+
+    def _compile(self, message: Any, index: int) -> Step | None:
+        """Return the step for an operation; None for one that is done at load."""
+        if not message.outputs and message.type not in _WITHOUT_RESULT:
+            raise ArtifactError(f"{self._where}: operation {index}, {message.type}, has no output")
+        name = message.outputs[0].name if message.outputs else f"number {index}"
+        where = f"{self._where}, {message.type} '{name}'"
+        outputs = tuple(value_type(output.type, where) for output in message.outputs)
+        counts = [declared.count for declared in outputs if isinstance(declared, TensorType)]
+        if max(counts, default=0) > MOST_ELEMENTS:
+            raise ArtifactError(f"{where}: declares a result of over {MOST_ELEMENTS} elements")
+        if message.type == "const":
+            if "val" not in message.attributes:
+                raise ArtifactError(f"{where}: a const without 'val'")
+            value = read_constant(message.attributes["val"], self._scope.package, where)
+            self._constants[self._define(message.outputs[0].name, value.type)] = value
+            return None
+        operation, bound = self._bind(message, outputs, where, index)
+        if message.type.startswith("constexpr_"):
+            made = self._scope.weights.constexpr(operation, self._build(operation))
+            for output, declared, tensor in zip(message.outputs, outputs, made, strict=True):
+                self._slots[self._define(output.name, declared)] = tensor
+            return None
+        run, reads = self._step(operation, bound, message.blocks)
+        for slot in reads:
+            self._materialise(slot)
+        writes = tuple(
+            self._define(output.name, declared)
+            for output, declared in zip(message.outputs, outputs, strict=True)
+        )
+        return Step(run, reads, writes, (), where, outputs)
+
+    def _bind(
+        self, message: Any, outputs: tuple[ValueType, ...], where: str, index: int
+    ) -> tuple[Operation, dict[str, tuple[int, ...]]]:
+        """Return the operation as its builder sees it, and the slots of each of its inputs."""
+        implementation = IMPLEMENTATIONS.get(message.type)
+        if implementation is None:
+            raise ArtifactError(
+                f"{where}: operation '{message.type}' of opset {self._scope.opset} is not "
+                f"implemented; it is number {index} of its block"
+            )
+        if len(message.blocks) != implementation.blocks:
+            raise ArtifactError(
+                f"{where}: operation '{message.type}' with {len(message.blocks)} blocks is not "
+                f"implemented; {implementation.blocks} are expected"
+            )
+        bound = {
+            name: tuple(self._argument(a, f"{where}, '{name}'") for a in argument.arguments)
+            for name, argument in message.inputs.items()
+        }
+        constants = {
+            name: tuple(self._constants[slot] for slot in slots)
+            for name, slots in bound.items()
+            if all(slot in self._constants for slot in slots)
+        }
+        weights = {
+            name: self._slots[slots[0]]
+            for name, slots in bound.items()
+            if len(slots) == 1 and name not in constants and self._slots[slots[0]] is not None
+        }
+        for name, value in message.attributes.items():
+            if name != "name":
+                what = f"{where}, '{name}'"
+                constants[name] = (read_constant(value, self._scope.package, what),)
+        given = frozenset({*bound, *constants})
+        opset, policy = self._scope.opset, self._scope.policy
+        operation = Operation(
+            message.type, where, outputs, constants, weights, given, opset, policy
+        )
+        check_known(operation)
+        return operation, bound
+
+    def _argument(self, binding: Any, where: str) -> int:
+        if binding.WhichOneof("binding") == "name":
+            return self._lookup(binding.name, where)
+        constant = read_constant(binding.value, self._scope.package, where)
+        slot = self._add(constant.type)
+        self._constants[slot] = constant
+        return slot
+
+    def _step(
+        self, operation: Operation, bound: Mapping[str, tuple[int, ...]], blocks: Sequence[Any]
+    ) -> tuple[Callable[..., Any], tuple[int, ...]]:
+        """Return what to call at each execution, and the slots that it reads."""
+        implementation = IMPLEMENTATIONS[operation.type]
+        for name in implementation.inputs:
+            kinds = implementation.types.get(name, TensorType)
+            for slot in bound.get(name, ()):
+                if not isinstance(self._types[slot], kinds):
+                    what = type(self._types[slot]).__name__
+                    raise operation.error(f"parameter '{name}' cannot be a {what}")
+        reads = tuple(slot for name in implementation.inputs for slot in bound.get(name, (-1,)))
+        computed = {
+            name: self._types[bound[name][0]]
+            for name in implementation.computed
+            if name in bound and name not in operation.constants
+        }
+        if computed:
+            run = built_at_call(self._build, operation, computed)
+            return run, reads + tuple(bound[name][0] for name in computed)
+        run = self._build(operation)
+        if not blocks:
+            return run, reads
+        compilers = [Compiler(self._scope, self) for _ in blocks]
+        plans = [c.compile(b.inputs, b) for c, b in zip(compilers, blocks, strict=True)]
+        captured = [tuple(outer for _, outer in plan.captures) for plan in plans]
+        nested = with_blocks(run, [Block(plan) for plan in plans], [len(c) for c in captured])
+        return nested, reads + tuple(slot for slots in captured for slot in slots)
+
+    def _build(self, operation: Operation) -> Callable[..., Any]:
+        implementation = IMPLEMENTATIONS[operation.type]
+        try:
+            run = implementation.build(operation)
+        except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+            problem = f"a parameter is not what the operation takes ({error})"
+            raise operation.error(problem) from error
+        unread = operation.given - operation.read - {*implementation.inputs}
+        if unread:
+            raise operation.error(f"parameter '{min(unread)}' is not understood")
+        if self._scope.policy.rounds_half and not implementation.moves_data:
+            return rounding(run, operation.outputs, self._scope.policy)
+        return run
+
+    def _materialise(self, slot: int) -> None:
+        """Make the tensor of a constant that an operation reads as a tensor."""
+        if slot not in self._constants or self._slots[slot] is not None:
+            return
+        constant = self._constants[slot]
+        if constant.type.dtype.name == "STRING":
+            raise ArtifactError(f"{self._where}: a STRING is used as a tensor")
+        self._slots[slot] = self._scope.weights.constant(constant, self._scope.policy)

@@ -1,0 +1,172 @@
+"""Operations that sample images at places that are computed: boxes, coordinates, affine maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.mil.operation import Operation, Run, operation
+from harness.mil.ops.gathering import in_range
+from harness.mil.ops.sampling import bilinear, grid, pixels
+
+_CORNERS = {"CORNERS_HEIGHT_FIRST": (0, 1, 2, 3), "CORNERS_WIDTH_FIRST": (1, 0, 3, 2)}
+_CENTERS = {"CENTER_SIZE_HEIGHT_FIRST": (0, 1, 2, 3), "CENTER_SIZE_WIDTH_FIRST": (1, 0, 3, 2)}
+
+
+@operation("crop_resize", inputs=("x", "roi", "boxes", "box_indices"))
+def crop_resize(op: Operation) -> Run:
+    """Sample boxes of images [B, C, H, W] in a grid of given size; outside stands ``pad_value``.
+
+    Up to iOS 16 ``roi`` [N, 1, 4 or 5, 1, 1] is for all images or starts with an image's number,
+    and gives [N, B or 1, C, h, w]; later ``boxes`` [N, 4] belong to images ``box_indices`` [N],
+    and give [N, C, h, w].
+    """
+    boxes_of = _Boxes(op)
+    sizes = op.constant("target_height", 1), op.constant("target_width", 1)
+    mode, pad = op.constant("sampling_mode", "DEFAULT"), op.constant("pad_value", 0.0)
+
+    def crops(x: Tensor, boxes: Tensor, numbers: Tensor) -> Tensor:
+        op.check_count(len(boxes) * x.shape[1] * sizes[0] * sizes[1], "boxes")
+        top, left, bottom, right = boxes_of.corners(boxes, x).unbind(1)
+        down = grid(op, mode, top, bottom, sizes[0])[:, :, None].expand(-1, -1, sizes[1])
+        across = grid(op, mode, left, right, sizes[1])[:, None].expand(-1, sizes[0], -1)
+        high, wide = x.shape[-2:]
+        inside = (down >= 0) & (down <= high - 1) & (across >= 0) & (across <= wide - 1)
+        images = x.index_select(0, in_range(op, numbers, len(x)))
+        taken = bilinear(images, down.clamp(0, high - 1), across.clamp(0, wide - 1))
+        return torch.where(inside[:, None], taken, pad)
+
+    def run(x: Tensor, roi: Tensor | None, boxes: Tensor | None, numbers: Tensor | None) -> Tensor:
+        if boxes is not None:
+            return crops(x, boxes, torch.arange(len(boxes)) if numbers is None else numbers)
+        if roi is None or roi.dim() != 5 or roi.shape[2] not in (4, 5):
+            raise op.error("roi must have shape [N, 1, 4 or 5, 1, 1]")
+        rows = roi.reshape(len(roi), -1)
+        if rows.shape[1] == 5:
+            return crops(x, rows[:, 1:], rows[:, 0])[:, None]
+        op.check_count(len(rows) * len(x) * x.shape[1] * sizes[0] * sizes[1], "boxes")
+        every = torch.arange(len(x)).repeat(len(rows))
+        taken = crops(x, rows.repeat_interleave(len(x), 0), every)
+        return taken.reshape(len(rows), len(x), *taken.shape[1:])
+
+    return run
+
+
+class _Boxes:
+    """Reads how an operation writes its boxes."""
+
+    def __init__(self, op: Operation) -> None:
+        self._mode = op.constant("box_coordinate_mode", "CORNERS_HEIGHT_FIRST")
+        self._normalized = op.constant("normalized_coordinates", False)
+        self._scale = op.constant("spatial_scale", 1.0)
+        if self._mode not in _CORNERS | _CENTERS:
+            raise op.error(f"unknown box_coordinate_mode '{self._mode}'")
+
+    def corners(self, boxes: Tensor, x: Tensor) -> Tensor:
+        """Return top, left, bottom and right [N, 4] in pixels of ``x``."""
+        ordered = boxes.double()[:, list((_CORNERS | _CENTERS)[self._mode])]
+        if self._mode in _CENTERS:
+            center, size = ordered[:, :2], ordered[:, 2:]
+            ordered = torch.cat([center - size / 2, center + size / 2], 1)
+        if self._normalized:
+            high, wide = x.shape[-2] - 1, x.shape[-1] - 1
+            ordered = ordered * torch.tensor([high, wide, high, wide], dtype=torch.float64)
+        return ordered * self._scale
+
+
+@operation("resample", inputs=("x", "coordinates"))
+def resample(op: Operation) -> Run:
+    """Sample images [B, C, H, W] at coordinates [B, h, w, 2], each (x, y): [B, C, h, w]."""
+    sampler = _Sampler(op)
+    return lambda x, coordinates: sampler.sample(x, coordinates.double())
+
+
+@operation("affine", inputs=("x", "transform_matrix"))
+def affine(op: Operation) -> Run:
+    """Sample images at the image of a grid over [-1, 1] under a map [a0, a1, a2, b0, b1, b2]."""
+    sampler = _Sampler(op)
+    high, wide = op.required("output_height"), op.required("output_width")
+
+    def run(x: Tensor, maps: Tensor) -> Tensor:
+        op.checked_shape((*x.shape[:2], high, wide), "output_height and output_width")
+        rows = torch.linspace(-1, 1, high, dtype=torch.float64)
+        columns = torch.linspace(-1, 1, wide, dtype=torch.float64)
+        down, across = torch.meshgrid(rows, columns, indexing="ij")
+        points = torch.stack([across, down, torch.ones_like(down)], -1)
+        moved = points @ maps.double().reshape(-1, 1, 2, 3).mT  # [D, h, w, 2]
+        return sampler.sample(x, moved.expand(len(x), -1, -1, -1))
+
+    return run
+
+
+class _Sampler:
+    """Reads how an operation samples: what coordinates mean, and what lies outside an image."""
+
+    def __init__(self, op: Operation) -> None:
+        self._op = op
+        self._mode = str(op.required("sampling_mode")).lower()
+        self._padding = str(op.required("padding_mode")).lower()
+        self._value = op.constant("padding_value", 0.0)
+        self._coordinates = str(op.required("coordinates_mode")).lower()
+        self._align = op.required("align_corners")
+        for name, value, known in (
+            ("sampling_mode", self._mode, ("bilinear", "nearest")),
+            ("padding_mode", self._padding, ("constant", "border", "reflection", "symmetric")),
+            ("coordinates_mode", self._coordinates, tuple(_TO_UNIT)),
+        ):
+            if value not in known:
+                raise op.error(f"{name} '{value}'; known are {', '.join(known)}")
+
+    def sample(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        """Return the samples [B, C, h, w] at coordinates [B, h, w, 2]."""
+        if coordinates.shape[0] != len(x) or coordinates.shape[-1] != 2:
+            raise self._op.error(f"coordinates {list(coordinates.shape)} of {len(x)} images")
+        self._op.check_count(coordinates[..., 0].numel() * x.shape[1], "coordinates")
+        columns = self._pixel(coordinates[..., 0], x.shape[-1])
+        rows = self._pixel(coordinates[..., 1], x.shape[-2])
+        if self._mode == "nearest":
+            return self._at(x, rows.round(), columns.round())
+        top, left = rows.floor(), columns.floor()
+        down, across = ((f)[:, None].to(x.dtype) for f in (rows - top, columns - left))
+        upper = self._at(x, top, left) * (1 - across) + self._at(x, top, left + 1) * across
+        lower = self._at(x, top + 1, left) * (1 - across) + self._at(x, top + 1, left + 1) * across
+        return upper * (1 - down) + lower * down
+
+    def _pixel(self, values: Tensor, size: int) -> Tensor:
+        unit = _TO_UNIT[self._coordinates]
+        if unit is None:
+            places = values
+        elif self._align:
+            places = unit(values) * (size - 1)
+        else:
+            places = unit(values) * size - 0.5
+        return places if self._padding == "constant" else self._inside(places, size)
+
+    def _inside(self, places: Tensor, size: int) -> Tensor:
+        if self._padding == "reflection" and size > 1:
+            places = _folded(places, size - 1)
+        elif self._padding == "symmetric":
+            places = _folded(places + 0.5, size) - 0.5
+        return places.clamp(0, size - 1)
+
+    def _at(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        high, wide = x.shape[-2:]
+        inside = (rows >= 0) & (rows < high) & (columns >= 0) & (columns < wide)
+        places = (r.nan_to_num().clamp(0, n - 1).long() for r, n in ((rows, high), (columns, wide)))
+        taken = pixels(x, *places)
+        if self._padding != "constant":
+            return taken
+        return torch.where(inside[:, None], taken, self._value)
+
+
+_TO_UNIT = {
+    "unnormalized": None,
+    "normalized_minus_one_to_one": lambda values: (values + 1) / 2,
+    "normalized_zero_to_one": lambda values: values,
+}
+"""How coordinates become shares of an image's extent."""
+
+
+def _folded(places: Tensor, period: int) -> Tensor:
+    """Fold the line into [0, period], back and forth."""
+    return period - (places.remainder(2 * period) - period).abs()

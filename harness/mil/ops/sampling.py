@@ -1,0 +1,76 @@
+"""Where images are sampled, and how values between pixels are made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.mil.operation import Operation
+
+
+def grid(op: Operation, mode: str, first: Tensor, last: Tensor, count: int) -> Tensor:
+    """Return the places, as fp64, at which ``count`` samples of an interval are taken.
+
+    The interval reaches from pixel ``first`` to pixel ``last``, both [N]; the result is [N, count].
+    Source: the notes on `resize_bilinear` in the MIL reference, which state the modes for the
+    interval from 0 to size - 1.
+    """
+    step = torch.arange(count, dtype=torch.float64)
+    begin, reach = first.double()[:, None], (last - first).double()[:, None]
+    match mode:
+        case "STRICT_ALIGN_CORNERS":
+            return begin + step * reach / max(count - 1, 1)
+        case "ALIGN_CORNERS":
+            return begin + (step * reach / (count - 1) if count > 1 else reach / 2)
+        case "DEFAULT":
+            return begin + step * (reach + 1) / count
+        case "OFFSET_CORNERS":
+            return begin + (step + 0.5) * reach.clamp(min=1) / count
+        case "UNALIGN_CORNERS":
+            return begin + (step + 0.5) * (reach + 1) / count - 0.5
+    raise op.error(f"unknown sampling_mode '{mode}'")
+
+
+def axis_grid(op: Operation, mode: str, size: int, count: int) -> Tensor:
+    """Return the places [count] at which a whole axis is sampled, none outside it."""
+    ends = torch.zeros(1), torch.full((1,), float(size - 1))
+    return grid(op, mode, *ends, count)[0].clamp(0, max(size - 1, 0))
+
+
+def linear_along(x: Tensor, axis: int, places: Tensor) -> Tensor:
+    """Interpolate between the two neighbours of each place along an axis of ``x``."""
+    low = places.floor().long().clamp(0, x.shape[axis] - 1)
+    high = (low + 1).clamp(max=x.shape[axis] - 1)
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    share = (places - low).to(x.dtype).reshape(shape)
+    below, above = x.index_select(axis, low), x.index_select(axis, high)
+    return below + (above - below) * share
+
+
+def nearest_along(x: Tensor, axis: int, places: Tensor) -> Tensor:
+    """Take the pixel nearest to each place along an axis of ``x``; halves go to the higher one."""
+    return x.index_select(axis, (places + 0.5).floor().long().clamp(0, x.shape[axis] - 1))
+
+
+def bilinear(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Interpolate images [N, C, H, W] at rows and columns [N, h, w] in them: [N, C, h, w]."""
+    high, wide = images.shape[-2:]
+    top, left = rows.floor().long().clamp(0, high - 1), columns.floor().long().clamp(0, wide - 1)
+    bottom, right = (top + 1).clamp(max=high - 1), (left + 1).clamp(max=wide - 1)
+    down = (rows - top).to(images.dtype)[:, None]
+    across = (columns - left).to(images.dtype)[:, None]
+    upper = _mixed(pixels(images, top, left), pixels(images, top, right), across)
+    lower = _mixed(pixels(images, bottom, left), pixels(images, bottom, right), across)
+    return _mixed(upper, lower, down)
+
+
+def pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Take pixels [N, C, h, w] of images [N, C, H, W] at rows and columns [N, h, w]."""
+    flat = (rows * images.shape[-1] + columns).flatten(1)[:, None]
+    taken = images.flatten(2).gather(2, flat.expand(-1, images.shape[1], -1))
+    return taken.reshape(*images.shape[:2], *rows.shape[1:])
+
+
+def _mixed(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    return first + (second - first) * share

@@ -1,0 +1,101 @@
+"""Which shapes a model's description allows, where an input's shape is flexible.
+
+Source: `ArrayFeatureType` in coremltools' `FeatureTypes.proto`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.artifact.package import Package
+from harness.errors import HarnessError
+
+
+@dataclass(frozen=True)
+class AllowedShapes:
+    """The shapes that an input may have: those listed, or all within a range for each axis.
+
+    A range's end is None where it has none.
+    """
+
+    listed: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+
+    def allow(self, shape: Sequence[int]) -> bool:
+        """Whether a shape is one of them."""
+        if self.listed:
+            return tuple(shape) in self.listed
+        return len(shape) == len(self.ranges) and all(
+            low <= size and (high is None or size <= high)
+            for size, (low, high) in zip(shape, self.ranges, strict=True)
+        )
+
+    def __str__(self) -> str:
+        if self.listed:
+            return ", ".join(str(list(shape)) for shape in self.listed)
+        sizes = [
+            f"{low}" if low == high else f"{low} to {'any' if high is None else high}"
+            for low, high in self.ranges
+        ]
+        return f"[{', '.join(sizes)}]"
+
+
+def allowed_shapes(package: Package, function: str) -> dict[str, AllowedShapes]:
+    """Return what the description says of a function's inputs whose shapes are flexible."""
+    description = package.model.description
+    named = [f.input for f in description.functions if f.name == function]
+    features = named[0] if named else description.input
+    found = {}
+    for feature in features:
+        if feature.type.WhichOneof("Type") != "multiArrayType":
+            continue
+        allowed = _allowed(feature.type.multiArrayType)
+        if allowed is not None:
+            found[feature.name] = allowed
+    return found
+
+
+def _allowed(array: Any) -> AllowedShapes | None:
+    match array.WhichOneof("ShapeFlexibility"):
+        case "enumeratedShapes":
+            shapes = tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes)
+            return AllowedShapes(listed=shapes) if shapes else None
+        case "shapeRange":
+            ranges = array.shapeRange.sizeRanges
+            return AllowedShapes(
+                ranges=tuple(
+                    (r.lowerBound, None if r.upperBound < 0 else r.upperBound) for r in ranges
+                )
+            )
+    return None
+
+
+def check_shapes(
+    allowed: Mapping[str, AllowedShapes], shapes: Mapping[str, Sequence[int]], where: str
+) -> None:
+    """Raise HarnessError, saying what is allowed, for a shape or a combination that is not.
+
+    Where several inputs list their shapes, those at the same place of their lists go together.
+    """
+    for name, one in allowed.items():
+        if name in shapes and not one.allow(shapes[name]):
+            raise HarnessError(
+                f"{where}: input '{name}' has shape {list(shapes[name])}; allowed is {one}"
+            )
+    listed = {name: one.listed for name, one in allowed.items() if one.listed and name in shapes}
+    if len({len(every) for every in listed.values()}) != 1:
+        return
+    given = tuple(tuple(shapes[name]) for name in listed)
+    rows = list(zip(*listed.values(), strict=True))
+    if given not in rows:
+        names = ", ".join(f"'{name}'" for name in listed)
+        raise HarnessError(
+            f"{where}: shapes {_row(given)} of inputs {names} do not go together; "
+            f"allowed are {', or '.join(map(_row, rows))}"
+        )
+
+
+def _row(shapes: Sequence[Sequence[int]]) -> str:
+    return " with ".join(str(list(shape)) for shape in shapes)

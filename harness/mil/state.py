@@ -1,0 +1,74 @@
+"""The state of a model: tensors that live from call to call, shared by functions on request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from harness.errors import HarnessError
+from harness.mil.policy import Policy
+from harness.mil.types import TensorType
+
+
+@dataclass
+class StateCell:
+    """One state's tensor. It is replaced, never changed: what was read from it stays as it was."""
+
+    declared: TensorType
+    value: torch.Tensor
+
+
+class State:
+    """A tensor for each state of a function; all are zero at first.
+
+    Calls that are given the same object continue from each other, whichever functions they call.
+    """
+
+    def __init__(self, types: Mapping[str, TensorType], policy: Policy) -> None:
+        self._policy = policy
+        self._cells = {name: _zero(declared, policy) for name, declared in types.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the states."""
+        return tuple(self._cells)
+
+    def cell(self, name: str, declared: TensorType, policy: Policy, where: str) -> StateCell:
+        """Return what a function reads and writes.
+
+        Raises HarnessError when there is no such state, or it is not what the function declares.
+        """
+        cell = self._cell(name, f"{where}: ")
+        if cell.declared != declared or policy.name != self._policy.name:
+            raise HarnessError(
+                f"{where}: the state given is {cell.declared} under policy {self._policy.name}, "
+                f"the function declares {declared} and runs under {policy.name}"
+            )
+        return cell
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a copy of a state's tensor, as the policy carries it."""
+        return self._cell(name).value.clone()
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Replace a state's tensor by a copy; raises HarnessError for another shape."""
+        cell = self._cell(name)
+        if tuple(tensor.shape) != cell.declared.shape:
+            raise HarnessError(
+                f"state '{name}' has shape {list(cell.declared.shape)}; "
+                f"a tensor of shape {list(tensor.shape)} cannot be written to it"
+            )
+        cell.value = self._policy.enter(tensor, cell.declared.dtype).clone()
+
+    def _cell(self, name: str, where: str = "") -> StateCell:
+        if name not in self._cells:
+            names = ", ".join(self._cells) or "none"
+            raise HarnessError(f"{where}no state '{name}'; the states: {names}")
+        return self._cells[name]
+
+
+def _zero(declared: TensorType, policy: Policy) -> StateCell:
+    shape = [size or 0 for size in declared.shape]
+    return StateCell(declared, torch.zeros(shape, dtype=policy.carrier(declared.dtype)))

@@ -1,0 +1,146 @@
+"""The types of MIL values: tensors, lists of them, states that hold one, dictionaries.
+
+Source: `ValueType` in coremltools' `MIL.proto`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.artifact.dtypes import MIL_TYPES, MilType
+from harness.artifact.errors import ArtifactError
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A declared tensor: its dtype and its shape, None where a dimension is flexible.
+
+    Where the rank itself is flexible (``variadic``), the shape says nothing.
+    """
+
+    dtype: MilType
+    shape: Shape
+    variadic: bool = False
+
+    @property
+    def count(self) -> int:
+        """The number of elements; flexible dimensions count as one."""
+        return math.prod(size or 0 if size is not None else 1 for size in self.shape)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every dimension is declared."""
+        return not self.variadic and None not in self.shape
+
+    def fits(self, value: Any) -> bool:
+        """Whether a tensor is shaped as declared."""
+        if not isinstance(value, torch.Tensor):
+            return self.dtype.name in ("STRING", "INT64") and not self.shape
+        return self.variadic or (
+            value.dim() == len(self.shape)
+            and all(
+                want is None or have == want
+                for have, want in zip(value.shape, self.shape, strict=True)
+            )
+        )
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}{'[...]' if self.variadic else list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class TensorList:
+    """A list's value: tensors, None where nothing was written. Writing makes another list."""
+
+    items: tuple[torch.Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class ListType:
+    """A list of tensors, all of one type; lists grow, so their length is not part of it."""
+
+    element: TensorType
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is a list."""
+        return isinstance(value, TensorList)
+
+
+@dataclass(frozen=True)
+class StateType:
+    """A tensor that lives from call to call."""
+
+    wrapped: TensorType
+
+    def fits(self, value: Any) -> bool:
+        """States are checked where they enter a function."""
+        return True
+
+
+@dataclass(frozen=True)
+class DictionaryType:
+    """A dictionary from class labels to probabilities."""
+
+    key: TensorType
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is a dictionary."""
+        return isinstance(value, dict)
+
+
+ValueType = TensorType | ListType | StateType | DictionaryType
+
+
+def value_type(message: Any, where: str) -> ValueType:
+    """Return the type that a `ValueType` message declares.
+
+    Raises ArtifactError, naming ``where``, for one that cannot be executed.
+    """
+    kind = message.WhichOneof("type")
+    if kind not in _KINDS:
+        raise ArtifactError(f"{where}: a value of kind {kind or 'nothing'} cannot be executed")
+    return _KINDS[kind](getattr(message, kind), where)
+
+
+def tensor_type(message: Any, where: str) -> TensorType:
+    """Return the tensor type of a `ValueType`; raises ArtifactError for any other type."""
+    if message.WhichOneof("type") != "tensorType":
+        kind = message.WhichOneof("type") or "nothing"
+        raise ArtifactError(f"{where}: a value of kind {kind}, where a tensor is expected")
+    return _tensor(message.tensorType, where)
+
+
+def _tensor(declared: Any, where: str) -> TensorType:
+    if declared.dataType not in MIL_TYPES:
+        raise ArtifactError(f"{where}: unknown MIL dtype {declared.dataType}")
+    shape = tuple(
+        d.constant.size if d.WhichOneof("dimension") == "constant" else None
+        for d in declared.dimensions
+    )
+    variadic = any(
+        d.WhichOneof("dimension") == "unknown" and d.unknown.variadic for d in declared.dimensions
+    )
+    return TensorType(MIL_TYPES[declared.dataType], () if variadic else shape, variadic)
+
+
+def _held(message: Any, kind: str, where: str) -> TensorType:
+    if message.WhichOneof("type") != "tensorType":
+        raise ArtifactError(f"{where}: a value of kind {kind}; only tensors can stand in it")
+    return _tensor(message.tensorType, where)
+
+
+_KINDS: dict[str, Callable[[Any, str], ValueType]] = {
+    "tensorType": _tensor,
+    "listType": lambda message, where: ListType(_held(message.type, "listType", where)),
+    "stateType": lambda message, where: StateType(_held(message.wrappedType, "stateType", where)),
+    "dictionaryType": lambda message, where: DictionaryType(
+        _held(message.keyType, "dictionaryType", where)
+    ),
+}

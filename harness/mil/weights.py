@@ -1,0 +1,56 @@
+"""Tensors of weights that the functions of one package share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from harness.mil.operation import Operation
+from harness.mil.policy import Policy
+from harness.mil.values import Constant
+
+_SMALL = 64  # elements up to which a constant in the program's text is compared by its values
+
+
+class Weights:
+    """What one policy has made of a package's weights so far."""
+
+    def __init__(self) -> None:
+        self._constants: dict[Any, torch.Tensor] = {}
+        self._made: dict[Any, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
+
+    def constant(self, constant: Constant, policy: Policy) -> torch.Tensor:
+        """Return a constant's tensor; one from the weight file is made once."""
+        key = (constant.weight, constant.type)
+        if key in self._constants:
+            return self._constants[key]
+        tensor = policy.constant(constant.tensor(), constant.type.dtype)
+        if constant.weight is not None:
+            self._constants[key] = tensor
+        return tensor
+
+    def constexpr(self, operation: Operation, make: Callable[[], Any]) -> tuple[torch.Tensor, ...]:
+        """Return a constexpr operation's results, made once from the same data."""
+        key = _key(operation)
+        if key is not None and key in self._made:
+            return self._made[key][0]
+        result = make()
+        results = result if isinstance(result, tuple) else (result,)
+        if key is not None:
+            # kept with the weights that they were made of, whose ids are in the key
+            self._made[key] = (results, tuple(operation.weights.values()))
+        return results
+
+
+def _key(operation: Operation) -> Any:
+    """Return what a constexpr operation computes from, None when that is too large to compare."""
+    sources: list[Any] = [(name, id(tensor)) for name, tensor in sorted(operation.weights.items())]
+    for name, constants in sorted(operation.constants.items()):
+        for constant in constants:
+            if constant.weight is None and constant.array.size > _SMALL:
+                return None
+            values = None if constant.weight else str(constant.python)
+            sources.append((name, constant.type, constant.weight, values))
+    return operation.type, operation.outputs, tuple(sources)

@@ -1,0 +1,135 @@
+"""Models as files and in memory: .mlpackage, bytes, and what stands for a compiled model.
+
+A compiled model (.mlmodelc) of ours is a folder with the package's files and a note that says so.
+One that Core ML compiled is for Core ML alone.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from harness.artifact import ArtifactError, Package
+from harness.shim.refusal import as_runtime_error
+
+COMPILED = ".mlmodelc"
+_NOTE = "compiled-by-harness.txt"
+_NOTE_TEXT = (
+    "Not a model compiled by Core ML: the files of an .mlpackage, for the stand-in of\n"
+    "coreml-llm-harness. On a Mac, compile the .mlpackage itself.\n"
+)
+_MODEL_FOLDER = "com.apple.CoreML"
+_OPENED: WeakValueDictionary[tuple[object, ...], Package] = WeakValueDictionary()
+
+
+class ModelAssetProxy:
+    """A model that can be loaded: a package, from files or from memory."""
+
+    def __init__(self, package: Package) -> None:
+        self.package = package
+
+
+def open_model(path: str) -> Package:
+    """Open an .mlpackage, or a compiled model of ours.
+
+    While one is open, opening it again gives the same one: its functions share their weights.
+    Raises ArtifactError for what is neither.
+    """
+    folder = Path(path)
+    _refuse_foreign(folder)
+    package = Package.from_folder(folder)
+    key = (str(folder.resolve()), *_stamps(folder, package))
+    package = _OPENED.setdefault(key, package)
+    for name in package.files:
+        _ = package.files[name]  # mapped now: the folder may be removed while the model lives
+    return package
+
+
+def open_compiled(path: str) -> Package:
+    """Open a compiled model of ours; raises ArtifactError for anything else, as Core ML does."""
+    if not path.rstrip("/").endswith(COMPILED):
+        raise ArtifactError(
+            f"{path}: not a compiled model ({COMPILED}); give what get_compiled_model_path() or "
+            "coremltools.models.utils.compile_model() returns"
+        )
+    return open_model(path)
+
+
+def compile_model(path: str) -> str:
+    """Write the model at ``path`` as a compiled one of ours; return where.
+
+    The folder is the caller's. Raises ArtifactError when it holds no ML Program.
+    """
+    source = Path(path)
+    package = package_of_bytes(source.read_bytes()) if source.is_file() else open_model(path)
+    return str(write_compiled(package, Path(tempfile.mkdtemp(prefix="harness-compiled-")), source))
+
+
+def write_compiled(package: Package, folder: Path, source: Path) -> Path:
+    """Write a package below ``folder`` as a compiled model, named after its source."""
+    _ = package.model  # what cannot be parsed is no model
+    root = folder / f"{source.stem}{COMPILED}"
+    for name, data in package.files.items():
+        target = root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    (root / _NOTE).write_text(_NOTE_TEXT)
+    return root
+
+
+def package_of_bytes(specification: bytes, weights: Mapping[str, bytes] | None = None) -> Package:
+    """Return a package of a specification and weight files by name ("weights/weight.bin")."""
+    root = f"Data/{_MODEL_FOLDER}"
+    item = {"path": f"{_MODEL_FOLDER}/model.mlmodel"}
+    manifest = {"itemInfoEntries": {"model": item}, "rootModelIdentifier": "model"}
+    files = {
+        "Manifest.json": json.dumps(manifest).encode(),
+        f"{root}/model.mlmodel": specification,
+        **{
+            f"{root}/{name.removeprefix('@model_path/')}": data
+            for name, data in (weights or {}).items()
+        },
+    }
+    views = {name: memoryview(data) for name, data in files.items()}
+    return Package(views, "the model in memory")
+
+
+def asset_of_path(path: str) -> ModelAssetProxy:
+    """Return the asset of a compiled model."""
+    with as_runtime_error():
+        return ModelAssetProxy(open_compiled(path))
+
+
+def asset_of_memory(specification: bytes, weights: Mapping[str, bytes]) -> ModelAssetProxy:
+    """Return the asset of a model in memory."""
+    with as_runtime_error():
+        package = package_of_bytes(specification, weights)
+        _ = package.model
+        return ModelAssetProxy(package)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.suffix == COMPILED and folder.is_dir() and not (folder / _NOTE).exists():
+        raise ArtifactError(
+            f"{folder}: compiled by Core ML, and only Core ML can load it; "
+            "load the .mlpackage from which it was compiled"
+        )
+    if folder.suffix == ".mlmodel" and folder.is_file():
+        raise ArtifactError(
+            f"{folder}: a model in one file; only an ML Program in an .mlpackage can be executed"
+        )
+
+
+def _stamps(folder: Path, package: Package) -> list[object]:
+    """What tells a package from another that was written to the same place.
+
+    Not its manifest: coremltools writes that anew whenever it opens a package.
+    """
+    stamps: list[object] = []
+    for name in sorted(package.files.keys() - {"Manifest.json"}):
+        found = (folder / name).stat()
+        stamps.append((name, found.st_ino, found.st_size, found.st_mtime_ns))
+    return stamps

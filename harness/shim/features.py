@@ -1,0 +1,124 @@
+"""What a function takes and gives, as the model describes it to its callers.
+
+Source: `FeatureTypes.proto`. An array's dtype is that of the description: the program casts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.artifact import ArtifactError, Package
+from harness.artifact.dtypes import FEATURE_TYPES
+from harness.mil.shapes import AllowedShapes
+
+_COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
+_PLAIN = ("int64Type", "stringType", "dictionaryType")  # a classifier's label and probabilities
+
+
+@dataclass(frozen=True)
+class ArrayFeature:
+    """An array: numpy's name of its dtype, its usual shape, and the value that fills it where it
+    may be left out; None where it must be given."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    filler: float | None
+
+
+@dataclass(frozen=True)
+class ImageFeature:
+    """A picture: its colour space and its sizes, (height, width)."""
+
+    name: str
+    colours: str
+    sizes: AllowedShapes
+
+
+@dataclass(frozen=True)
+class PlainFeature:
+    """A label or a dictionary: the program makes Python's own value."""
+
+    name: str
+
+
+Feature = ArrayFeature | ImageFeature | PlainFeature
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A function's inputs, outputs and states by name, in the order of their description."""
+
+    inputs: dict[str, Feature]
+    outputs: dict[str, Feature]
+    states: dict[str, Feature]
+
+
+def read_signature(package: Package, function: str) -> Signature:
+    """Return how a package describes a function; raises ArtifactError for what cannot be had."""
+    description = package.model.description
+    if package.is_multifunction:
+        named = {entry.name: entry for entry in description.functions}
+        if function not in named:
+            raise ArtifactError(
+                f"{package.what}: describes no function '{function}', only {', '.join(named)}"
+            )
+        description = named[function]
+    where = f"{package.what}, function '{function}'"
+    return Signature(
+        *(
+            _features(part, where)
+            for part in (description.input, description.output, description.state)
+        )
+    )
+
+
+def _features(messages: Iterable[Any], where: str) -> dict[str, Feature]:
+    return {message.name: _feature(message, where) for message in messages}
+
+
+def _feature(message: Any, where: str) -> Feature:
+    kind = message.type.WhichOneof("Type")
+    match kind:
+        case "multiArrayType":
+            return _array(message.name, message.type.multiArrayType, message.type.isOptional, where)
+        case "stateType":
+            return _array(message.name, message.type.stateType.arrayType, False, where)
+        case "imageType":
+            return _image(message.name, message.type.imageType, where)
+    if kind in _PLAIN:
+        return PlainFeature(message.name)
+    raise ArtifactError(
+        f"{where}: '{message.name}' is of kind {kind or 'nothing'}; an ML Program takes and gives "
+        "arrays, images and labels"
+    )
+
+
+def _array(name: str, message: Any, optional: bool, where: str) -> ArrayFeature:
+    if message.dataType not in FEATURE_TYPES:
+        raise ArtifactError(f"{where}: array '{name}' has no dtype")
+    given = message.WhichOneof("defaultOptionalValue")
+    filler = float(getattr(message, given)) if given else 0.0
+    dtype = FEATURE_TYPES[message.dataType]
+    return ArrayFeature(name, dtype, tuple(message.shape), filler if optional else None)
+
+
+def _image(name: str, message: Any, where: str) -> ImageFeature:
+    if message.colorSpace not in _COLOURS:
+        raise ArtifactError(f"{where}: image '{name}' has no colour space")
+    sizes = AllowedShapes(listed=((message.height, message.width),))
+    match message.WhichOneof("SizeFlexibility"):
+        case "enumeratedSizes":
+            listed = message.enumeratedSizes.sizes
+            sizes = AllowedShapes(listed=tuple((size.height, size.width) for size in listed))
+        case "imageSizeRange":
+            limits = message.imageSizeRange.heightRange, message.imageSizeRange.widthRange
+            sizes = AllowedShapes(
+                ranges=tuple(
+                    (limit.lowerBound, None if limit.upperBound < 0 else limit.upperBound)
+                    for limit in limits
+                )
+            )
+    return ImageFeature(name, _COLOURS[message.colorSpace], sizes)

@@ -1,0 +1,113 @@
+"""Puts the stand-in in place of coremltools' native module, when coremltools is imported.
+
+A finder at the front of `sys.meta_path` provides `coremltools.libcoremlpython`, and changes two
+modules of coremltools right after each has been executed: those that say whether this is macOS, and
+which. `sys.platform` stays what it is, for everyone else reads it too. No torch, no coremltools.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from harness.errors import HarnessError
+
+POLICY_VARIABLE = "HARNESS_POLICY"
+"""The environment variable that names the number policy of predictions; `strict` by default."""
+
+NATIVE_MODULE = "coremltools.libcoremlpython"
+MACOS_VERSION = (26, 0)
+"""The macOS that the stand-in passes for: the first with all that coremltools 9.0 can write."""
+
+
+def _patch_utils(module: Any) -> None:
+    module._is_macos = lambda: True
+    module._macos_version = lambda: MACOS_VERSION
+
+
+def _patch_deps(module: Any) -> None:
+    module._IS_MACOS = True
+
+
+_PATCHES: dict[str, Callable[[Any], None]] = {
+    "coremltools.models.utils": _patch_utils,
+    "coremltools._deps": _patch_deps,
+}
+"""Module of coremltools -> what to change in it; other modules copy these names from there."""
+
+
+def install() -> bool:
+    """Put the stand-in in place; False on a Mac, where Core ML itself is used.
+
+    A second call changes nothing. Raises HarnessError when coremltools has been imported already,
+    for then it has looked for its native module, and has not found it.
+    """
+    if sys.platform == "darwin":
+        return False
+    if is_installed():
+        return True
+    if "coremltools" in sys.modules:
+        raise HarnessError(
+            "coremltools has been imported before the stand-in for Core ML was installed: call "
+            "harness.shim.install() first, or run the command with `harness shim -- COMMAND`"
+        )
+    sys.meta_path.insert(0, _Finder())
+    return True
+
+
+def is_installed() -> bool:
+    """Whether predictions of coremltools go to the stand-in in this process."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name == NATIVE_MODULE:
+            return importlib.util.spec_from_loader(name, _NativeLoader())
+        if name not in _PATCHES:
+            return None
+        spec = self._found_by_others(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _PatchingLoader(spec.loader, _PATCHES[name])
+        return spec
+
+    def _found_by_others(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
+                return spec
+        return None
+
+
+class _NativeLoader(Loader):
+    """Fills the module with the stand-in's classes."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        from harness.shim.native import NAMES
+
+        vars(module).update(NAMES)
+
+
+class _PatchingLoader(Loader):
+    """Loads a module with its own loader, changes it, and leaves its own loader in place."""
+
+    def __init__(self, loader: Loader, patch: Callable[[Any], None]) -> None:
+        self._loader = loader
+        self._patch = patch
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._patch(module)

@@ -1,0 +1,110 @@
+"""How a Python command is started with the stand-in in place, for it and its children alone.
+
+The child's PYTHONPATH begins with a folder whose `sitecustomize` installs the stand-in before the
+command's first line. Nothing is written anywhere, and nothing outside the child changes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.shim.install import POLICY_VARIABLE
+
+SITE = Path(__file__).parent / "site"
+_PYTHON = re.compile(r"python[\d.]*(\.exe)?")
+_OWN_ARGUMENT = "WX"  # options of Python that take the next word
+_UNREACHABLE = "IES"  # options of Python that make it ignore PYTHONPATH or sitecustomize
+_SHEBANG_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program to execute, its arguments (the program first), and its environment."""
+
+    program: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def python_command(
+    words: Sequence[str], environment: Mapping[str, str], policy: str | None
+) -> Command:
+    """Return how to start a command: a Python, a script, `-m module`, or a program in Python.
+
+    Raises HarnessError when it is none of these, or a Python that would not see the stand-in.
+    """
+    if not words:
+        raise HarnessError("no command; write it after --: harness shim -- python script.py")
+    if words[0] in ("-m", "-c") or words[0].endswith(".py"):
+        words = (sys.executable, *words)
+    program = _found(words[0], environment)
+    if _PYTHON.fullmatch(Path(program).name):
+        options = _options(words[1:])
+    else:
+        options = _options(_interpreter(program)[1:])
+    hiding = sorted(set(options) & set(_UNREACHABLE))
+    if hiding:
+        raise HarnessError(
+            f"{words[0]} runs Python with -{hiding[0]}, which ignores PYTHONPATH: "
+            "the stand-in cannot be put in place; leave the option out"
+        )
+    return Command(program, tuple(words), _with_stand_in(environment, policy))
+
+
+def _found(name: str, environment: Mapping[str, str]) -> str:
+    """Return the program's path; one that stands beside this Python need not be in PATH."""
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which(name, path=environment.get("PATH")) or shutil.which(name, path=beside)
+    if program is None:
+        raise HarnessError(f"{name}: no such command, or it cannot be executed; check the name")
+    return program
+
+
+def _interpreter(program: str) -> list[str]:
+    """Return the Python, and its options, that a program's first lines name."""
+    with Path(program).open("rb") as file:
+        head = file.read(_SHEBANG_BYTES)
+    lines = head.splitlines()[:2] if head.startswith(b"#!") else []
+    # Where its path is too long for the kernel, pip lets a shell find the Python, in line two.
+    for line in lines:
+        words = line.decode(errors="replace").lstrip("#!").replace("'", " ").split()
+        for place, word in enumerate(words):
+            if _PYTHON.fullmatch(Path(word.strip('"')).name):
+                return words[place:]
+    raise HarnessError(
+        f"{program} is no Python and no program written in Python; the stand-in works inside "
+        "Python only: name the Python command itself"
+    )
+
+
+def _options(words: Sequence[str]) -> str:
+    """Return the letters of Python's own options, which end where the script or module begins."""
+    letters = ""
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-") or word in ("-", "--") or word.startswith("--"):
+            break
+        for place, letter in enumerate(word[1:], 1):
+            if letter in "mc":
+                return letters
+            if letter in _OWN_ARGUMENT:
+                if place == len(word) - 1:
+                    next(rest, None)
+                break
+            letters += letter
+    return letters
+
+
+def _with_stand_in(environment: Mapping[str, str], policy: str | None) -> dict[str, str]:
+    before = environment.get("PYTHONPATH")
+    changed = {"PYTHONPATH": os.pathsep.join([str(SITE), *([before] if before else [])])}
+    if policy is not None:
+        changed[POLICY_VARIABLE] = policy
+    return {**environment, **changed}

@@ -1,0 +1,173 @@
+"""A loaded model, as `MLModel` and `CompiledMLModel` use it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.artifact import Package
+from harness.errors import HarnessError
+from harness.mil import get_policy, load_function
+from harness.shim import specification
+from harness.shim.asset import (
+    COMPILED,
+    ModelAssetProxy,
+    asset_of_memory,
+    asset_of_path,
+    compile_model,
+    open_compiled,
+    open_model,
+    write_compiled,
+)
+from harness.shim.devices import devices
+from harness.shim.features import read_signature
+from harness.shim.install import POLICY_VARIABLE
+from harness.shim.plan import ComputePlanProxy
+from harness.shim.refusal import as_runtime_error
+from harness.shim.state import StateProxy
+from harness.shim.structure import model_structure
+from harness.shim.values import python_of_outputs, tensors_of_inputs
+
+
+class ModelProxy:
+    """One function of a model, executed by our executor on the CPU, whatever the compute units.
+
+    FLOAT16 is rounded after every operation, as a device does, unless the environment variable
+    HARNESS_POLICY names another number policy. Everything that goes wrong is a RuntimeError.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        compute_units: str,
+        function_name: str,
+        optimization_hints: Mapping[str, str],
+        asset: ModelAssetProxy | None = None,
+    ) -> None:
+        del compute_units, optimization_hints  # they change where and how fast, not what
+        start = time.perf_counter_ns()
+        self._path = path
+        self._compiled: tempfile.TemporaryDirectory[str] | None = None
+        self._last_prediction: int | None = None
+        with as_runtime_error():
+            self._package = open_model(path) if asset is None else asset.package
+            name = function_name or _default_function(self._package)
+            policy = get_policy(os.environ.get(POLICY_VARIABLE, "strict"))
+            self._function = load_function(self._package, name, policy, stateful=True)
+            self._signature = read_signature(self._package, name)
+        self._where = f"{self._package.what}, function '{name}'"
+        self._load_duration = time.perf_counter_ns() - start
+
+    def predict(self, values: Mapping[str, Any], state: StateProxy | None = None) -> dict[str, Any]:
+        """Predict once; the state that is given is read and changed."""
+        with as_runtime_error():
+            inputs = tensors_of_inputs(self._signature, values, self._where)
+            start = time.perf_counter_ns()
+            with _failing_as_core_ml_does():
+                results = self._function(inputs, None if state is None else state.state)
+            self._last_prediction = time.perf_counter_ns() - start
+            return python_of_outputs(self._signature, results, self._where)
+
+    def batchPredict(self, batch: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Predict for each of several inputs."""
+        start = time.perf_counter_ns()
+        results = [self.predict(values) for values in batch]
+        self._last_prediction = time.perf_counter_ns() - start
+        return results
+
+    def newState(self) -> StateProxy:
+        """Return a state of this function, all zeros."""
+        return StateProxy(self._function.new_state(), self._signature.states, self._where)
+
+    def get_compiled_model_path(self) -> str:
+        """Return a folder that stands for the compiled model; it is removed with this object."""
+        if self._path.rstrip("/").endswith(COMPILED):
+            return self._path
+        if self._compiled is None:
+            self._compiled = tempfile.TemporaryDirectory(prefix="harness-compiled-")
+            write_compiled(self._package, Path(self._compiled.name), Path(self._path))
+        return str(next(Path(self._compiled.name).iterdir()))
+
+    def get_load_duration_in_nano_seconds(self) -> int:
+        """Return how long loading took."""
+        return self._load_duration
+
+    def get_last_predict_duration_in_nano_seconds(self) -> int | None:
+        """Return how long the last prediction took, None before the first."""
+        return self._last_prediction
+
+    @staticmethod
+    def maximum_supported_specification_version() -> int:
+        """Return the newest specification version that can be loaded."""
+        return specification.NEWEST
+
+    @staticmethod
+    def auto_set_specification_version(model: bytes) -> bytes:
+        """Return a model with the lowest specification version that has all that it uses."""
+        with as_runtime_error():
+            return specification.lowered(model)
+
+    @staticmethod
+    def compileModel(path: str) -> str:
+        """Write what stands for a compiled model, and return where; the folder is the caller's."""
+        with as_runtime_error():
+            return compile_model(path)
+
+    @staticmethod
+    def create_model_asset_from_path(path: str) -> Any:
+        """Return the `MLModelAsset` of a compiled model."""
+        return _wrapped(asset_of_path(path))
+
+    @staticmethod
+    def create_model_asset_from_memory(model: bytes, weights: Mapping[str, bytes]) -> Any:
+        """Return the `MLModelAsset` of a specification and its weight files."""
+        return _wrapped(asset_of_memory(model, weights))
+
+    @staticmethod
+    def get_available_compute_devices() -> list[Any]:
+        """Return the devices that predictions can use: the CPU."""
+        return devices()
+
+    @staticmethod
+    def get_all_compute_devices() -> list[Any]:
+        """Return the devices that there are: the CPU."""
+        return devices()
+
+    @staticmethod
+    def get_model_structure(path: str) -> Any:
+        """Return the `MLModelStructure` of a compiled model."""
+        with as_runtime_error():
+            return model_structure(open_compiled(path))
+
+    @staticmethod
+    def get_compute_plan(path: str, compute_units: str) -> Any:
+        """Return the `MLComputePlan` of a compiled model: every operation on the CPU."""
+        from coremltools.models.compute_plan import MLComputePlan
+
+        with as_runtime_error():
+            return MLComputePlan(ComputePlanProxy(open_compiled(path), compute_units))
+
+
+@contextmanager
+def _failing_as_core_ml_does() -> Iterator[None]:
+    """Begin the sentence as Core ML begins its own: there are scripts that look for it."""
+    try:
+        yield
+    except HarnessError as error:
+        problem = f"Unable to compute the prediction using ML Program: {error}"
+        raise HarnessError(problem) from error
+
+
+def _default_function(package: Package) -> str:
+    return package.model.description.defaultFunctionName or "main"
+
+
+def _wrapped(asset: ModelAssetProxy) -> Any:
+    from coremltools.models.model import MLModelAsset
+
+    return MLModelAsset(asset)

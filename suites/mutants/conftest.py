@@ -1,0 +1,44 @@
+"""What the mutants are made of: exports of the fixture `tiny`, and a factory of broken copies."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.checks import Subject
+from suites.conformance.subjects import Subjects
+from suites.mutants.edit import Export
+from suites.mutants.judge import opened
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "mutant: a broken copy of an artefact is judged")
+
+
+class Sources:
+    """The sound subjects, by mode; each stays open, for they are small."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, Subject] = {}
+
+    def __getitem__(self, mode: str) -> Subject:
+        if mode not in self._opened:
+            self._opened[mode] = Subjects(lambda stage: None).get("tiny", mode)
+        return self._opened[mode]
+
+
+@pytest.fixture(scope="session")
+def sources():
+    return Sources()
+
+
+@pytest.fixture
+def mutant(sources, tmp_path):
+    """Return a function that breaks a copy of the tiny export and opens it."""
+
+    def make(mutate, mode: str) -> Subject:
+        sound = sources[mode]
+        export = Export(sound.artifact.path)
+        mutate(export)
+        return opened(export.save(tmp_path / "mutant.pte"), sound)
+
+    return make

@@ -1,0 +1,86 @@
+"""Mutations of weights: what they are, and how often they are stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from suites.mutants.edit import Export, Payload, copy_blob, put_half, scale_half
+from suites.mutants.of_programs import QUANTISED, blocks
+
+
+def constant(payload: Payload, function: str, end: str) -> Any:
+    """The `blobFileValue` of the first constant whose name has an end."""
+    for operation in payload.operations(function, "const"):
+        value = operation.attributes["val"]
+        if operation.outputs[0].name.endswith(end) and value.HasField("blobFileValue"):
+            return value.blobFileValue
+    raise AssertionError(f"no weight is called *{end}")
+
+
+def unshare_a_weight(export: Export) -> None:
+    """One function gets a copy of a weight that both used."""
+    payload = blocks(export)
+    operation = payload.operations(export.functions[-1], QUANTISED)[0]
+    reference = operation.inputs["data"].arguments[0].value.blobFileValue
+    reference.offset = copy_blob(payload.weights, reference)
+
+
+def store_a_weight_twice(export: Export) -> None:
+    """Two places that used one blob use two with the same content, in every function."""
+    payload = blocks(export)
+    copies: dict[int, int] = {}
+    for function in export.functions:
+        reference = constant(payload, function, "linear_3_bias_0")
+        assert reference.offset == constant(payload, function, "linear_0_bias_0").offset
+        if reference.offset not in copies:
+            copies[reference.offset] = copy_blob(payload.weights, reference)
+        reference.offset = copies[reference.offset]
+
+
+def leave_a_weight_behind(export: Export) -> None:
+    """The weight file holds a blob that no function refers to."""
+    payload = blocks(export)
+    operation = payload.operations(export.functions[0], QUANTISED)[0]
+    copy_blob(payload.weights, operation.inputs["data"].arguments[0].value.blobFileValue)
+
+
+def perturb_a_scale(export: Export) -> None:
+    """One row of a quantised linear is 1 % too large."""
+    payload = blocks(export)
+    operation = payload.operations(export.functions[0], QUANTISED)[0]
+    reference = operation.inputs["scale"].arguments[0].value.blobFileValue
+    scale_half(payload.weights, reference, 3, 1.01)
+
+
+def perturb_a_norm(export: Export) -> None:
+    """One weight of a norm is 1 % too large."""
+    payload = blocks(export)
+    reference = constant(payload, export.functions[0], "attention_norm_weight")
+    scale_half(payload.weights, reference, 5, 1.01)
+
+
+def add_a_bias(export: Export) -> None:
+    """One bias, which a Llama does not have and the exporter writes as zeros, is 0.1."""
+    payload = blocks(export)
+    put_half(payload.weights, constant(payload, export.functions[0], "linear_0_bias_0"), 7, 0.1)
+
+
+def swap_two_weights(export: Export) -> None:
+    """The gate and the up projection of a layer, of equal shape, are exchanged."""
+    payload = blocks(export)
+    for function in export.functions:
+        gate, up = (op.inputs["weight"].arguments[0] for op in _linears(payload, function)[4:6])
+        gate.name, up.name = up.name, gate.name
+
+
+def _linears(payload: Payload, function: str) -> list[Any]:
+    return payload.operations(function, "linear")
+
+
+def huge_activations(export: Export) -> None:
+    """The embedding is 2,000 times too large: an RMSNorm's squares leave fp16's range."""
+    payload = export.payloads[0]
+    operation = payload.operations(export.functions[0], QUANTISED)[0]
+    value = operation.inputs["scale"].arguments[0].value
+    for index in range(value.type.tensorType.dimensions[0].constant.size):
+        scale_half(payload.weights, value.blobFileValue, index, 2000.0)

@@ -1,0 +1,73 @@
+"""Taking an artefact apart and putting it together changes nothing but what a mutation changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.artifact import open_artifact
+from suites.mutants import of_names as names
+from suites.mutants import of_programs as programs
+from suites.mutants import of_weights as weights
+from suites.mutants.edit import Export
+
+MODES = ("single", "multifunction")
+
+
+def saved(sources, tmp_path, mode, mutate):
+    export = Export(sources[mode].artifact.path)
+    mutate(export)
+    return export.save(tmp_path / "edited.pte")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_export_that_is_not_touched_is_the_same_to_the_last_byte(sources, tmp_path, mode):
+    path = saved(sources, tmp_path, mode, lambda export: None)
+    assert path.read_bytes() == sources[mode].artifact.path.read_bytes()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_executorch_reads_what_was_edited(sources, tmp_path, mode):
+    """Its own reader finds the payloads, of new sizes, where the tables say that they are."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    def mutate(export):
+        weights.leave_a_weight_behind(export)
+        names.swap_outputs(export)
+
+    path = saved(sources, tmp_path, mode, mutate)
+    assert path.stat().st_size > sources[mode].artifact.path.stat().st_size + 2000
+    theirs = deserialize_pte_binary(path.read_bytes())
+    named = theirs.named_data
+    found = [named.buffers[e.buffer_index] for e in named.pte_data.values()] if named else []
+    inline = [data.data for data in theirs.program.backend_delegate_data]
+    ours = [bytes(bundle.data) for bundle in open_artifact(path).bundles]
+    assert sorted(map(bytes, found or inline)) == sorted(ours)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mutation_reaches_the_file_and_only_its_own_part(sources, tmp_path, mode):
+    before = sources[mode].artifact
+    after = open_artifact(saved(sources, tmp_path, mode, weights.perturb_a_norm))
+    changed = [
+        (number, name)
+        for number, (one, other) in enumerate(zip(before.bundles, after.bundles, strict=True))
+        for name in one.files
+        if one.files[name] != other.files[name] and not name.endswith(".mlmodel")
+    ]
+    assert changed == [(1, "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin")]
+    assert [b.package.model for b in before.bundles] == [b.package.model for b in after.bundles]
+
+
+def test_a_changed_constant_is_read_back(sources, tmp_path):
+    def mutate(export):
+        export.constant("mask_specs")[0, 1] = 99
+
+    path = saved(sources, tmp_path, "single", mutate)
+    assert open_artifact(path).constants["mask_specs"].tolist() == [[1, 99]]
+
+
+def test_the_source_is_never_written_to(sources, tmp_path):
+    path = sources["multifunction"].artifact.path
+    before = path.read_bytes()
+    saved(sources, tmp_path, "multifunction", programs.ignore_the_mask)
+    assert path.read_bytes() == before

@@ -1,0 +1,40 @@
+"""`python -m suites.operators`: pytest on coremltools' operator tests, with what they need set."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.shim import is_installed
+from suites.operators.selection import PACKAGE
+
+# Read by coremltools.converters.mil.testing_reqs, here and in xdist's workers: ML Programs only,
+# in fp32 as well as in fp16, and every test on every opset from its own on.
+_SETTINGS = {
+    "PYMIL_TEST_TARGETS": "mlprogram",
+    "INCLUDE_MIL_FP32_UNIT_TESTS": "1",
+    "RUN_BACKWARD_COMPATIBILITY": "1",
+}
+
+
+def main() -> int:
+    """Run pytest; its exit status, or 2 where nothing could predict."""
+    if not is_installed() and sys.platform != "darwin":
+        print(
+            "suites.operators: no Core ML here and no stand-in for it; run it with "
+            "`harness shim --policy widen -- python -m suites.operators`",
+            file=sys.stderr,
+        )
+        return 2
+    os.environ.update(_SETTINGS)
+    settings = Path(__file__).with_name("pytest.ini")
+    return pytest.main(
+        ["-c", str(settings), "-p", "suites.operators.plugin", "--pyargs", PACKAGE, *sys.argv[1:]]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

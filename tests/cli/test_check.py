@@ -1,0 +1,235 @@
+"""`harness check` on real artefacts, sound and broken, as a user calls it."""
+
+import json
+import platform
+from dataclasses import replace
+
+import pytest
+
+from fixtures.cache import exported, fixture
+from harness.checks import CHECKS
+from harness.cli import main
+from suites.mutants import of_names as names
+from suites.mutants import of_programs as programs
+from suites.mutants import of_weights as weights
+from suites.mutants.edit import Export
+
+WIDEN = ("--runtime", "mil:widen")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return fixture("tiny")
+
+
+@pytest.fixture(scope="module")
+def source(tiny):
+    return ("--checkpoint", tiny.checkpoint, "--params", tiny.params)
+
+
+@pytest.fixture(scope="module")
+def sound(tiny):
+    return exported("tiny", replace(tiny.options, mode="multifunction"))
+
+
+@pytest.fixture
+def broken(sound, tmp_path):
+    def make(mutate):
+        export = Export(sound)
+        mutate(export)
+        return export.save(tmp_path / "broken.pte")
+
+    return make
+
+
+@pytest.fixture
+def check(capsys):
+    """Run the command; return its exit status, what it printed, and what it complained of."""
+
+    def call(*words):
+        status = main(["check", *map(str, words)])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def test_a_sound_artefact_passes_every_check_that_applies(check, sound, source):
+    status, out, err = check(sound, *source)
+    assert (status, err) == (0, "")
+    outcomes = [line.split()[0] for line in out.splitlines()[:-2]]
+    executed = [name for name, check in CHECKS.items() if check.takes_runtime]
+    assert outcomes.count("pass") == len(CHECKS) - 1 + len(executed)  # on two runtimes
+    assert outcomes.count("skip") == 1 and set(outcomes) == {"pass", "skip"}
+    assert "skip  sharing-size: needs the same export with weight sharing off" in out
+    for runtime in ("mil:strict", "mil:widen"):
+        assert f"pass  parity on {runtime} (" in out
+    assert "prefill error" in out and "(<= 1e-05)" in out
+    assert out.splitlines()[-1].startswith("16 checks, 0 failed, 1 skipped; ")
+
+
+def test_without_a_checkpoint_what_needs_one_is_skipped_with_its_reason(check, sound):
+    status, out, _ = check(sound, *WIDEN)
+    assert status == 0
+    for name in ("weights", "tables"):
+        assert f"skip  {name}: needs the checkpoint and its params" in out
+
+
+def test_a_broken_artefact_fails_and_every_finding_is_printed_in_full(check, broken, source):
+    status, out, err = check(broken(names.swap_outputs), *source, "--check", "metadata-names")
+    assert (status, err) == (1, "")
+    first, *findings, blank, summary = out.splitlines()
+    assert first.startswith("fail  metadata-names (") and blank == ""
+    assert summary.startswith("1 checks, 1 failed, 0 skipped; ")
+    whole = [line for line in findings if "outputs: metadata.json's order is [" in line]
+    assert len(whole) == 2 and all(line.endswith("'aten_add_tensor_27']") for line in whole)
+    assert ["method 'forward'" in whole[0], "method 'prefill'" in whole[1]] == [True, True]
+
+
+def test_a_figure_beyond_its_bound_is_a_finding(check, broken, source):
+    status, out, _ = check(broken(weights.perturb_a_norm), *source, *WIDEN, "--check", "parity")
+    first, *findings, _, _ = out.splitlines()
+    assert status == 1 and first.startswith("fail  parity on mil:widen (")
+    assert [line.split(" is ")[0].strip() for line in findings] == [
+        "prefill error",
+        "decode error",
+        "caches error",
+    ]
+
+
+def test_a_part_too_broken_to_be_looked_at_fails_its_checks_and_no_others(check, broken, source):
+    status, out, err = check(broken(programs.change_one_epsilon), *source, *WIDEN)
+    assert (status, err) == (1, "")
+    assert "error weights: " in out and out.count("2 epsilons, not one") == 5
+    assert "pass  metadata-names" in out and "pass  weight-sharing" in out
+
+
+def test_a_mistake_in_a_check_does_not_hide_the_others(check, sound, monkeypatch):
+    def mistaken(subject):
+        raise ZeroDivisionError("division by zero")
+        yield
+
+    monkeypatch.setattr("harness.checks.program.check_program", mistaken)
+    status, out, _ = check(sound, "--check", "program", "--check", "references")
+    assert status == 1 and "pass  references" in out
+    assert "error program: the check itself failed (ZeroDivisionError: division by zero)" in out
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "outcome"),
+    [("signal", "SIGSEGV", "crash"), ("timed_out", True, "timeout")],
+)
+def test_a_runtime_that_crashes_or_hangs_is_named_so(
+    check, sound, monkeypatch, attribute, value, outcome
+):
+    from harness.errors import HarnessError
+
+    def dies(subject, runtime):
+        error = HarnessError("the runtime's process is gone")
+        setattr(error, attribute, value)
+        raise error
+        yield
+
+    monkeypatch.setattr("harness.checks.parity.check_parity", dies)
+    status, out, _ = check(sound, *WIDEN, "--check", "parity", "--json")
+    assert status == 1 and [case["outcome"] for case in json.loads(out)] == [outcome]
+
+
+def test_json_holds_the_cases(check, broken, source):
+    words = ("--check", "weights", "--check", "references", "--json")
+    status, out, _ = check(broken(weights.perturb_a_scale), *source, *words)
+    cases = {case["check"]: case for case in json.loads(out)}
+    assert status == 1 and list(cases) == ["references", "weights"]
+    assert (cases["references"]["outcome"], cases["weights"]["outcome"]) == ("pass", "fail")
+    assert cases["weights"]["comparisons"] > 500_000 and cases["weights"]["seconds"] > 0
+    assert "layers.0.attention.wq.weight (58 of 4096 values" in cases["weights"]["reason"]
+
+
+def test_nothing_checked_is_not_a_pass(check, sound):
+    status, out, _ = check(sound, "--check", "weights")
+    assert status == 1 and out.endswith("\nnothing was checked: 1 skipped\n")
+
+
+def test_checks_run_in_their_own_order_and_once(check, sound):
+    words = ("--check", "program", "--check", "references", "--check", "program")
+    status, out, _ = check(sound, *words)
+    assert status == 0 and [line.split()[1] for line in out.splitlines()[:2]] == [
+        "references",
+        "program",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "problem"),
+    [
+        (("--check", "sanity"), 2, "no check 'sanity'; choose from references"),
+        (("--runtime", "metal"), 2, "no runtime 'metal'"),
+        (("--checkpoint", "x.pth"), 2, "--checkpoint and --params go together"),
+        (("--params", "y.json"), 2, "--checkpoint and --params go together"),
+        (("--checkpoint", "x.pth", "--params", "y.json"), 2, "y.json"),
+    ],
+)
+def test_a_bad_call_is_one_sentence(check, sound, words, status, problem):
+    found, out, err = check(sound, *words)
+    assert (found, out, err.count("\n")) == (status, "", 1) and problem in err
+
+
+@pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML can be used on a Mac")
+def test_a_runtime_that_is_not_here_is_status_3(check, sound):
+    status, out, err = check(sound, "--runtime", "coreml:cpu_only")
+    assert (status, out) == (3, "") and "coreml:cpu_only cannot be used here" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "no such file"), (b"junk" * 100, "not an ExecuTorch program")],
+)
+def test_a_file_that_cannot_be_read_is_status_2(check, tmp_path, content, problem):
+    path = tmp_path / "bad.pte"
+    if content is not None:
+        path.write_bytes(content)
+    status, out, err = check(path)
+    assert (status, out, err.count("\n")) == (2, "", 1) and problem in err
+
+
+def test_a_reference_to_data_that_is_not_there_is_status_2(check, broken):
+    mutate = names.change_first_reference(key="coreml_executorch_of_another_export")
+    status, out, err = check(broken(mutate))
+    assert (status, out) == (2, "") and "delegate 0: refers to named data" in err
+
+
+def test_a_package_is_refused(check, sound, tmp_path):
+    from harness.artifact import open_artifact
+
+    for name, content in open_artifact(sound).bundles[0].files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    status, out, err = check(tmp_path / "model.mlpackage")
+    assert (status, out) == (2, "") and "only a .pte can be checked" in err
+
+
+def test_a_program_that_is_no_language_model_is_refused(check, mixed_program):
+    status, out, err = check(mixed_program[0])
+    assert (status, out) == (2, "") and "does not say how its language model" in err
+
+
+def test_another_models_checkpoint_is_refused_before_the_first_check(check, sound, tiny, tmp_path):
+    import torch
+
+    sizes = json.loads(tiny.params.read_text()) | {"n_layers": 3}
+    (params := tmp_path / "params.json").write_text(json.dumps(sizes))
+    kept = {
+        name: value
+        for name, value in torch.load(tiny.checkpoint, weights_only=True).items()
+        if not name.startswith("layers.3.")
+    }
+    torch.save(kept, checkpoint := tmp_path / "three.pth")
+    status, out, err = check(sound, "--checkpoint", checkpoint, "--params", params)
+    assert (status, out) == (2, "") and "n_layers is 4, not 3; give its own checkpoint" in err
+
+
+def test_a_checkpoint_that_does_not_fit_its_params_is_refused(check, sound, tiny, tmp_path):
+    sizes = json.loads(tiny.params.read_text()) | {"n_layers": 3}
+    (params := tmp_path / "params.json").write_text(json.dumps(sizes))
+    status, out, err = check(sound, "--checkpoint", tiny.checkpoint, "--params", params)
+    assert (status, out) == (2, "") and "does not fit its params" in err

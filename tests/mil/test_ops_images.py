@@ -1,0 +1,383 @@
+"""Operations on images, against PyTorch's own: convolution, pooling, resizing, sampling, boxes."""
+
+import numpy as np
+import pytest
+import torch
+from cases import check
+from programs import execute
+from torch.nn import functional
+
+from harness.errors import HarnessError
+
+RNG = np.random.default_rng(13)
+IMAGE = RNG.standard_normal((2, 4, 7, 9)).astype(np.float32)
+LINE = RNG.standard_normal((2, 4, 11)).astype(np.float32)
+VOLUME = RNG.standard_normal((1, 2, 4, 5, 6)).astype(np.float32)
+KERNEL = RNG.standard_normal((4, 2, 3, 2)).astype(np.float32)
+BIAS = np.float32([1, -2, 3, -4])
+T = torch.from_numpy
+
+
+def transposed(stride, dilation=1, groups=2):
+    return functional.conv_transpose2d(
+        T(IMAGE), T(KERNEL), T(BIAS), stride, 0, 0, groups, dilation
+    ).numpy()
+
+
+def same_windows(x, size, step, lower, value):
+    """Pad the last two axes as `same` does: ceil(size / step) windows."""
+    pads = []
+    for length in reversed(x.shape[-2:]):
+        total = max(0, (-(-length // step) - 1) * step + size - length)
+        pads += [total - total // 2, total // 2] if lower else [total // 2, total - total // 2]
+    return functional.pad(T(x), pads, value=value)
+
+
+def sampled(x, grid, mode="bilinear", padding="zeros", align=True):
+    return functional.grid_sample(T(x), T(grid), mode, padding, align).numpy()
+
+
+GRID = (RNG.random((2, 3, 5, 2)).astype(np.float32) - 0.5) * 2.8  # some of it lies outside
+RESAMPLE = {"padding_value": np.float32(0), "coordinates_mode": "normalized_minus_one_to_one"}
+PADDINGS = [("constant", "zeros", True), ("border", "border", True), ("border", "border", False)]
+PADDINGS += [("reflection", "reflection", True), ("symmetric", "reflection", False)]
+
+
+def box(x, top, left, bottom, right, high, wide):
+    """Sample a box of one image [C, H, W] with both its ends, corners included."""
+    rows, columns = np.linspace(top, bottom, high), np.linspace(left, right, wide)
+    along = np.stack([[np.interp(columns, range(x.shape[2]), row) for row in c] for c in x])
+    return np.stack(
+        [np.stack([np.interp(rows, range(x.shape[1]), r) for r in c.T], 1) for c in along]
+    )
+
+
+BOXES = np.float32([[1, 0, 4, 6], [0.5, 2.25, 5, 3]])
+CASES = {
+    "conv_transpose": (
+        lambda mb, a: mb.conv_transpose(
+            x=a, weight=KERNEL, bias=BIAS, strides=[2, 3], groups=2, pad_type="valid"
+        ),
+        (IMAGE,),
+        transposed((2, 3)),
+    ),
+    "conv_transpose, cut and dilated": (
+        lambda mb, a: mb.conv_transpose(
+            x=a,
+            weight=KERNEL,
+            bias=BIAS,
+            strides=[2, 1],
+            dilations=[1, 2],
+            groups=2,
+            pad_type="custom",
+            pad=[1, 2, 0, 1],
+        ),
+        (IMAGE,),
+        transposed((2, 1), (1, 2))[:, :, 1:-2, :-1],
+    ),
+    "conv_transpose, same": (
+        lambda mb, a: mb.conv_transpose(
+            x=a, weight=KERNEL, bias=BIAS, strides=[2, 1], groups=2, pad_type="same"
+        ),
+        (IMAGE,),
+        transposed((2, 1))[:, :, :14, :9],
+    ),
+    "conv_transpose, beyond the full result": (
+        lambda mb, a: mb.conv_transpose(
+            x=a,
+            weight=KERNEL,
+            bias=BIAS,
+            strides=[3, 2],
+            groups=2,
+            pad_type="custom",
+            pad=[1, 1, 0, 0],
+            output_shape=[2, 4, 20, 19],
+        ),
+        (IMAGE,),
+        functional.conv_transpose2d(
+            T(IMAGE), T(KERNEL), T(BIAS), (3, 2), (1, 0), (1, 1), 2
+        ).numpy(),
+    ),
+    "conv_transpose in one axis": (
+        lambda mb, a: mb.conv_transpose(x=a, weight=KERNEL[..., 0], strides=[2], groups=2),
+        (LINE,),
+        functional.conv_transpose1d(T(LINE), T(KERNEL[..., 0]), stride=2, groups=2).numpy(),
+    ),
+    "max_pool": (
+        lambda mb, a: mb.max_pool(
+            x=a, kernel_sizes=[3, 2], strides=[2, 2], pad_type="custom", pad=[1, 1, 0, 0]
+        ),
+        (IMAGE,),
+        functional.max_pool2d(T(IMAGE), (3, 2), 2, (1, 0)).numpy(),
+    ),
+    "max_pool, upward": (
+        lambda mb, a: mb.max_pool(
+            x=a,
+            kernel_sizes=[2, 3],
+            strides=[3, 2],
+            pad_type="custom",
+            pad=[1, 1, 1, 1],
+            ceil_mode=True,
+        ),
+        (IMAGE,),
+        functional.max_pool2d(T(IMAGE), (2, 3), (3, 2), 1, ceil_mode=True).numpy(),
+    ),
+    "max_pool, same": (
+        lambda mb, a: mb.max_pool(x=a, kernel_sizes=[3, 3], strides=[2, 2], pad_type="same"),
+        (IMAGE,),
+        functional.max_pool2d(same_windows(IMAGE, 3, 2, False, -np.inf), 3, 2).numpy(),
+    ),
+    "max_pool, same_lower": (
+        lambda mb, a: mb.max_pool(x=a, kernel_sizes=[4, 4], strides=[2, 2], pad_type="same_lower"),
+        (IMAGE,),
+        functional.max_pool2d(same_windows(IMAGE, 4, 2, True, -np.inf), 4, 2).numpy(),
+    ),
+    "max_pool in three axes": (
+        lambda mb, a: mb.max_pool(x=a, kernel_sizes=[2, 3, 2], strides=[1, 2, 2], pad_type="valid"),
+        (VOLUME,),
+        functional.max_pool3d(T(VOLUME), (2, 3, 2), (1, 2, 2)).numpy(),
+    ),
+    **{
+        f"avg_pool, padding {'counted' if counted else 'left out'}": (
+            lambda mb, a, counted=counted: mb.avg_pool(
+                x=a,
+                kernel_sizes=[3, 3],
+                strides=[2, 2],
+                pad_type="custom",
+                pad=[1, 1, 1, 1],
+                exclude_padding_from_average=not counted,
+                ceil_mode=True,
+            ),
+            (IMAGE,),
+            functional.avg_pool2d(T(IMAGE), 3, 2, 1, True, counted).numpy(),
+        )
+        for counted in (True, False)
+    },
+    "avg_pool in one axis": (
+        lambda mb, a: mb.avg_pool(x=a, kernel_sizes=[3], strides=[2], pad_type="valid"),
+        (LINE,),
+        functional.avg_pool1d(T(LINE), 3, 2).numpy(),
+    ),
+    "l2_pool": (
+        lambda mb, a: mb.l2_pool(x=a, kernel_sizes=[2, 3], strides=[2, 1], pad_type="valid"),
+        (IMAGE,),
+        np.sqrt(functional.avg_pool2d(T(IMAGE) ** 2, (2, 3), (2, 1)).numpy() * 6),
+    ),
+    "resize_bilinear": (
+        lambda mb, a: mb.resize_bilinear(
+            x=a, target_size_height=5, target_size_width=13, sampling_mode="STRICT_ALIGN_CORNERS"
+        ),
+        (IMAGE,),
+        functional.interpolate(T(IMAGE), (5, 13), mode="bilinear", align_corners=True).numpy(),
+    ),
+    "resize_bilinear, corners not aligned": (
+        lambda mb, a: mb.resize_bilinear(
+            x=a, target_size_height=4, target_size_width=20, sampling_mode="UNALIGN_CORNERS"
+        ),
+        (IMAGE,),
+        functional.interpolate(T(IMAGE), (4, 20), mode="bilinear").numpy(),
+    ),
+    **{
+        # the sampled places of two pixels, as the reference's table gives them
+        f"resize_bilinear, {mode} to {len(places)}": (
+            lambda mb, a, mode=mode, places=places: mb.resize_bilinear(
+                x=a, target_size_height=1, target_size_width=len(places), sampling_mode=mode
+            ),
+            (np.float32([[[[0, 1]]]]),),
+            np.float64([[[places]]]),
+        )
+        for mode, places in [
+            ("DEFAULT", [0, 0.4, 0.8, 1, 1]),
+            ("OFFSET_CORNERS", [0.1, 0.3, 0.5, 0.7, 0.9]),
+            ("UNALIGN_CORNERS", [0, 0, 1 / 3, 2 / 3, 1, 1]),
+            ("ALIGN_CORNERS", [0.5]),
+            ("STRICT_ALIGN_CORNERS", [0]),
+        ]
+    },
+    "resize_nearest_neighbor": (
+        lambda mb, a: mb.resize_nearest_neighbor(x=a, target_size_height=3, target_size_width=27),
+        (IMAGE,),
+        functional.interpolate(T(IMAGE), (3, 27)).numpy(),
+    ),
+    "upsample_nearest_neighbor": (
+        lambda mb, a: mb.upsample_nearest_neighbor(
+            x=a, scale_factor_height=2, scale_factor_width=3
+        ),
+        (IMAGE,),
+        IMAGE.repeat(2, 2).repeat(3, 3),
+    ),
+    "upsample_bilinear": (
+        lambda mb, a: mb.upsample_bilinear(
+            x=a, scale_factor_height=2, scale_factor_width=3, align_corners=False
+        ),
+        (IMAGE,),
+        functional.interpolate(T(IMAGE), scale_factor=(2, 3), mode="bilinear").numpy(),
+    ),
+    "upsample_bilinear, aligned": (
+        lambda mb, a: mb.upsample_bilinear(x=a, scale_factor_height=2, scale_factor_width=3),
+        (IMAGE,),
+        functional.interpolate(
+            T(IMAGE), scale_factor=(2, 3), mode="bilinear", align_corners=True
+        ).numpy(),
+    ),
+    "resize": (
+        lambda mb, a: mb.resize(
+            x=a,
+            shape=[0, 18],
+            resized_dims=np.uint32(2),
+            interpolation_mode="NEAREST_NEIGHBOR",
+            sampling_mode="UNALIGN_CORNERS",
+        ),
+        (IMAGE,),
+        IMAGE.repeat(2, 3),
+    ),
+    **{
+        f"resample {mode}, {ours}, {align}": (
+            lambda mb, a, b, ours=ours, align=align, mode=mode: mb.resample(
+                x=a,
+                coordinates=b,
+                sampling_mode=mode,
+                padding_mode=ours,
+                align_corners=align,
+                **RESAMPLE,
+            ),
+            (IMAGE, GRID),
+            sampled(IMAGE, GRID, mode, theirs, align),
+        )
+        for ours, theirs, align in PADDINGS
+        for mode in ("bilinear", "nearest")
+    },
+    "resample at pixels": (
+        lambda mb, a, b: mb.resample(
+            x=a,
+            coordinates=b,
+            sampling_mode="nearest",
+            padding_mode="constant",
+            padding_value=np.float32(-5),
+            coordinates_mode="unnormalized",
+            align_corners=True,
+        ),
+        (IMAGE[:1], np.int32([[[[8, 0], [9, 1], [3, 6]]]])),
+        np.stack([IMAGE[0, :, 0, 8], np.full(4, -5), IMAGE[0, :, 6, 3]], 1)[None, :, None],
+    ),
+    "affine": (
+        lambda mb, a: mb.affine(
+            x=a,
+            transform_matrix=np.float32([[0.8, 0.3, 0.1, -0.2, 1.1, 0]]),
+            output_height=5,
+            output_width=4,
+            sampling_mode="bilinear",
+            padding_mode="constant",
+            padding_value=np.float32(0),
+            align_corners=True,
+            coordinates_mode="normalized_minus_one_to_one",
+        ),
+        (IMAGE,),
+        sampled(
+            IMAGE,
+            functional.affine_grid(
+                torch.tensor([[[0.8, 0.3, 0.1], [-0.2, 1.1, 0]]] * 2), (2, 4, 5, 4), True
+            ).numpy(),
+        ),
+    ),
+    "crop_resize of boxes": (
+        lambda mb, a: mb.crop_resize(
+            x=a,
+            boxes=BOXES,
+            box_indices=np.int32([1, 0]),
+            target_height=3,
+            target_width=4,
+            sampling_mode="ALIGN_CORNERS",
+        ),
+        (IMAGE,),
+        np.stack([box(IMAGE[1], *BOXES[0], 3, 4), box(IMAGE[0], *BOXES[1], 3, 4)]),
+        {"target": "iOS17"},
+    ),
+    "crop_resize of every image": (
+        lambda mb, a: mb.crop_resize(
+            x=a,
+            roi=BOXES.reshape(2, 1, 4, 1, 1),
+            target_height=3,
+            target_width=4,
+            sampling_mode="STRICT_ALIGN_CORNERS",
+        ),
+        (IMAGE,),
+        np.stack([[box(image, *b, 3, 4) for image in IMAGE] for b in BOXES]),
+        {"target": "iOS15"},
+    ),
+    "crop_resize of centers, normalized": (
+        lambda mb, a: mb.crop_resize(
+            x=a,
+            roi=np.float32([0, 0.5, 0.5, 0.5, 0.25]).reshape(1, 1, 5, 1, 1),
+            target_height=2,
+            target_width=3,
+            box_coordinate_mode="CENTER_SIZE_WIDTH_FIRST",
+            normalized_coordinates=True,
+            sampling_mode="ALIGN_CORNERS",
+        ),
+        (IMAGE[1:],),
+        box(IMAGE[1], 3 - 0.75, 4 - 2, 3 + 0.75, 4 + 2, 2, 3)[None, None],
+        {"target": "iOS16"},
+    ),
+    "crop_resize beyond an image": (
+        lambda mb, a: mb.crop_resize(
+            x=a,
+            boxes=np.float32([[0, 6, 6, 10]]),
+            target_height=2,
+            target_width=3,
+            sampling_mode="ALIGN_CORNERS",
+            pad_value=np.float32(9),
+        ),
+        (IMAGE[:1],),
+        np.concatenate([IMAGE[0][:, [0, 6]][:, :, [6, 8]], np.full((4, 2, 1), 9)], 2)[None],
+        {"target": "iOS17"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_operation_gives_what_torch_gives(name):
+    check(CASES[name], 1e-5)
+
+
+SQUARES = np.float32([[[0, 0, 2, 2], [0.2, 0, 2, 2], [5, 5, 2, 2], [5, 5.1, 2, 2], [9, 9, 1, 1]]])
+SCORES = np.float32([[[0.1, 0.9], [0.8, 0.1], [0.2, 0.6], [0.1, 0.7], [0.05, 0.01]]])
+
+
+def suppressed(target, by_class, **options):
+    boxes, scores = (SQUARES, SCORES) if target < "iOS17" else (SQUARES.mT, SCORES.mT)
+
+    def build(mb, a, b):
+        return mb.non_maximum_suppression(
+            boxes=a,
+            scores=b,
+            iou_threshold=np.float32(0.5),
+            max_boxes=6,
+            per_class_suppression=by_class,
+            **options,
+        )
+
+    return execute(build, boxes, scores, target=target)
+
+
+def test_boxes_that_overlap_a_better_one_are_left_out():
+    boxes, scores, indices, counts = suppressed("iOS15", False, score_threshold=np.float32(0.3))
+    assert indices.tolist() == [[0, 3, -1, -1, -1, -1]] and counts.tolist() == [2]
+    np.testing.assert_array_equal(boxes[0, :2], SQUARES[0, [0, 3]])
+    np.testing.assert_array_equal(scores[0, :2], SCORES[0, [0, 3]])
+    assert not boxes[0, 2:].any() and not scores[0, 2:].any()
+
+
+def test_boxes_of_other_classes_do_not_suppress_when_asked():
+    boxes, _, indices = suppressed("iOS17", True)
+    assert indices.tolist() == [[0, 1, 3, 4, -1, -1]]
+    np.testing.assert_array_equal(boxes[0, :, :4].T, SQUARES[0, [0, 1, 3, 4]])
+
+
+def test_an_upsampling_beyond_any_machine_is_refused():
+    def build(mb, a, b):
+        shape = mb.concat(values=[b, b], axis=0)
+        return mb.resize(x=a, shape=shape, resized_dims=np.uint32(2))
+
+    with pytest.raises(HarnessError, match=r"resize '.*sizes \[1000000, 1000000\] ask for"):
+        execute(build, IMAGE, np.int32([1_000_000]))

@@ -1,0 +1,121 @@
+"""The table of operations: complete, true to coremltools, and enforced at load."""
+
+import importlib
+import inspect
+import re
+
+import numpy as np
+import pytest
+from programs import save
+from test_loading import edited, find
+
+from harness.artifact import ArtifactError
+from harness.mil import get_policy, load_function
+from harness.mil.operation import IMPLEMENTATIONS
+from harness.mil.table import operations
+
+OPSETS = {"iOS15": "CoreML5", "iOS16": "CoreML6", "iOS17": "CoreML7", "iOS18": "CoreML8"}
+NOT_IN_PROGRAMS = {"conv_quantized", "_const_symbolic"}
+
+
+@pytest.mark.parametrize("target", OPSETS)
+def test_the_table_holds_every_operation_of_an_opset_with_its_parameters(target):
+    import coremltools as ct
+    from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
+
+    opset, ours = getattr(ct.target, target), operations()
+    compared = 0
+    for name, versions in SSAOpRegistry.core_ops.items():
+        known = [version for version in versions if version <= opset]
+        if name in NOT_IN_PROGRAMS or not known:
+            continue
+        given = versions[max(known)].input_spec.input_types
+        assert ours[name].parameters(OPSETS[target]) == {n for n in given if n[0] != "_"}, name
+        compared += 1
+    state = {"write_state"} if target == "iOS18" else set()  # no operation of coremltools' own
+    there = {n for n, entry in ours.items() if entry.parameters(OPSETS[target]) is not None}
+    assert compared == len(there - state) >= 150
+
+
+def test_every_operation_in_the_table_is_implemented():
+    assert set(IMPLEMENTATIONS) == set(operations()) - {"const"}
+
+
+def test_every_row_says_how_exact_a_result_is():
+    classes = {"exact", "elementwise", "accumulated", "statistical"}
+    assert {entry.tolerance for entry in operations().values()} == classes
+
+
+def test_what_moves_data_is_exact():
+    inexact = {"accumulated", "elementwise", "statistical"}
+    for name, implementation in IMPLEMENTATIONS.items():
+        assert not (implementation.moves_data and operations()[name].tolerance in inexact), name
+
+
+def test_every_operation_is_executed_by_a_test():
+    modules = ("operations", "ops_arrangement", "ops_images", "ops_sequences", "ops_control")
+    sources = "".join(
+        inspect.getsource(importlib.import_module(f"test_{name}"))
+        for name in (*modules, "ops_constexpr")
+    )
+    used = set(re.findall(r"\bmb\.(\w+)\(", sources)) | set(re.findall(r'"(\w+)":', sources))
+    # what coremltools writes for these: a state's update, and the end of a classifier
+    used |= {"read_state", "write_state"} if "mb.coreml_update_state(" in sources else set()
+    used |= {"classify"} if "ClassifierConfig(" in sources else set()
+    assert set(IMPLEMENTATIONS) - used == set()
+
+
+def refused(package, change, problem):
+    with pytest.raises(ArtifactError, match=problem):
+        load_function(edited(package, change), "main", get_policy("widen"))
+
+
+@pytest.fixture(scope="module")
+def relu():
+    return save(lambda mb, a: mb.relu(x=a), [(2, 4)], "iOS16")
+
+
+def test_an_operation_of_a_later_opset_is_refused(relu):
+    def change(block):
+        find(block, "relu").type = "resize"
+
+    refused(relu, change, "operation 'resize' came with opset CoreML7; the program's is CoreML6")
+
+
+def test_an_unknown_operation_is_named_with_its_place(relu):
+    def change(block):
+        find(block, "relu").type = "relu7"
+
+    refused(
+        relu,
+        change,
+        "function 'main', relu7 '.*': operation 'relu7' of opset CoreML6 is not implemented; "
+        "it is number 0 of its block",
+    )
+
+
+def test_an_unknown_opset_is_named():
+    package = save(lambda mb, a: mb.relu(x=a), [(2, 4)])
+    function = package.functions["main"]
+    block = function.block_specializations[function.opset]
+    function.opset = "CoreML4"
+    function.block_specializations["CoreML4"].CopyFrom(block)
+    with pytest.raises(ArtifactError, match="opset 'CoreML4' is not one of CoreML5, CoreML6"):
+        load_function(package, "main", get_policy("widen"))
+
+
+def test_a_parameter_of_a_later_opset_is_refused():
+    package = save(lambda mb, a: mb.gather(x=a, indices=np.int32([0])), [(2, 4)], "iOS15")
+
+    def change(block):
+        operation = find(block, "gather")
+        operation.inputs["batch_dims"].CopyFrom(operation.inputs["axis"])
+
+    refused(package, change, r"parameter 'batch_dims' is not understood \(opset CoreML5\)")
+
+
+def test_blocks_in_an_operation_that_has_none_are_refused(relu):
+    def change(block):
+        find(block, "relu").blocks.add()
+
+    refused(relu, change, "operation 'relu' with 1 blocks is not implemented; 0 are expected")

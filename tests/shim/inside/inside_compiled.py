@@ -1,0 +1,191 @@
+"""Compiled models, assets, devices, compute plans, structure, and our own Core ML runtime."""
+
+import shutil
+from pathlib import Path
+
+import coremltools as ct
+import numpy as np
+import pytest
+import torch
+from coremltools.converters.mil import Builder as mb
+from coremltools.models.compute_device import MLComputeDevice, MLCPUComputeDevice
+from coremltools.models.compute_plan import MLComputePlan, MLModelStructure
+from coremltools.models.model import MLModelAsset
+
+from harness.runtimes.coreml import CoreMLDelegate
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture
+def weighted(converted):
+    """A model of y = x @ w.T with a weight in a file, and the expected result for X."""
+    weight = np.linspace(-1, 1, 3 * 500, dtype=np.float32).reshape(500, 3)
+
+    @mb.program(input_specs=[mb.TensorSpec((2, 3))], opset_version=ct.target.iOS18)
+    def program(x):
+        return mb.linear(x=x, weight=weight, name="y")
+
+    return converted(program), X @ weight.T
+
+
+def test_a_compiled_path_can_be_copied_and_loaded(weighted, tmp_path):
+    model, expected = weighted
+    path = model.get_compiled_model_path()
+    assert path.endswith(".mlmodelc")
+    shutil.copytree(path, tmp_path / "kept.mlmodelc")
+    compiled = ct.models.CompiledMLModel(str(tmp_path / "kept.mlmodelc"))
+    np.testing.assert_allclose(compiled.predict({"x": X})["y"], expected, rtol=1e-5)
+
+
+def test_the_compiled_path_is_gone_with_its_model(scaled):
+    model = scaled(2)
+    path = Path(model.get_compiled_model_path())
+    assert path.is_dir()
+    del model
+    assert not path.exists()
+
+
+def test_a_package_is_compiled_to_where_the_caller_wants_it(weighted, tmp_path):
+    model, expected = weighted
+    model.save(str(tmp_path / "m.mlpackage"))
+    path = ct.models.utils.compile_model(
+        str(tmp_path / "m.mlpackage"), str(tmp_path / "here.mlmodelc")
+    )
+    batch = ct.models.CompiledMLModel(path).predict([{"x": X}, {"x": 2 * X}])
+    np.testing.assert_allclose(batch[1]["y"], 2 * expected, rtol=1e-5)
+
+
+def test_what_core_ml_compiled_is_refused(tmp_path):
+    folder = tmp_path / "theirs.mlmodelc"
+    folder.mkdir()
+    (folder / "coremldata.bin").write_bytes(b"\x00")
+    with pytest.raises(RuntimeError, match="compiled by Core ML, and only Core ML can load it"):
+        ct.models.CompiledMLModel(str(folder))
+
+
+def test_a_compiled_path_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="no such folder"):
+        ct.models.CompiledMLModel(str(tmp_path / "none.mlmodelc"))
+
+
+def test_an_asset_from_memory_with_its_weights(weighted):
+    model, expected = weighted
+    weights = Path(model.weights_dir, "weight.bin").read_bytes()
+    asset = MLModelAsset.from_memory(
+        model.get_spec().SerializeToString(), {"weights/weight.bin": weights}
+    )
+    compiled = ct.models.CompiledMLModel.from_asset(asset)
+    np.testing.assert_allclose(compiled.predict({"x": X})["y"], expected, rtol=1e-5)
+
+
+def test_an_asset_without_its_weights_is_refused(weighted):
+    asset = MLModelAsset.from_memory(weighted[0].get_spec().SerializeToString())
+    with pytest.raises(RuntimeError, match=r"weight file '@model_path/weights/weight.bin' is not"):
+        ct.models.CompiledMLModel.from_asset(asset)
+
+
+def test_bytes_that_are_no_model_are_refused():
+    with pytest.raises(RuntimeError, match="not a Core ML model"):
+        MLModelAsset.from_memory(b"\xff\xff\xff")
+
+
+def test_an_asset_from_a_path(scaled):
+    model = scaled(2)
+    asset = MLModelAsset.from_path(model.get_compiled_model_path())
+    compiled = ct.models.CompiledMLModel.from_asset(asset)
+    np.testing.assert_array_equal(compiled.predict({"x": X})["y"], 2 * X + 1)
+
+
+def test_a_compiled_model_wants_arrays(scaled):
+    model = scaled(2)
+    compiled = ct.models.CompiledMLModel(model.get_compiled_model_path())
+    with pytest.raises(RuntimeError, match="'x' is a list; give a numpy array of float32"):
+        compiled.predict({"x": X.tolist()})
+
+
+def test_the_only_device_is_the_cpu():
+    for devices in (
+        MLComputeDevice.get_all_compute_devices(),
+        ct.models.MLModel.get_available_compute_devices(),
+    ):
+        assert [type(device) for device in devices] == [MLCPUComputeDevice]
+
+
+def test_the_structure_is_that_of_the_program(scaled):
+    model = scaled(2)
+    structure = MLModelStructure.load_from_path(model.get_compiled_model_path())
+    main = structure.program.functions["main"]
+    assert [entry.name for entry in main.inputs] == ["x"]
+    assert main.block.output_names == ["y"]
+    operations = {operation.operator_name: operation for operation in main.block.operations}
+    assert operations.keys() == {"const", "mul", "add"}
+    assert [binding.name for binding in operations["mul"].inputs["x"].bindings] == ["x"]
+
+
+def test_the_structure_has_the_blocks_of_control_flow(converted):
+    @mb.program(input_specs=[mb.TensorSpec((1,))], opset_version=ct.target.iOS18)
+    def program(x):
+        return mb.cond(
+            pred=mb.greater(x=mb.squeeze(x=x), y=0.0),
+            _true_fn=lambda: mb.add(x=x, y=1.0),
+            _false_fn=lambda: mb.sub(x=x, y=1.0),
+            name="y",
+        )
+
+    model = converted(program)
+    structure = MLModelStructure.load_from_path(model.get_compiled_model_path())
+    operations = structure.program.functions["main"].block.operations
+    (cond,) = (operation for operation in operations if operation.operator_name == "cond")
+    inner = [[op.operator_name for op in block.operations] for block in cond.blocks]
+    assert ["add" in names for names in inner] == [True, False]
+    assert model.predict({"x": np.array([-3], np.float32)})["y"] == -4
+
+
+def test_a_plan_has_every_operation_on_the_cpu(scaled):
+    model = scaled(2)
+    path = model.get_compiled_model_path()
+    plan = MLComputePlan.load_from_path(path, compute_units=ct.ComputeUnit.CPU_ONLY)
+    for operation in plan.model_structure.program.functions["main"].block.operations:
+        usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+        if operation.operator_name == "const":
+            assert usage is None
+        else:
+            assert isinstance(usage.preferred_compute_device, MLCPUComputeDevice)
+            assert len(usage.supported_compute_devices) == 1
+        assert plan.get_estimated_cost_for_mlprogram_operation(operation) is None
+
+
+def test_a_plan_for_other_units_says_what_cannot_be_had(scaled):
+    model = scaled(2)
+    path = model.get_compiled_model_path()
+    with pytest.warns(RuntimeWarning, match="placement on a GPU or a Neural Engine can be had on"):
+        MLComputePlan.load_from_path(path, compute_units=ct.ComputeUnit.CPU_AND_NE)
+
+
+def test_a_plan_of_what_is_not_compiled_is_refused(scaled, tmp_path):
+    scaled(2).save(str(tmp_path / "m.mlpackage"))
+    with pytest.raises(RuntimeError, match="not a compiled model"):
+        MLComputePlan.load_from_path(str(tmp_path / "m.mlpackage"))
+
+
+def test_the_specification_version_is_lowered_to_what_is_needed(converted):
+    from coremltools.libcoremlpython import _MLModelProxy
+
+    @mb.program(input_specs=[mb.TensorSpec((2,))], opset_version=ct.target.iOS16)
+    def program(x):
+        return mb.relu(x=x)
+
+    spec = converted(program, target="iOS16").get_spec()
+    spec.specificationVersion = 9
+    lowered = _MLModelProxy.auto_set_specification_version(spec.SerializeToString())
+    assert ct.proto.Model_pb2.Model.FromString(lowered).specificationVersion == 7
+
+
+def test_our_own_core_ml_runtime_runs_through_the_stand_in(scaled):
+    model = scaled(3)
+    delegate = CoreMLDelegate(Path(model.package_path), None, ["x"], ["y"], "CPU_ONLY")
+    (y,) = delegate([torch.from_numpy(X)])
+    np.testing.assert_array_equal(y.numpy(), 3 * X + 1)
+    with pytest.raises(Exception, match=r"Core ML cannot predict: .*declared is \[2, 3\]"):
+        delegate([torch.ones(3, 3)])
