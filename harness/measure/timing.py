@@ -1,12 +1,18 @@
-"""Prefill and decode, timed; a timed run checks its own answer.
+"""Load, prefill and decode, timed; a timed run checks its own answer.
 
-Milliseconds per token, because trackers only know that smaller is better.
+Milliseconds per token, because trackers only know that smaller is better. A runtime in a child
+process is charged its own time, not that of starting the child and passing it tensors.
 """
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -14,9 +20,14 @@ from harness.checks.metrics import error
 from harness.checks.parity import prompt_length, sequence, tolerances
 from harness.checks.subject import Subject
 from harness.errors import HarnessError
+from harness.generate.load import open_session
 from harness.generate.session import Session
+from harness.runtimes import isolated_runtime
+from harness.runtimes.isolated import away_ns
 
 WARM_UP_ROUNDS = 1
+
+Result = TypeVar("Result")
 
 
 class WrongAnswerError(HarnessError):
@@ -32,29 +43,60 @@ class Round:
     logits: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of a process that did nothing but load an artefact and run it one round.
+
+    ``before`` is what Python, torch and the runtime's libraries took before it loaded.
+    """
+
+    before: int
+    peak: int
+
+
+def milliseconds(action: Callable[[], Result]) -> tuple[Result, float]:
+    """Call; return the result, and the time it took in this process and in runtimes."""
+    away, start = away_ns(), time.perf_counter_ns()
+    result = action()
+    took = time.perf_counter_ns() - start
+    return result, (took - (away_ns() - away)) / 1e6
+
+
+def load_times(path: str | Path, runtime: str, count: int) -> list[float]:
+    """Milliseconds from an unopened file to loaded methods, each time anew, after a warm-up."""
+    times = []
+    for _ in range(WARM_UP_ROUNDS + count):
+        times.append(milliseconds(lambda: Subject(path).session(runtime))[1])
+        gc.collect()  # its weights and its child go before the next one's come
+    return times[WARM_UP_ROUNDS:]
+
+
 def timed_round(session: Session, tokens: list[int], n_prompt: int) -> Round:
     """Reset, prefill a prompt in chunks, decode the rest token by token, teacher forced."""
     session.reset()
-    start = time.perf_counter_ns()
-    logits = [session.prefill(tokens[:n_prompt])]
-    prefill = (time.perf_counter_ns() - start) / 1e6 / n_prompt
-    decode = []
+    first, prefill = milliseconds(partial(session.prefill, tokens[:n_prompt]))
+    logits, decode = [first], []
     for token in tokens[n_prompt:]:
-        start = time.perf_counter_ns()
-        logits.append(session.decode(token))
-        decode.append((time.perf_counter_ns() - start) / 1e6)
-    return Round(prefill, decode, torch.stack(logits))
+        row, took = milliseconds(partial(session.decode, token))
+        logits.append(row)
+        decode.append(took)
+    return Round(prefill / n_prompt, decode, torch.stack(logits))
 
 
 class Stopwatch:
-    """Times one subject on any runtimes; the oracle's answer is computed once."""
+    """Measures one subject on any runtimes; the oracle's answer is computed once."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._tokens = sequence(subject)
+        length = len(self._tokens)
+        if length < 2:
+            raise HarnessError(
+                f"{subject.artifact.path}: a context of {length} token leaves nothing to decode, "
+                "so there is nothing to time"
+            )
         self._n_prompt = prompt_length(subject)
         cos, sin = subject.tables
-        length = len(self._tokens)
         logits, _, _ = subject.oracle(torch.tensor(self._tokens), (cos[:length], sin[:length]))
         self._wanted = logits[self._n_prompt - 1 :]
 
@@ -73,11 +115,17 @@ class Stopwatch:
 
         Raises WrongAnswerError when the runtime's logits are off by more than parity allows.
         """
-        timed = timed_round(self._subject.session(runtime), self._tokens, self._n_prompt)
-        self._check(timed, runtime)
-        return timed
+        return self._checked_round(self._subject.session(runtime), runtime)
 
-    def _check(self, timed: Round, runtime: str) -> None:
+    def memory(self, runtime: str) -> Memory:
+        """Run one round in a process of its own; raises WrongAnswerError as `round` does."""
+        isolated = isolated_runtime(runtime)
+        session = open_session(self._subject.artifact, isolated)
+        self._checked_round(session, runtime)
+        return Memory(*isolated.memory(self._subject.artifact))
+
+    def _checked_round(self, session: Session, runtime: str) -> Round:
+        timed = timed_round(session, self._tokens, self._n_prompt)
         found = error(timed.logits, self._wanted)
         allowed = max(tolerances(self._subject, runtime).values())
         if not found.relative <= allowed:
@@ -86,3 +134,4 @@ class Stopwatch:
                 f"{found.relative:.3g} of the largest, {allowed:.3g} is allowed; its time is no "
                 "result"
             )
+        return timed

@@ -52,12 +52,18 @@ class Writer:
         self._cases[case.id] = case
 
     def finish(self) -> Footer:
-        """Write the footer and put the stream in place."""
+        """Write the footer and put the stream in place; raises HarnessError when it cannot."""
         footer = Footer.of(self._cases.values(), round(time.monotonic() - self._start, 3))
         self._write(footer.to_json())
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self.partial.replace(self.path)
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self.partial.replace(self.path)
+        except OSError as error:
+            raise HarnessError(
+                f"{self.path} cannot be written: {error.strerror or error}. The results are in"
+                f" {self.partial}."
+            ) from error
         return footer
 
     def abandon(self) -> None:
@@ -144,9 +150,10 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    if path.exists() and not path.is_file():  # a pipe would never end, a folder is another thing
-        raise InvalidStream(f"{path} is no regular file: give the JSON Lines file of a run.")
     try:
+        # A pipe would never end, a folder is another thing.
+        if path.exists() and not path.is_file():
+            raise InvalidStream(f"{path} is no regular file: give the JSON Lines file of a run.")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 raise InvalidStream(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: no run is.")

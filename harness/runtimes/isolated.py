@@ -1,68 +1,72 @@
 """Runs another runtime in a child process, so that its crash or hang is an outcome, not our end.
 
-One child per artefact; it is started when it is first needed, and again after it has died. Tensors
-go through a pipe as numpy arrays.
+One child per artefact, for all its methods; it is started when it is first needed, and again after
+it has died. It lives as long as the artefact or one of the methods.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import tempfile
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary, finalize
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 
-from harness.artifact import Artifact, open_artifact
-from harness.errors import HarnessError, NotInstalledError
-from harness.runtimes.base import Method, Runtime
+from harness.artifact import Artifact
+from harness.runtimes.base import Method, Runtime, TensorSpec
+from harness.runtimes.child_process import (
+    Answer,
+    CallTimeoutError,
+    ChildProcess,
+    CrashError,
+    Served,
+)
 
-LOAD_SECONDS = 900.0  # compiling a large model for the Neural Engine takes minutes
-CALL_SECONDS = 120.0
-_ERRORS = {error.exit_status: error for error in (HarnessError, NotInstalledError)}
-_STDERR_SHOWN = 500
-
-
-class CrashError(HarnessError):
-    """The runtime's process died; ``signal`` says how ("SIGSEGV", "exit status 3")."""
-
-    def __init__(self, message: str, signal: str) -> None:
-        super().__init__(message)
-        self.signal = signal
+__all__ = ["CallTimeoutError", "CrashError", "IsolatedRuntime", "Limits", "away_ns"]
 
 
-class CallTimeoutError(HarnessError):
-    """The runtime did not answer in time; its process was killed."""
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a child has for a request; the start of the child counts with the first."""
 
-    timed_out = True
+    load: float = 900.0  # compiling a large model for the Neural Engine takes minutes
+    call: float = 120.0
+    other: float = 300.0
 
 
 class IsolatedRuntime:
-    """A runtime in child processes; ``make`` must be importable, for it is called in the child."""
+    """The runtime ``make(*arguments)``, in child processes; its class must be importable there.
+
+    With ``ask_here``, this process asks the runtime whether it is available: right where that is
+    cheap and safe.
+    """
 
     def __init__(
         self,
         make: Callable[..., Runtime],
         *arguments: str,
-        load_seconds: float = LOAD_SECONDS,
-        call_seconds: float = CALL_SECONDS,
+        limits: Limits | None = None,
+        ask_here: bool = True,
     ) -> None:
-        self._make = make, arguments
-        self._limits = {"load": load_seconds, "call": call_seconds}
+        self._make = make
+        self._arguments = arguments
+        self._limits = limits or Limits()
         self._here = make(*arguments)
+        self._ask_here = ask_here
         self.name = self._here.name
         self._children: WeakKeyDictionary[Artifact, _Child] = WeakKeyDictionary()
 
     def unavailable(self) -> str | None:
-        """Say why the runtime cannot be used here; asked in this process, without loading."""
-        return self._here.unavailable()
+        """Say why the runtime cannot be used here; a child is asked once per process.
+
+        Raises CrashError when the question is too much for the runtime: that is no absence.
+        """
+        if self._ask_here:
+            return self._here.unavailable()
+        return _why_unavailable(self._served(None), self._limits)
 
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method in the artefact's child.
@@ -70,11 +74,33 @@ class IsolatedRuntime:
         Raises what the runtime raises, CrashError when the child dies, CallTimeoutError when it
         does not answer.
         """
+        return _RemoteMethod(self._child(artifact), method)
+
+    def memory(self, artifact: Artifact) -> tuple[int, int]:
+        """Return the peak memory of the artefact's child in bytes: before it loaded, and by now."""
+        before, now = self._child(artifact).ask(self._limits.other, "measure").value
+        return int(before), int(now)
+
+    def _child(self, artifact: Artifact) -> _Child:
         if artifact not in self._children:
-            child = _Child(self.name, self._make, artifact.path, self._limits)
-            self._children[artifact] = child
-            finalize(artifact, child.stop)
-        return _RemoteMethod(self._children[artifact], method)
+            self._children[artifact] = _Child(self._served(artifact), self._limits)
+        return self._children[artifact]
+
+    def _served(self, artifact: Artifact | None) -> Served:
+        path = artifact.path if artifact else None
+        module, name = self._make.__module__, self._make.__qualname__
+        what = f"{path} on {self.name}" if path else f"runtime {self.name}"
+        return Served(module, name, self._arguments, path, what)
+
+
+@functools.cache
+def _why_unavailable(served: Served, limits: Limits) -> str | None:
+    child = ChildProcess(served)
+    try:
+        reason: str | None = child.ask(limits.other, "unavailable").value
+        return reason
+    finally:
+        child.end()
 
 
 class _RemoteMethod:
@@ -84,122 +110,61 @@ class _RemoteMethod:
         self.inputs, self.outputs = child.load(name)
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        arrays = [tensor.detach().cpu().numpy() for tensor in tensors]
-        return tuple(torch.from_numpy(array) for array in self._child.call(self.name, arrays))
+        return self._child.call(self.name, tensors)
 
 
 class _Child:
-    """A process that serves one artefact on one runtime."""
+    """An artefact's process, and the next one after it has died."""
 
-    def __init__(
-        self, name: str, make: tuple[Any, tuple[str, ...]], path: Path, limits: dict[str, float]
-    ) -> None:
-        self._what = f"{path} on {name}"
-        self._arguments = (make, str(path))
+    def __init__(self, served: Served, limits: Limits) -> None:
+        self._served = served
         self._limits = limits
-        self._process: Any = None
-        self._pipe: Connection | None = None
-        self._stderr: Path | None = None
+        self._process: ChildProcess | None = None
         self._loaded: set[str] = set()
+        self._turn = threading.Lock()
 
-    def load(self, method: str) -> Any:
+    def load(self, method: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Load a method; return its inputs and outputs."""
-        answer = self._ask("load", method)
+        inputs, outputs = self.ask(self._limits.load, "load", method).value
         self._loaded.add(method)
-        return answer
+        return _specs(inputs), _specs(outputs)
 
-    def call(self, method: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    def call(self, method: str, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Call a method; after a crash it is loaded again first."""
         if method not in self._loaded:
             self.load(method)
-        answer: list[np.ndarray] = self._ask("call", method, arrays)
+        return self.ask(self._limits.call, "call", method, tensors).tensors
+
+    def ask(
+        self, seconds: float, verb: str, method: str = "", tensors: Sequence[torch.Tensor] = ()
+    ) -> Answer:
+        """Ask the process, one request at a time, starting one when there is none."""
+        start = time.perf_counter_ns()
+        with self._turn:
+            if self._process is None:
+                self._process = ChildProcess(self._served)
+            try:
+                answer = self._process.ask(seconds, verb, method, tensors)
+            finally:
+                if not self._process.end.alive:
+                    self._process = None
+                    self._loaded.clear()
+        _away.ns = away_ns() + time.perf_counter_ns() - start - answer.ns
         return answer
 
-    def stop(self) -> None:
-        """End the process, if there is one."""
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        if self._stderr is not None:
-            self._stderr.unlink(missing_ok=True)
-        self._process = self._pipe = self._stderr = None
-        self._loaded.clear()
 
-    def _start(self) -> Connection:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        handle, name = tempfile.mkstemp(prefix="harness-stderr-")
-        os.close(handle)
-        self._stderr = Path(name)
-        arguments = (theirs, name, *self._arguments)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()
-        return self._pipe
-
-    def _ask(self, verb: str, *content: Any) -> Any:
-        pipe = self._pipe or self._start()
-        try:
-            pipe.send((verb, *content))
-            if not pipe.poll(self._limits[verb]):
-                raise self._timed_out(verb, content[0])
-            kind, answer = pipe.recv()
-        except (EOFError, OSError):
-            raise self._crashed(verb, content[0]) from None
-        except KeyboardInterrupt:
-            self.stop()
-            raise
-        if kind == "answer":
-            return answer
-        raise _ERRORS.get(kind, HarnessError)(answer)
-
-    def _timed_out(self, verb: str, method: str) -> CallTimeoutError:
-        seconds = self._limits[verb]
-        self.stop()
-        return CallTimeoutError(
-            f"{self._what}: to {verb} method '{method}' took over {seconds:g} s; its process was "
-            "ended"
-        )
-
-    def _crashed(self, verb: str, method: str) -> CrashError:
-        self._process.join(timeout=10)
-        status = self._process.exitcode
-        died = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
-        said = ""
-        if self._stderr is not None and (text := self._stderr.read_text(errors="replace").strip()):
-            said = f"; it last said: {' '.join(text[-_STDERR_SHOWN:].split())}"
-        self.stop()
-        return CrashError(
-            f"{self._what}: its process died ({died}) asked to {verb} method '{method}'{said}", died
-        )
+def _specs(rows: list[tuple[str, list[int], str]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in rows)
 
 
-def _serve(
-    pipe: Connection, stderr: str, make: tuple[Callable[..., Runtime], tuple[str, ...]], path: str
-) -> None:
-    """Answer requests until the pipe closes, which it also does when the parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
-    sys.stderr.flush()
-    os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
-    artifact = open_artifact(path)
-    function, arguments = make
-    runtime, methods = function(*arguments), dict[str, Method]()
-    while True:
-        try:
-            verb, method, *content = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            if verb == "load":
-                methods[method] = runtime.load(artifact, method)
-                answer: Any = (methods[method].inputs, methods[method].outputs)
-            else:
-                tensors = [torch.from_numpy(array) for array in content[0]]
-                answer = [tensor.numpy() for tensor in methods[method](*tensors)]
-            pipe.send(("answer", answer))
-        except HarnessError as error:
-            pipe.send((error.exit_status, str(error)))
-        except Exception as error:
-            pipe.send((2, f"{path}, method '{method}': {type(error).__name__}: {error}"))
+_away = threading.local()
+
+
+def away_ns() -> int:
+    """Return how long this thread has waited for children beyond what their runtimes took.
+
+    That is starting them, importing, and moving tensors. Who times a call subtracts what this grew
+    by, and has the runtime's own time.
+    """
+    total: int = getattr(_away, "ns", 0)
+    return total

@@ -1,22 +1,33 @@
-"""Exports of the fixture models, timed; each run's logits are checked before its time counts."""
+"""Exports of the fixture models, measured; a run's logits are checked before its time counts.
+
+asv knows a class's `setup`, its `track_` methods and the samples that they return; everything that
+measures is in `harness.measure.timing`.
+"""
 
 import os
-import time
 from dataclasses import replace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
 from fixtures.cache import exported, fixture
 from harness.checks import Subject
-from harness.measure.timing import Stopwatch
+from harness.errors import HarnessError
+from harness.measure.timing import Stopwatch, load_times
 from harness.runtimes import RUNTIMES, get_runtime
 
-FIXTURES = {"fast": ["tiny"], "large": ["tiny", "smollm2-135m"]}[
-    os.environ.get("HARNESS_BENCH_PROFILE", "fast")
-]
+PROFILES = {
+    "fast": (["tiny"], 3),
+    "regular": (["tiny"], 10),
+    "large": (["tiny", "smollm2-135m"], 5),
+}  # HARNESS_BENCH_PROFILE -> fixtures, timed rounds
+PROFILE = os.environ.get("HARNESS_BENCH_PROFILE", "regular")
+if PROFILE not in PROFILES:
+    raise HarnessError(f"HARNESS_BENCH_PROFILE is '{PROFILE}'; choose from {', '.join(PROFILES)}")
+FIXTURES, ROUNDS = PROFILES[PROFILE]
 MODES = ["single", "multifunction"]
+# References, which are right and not fast, are not worth a machine's time.
 TIMED = [name for name in RUNTIMES if name not in ("mil:double", "eager:fp16", "eager:fp64")]
-ROUNDS = 5
+TIMEOUT = 3600  # seconds; the first run exports
 
 
 def export_of(name, mode):
@@ -24,49 +35,70 @@ def export_of(name, mode):
     return exported(name, replace(fixture(name).options, mode=mode))
 
 
-class Latency:
-    """Milliseconds per token; every sample is one step, asv keeps them all."""
+def why_unavailable(name):
+    """Why a runtime cannot be used here, or None; a crash is for the benchmark to report."""
+    try:
+        return get_runtime(name).unavailable()
+    except HarnessError:
+        return None
+
+
+class PerRuntime:
+    """One figure for each fixture, mode and runtime that is available here."""
 
     params = (FIXTURES, MODES, TIMED)
     param_names = ("fixture", "mode", "runtime")
-    unit = "ms/token"
-    timeout = 1800
+    timeout = TIMEOUT
 
-    def setup(self, name, mode, runtime):
-        """Export, or skip where the runtime is not available: its reason is the message."""
-        if reason := get_runtime(runtime).unavailable():
+    def setup_cache(self):
+        """Ask every runtime once: some import for ten seconds before they answer."""
+        return {name: why_unavailable(name) for name in TIMED}
+
+    def setup(self, unavailable, name, mode, runtime):
+        """Export; asv takes NotImplementedError for "skip", and shows its message."""
+        if reason := unavailable[runtime]:
             raise NotImplementedError(reason)
         self.path = export_of(name, mode)
 
-    def track_decode(self, name, mode, runtime):
-        """One token at a time, on a cache that fills."""
-        rounds = Stopwatch(Subject(self.path)).rounds([runtime], ROUNDS)[runtime]
-        return {"samples": [step for timed in rounds for step in timed.decode], "number": 1}
 
-    def track_prefill(self, name, mode, runtime):
-        """A prompt of two and a half chunks."""
-        rounds = Stopwatch(Subject(self.path)).rounds([runtime], ROUNDS)[runtime]
-        return {"samples": [timed.prefill for timed in rounds], "number": 1}
+class Latency(PerRuntime):
+    """Milliseconds per token."""
 
+    unit = "ms/token"
 
-class Load:
-    """Milliseconds from an unopened file to loaded methods; imports are not counted."""
+    def timed(self, runtime):
+        """Timed passes, each checked."""
+        return Stopwatch(Subject(self.path)).rounds([runtime], ROUNDS)[runtime]
 
-    params = Latency.params
-    param_names = Latency.param_names
-    unit = "ms"
-    timeout = 1800
-    setup = Latency.setup
-
-    def track_load(self, name, mode, runtime):
-        """Five times, each from the file."""
-        samples = []
-        Subject(self.path).session(runtime)
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
-            Subject(self.path).session(runtime)
-            samples.append((time.perf_counter() - start) * 1000)
+    def track_decode(self, unavailable, name, mode, runtime):
+        """One token at a time, on a cache that fills; a step is a sample."""
+        samples = [step for timed in self.timed(runtime) for step in timed.decode]
         return {"samples": samples, "number": 1}
+
+    def track_prefill(self, unavailable, name, mode, runtime):
+        """A prompt of two and a half chunks."""
+        return {"samples": [timed.prefill for timed in self.timed(runtime)], "number": 1}
+
+
+class Load(PerRuntime):
+    """Milliseconds."""
+
+    unit = "ms"
+
+    def track_load(self, unavailable, name, mode, runtime):
+        """From an unopened file to loaded methods; imports are not counted."""
+        return {"samples": load_times(self.path, runtime, ROUNDS), "number": 1}
+
+
+class Memory(PerRuntime):
+    """Bytes."""
+
+    unit = "bytes"
+
+    def track_peak_memory(self, unavailable, name, mode, runtime):
+        """The peak of a process that loads the export and runs it, beyond its libraries."""
+        memory = Stopwatch(Subject(self.path)).memory(runtime)
+        return memory.peak - memory.before
 
 
 class Size:
@@ -75,7 +107,7 @@ class Size:
     params = (FIXTURES, MODES)
     param_names = ("fixture", "mode")
     unit = "bytes"
-    timeout = 1800
+    timeout = TIMEOUT
 
     def track_size(self, name, mode):
         """The whole file."""

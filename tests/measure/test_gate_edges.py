@@ -1,10 +1,11 @@
 """The gate where two runs do not line up: missing and new cases, odd values, skips."""
 
+import itertools
 import json
 from dataclasses import replace
 
 import pytest
-from runs import PARITY, SKIPPED, write_run
+from runs import HEADER, PARITY, SKIPPED, write_run
 
 from harness.cli import main
 from harness.measure.gate import compare_runs
@@ -16,14 +17,12 @@ FAILED = replace(PARITY, outcome="fail", reason="off")
 
 @pytest.fixture
 def gate(tmp_path):
-    """Compare two lists of cases."""
+    """Compare two lists of cases, the second under a header of its own."""
 
-    def compare(base, head, **margins):
-        runs = [
-            read_run(write_run(tmp_path / f"{name}.jsonl", *cases))
-            for name, cases in (("base", base), ("head", head))
-        ]
-        return compare_runs(*runs, margins)
+    def compare(base, head, header=HEADER):
+        base_path = write_run(tmp_path / "base.jsonl", *base)
+        head_path = write_run(tmp_path / "head.jsonl", *head, header=header)
+        return compare_runs(read_run(base_path), read_run(head_path))
 
     return compare
 
@@ -33,8 +32,54 @@ def verdict(result, case, name):
     return found
 
 
+# From best to worst; the last four are equally bad.
+LADDER = [
+    replace(PARITY, figures={}, facts={}),
+    replace(FAILED, outcome="known", issue="issue 1", figures={}, facts={}),
+    replace(SKIPPED, runtime=PARITY.runtime, facts={}),
+    replace(FAILED, figures={}, facts={}),
+]
+EQUALLY_BAD = [
+    LADDER[-1],
+    replace(LADDER[-1], outcome="timeout"),
+    replace(LADDER[-1], outcome="error", stage="load"),
+    replace(LADDER[-1], outcome="crash", signal="SIGSEGV"),
+]
+
+
 def with_figure(value, unit="", better="lower"):
     return replace(PARITY, figures={"x": Figure(value, unit, None, better)})
+
+
+@pytest.mark.parametrize(("better", "worse"), [*itertools.pairwise(range(len(LADDER)))])
+def test_each_step_down_the_ladder_of_outcomes_is_a_regression(gate, better, worse):
+    down, up = (gate([LADDER[a]], [LADDER[b]]) for a, b in ((better, worse), (worse, better)))
+    assert verdict(down, PARITY, "outcome") == "regression"
+    assert verdict(up, PARITY, "outcome") == "better"
+
+
+@pytest.mark.parametrize("head", EQUALLY_BAD, ids=lambda case: case.outcome)
+def test_bad_outcomes_are_equally_bad(gate, head):
+    assert verdict(gate([EQUALLY_BAD[0]], [head]), PARITY, "outcome") == "failing"
+
+
+def test_what_a_crash_could_not_measure_is_no_regression_of_its_own(gate):
+    result = gate([FAILED], [EQUALLY_BAD[-1]])
+    assert [(m.name, m.verdict) for m in result.metrics] == [("outcome", "failing")]
+
+
+def test_a_few_comparisons_may_go_and_more_may_not(gate):
+    few, many = (gate([PARITY], [replace(PARITY, comparisons=n)]) for n in (951, 949))
+    assert verdict(few, PARITY, "comparisons") == "same"
+    assert verdict(many, PARITY, "comparisons") == "regression"
+
+
+def test_other_versions_are_noted_and_compared_all_the_same(gate):
+    header = replace(HEADER, versions={"torch": "2.14.0"})
+    result = gate([PARITY], [replace(PARITY, facts={"opset": "CoreML7"})], header=header)
+    (note,) = result.notes
+    assert "torch 2.13.0 -> 2.14.0" in note and "compared all the same" in note
+    assert verdict(result, PARITY, "opset") == "regression"
 
 
 def test_a_missing_case_is_a_regression_when_others_are_there(gate):

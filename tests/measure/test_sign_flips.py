@@ -27,6 +27,11 @@ def test_random_flips_agree_with_the_normal_distribution():
     assert p_two_sided(ratios) == pytest.approx(0.0027, abs=0.0015)
 
 
+def test_random_flips_never_claim_certainty():
+    # No flip but the two trivial ones is as far out, and random ones will not find those.
+    assert 0 < p_two_sided(np.ones(60)) < 0.001
+
+
 def test_a_difference_is_seldom_seen_where_there_is_none():
     generator = np.random.default_rng(3)
     verdicts = []

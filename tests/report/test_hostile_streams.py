@@ -44,6 +44,28 @@ def test_a_file_too_large_is_refused_unread(tmp_path, monkeypatch):
         read_run(path)
 
 
+def test_a_fact_that_no_float_can_hold_is_refused(tmp_path):
+    path = write_run(tmp_path / "run.jsonl", PARITY)
+    records = lines_of(path)
+    records[1]["facts"]["pte bytes"] = 10**400  # percent of it cannot be computed
+    with pytest.raises(InvalidStream, match="line 2: facts: pte bytes"):
+        read_run(write_lines(path, records))
+    with pytest.raises(HarnessError, match="cannot be recorded"):
+        write_run(path, replace(PARITY, facts={"pte bytes": 10**400}))
+
+
+def test_a_stream_cut_anywhere_is_refused(tmp_path):
+    whole = write_run(tmp_path / "run.jsonl", PARITY, SKIPPED).read_bytes()
+    lines_end = {index for index, byte in enumerate(whole) if byte == ord("\n")}
+    cut = tmp_path / "cut.jsonl"
+    # The last newline alone says nothing; all that comes before it does.
+    for length in sorted({*range(0, len(whole) - 2, 23), *lines_end, len(whole) - 2}):
+        if length < len(whole) - 1:
+            cut.write_bytes(whole[:length])
+            with pytest.raises(InvalidStream):
+                read_run(cut)
+
+
 def test_another_schema_is_refused(tmp_path):
     path = write_run(tmp_path / "run.jsonl", PARITY)
     records = lines_of(path)

@@ -1,20 +1,32 @@
 """Runtimes that misbehave, for the tests of isolation; imported in a child process."""
 
+import ctypes
 import os
 import signal
+import sys
+import tempfile
 import time
+from pathlib import Path
+
+import torch
 
 from harness.errors import NotInstalledError
 from harness.runtimes.mil import MilRuntime
 
+KEPT = []
+
 
 class Misbehaving(MilRuntime):
-    """Loads as `mil:widen` does; what it is called with says what goes wrong, and when."""
+    """Loads as `mil:widen` does; what it is made with says what goes wrong, and when."""
 
-    def __init__(self, when, what):
+    def __init__(self, when, what, detail=""):
         super().__init__("widen")
         self.name = f"misbehaving:{what}"
-        self._when, self._what = when, what
+        self._when, self._what, self._detail = when, what, detail
+
+    def unavailable(self):
+        self._misbehave("unavailable")
+        return f"asked in process {os.getpid()}"
 
     def load(self, artifact, method):
         self._misbehave("load")
@@ -36,12 +48,33 @@ class Misbehaving(MilRuntime):
         match self._what:
             case "segfault":
                 os.write(2, b"about to crash\n")
-                os.kill(os.getpid(), signal.SIGSEGV)
+                ctypes.string_at(0)
+            case "segfault once":
+                if not Path(self._detail).exists():
+                    Path(self._detail).touch()
+                    os.kill(os.getpid(), signal.SIGSEGV)
             case "exit":
                 os._exit(3)
             case "hang":
+                os.write(2, b"waiting for ever\n")
+                self._tell_pid()
                 time.sleep(600)
+            case "hang with the lock":
+                self._tell_pid()
+                ctypes.PyDLL(None).sleep(600)
+            case "wait":
+                time.sleep(float(self._detail))
+            case "litter":
+                Path(self._detail).write_text(tempfile.mkdtemp(), encoding="utf-8")
+                print("a word on stdout", flush=True)
+                print("a word on stderr", file=sys.stderr, flush=True)
+            case "allocate":
+                KEPT.append(torch.ones(int(self._detail) // 4))
             case "missing":
                 raise NotInstalledError("no such part")
             case "bug":
                 raise ZeroDivisionError("a bug")
+
+    def _tell_pid(self):
+        if self._detail:
+            Path(self._detail).write_text(str(os.getpid()), encoding="utf-8")

@@ -1,0 +1,110 @@
+"""asv finds the benchmarks, runs them and keeps what they return."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.cache import cache_dir
+from harness.errors import HarnessError
+from harness.runtimes import RUNTIMES
+from suites.benchmarks import language_models
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def asv(tmp_path_factory):
+    """Return a function that runs asv with our configuration, but for where it writes."""
+    folder = tmp_path_factory.mktemp("asv")
+    config = json.loads((ROOT / "asv.conf.json").read_text(encoding="utf-8"))
+    config["repo"] = str(ROOT)
+    config["benchmark_dir"] = str(ROOT / config["benchmark_dir"])
+    for name in ("env_dir", "results_dir", "html_dir"):
+        config[name] = str(folder / name)
+    (folder / "asv.conf.json").write_text(json.dumps(config), encoding="utf-8")
+    environment = {
+        **os.environ,
+        "HOME": str(folder),  # where asv keeps the machine's name
+        "HARNESS_CACHE": str(cache_dir()),
+        "HARNESS_BENCH_PROFILE": "fast",
+    }
+
+    def run(*words):
+        command = [sys.executable, "-m", "asv", *words, "--config", str(folder / "asv.conf.json")]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("machine", "--yes")
+    run.results = folder / "results_dir"
+    return run
+
+
+@pytest.fixture(scope="module")
+def commit():
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if found.returncode:
+        pytest.skip("asv needs a git checkout, and this is none")
+    return found.stdout.strip()
+
+
+def test_asv_runs_a_benchmark_skips_another_and_keeps_the_samples(asv, commit):
+    out = asv(
+        "run",
+        f"--environment=existing:{sys.executable}",
+        f"--set-commit-hash={commit}",
+        "--record-samples",
+        "--show-stderr",
+        "--bench=track_prefill\\('tiny', 'multifunction', '(mil:widen|executorch)'\\)",
+        "--bench=track_size",
+    )
+    (path,) = asv.results.glob(f"*/{commit[:8]}-*.json")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    rows = {
+        name: dict(zip(results["result_columns"], row, strict=False))
+        for name, row in results["results"].items()
+    }
+    prefill = rows["language_models.Latency.track_prefill"]
+    samples = [taken for taken in prefill["samples"] if taken]
+    available = "asv: skipped" not in out
+    assert [len(taken) for taken in samples] == [3] * (2 if available else 1)
+    assert all(0 < sample < 1000 for taken in samples for sample in taken)
+    sizes = rows["language_models.Size.track_size"]["result"]
+    assert len(sizes) == 2 and all(100_000 < size < 10_000_000 for size in sizes)
+
+
+def test_a_runtime_that_is_not_to_be_had_is_skipped_with_its_reason():
+    unavailable = dict.fromkeys(RUNTIMES, "this is no Mac")
+    with pytest.raises(NotImplementedError, match="this is no Mac"):  # which asv takes for a skip
+        language_models.Latency().setup(unavailable, "tiny", "single", "coreml:cpu_only")
+
+
+def test_a_runtime_that_crashes_when_asked_is_no_skip(monkeypatch):
+    class Crashing:
+        def unavailable(self):
+            raise HarnessError("its process died")
+
+    monkeypatch.setattr(language_models, "get_runtime", lambda name: Crashing())
+    assert language_models.why_unavailable("executorch") is None
+
+
+def test_an_unknown_profile_is_a_sentence():
+    code = "import suites.benchmarks.language_models"
+    environment = {**os.environ, "HARNESS_BENCH_PROFILE": "quick"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stderr.endswith("is 'quick'; choose from fast, regular, large\n")
