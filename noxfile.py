@@ -75,7 +75,7 @@ def bench(session: nox.Session) -> None:
     run(session, "asv", "machine", "--yes")
     commit = session.run("git", "rev-parse", "HEAD", silent=True, external=True).strip()
     here = [f"--environment=existing:{BIN / 'python'}", f"--set-commit-hash={commit}"]
-    run(session, "asv", "run", *here, "--show-stderr", *session.posargs)
+    run(session, "asv", "run", *here, "--show-stderr", "--record-samples", *session.posargs)
 
 
 @nox.session(python=False, default=False)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from harness.errors import HarnessError
+from harness.text import printable
 
 COMMANDS = {
     "models": "list the named fixture models",
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except HarnessError as error:
-        print(f"harness {args.command}: {error}", file=sys.stderr)
+        # A name in a hostile file must not reach the terminal as control characters.
+        sentence = printable(str(error), keep="\n")
+        print(f"harness {args.command}: {sentence}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print(f"harness {args.command}: interrupted", file=sys.stderr)

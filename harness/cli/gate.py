@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much worse a figure, or a fact such as a size, may be (may be repeated)",
     )
     parser.add_argument("--runtime", help="where two artefacts are executed and timed")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail on what is inconclusive, too, as on a regression"
+    )
     parser.add_argument("--all", action="store_true", help="list what is the same as well")
     parser.add_argument("--json", action="store_true", help="print every metric as JSON")
 
@@ -40,11 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a verdict per metric; 1 when one of them regressed."""
     result = _compare(args)
+    passed = result.passed and not (args.strict and result.counts["inconclusive"])
     if args.json:
-        print(json.dumps(result.to_json(), indent=2))
+        print(json.dumps(result.to_json() | {"passed": passed}, indent=2))
     else:
-        print("\n\n".join(_parts(result, args.all)))
-    return 0 if result.passed else 1
+        print("\n\n".join(_parts(result, passed, args.all)))
+    return 0 if passed else 1
 
 
 def _compare(args: argparse.Namespace) -> GateResult:
@@ -74,7 +78,7 @@ def _compare(args: argparse.Namespace) -> GateResult:
     return compare_runs(read_run(args.base), read_run(args.head), parse_margins(args.margin))
 
 
-def _parts(result: GateResult, everything: bool) -> Iterator[str]:
+def _parts(result: GateResult, passed: bool, everything: bool) -> Iterator[str]:
     """The table, the notes, and one line that says how it went."""
     shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
     if shown:
@@ -82,14 +86,14 @@ def _parts(result: GateResult, everything: bool) -> Iterator[str]:
     if result.notes:
         yield "\n".join(_wrap(f"Note: {note}") for note in result.notes)
     counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
-    verdict = "PASSED" if result.passed else "FAILED"
+    verdict = "PASSED" if passed else "FAILED"
     yield f"{verdict}: {len(result.metrics)} metrics: {counts}"
 
 
 def _table(metrics: Sequence[Metric]) -> str:
     """Metrics under the id of their case, which is longer than any column could be."""
     from harness.report.table import WIDTH, draw_rows, fit
-    from harness.report.text import clip
+    from harness.text import clip
 
     rows = [(m.name, m.base, m.head, m.verdict, m.reason) for m in metrics]
     fitted = fit(rows, COLUMNS, WIDTH - len(INDENT))
@@ -106,6 +110,6 @@ def _wrap(text: str) -> str:
     import textwrap
 
     from harness.report.table import WIDTH
-    from harness.report.text import one_line
+    from harness.text import one_line
 
     return textwrap.fill(one_line(text), WIDTH, subsequent_indent="    ")

@@ -15,7 +15,7 @@ from harness.artifact.facts import (
     Tensor,
     artifact_facts,
 )
-from harness.report.text import printable
+from harness.text import printable
 
 _MOST_TENSORS = 6  # an LLM has two caches a layer: the first few tell the pattern
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from harness.errors import HarnessError
 from harness.report.figures import Figure
 from harness.report.records import NOT_APPLICABLE, Case, Fact
-from harness.report.text import clip
+from harness.text import clip
 
 MAX_FAILURES = 10
 MAX_SENTENCE = 400

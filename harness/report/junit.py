@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from harness.report.outcomes import OUTCOMES
 from harness.report.records import Case, Run
-from harness.report.text import printable
+from harness.text import printable
 
 # JUnit's counters, by the element that a case holds.
 COUNTERS = {"failures": "failure", "errors": "error", "skipped": "skipped"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.report.records import Case, Run
 from harness.report.table import key_figures, summary_line
-from harness.report.text import printable
+from harness.text import printable
 
 # The policy forbids every fetch and every script: were some text not escaped, it still could do
 # nothing.

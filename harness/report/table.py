@@ -13,7 +13,7 @@ from tabulate import tabulate
 from harness.report.figures import Figure
 from harness.report.outcomes import OUTCOMES
 from harness.report.records import Case, Footer, Run
-from harness.report.text import clip, one_line
+from harness.text import clip, one_line
 
 WIDTH = 120
 # header -> widest cell. The last column has what the others leave of WIDTH.

@@ -92,6 +92,11 @@ def test_time_on_another_machine_is_inconclusive_and_error_is_not(gate):
     status, verdicts = gate(case, SKIPPED, header=SLOW)
     assert status == 0 and verdicts["decode"] == "inconclusive"
     assert verdicts["decode error"] == "same"
+    assert gate(case, SKIPPED, header=SLOW, arguments=["--strict"])[0] == 1
+
+
+def test_strict_passes_where_all_could_be_compared(gate):
+    assert gate(with_figure("decode", 3.1), SKIPPED, arguments=["--strict"])[0] == 0
 
 
 def test_other_options_make_facts_and_figures_inconclusive(gate):

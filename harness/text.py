@@ -1,4 +1,4 @@
-"""Text from a result stream, made safe and short enough for a terminal, for XML and for a row."""
+"""Text from a file or a result stream, made safe and short enough for a terminal, for XML and for a row."""
 
 from __future__ import annotations
 
