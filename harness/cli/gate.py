@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runtime", help="where two artefacts are executed and timed")
     parser.add_argument(
-        "--strict", action="store_true", help="fail on what is inconclusive, too, as on a regression"
+        "--strict",
+        action="store_true",
+        help="fail on what is inconclusive, too, as on a regression",
     )
     parser.add_argument("--all", action="store_true", help="list what is the same as well")
     parser.add_argument("--json", action="store_true", help="print every metric as JSON")
