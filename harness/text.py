@@ -1,4 +1,4 @@
-"""Text from a file or a result stream, made safe and short enough for a terminal, for XML and for a row."""
+"""Text made safe and short enough for a terminal, for XML and for a row of a table."""
 
 from __future__ import annotations
 

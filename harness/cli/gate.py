@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="fail on what is inconclusive, too, as on a regression",
+        help="fail on what is inconclusive as on a regression",
     )
     parser.add_argument("--all", action="store_true", help="list what is the same as well")
     parser.add_argument("--json", action="store_true", help="print every metric as JSON")
