@@ -12,11 +12,13 @@ from harness.shim import is_installed
 from suites.operators.selection import PACKAGE
 
 # Read by coremltools.converters.mil.testing_reqs, here and in xdist's workers: ML Programs only,
-# in fp32 as well as in fp16, and every test on every opset from its own on.
+# in fp32 as well as in fp16, and every test on every opset from its own on. One thread for each:
+# the tests are small, and run side by side.
 _SETTINGS = {
     "PYMIL_TEST_TARGETS": "mlprogram",
     "INCLUDE_MIL_FP32_UNIT_TESTS": "1",
     "RUN_BACKWARD_COMPATIBILITY": "1",
+    "OMP_NUM_THREADS": "1",
 }
 
 

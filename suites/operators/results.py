@@ -41,8 +41,11 @@ class Results:
             target = Target(file, function, parameters.rstrip("]"), NO_OPSET)
             self._results.append(Result(target, "failed", problem="the process ended"))
 
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Write the results of a whole run; an interrupted one has none."""
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the results of a whole run; an interrupted one has none.
+
+        A run in which nothing predicted has shown nothing, and fails.
+        """
         unfinished = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         if exitstatus in unfinished or not self._results:
             return
@@ -53,6 +56,9 @@ class Results:
                 writer.add(case_of(opset, file, row, self._runtime))
         write_report(read_run(path), self._folder)
         self._table = opset_table(rows)
+        if not any(row.counts["predicted"] for row in rows.values()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            self._table += "\n\nNo test predicted: nothing was judged, and the run fails."
         (self._folder / "opsets.txt").write_text(self._table + "\n")
         failures = [
             f"{result.target}\n    {result.problem}\n"

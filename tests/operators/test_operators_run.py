@@ -1,0 +1,91 @@
+"""A suite in miniature, judged as coremltools' is: in a worker of xdist, with the stand-in."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+MINIATURE = HERE / "miniature" / "iOS15"
+PLUGIN = ("-c", str(ROOT / "suites/operators/pytest.ini"), "-p", "suites.operators.plugin")
+
+
+def start(*words):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run the miniature once; return the process, and the folder with its results."""
+    results = tmp_path_factory.mktemp("results")
+    files = [str(MINIATURE / name) for name in ("mini_ops.py", "test_image_resizing.py")]
+    shim = ("-m", "harness.cli", "shim", "--policy", "widen", "--", "pytest", *PLUGIN)
+    done = start(*shim, "-n", "1", "--results", str(results), *files)
+    return done, results / "operators"
+
+
+def test_every_end_is_counted_in_its_row(run):
+    done, folder = run
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-1000:]
+    lines = [json.loads(line) for line in (folder / "operators.jsonl").read_text().splitlines()]
+    counts = defaultdict(dict)
+    for case in lines[1:-1]:
+        assert case["runtime"] == "mil:widen"
+        counts[case["mode"], case["check"]] = {n: c for n, c in case["facts"].items() if c}
+    assert counts == {
+        ("-", "iOS15/mini_ops.py"): {
+            "predicted": 6,
+            "passed": 3,
+            "at_fp16": 1,
+            "no_arrays": 1,
+            "failed": 3,
+            "broken": 1,
+            "upstream": 1,
+            "no_prediction": 1,
+            "skipped": 1,
+        },
+        # three configurations in fp32, of which one is the sample
+        ("iOS16", "iOS15/mini_ops.py"): {"predicted": 1, "passed": 1},
+        # listed: one fails, as it must; one passes, which is a failure
+        ("-", "iOS15/test_image_resizing.py"): {"predicted": 1, "failed": 1, "listed": 1},
+    }
+
+
+def test_failures_are_named_with_their_problem(run):
+    text = (run[1] / "failures.txt").read_text()
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == [
+        "iOS15/mini_ops.py::test_wrong",
+        "iOS15/mini_ops.py::test_wrong_even_to_fp16_resolution",
+        "iOS15/mini_ops.py::test_broken_before_a_model_is_loaded",
+        "iOS15/mini_ops.py::test_that_cannot_load_its_model",
+        "iOS15/test_image_resizing.py::TestResample::test_builder_to_backend_smoke",
+    ]
+    assert "1.1009999" in text and "only an ML Program" in text
+    assert "but it passes: remove the entry" in text
+
+
+def test_the_table_is_shown_and_kept(run):
+    done, folder = run
+    table = (folder / "opsets.txt").read_text()
+    assert table in done.stdout and "50.00%" in table
+    assert (folder / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac needs no stand-in")
+def test_without_the_stand_in_it_does_not_start():
+    done = start("-m", "suites.operators")
+    assert done.returncode == 2
+    assert "harness shim --policy widen -- python -m suites.operators" in done.stderr
