@@ -28,7 +28,7 @@ def install(session: nox.Session) -> None:
     session.run_install(BIN / "python", "-m", "pip", "install", "-q", "-e", project, external=True)
 
 
-def run(session: nox.Session, tool: str, *arguments: str) -> None:
+def run(session: nox.Session, tool: str, *arguments: str | Path) -> None:
     """Run a tool of the environment.
 
     Threads that wait for each other sleep (OMP_WAIT_POLICY): spinning starves a busy machine.
@@ -66,6 +66,14 @@ def real(session: nox.Session) -> None:
     fixtures = ["--fixture", "smollm2-135m", "--fixture", "smollm2-135m+b4w"]
     results = ["--results", f"{RESULTS}/real"]
     run(session, "pytest", "suites/conformance", *results, *fixtures, *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def operators(session: nox.Session) -> None:
+    """Run coremltools' own operator tests on our executor: a sample; `-- --everything`: all."""
+    install(session)
+    suite = [BIN / "python", "-m", "suites.operators", "-n", "auto", "--results", RESULTS]
+    run(session, "harness", "shim", "--policy", "widen", "--", *suite, *session.posargs)
 
 
 @nox.session(python=False, default=False)
