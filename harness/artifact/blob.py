@@ -18,6 +18,8 @@ _HEADER = struct.Struct("<II")
 _ENTRY = struct.Struct("<IIQQQ")
 _SENTINEL = 0xDEADBEEF
 HEADER_SIZE = ENTRY_SIZE = 64
+_VERSION = 2
+_NUMBERS = {name: number for number, name in BLOB_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Blob:
 
 def read_blob(file: memoryview, offset: int, what: str) -> Blob:
     """Return the blob whose entry stands at ``offset``; raises ArtifactError, naming ``what``."""
-    if len(file) < HEADER_SIZE or _HEADER.unpack_from(file)[1] != 2:
+    if len(file) < HEADER_SIZE or _HEADER.unpack_from(file)[1] != _VERSION:
         raise ArtifactError(f"{what}: its weight file is not a version 2 blob file")
     entry = cut(file, offset, ENTRY_SIZE, f"{what}: the entry of a weight")
     sentinel, number, size, start, padding = _ENTRY.unpack_from(entry)
@@ -42,3 +44,15 @@ def read_blob(file: memoryview, offset: int, what: str) -> Blob:
         )
     data = cut(file, start, size, f"{what}: the weight at offset {offset}")
     return Blob(BLOB_TYPES[number], data, padding)
+
+
+def header_bytes(count: int) -> bytes:
+    """Return the header of a blob file of ``count`` blobs."""
+    return _HEADER.pack(count, _VERSION).ljust(HEADER_SIZE, b"\0")
+
+
+def entry_bytes(blob: Blob, offset: int) -> bytes:
+    """Return the entry of a blob that stands at ``offset``; the data follows it."""
+    number, start = _NUMBERS[blob.dtype], offset + ENTRY_SIZE
+    entry = _ENTRY.pack(_SENTINEL, number, len(blob.data), start, blob.padding_bits)
+    return entry.ljust(ENTRY_SIZE, b"\0")

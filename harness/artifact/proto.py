@@ -34,11 +34,16 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
 
+def new_model() -> Any:
+    """Return an empty `Model` message."""
+    return _module("Model_pb2").Model()
+
+
 def parse_model(data: memoryview, what: str) -> Any:
     """Parse a `model.mlmodel` (message `Model`); raises ArtifactError, naming ``what``."""
     if len(data) > _LARGEST_SPEC:
         raise ArtifactError(f"{what}: model.mlmodel has {len(data)} bytes; 1 GB is the limit")
-    model = _module("Model_pb2").Model()
+    model = new_model()
     try:
         model.ParseFromString(bytes(data))
     except DecodeError:

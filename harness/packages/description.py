@@ -1,0 +1,96 @@
+"""The description of a combined package: what its functions take and give, and its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.artifact.package import Package
+from harness.artifact.proto import new_model
+from harness.errors import HarnessError
+
+MULTIFUNCTION_VERSION = 9
+"""The first specification version (iOS 18) with several functions."""
+
+_DESCRIBED = ("input", "output", "state")
+_NAMED = ("predictedFeatureName", "predictedProbabilitiesName")
+_METADATA = ("shortDescription", "versionString", "author", "license")
+
+
+def function_description(package: Package, function: str) -> Any:
+    """Return a new `FunctionDescription` of a function, without a name.
+
+    A package with one function describes it at the top level, which applies to its default
+    function only. Raises HarnessError when the function is not described.
+    """
+    description = package.model.description
+    if package.is_multifunction:
+        found = [d for d in description.functions if d.name == function]
+    else:
+        found = [description] if function == "main" or len(package.functions) == 1 else []
+    if len(found) != 1:
+        raise HarnessError(
+            f"{package.what}: its function '{function}' is described {len(found)} times, "
+            "not once; convert the model again"
+        )
+    described = new_model().description.functions.add()
+    for field in _DESCRIBED:
+        getattr(described, field).extend(getattr(found[0], field))
+    for field in _NAMED:
+        setattr(described, field, getattr(found[0], field))
+    return described
+
+
+def describe(model: Any, packages: Sequence[Package], default_function: str) -> tuple[str, ...]:
+    """Fill in what concerns the model as a whole; return the names of metadata left out.
+
+    The specification version is the highest of all, and 9 at least. Metadata is kept where all
+    packages say the same. Raises HarnessError when the packages cannot be combined.
+    """
+    models = [package.model for package in packages]
+    for package in packages:
+        if package.model.isUpdatable:
+            raise HarnessError(
+                f"{package.what}: an updatable model; Core ML has none with several functions"
+            )
+    versions = {m.mlProgram.version: p.what for m, p in zip(models, packages, strict=True)}
+    if len(versions) > 1:
+        found = ", ".join(f"{version} ({what})" for version, what in sorted(versions.items()))
+        raise HarnessError(
+            f"the ML Programs are of versions {found}; convert them with one coremltools"
+        )
+    model.specificationVersion = max(
+        MULTIFUNCTION_VERSION, *(other.specificationVersion for other in models)
+    )
+    model.description.defaultFunctionName = default_function
+    model.mlProgram.version = models[0].mlProgram.version
+    return tuple([*_merge_metadata(model, models), *_merge_attributes(model, models)])
+
+
+def _merge_metadata(model: Any, models: Sequence[Any]) -> list[str]:
+    target = model.description.metadata
+    sources = [other.description.metadata for other in models]
+    differing = []
+    for field in _METADATA:
+        values = {getattr(source, field) for source in sources}
+        if len(values) == 1:
+            setattr(target, field, values.pop())
+        else:
+            differing.append(field)
+    for key in sorted({key for source in sources for key in source.userDefined}):
+        values = {source.userDefined.get(key) for source in sources}
+        if len(values) == 1:
+            target.userDefined[key] = values.pop()
+        else:
+            differing.append(key)
+    return differing
+
+
+def _merge_attributes(model: Any, models: Sequence[Any]) -> list[str]:
+    """Keep an attribute of the ML Program, such as its build info, where all agree."""
+    first, *others = (other.mlProgram.attributes for other in models)
+    for name, value in first.items():
+        if all(name in other and other[name] == value for other in others):
+            model.mlProgram.attributes[name].CopyFrom(value)
+    names = {name for other in (first, *others) for name in other}
+    return sorted(names - set(model.mlProgram.attributes))
