@@ -64,7 +64,7 @@ def describe(model: Any, packages: Sequence[Package], default_function: str) -> 
     )
     model.description.defaultFunctionName = default_function
     model.mlProgram.version = models[0].mlProgram.version
-    return tuple([*_merge_metadata(model, models), *_merge_attributes(model, models)])
+    return (*_merge_metadata(model, models), *_merge_attributes(model, models))
 
 
 def _merge_metadata(model: Any, models: Sequence[Any]) -> list[str]:

@@ -21,7 +21,7 @@ def partial_folder(output: Path, mark: str, replace: bool = False) -> Iterator[P
     kind does: nothing else of the user's is removed. Raises HarnessError otherwise, and when the
     folder cannot be written.
     """
-    output = Path(os.path.abspath(output))
+    output = output.resolve()
     _check_place(output, mark, replace)
     try:
         partial = Path(tempfile.mkdtemp(".partial", f".{output.name}.", output.parent))

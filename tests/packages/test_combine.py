@@ -197,7 +197,7 @@ def test_the_weight_file_is_what_coremltools_writes(tmp_path):
 
     def build(mb, a):
         first, second = RANDOM.standard_normal((2, 33, 64)).astype(np.float32)
-        hidden = mb.linear(x=a, weight=first, bias=second[0])
+        hidden = mb.linear(x=a, weight=first, bias=second[0, :33])
         return mb.linear(x=hidden, weight=second[:21, :33], bias=second[1, :21])
 
     package = save(build, [(2, 64)])

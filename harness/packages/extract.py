@@ -1,0 +1,166 @@
+"""Writes the Core ML packages inside an artefact to a folder, and who uses each of them.
+
+Folders have names of ours (`package_0`), whatever an artefact calls its parts, and below them the
+files of a payload stand as they are: flattened again, they are the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.artifact.artifact import Artifact
+from harness.artifact.delegate import Bundle, Delegate
+from harness.artifact.errors import ArtifactError
+from harness.artifact.package import Package
+from harness.packages.folder import partial_folder
+
+LIST = "extracted.json"
+_PACKAGE = "model.mlpackage"
+_METADATA = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Use:
+    """A delegate that runs a package; ``function`` is the ML Program function that runs."""
+
+    method: str
+    delegate: int
+    function: str
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """One package: where it stands below the output folder, what it holds, who uses it.
+
+    ``key`` is its name in the program's named data, None when a delegate holds it itself;
+    ``sha256`` is that of its files' names and contents.
+    """
+
+    package: str
+    metadata: str | None
+    key: str | None
+    identifier: str | None
+    size: int
+    sha256: str
+    functions: tuple[str, ...]
+    used_by: tuple[Use, ...]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """All packages of an artefact, and named data (key and size) that no Core ML delegate uses."""
+
+    artefact: str
+    packages: tuple[Extracted, ...]
+    unused: dict[str, int]
+
+    def to_bytes(self) -> bytes:
+        """Return the text of `extracted.json`."""
+        return json.dumps(asdict(self), indent=2).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The files of one payload or package, below the folder that it gets."""
+
+    files: Mapping[str, memoryview]
+    package: Package
+    bundle: Bundle | None
+    delegates: tuple[Delegate, ...]
+
+
+def extract_packages(artifact: Artifact, output: Path, replace: bool = False) -> Extraction:
+    """Write every package once to ``output``, a new folder, with a list in `extracted.json`.
+
+    ``output`` appears whole or not at all; an earlier extraction there is replaced only when
+    ``replace`` is set. Raises ArtifactError when a reference does not resolve (a key, a function, a
+    method's names), when a payload is damaged or holds no package, and when a name of a file in it
+    could leave the folder or cannot be written; HarnessError when the folder cannot be written.
+    """
+    sources = list(_sources(artifact))
+    named = artifact.pte.named_data if artifact.pte is not None else {}
+    used = {d.reference.key for s in sources for d in s.delegates if d.reference}
+    packages = tuple(_describe(number, source) for number, source in enumerate(sources))
+    unused = {key: len(data) for key, data in named.items() if key not in used}
+    extraction = Extraction(artifact.path.name, packages, unused)
+    with partial_folder(output, LIST, replace) as folder:
+        for number, source in enumerate(sources):
+            _write(source.files, folder / _folder(number), source.package.what)
+        (folder / LIST).write_bytes(extraction.to_bytes())
+    return extraction
+
+
+def _folder(number: int) -> str:
+    return f"package_{number}"
+
+
+def _sources(artifact: Artifact) -> list[_Source]:
+    if artifact.package is not None:
+        package = artifact.package
+        files = {f"{_PACKAGE}/{name}": data for name, data in package.files.items()}
+        return [_Source(files, package, None, ())]
+    delegates = [d for of_method in artifact.delegates.values() for d in of_method]
+    return [
+        _Source(
+            bundle.files, bundle.package, bundle, tuple(d for d in delegates if d.bundle is bundle)
+        )
+        for bundle in artifact.bundles
+    ]
+
+
+def _describe(number: int, source: _Source) -> Extracted:
+    folder, bundle = _folder(number), source.bundle
+    size = sum(map(len, source.files.values()))
+    if bundle and size > len(bundle.data):
+        raise ArtifactError(f"{bundle.what}: its files overlap; it is damaged")
+    return Extracted(
+        package=f"{folder}/{_PACKAGE}",
+        metadata=f"{folder}/{_METADATA}" if bundle else None,
+        key=next((d.reference.key for d in source.delegates if d.reference), None),
+        identifier=bundle.metadata.identifier if bundle else None,
+        size=size,
+        sha256=content_digest(source.files),
+        functions=tuple(sorted(source.package.functions)),
+        used_by=tuple(map(_use, source.delegates)),
+    )
+
+
+def _use(delegate: Delegate) -> Use:
+    """Return how a delegate uses its package; raises ArtifactError when it cannot."""
+    function, package = delegate.program_function, delegate.bundle.package
+    if function not in package.functions:
+        raise ArtifactError(
+            f"{package.what}: {delegate.where} asks for the function '{function}'; "
+            f"the package has {', '.join(sorted(package.functions)) or 'none'}"
+        )
+    _ = delegate.names  # metadata.json has the method
+    return Use(delegate.method, delegate.index, function)
+
+
+def content_digest(files: Mapping[str, memoryview]) -> str:
+    """Return a SHA-256 of the names and the contents of files, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name!r} {len(files[name])}\n".encode())
+        digest.update(files[name])
+    return digest.hexdigest()
+
+
+def _write(files: Mapping[str, memoryview], folder: Path, what: str) -> None:
+    for name, content in files.items():
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(content)
+        except (FileExistsError, NotADirectoryError):
+            raise ArtifactError(
+                f"{what}: its file {name!r} differs from another in case only; "
+                "extract it where case counts"
+            ) from None
+        except ValueError:  # a lone surrogate
+            raise ArtifactError(f"{what}: {name!r} cannot name a file") from None
