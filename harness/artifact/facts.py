@@ -111,13 +111,14 @@ def artifact_facts(artifact: Artifact) -> ArtifactFacts:
         path=str(artifact.path),
         kind="pte",
         size=artifact.pte.size,
-        methods=tuple(_method_facts(artifact, name) for name in artifact.methods),
+        methods=tuple(method_facts(artifact, name) for name in artifact.methods),
         packages=tuple(package_facts(b.package, b.metadata.identifier) for b in bundles),
         constants={name: _plain(value) for name, value in artifact.constants.items()},
     )
 
 
-def _method_facts(artifact: Artifact, name: str) -> MethodFacts:
+def method_facts(artifact: Artifact, name: str) -> MethodFacts:
+    """Read the facts of one method of a program."""
     assert artifact.pte is not None
     method, bundles = artifact.pte.methods[name], list(artifact.bundles)
     delegates = artifact.delegates[name]

@@ -1,0 +1,97 @@
+"""Two Core ML packages side by side: what describes them, and each function that both run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from harness.artifact.facts import sharing
+from harness.artifact.package import Package
+from harness.diff.difference import Difference, changed, reordered
+from harness.diff.operations import align, diff_operations
+from harness.diff.steps import steps
+from harness.diff.values import type_text
+from harness.diff.weights import Weights, diff_weights
+
+_METADATA = ("shortDescription", "versionString", "author", "license")
+_FEATURES = ("input", "output", "state")
+
+
+class Pair:
+    """Two packages, compared as often as methods refer to them, each thing once."""
+
+    def __init__(self, a: Package, b: Package) -> None:
+        self._packages = a, b
+        self._weights = Weights(a), Weights(b)
+        self._seen: set[tuple[str, str]] = set()
+        self._same = _same_files(a.files, b.files)
+
+    def package(self, where: str) -> Iterator[Difference]:
+        """Yield what differs in the packages as a whole."""
+        if self._same:
+            return
+        yield from changed(where, "package", *map(_facts, self._packages))
+        yield from changed(where, "metadata", *map(_metadata, self._packages))
+        functions = [dict.fromkeys(p.functions, "there") for p in self._packages]
+        yield from changed(where, "function", *functions)
+
+    def function(self, where: str, a: str, b: str) -> Iterator[Difference]:
+        """Yield what differs in two functions; nothing when these two were compared before."""
+        if (self._same and a == b) or (a, b) in self._seen:
+            return
+        self._seen.add((a, b))
+        packages, names = self._packages, (a, b)
+        blocks = [p.operations(name) for p, name in zip(packages, names, strict=True)]
+        functions = [p.functions[name] for p, name in zip(packages, names, strict=True)]
+        yield from changed(where, "opset", *({"opset": f.opset} for f in functions))
+        inputs = [{v.name: type_text(v.type) for v in f.inputs} for f in functions]
+        yield from changed(where, "input", *inputs)
+        yield from reordered(where, "inputs", *map(list, inputs))
+        features = [_features(p, name) for p, name in zip(packages, names, strict=True)]
+        yield from changed(where, "description", *features)
+        ours, theirs = (steps(f, block) for f, block in zip(functions, blocks, strict=True))
+        alignment = align(ours, theirs)
+        yield from diff_operations(where, ours, theirs, alignment)
+        yield from diff_weights(where, alignment, *self._weights)
+
+
+def _facts(package: Package) -> dict[str, Any]:
+    model = package.model
+    shared = {f"weight bytes {key}": value for key, value in asdict(sharing(package)).items()}
+    return {
+        "specification version": model.specificationVersion,
+        "default function": model.description.defaultFunctionName or None,
+        "size": package.size,
+        **shared,
+    }
+
+
+def _metadata(package: Package) -> dict[str, str]:
+    metadata = package.model.description.metadata
+    fields = {field: getattr(metadata, field) for field in _METADATA if getattr(metadata, field)}
+    return {**fields, **dict(sorted(metadata.userDefined.items()))}
+
+
+def _features(package: Package, function: str) -> dict[str, str]:
+    """Return what Core ML's interface says of a function: each feature as text, by its name."""
+    model = package.model.description
+    described = next((d for d in model.functions if d.name == function), model)
+    return {
+        f"{field} {feature.name}": " ".join(str(feature.type).split())
+        for field in _FEATURES
+        for feature in getattr(described, field)
+    }
+
+
+def _same_files(a: Mapping[str, memoryview], b: Mapping[str, memoryview]) -> bool:
+    return set(a) == set(b) and all(same_bytes(a[name], b[name]) for name in a)
+
+
+def same_bytes(a: memoryview, b: memoryview) -> bool:
+    """Whether two parts of files are equal; a few MB at a time are looked at."""
+    chunk = 1 << 22
+    return len(a) == len(b) and all(
+        bytes(a[start : start + chunk]) == bytes(b[start : start + chunk])
+        for start in range(0, len(a), chunk)
+    )

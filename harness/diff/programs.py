@@ -1,0 +1,126 @@
+"""Two ExecuTorch programs side by side: methods, their calls and delegates, constants, options."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from harness.artifact.artifact import Artifact
+from harness.artifact.delegate import Delegate
+from harness.artifact.facts import MethodFacts, Tensor, method_facts
+from harness.artifact.pte import DelegateCall, KernelCall, Pte
+from harness.diff.difference import Difference, changed
+from harness.diff.packages import Pair
+
+_FEW_VALUES = 32  # of a constant tensor, shown as they are
+
+
+def diff_programs(a: Artifact, b: Artifact) -> Iterator[Difference]:
+    """Yield the differences of two .pte files."""
+    yield from changed("", "method", *(dict.fromkeys(x.methods, "there") for x in (a, b)))
+    yield from changed("", "option", _options(a.pte), _options(b.pte))
+    yield from _diff_constants(a.constants, b.constants)
+    pairs: dict[tuple[int, int], Pair] = {}
+    for name in a.methods:
+        if name in b.methods:
+            yield from _diff_method(
+                f"method '{name}'", method_facts(a, name), method_facts(b, name)
+            )
+            yield from changed(
+                f"method '{name}'", "call", *({"sequence": _calls(x.pte, name)} for x in (a, b))
+            )
+            yield from _diff_delegates(a.delegates[name], b.delegates[name], pairs)
+
+
+def _diff_method(where: str, a: MethodFacts, b: MethodFacts) -> Iterator[Difference]:
+    for kind in ("inputs", "outputs"):
+        ours, theirs = (getattr(method, kind) for method in (a, b))
+        yield from changed(where, kind.removesuffix("s"), _by_name(ours), _by_name(theirs))
+        names = [{kind: [tensor.name for tensor in tensors]} for tensors in (ours, theirs)]
+        if sorted(names[0][kind]) == sorted(names[1][kind]):
+            yield from changed(where, "order", *names)
+
+
+def _by_name(tensors: tuple[Tensor, ...]) -> dict[str, str]:
+    return {tensor.name: f"{tensor.dtype}{list(tensor.shape)}" for tensor in tensors}
+
+
+def _calls(pte: Pte | None, method: str) -> list[str]:
+    """Return what a method executes, in order; values by number, as the program has them."""
+    assert pte is not None
+    texts = []
+    for call in pte.methods[method].instructions:
+        match call:
+            case KernelCall(operator, args):
+                texts.append(f"{operator}{list(args)}")
+            case DelegateCall(delegate, args):
+                texts.append(f"delegate {delegate}{list(args)}")
+            case _:
+                texts.append(str(call))
+    return texts
+
+
+def _options(pte: Pte | None) -> dict[str, list[str]]:
+    """Return the compile specs of all delegates: each key with the values that occur."""
+    assert pte is not None
+    found: dict[str, set[str]] = {}
+    for method in pte.methods.values():
+        for delegate in method.delegates:
+            for key, value in delegate.compile_specs:
+                text = value.decode(errors="backslashreplace")
+                found.setdefault(f"{delegate.backend} {key}", set()).add(text)
+    return {key: sorted(values) for key, values in sorted(found.items())}
+
+
+def _diff_delegates(
+    a: tuple[Delegate, ...], b: tuple[Delegate, ...], pairs: dict[tuple[int, int], Pair]
+) -> Iterator[Difference]:
+    """Compare delegates by their index in the method, and the packages that they run."""
+    indexed = [{delegate.index: delegate for delegate in found} for found in (a, b)]
+    for index in dict.fromkeys([d.index for d in (*a, *b)]):
+        ours, theirs = (found.get(index) for found in indexed)
+        where = (ours or theirs or a[0]).where
+        yield from changed(where, "delegate", *(_delegate(d) for d in (ours, theirs)))
+        if ours and theirs:
+            key = (id(ours.bundle), id(theirs.bundle))
+            if key not in pairs:
+                pairs[key] = Pair(ours.bundle.package, theirs.bundle.package)
+                yield from pairs[key].package(f"{where}, package")
+            names = ours.program_function, theirs.program_function
+            yield from pairs[key].function(f"{where}, function '{names[0]}'", *names)
+
+
+def _delegate(delegate: Delegate | None) -> dict[str, Any]:
+    """Return what a delegate is handed, and by which names it passes arguments."""
+    if delegate is None:
+        return {}
+    reference = delegate.reference
+    metadata = delegate.bundle.metadata
+    return {
+        "payload": "a reference to named data" if reference else "a package of its own",
+        "function": delegate.function,
+        "key": reference.key if reference else None,
+        "identifier": metadata.identifier,
+        "default method": metadata.default_method,
+        "input names": list(delegate.names.input_names),
+        "output names": list(delegate.names.output_names),
+    }
+
+
+def _diff_constants(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Difference]:
+    texts = [{name: _constant(value) for name, value in x.items()} for x in (a, b)]
+    yield from changed("", "constant", *texts)
+
+
+def _constant(value: Any) -> str:
+    """Return a constant as text; an array by its values when they are few, or by a digest."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_constant, value))})"
+    if isinstance(value, np.ndarray):
+        few = value.size <= _FEW_VALUES
+        digest = hashlib.sha256(value.tobytes()).hexdigest()[:8]
+        return f"{value.dtype}{list(value.shape)} {value.tolist() if few else f'#{digest}'}"
+    return repr(value)

@@ -1,0 +1,134 @@
+"""The operations of a function in a form that can be compared.
+
+An operation is told by a signature in which no name occurs: its type, the types of what it takes
+and gives, and its constants. Names that a converter numbers anew are thus no difference. Constants
+are no operations here; they belong to the operations that take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.diff.values import is_weight, type_text, value_text
+
+RETURN = "return"  # the type of the step that stands for what a function gives back
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation; ``inputs`` and ``outputs`` are names of values, ``weights`` the names and
+    `Value`s of what it takes from the weight file, in the signature's order."""
+
+    type: str
+    signature: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[tuple[str, Any], ...]
+
+    @property
+    def text(self) -> str:
+        """The operation as a line."""
+        return f"{', '.join(self.outputs)} = {self.signature}" if self.outputs else self.signature
+
+
+def steps(function: Any, block: Any) -> list[Step]:
+    """Return the operations of a function's block, and last what it returns."""
+    reader = _Reader({value.name: type_text(value.type) for value in function.inputs}, {})
+    found = reader.operations(block)
+    taken = _Taken()
+    texts = [reader.variable(name, taken) for name in block.outputs]
+    return [*found, taken.step(RETURN, f"{RETURN}({', '.join(texts)})", ())]
+
+
+class _Taken:
+    """What the operation that is being read takes: values, and weights."""
+
+    def __init__(self) -> None:
+        self.values: list[str] = []
+        self.weights: list[tuple[str, Any]] = []
+
+    def step(self, kind: str, signature: str, outputs: tuple[str, ...]) -> Step:
+        return Step(kind, signature, tuple(self.values), outputs, tuple(self.weights))
+
+
+class _Reader:
+    """Reads operations in order; knows the types of the variables, and the constants, so far."""
+
+    def __init__(self, types: dict[str, str], constants: dict[str, Any]) -> None:
+        self.types = types
+        self.constants = constants
+
+    def operations(self, block: Any) -> list[Step]:
+        found = []
+        for operation in block.operations:
+            for output in operation.outputs:
+                self.types[output.name] = type_text(output.type)
+            if operation.type == "const" and operation.outputs and "val" in operation.attributes:
+                self.constants[operation.outputs[0].name] = operation.attributes["val"]
+            else:
+                found.append(self._operation(operation))
+        return found
+
+    def _operation(self, operation: Any) -> Step:
+        taken = _Taken()
+        outputs = tuple(output.name for output in operation.outputs)
+        name = outputs[0] if outputs else operation.type
+        parts = []
+        for parameter, argument in sorted(operation.inputs.items()):
+            label = f"{name}.{parameter}"
+            texts = [self._binding(label, binding, taken) for binding in argument.arguments]
+            parts.append(f"{parameter}={' & '.join(texts)}")
+        for attribute, value in sorted(operation.attributes.items()):
+            if attribute != "name":
+                parts.append(f"{attribute}={_constant(f'{name}.{attribute}', value, taken)}")
+        blocks = "".join(self._nested(block, taken) for block in operation.blocks)
+        given = ", ".join(self.types[output] for output in outputs)
+        signature = f"{operation.type}({', '.join(parts)}){blocks} -> {given}"
+        return taken.step(operation.type, signature, outputs)
+
+    def _binding(self, label: str, binding: Any, taken: _Taken) -> str:
+        if binding.WhichOneof("binding") == "value":
+            return _constant(label, binding.value, taken)
+        return self.variable(binding.name, taken)
+
+    def variable(self, name: str, taken: _Taken) -> str:
+        """Return a variable's type, or what it holds when it is a constant."""
+        if name in self.constants:
+            return _constant(name, self.constants[name], taken)
+        taken.values.append(name)
+        return self.types.get(name, "unknown")
+
+    def _nested(self, block: Any, taken: _Taken) -> str:
+        """Return an inner block as text: its own values by number, outer ones as inputs."""
+        inner = _Reader(dict(self.types), dict(self.constants))
+        numbers: dict[str, int] = {}
+        for value in block.inputs:
+            numbers[value.name] = len(numbers)
+            inner.types[value.name] = type_text(value.type)
+        texts = []
+        for step in inner.operations(block):
+            taken.weights += step.weights
+            wires = [_wire(name, numbers, taken) for name in step.inputs]
+            texts.append(f"{step.signature} of {' '.join(wires)}")
+            for name in step.outputs:
+                numbers[name] = len(numbers)
+        given = _Taken()
+        results = [inner.variable(name, given) for name in block.outputs]
+        results += [_wire(name, numbers, taken) for name in given.values]
+        taken.weights += given.weights
+        return f" {{{'; '.join(texts)}: {' '.join(results)}}}"
+
+
+def _constant(label: str, value: Any, taken: _Taken) -> str:
+    if is_weight(value):
+        taken.weights.append((label, value))
+    return value_text(value)
+
+
+def _wire(name: str, numbers: Mapping[str, int], taken: _Taken) -> str:
+    if name in numbers:
+        return f"%{numbers[name]}"
+    taken.values.append(name)
+    return "outer"
