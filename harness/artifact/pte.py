@@ -7,6 +7,7 @@ nothing is copied until it is used. `pte_reader` makes these from bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,23 @@ class TensorValue:
     """A tensor of a method: dtype (numpy's name), shape, and its bytes when it is a constant.
 
     ``dim_order`` lists the axes from the outermost in memory to the innermost; empty stands for
-    the order of the shape.
+    the order of the shape. The shape of one that is ``resizable`` is the largest that it may have.
+    ``initial`` holds the bytes of a buffer that starts with some and is written to later.
     """
 
     dtype: str
     shape: tuple[int, ...]
     data: memoryview | None
     dim_order: tuple[int, ...] = ()
+    resizable: bool = False
+    initial: memoryview | None = None
+
+    def allows(self, shape: Sequence[int]) -> bool:
+        """Whether the tensor may have this shape: its own, or when it is resizable one of as many
+        axes and no more elements. Source: `TensorImpl::internal_resize_contiguous`."""
+        if self.resizable and len(shape) == len(self.shape):
+            return math.prod(shape) <= math.prod(self.shape)
+        return tuple(shape) == self.shape
 
     def array(self) -> np.ndarray:
         """Return a constant's value, a view of the file; its buffer may be padded past the end."""

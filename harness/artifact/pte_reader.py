@@ -32,21 +32,27 @@ from harness.artifact.pte import (
 FILE_IDENTIFIER = b"ET12"
 _EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segment base offset
 _IN_SEGMENT = 1  # DataLocation.SEGMENT
+_DYNAMISMS = range(3)  # TensorShapeDynamism
+_STATIC = 0
 _MOST_AXES = 16  # of a tensor; the runtime's own limit
 
 
 def read_pte(path: Path) -> Pte:
     """Read the tables of a .pte; raises ArtifactError when it is truncated or is not one."""
-    data = map_file(path)
+    return parse_pte(map_file(path), str(path))
+
+
+def parse_pte(data: memoryview, what: str) -> Pte:
+    """Read the tables of a program in memory; raises ArtifactError, naming ``what``."""
     if bytes(data[4:8]) != FILE_IDENTIFIER:
         raise ArtifactError(
-            f"{path}: not an ExecuTorch program (no '{FILE_IDENTIFIER.decode()}' at byte 4); "
+            f"{what}: not an ExecuTorch program (no '{FILE_IDENTIFIER.decode()}' at byte 4); "
             "give a .pte that ExecuTorch wrote, or an .mlpackage folder"
         )
     try:
         return _Reader(data).program()
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from None
+        raise ArtifactError(f"{what}: {error}") from None
 
 
 class _Reader:
@@ -60,6 +66,7 @@ class _Reader:
         self._inline = [table.vector(0, 1) for table in self._root.children(3)]
         self._segments = list(self._root.children(4))
         self._constant_segment = self._root.child(5)
+        self._mutable_segments = list(self._root.children(6))
 
     def program(self) -> Pte:
         """Read everything that is not payload."""
@@ -131,9 +138,17 @@ class _Reader:
             raise damaged(f"a tensor of {len(shape)} axes in the order {dim_order[:_MOST_AXES]}")
         if table.scalar(1, "int32"):
             raise damaged("a tensor that begins inside its data")
-        is_constant = table.scalar(5, "uint32") > 0 and table.child(6) is None
-        data = self._constant_data(table.scalar(5, "uint32")) if is_constant else None
-        return TensorValue(SCALAR_TYPES[scalar_type], shape, data, dim_order)
+        data = initial = None
+        if number := table.scalar(5, "uint32"):
+            if table.child(6) is None:
+                data = self._constant_data(number)
+            else:
+                initial = self._initial_data(number, table.child(9))
+        dynamism = table.scalar(8, "int8")
+        if dynamism not in _DYNAMISMS:
+            raise damaged(f"a tensor of unknown shape dynamism {dynamism}")
+        resizable = dynamism != _STATIC
+        return TensorValue(SCALAR_TYPES[scalar_type], shape, data, dim_order, resizable, initial)
 
     def _constant_data(self, index: int) -> memoryview | None:
         if self._constants:
@@ -142,11 +157,21 @@ class _Reader:
             return self._constants[index]
         if self._constant_segment is None:
             raise damaged(f"constant {index} of none")
-        offsets = self._constant_segment.numbers(1, "uint64")
+        return self._part(self._constant_segment, index, "constant")
+
+    def _initial_data(self, index: int, extra: Table | None) -> memoryview:
+        number = 0 if extra is None else extra.scalar(0, "uint64")
+        if number >= len(self._mutable_segments):
+            raise damaged(f"the first value of a buffer, {index}, is not there")
+        return self._part(self._mutable_segments[number], index, "the first value of a buffer,")
+
+    def _part(self, parts: Table, index: int, what: str) -> memoryview:
+        """Return a part of a segment, up to the segment's end."""
+        offsets = parts.numbers(1, "uint64")
         if index >= len(offsets):
-            raise damaged(f"constant {index} of {len(offsets)}")
-        segment = self._segment(self._constant_segment.scalar(0, "uint32"), "the constants")
-        return cut(segment, offsets[index], len(segment) - offsets[index], f"constant {index}")
+            raise damaged(f"{what} {index} of {len(offsets)}")
+        segment = self._segment(parts.scalar(0, "uint32"), f"{what} {index}")
+        return cut(segment, offsets[index], len(segment) - offsets[index], f"{what} {index}")
 
     def _delegate(self, table: Table, method: str) -> DelegateData:
         backend, reference = table.text(0), table.child(1)

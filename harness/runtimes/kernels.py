@@ -41,6 +41,11 @@ def call_kernel(
         ) from error
 
 
+def writes_in_place(operator: str) -> bool:
+    """Whether an operator ("aten::copy_") changes its first argument."""
+    return operator.partition(".")[0].endswith("_")
+
+
 @cache
 def _overload(operator: str, where: str) -> Any:
     namespace, _, name = operator.partition("::")
@@ -66,6 +71,9 @@ def _call_out_variant(
         if argument.is_out:
             value = torch.empty(0, dtype=_output_dtype(declaration, positional))
             outputs.append(value)
+        elif argument.alias_info is not None and argument.alias_info.is_write:
+            # What is written may share memory with what was given or read before: write a copy.
+            value = value.to(_output_dtype(declaration, args), copy=True)
         elif (
             str(argument.real_type) in ("ScalarType", "Optional[ScalarType]") and value is not None
         ):

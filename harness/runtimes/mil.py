@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from harness.artifact import Artifact, ArtifactError, Delegate
-from harness.mil import Function, Policy, TensorType, get_policy, load_function
+from harness.mil import Function, Policy, State, TensorType, get_policy, load_function
 from harness.runtimes.base import Method, TensorSpec
 from harness.runtimes.program import DelegateRunner, ProgramMethod
 
@@ -35,23 +35,30 @@ class MilRuntime:
         return ProgramMethod(artifact, method, self._delegate)
 
     def _delegate(self, delegate: Delegate) -> DelegateRunner:
-        name = delegate.program_function
-        function = load_function(delegate.bundle.package, name, self._policy)
-        inputs, outputs = delegate.names.input_names, delegate.names.output_names
-        for kind, named, own in (
-            ("inputs", inputs, function.inputs),
-            ("outputs", outputs, function.outputs),
-        ):
-            if set(named) != set(own):
-                raise ArtifactError(
-                    f"{delegate.where}: the {kind} in metadata.json and those of function '{name}' "
-                    f"differ in {', '.join(sorted(set(named) ^ set(own)))}"
-                )
+        return mil_delegate(delegate, self._policy)
 
-        def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            return _call(function, self._policy, inputs, outputs, tensors)
 
-        return run
+def mil_delegate(delegate: Delegate, policy: Policy, *, stateful: bool = False) -> DelegateRunner:
+    """Return a delegate as a function of tensors, both in the order of `metadata.json`.
+
+    One that keeps states is for callers that say ``stateful``: they start at zero, and go on from
+    call to call, as with ExecuTorch's Core ML backend. Raises ArtifactError for it otherwise, for
+    names that are not the function's own, and as `load_function` does.
+    """
+    name = delegate.program_function
+    function = load_function(delegate.bundle.package, name, policy, stateful=stateful)
+    state = function.new_state() if function.states else None
+    inputs, outputs = delegate.names.input_names, delegate.names.output_names
+    for kind, named, own in (
+        ("inputs", inputs, function.inputs),
+        ("outputs", outputs, function.outputs),
+    ):
+        if set(named) != set(own):
+            raise ArtifactError(
+                f"{delegate.where}: the {kind} in metadata.json and those of function '{name}' "
+                f"differ in {', '.join(sorted(set(named) ^ set(own)))}"
+            )
+    return lambda tensors: _call(function, policy, inputs, outputs, tensors, state)
 
 
 class _PackageMethod:
@@ -80,6 +87,7 @@ def _call(
     inputs: Sequence[str],
     outputs: Sequence[str],
     tensors: Sequence[torch.Tensor],
+    state: State | None = None,
 ) -> list[torch.Tensor]:
     """Call by position. A strict result leaves in its declared dtype, which holds it exactly.
 
@@ -89,7 +97,7 @@ def _call(
     for name, tensor in given.items():
         if tensor.shape == () and name in function.inputs and function.inputs[name].shape == (1,):
             given[name] = tensor.reshape(1)
-    results = function(given)
+    results = function(given, state)
     if not policy.rounds_half:
         return [results[name] for name in outputs]
     return [
