@@ -8,6 +8,7 @@ ExecuTorch's memory does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from harness.artifact.pte import (
     Value,
 )
 from harness.errors import HarnessError
+from harness.mil.operation import MOST_ELEMENTS
 from harness.runtimes.kernels import call_kernel, writes_in_place
 
 DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -56,7 +58,7 @@ class Interpreter:
         delegates = {d.index: d for d in artifact.delegates[method]}
         self._check_delegates(delegates)
         self._delegates = {index: (d, factory(d)) for index, d in delegates.items()}
-        self._buffers = _buffers(self._plan)
+        self._buffers = _buffers(self._plan, self._where)
 
     def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
         """Raise ArtifactError unless each call hands over as many tensors as there are names."""
@@ -181,19 +183,29 @@ def _initial(value: Value) -> Any:
     return value
 
 
-def _buffers(plan: PteMethod) -> dict[int, torch.Tensor]:
-    """Return the tensors that live from call to call, by index, as they are before the first."""
+def _buffers(plan: PteMethod, where: str) -> dict[int, torch.Tensor]:
+    """Return the tensors that live from call to call, by index, as they are before the first.
+
+    Raises ArtifactError for more than any machine could hold.
+    """
     written = {
         instruction.args[0]
         for instruction in plan.instructions
         if isinstance(instruction, KernelCall) and writes_in_place(instruction.operator)
     }
-    found = {}
-    for index, value in enumerate(plan.values):
-        if not isinstance(value, TensorValue) or index in plan.inputs:
-            continue
-        if value.initial is not None:
-            found[index] = _initial(replace(value, data=value.initial))
-        elif index in written:
-            found[index] = torch.zeros(value.shape, dtype=getattr(torch, value.dtype))
-    return found
+    declared = {
+        index: value
+        for index, value in enumerate(plan.values)
+        if isinstance(value, TensorValue)
+        and index not in plan.inputs
+        and (index in written or value.initial is not None)
+    }
+    if sum(math.prod(value.shape) for value in declared.values()) > MOST_ELEMENTS:
+        raise ArtifactError(f"{where}: declares buffers of over {MOST_ELEMENTS} elements")
+    return {index: _first(value) for index, value in declared.items()}
+
+
+def _first(value: TensorValue) -> torch.Tensor:
+    if value.initial is None:
+        return torch.zeros(value.shape, dtype=getattr(torch, value.dtype))
+    return torch.from_numpy(replace(value, data=value.initial).array().copy())

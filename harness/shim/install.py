@@ -1,8 +1,9 @@
-"""Puts the stand-in in place of coremltools' native module, when coremltools is imported.
+"""Puts the stand-ins in place, when coremltools or ExecuTorch's runtime is imported.
 
 A finder at the front of `sys.meta_path` provides `coremltools.libcoremlpython`, and changes two
 modules of coremltools right after each has been executed: those that say whether this is macOS, and
-which. `sys.platform` stays what it is, for everyone else reads it too. No torch, no coremltools.
+which. ExecuTorch's native runtime gets a Core ML backend in the same way. `sys.platform` stays what
+it is, for everyone else reads it too. No torch, no coremltools.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ POLICY_VARIABLE = "HARNESS_POLICY"
 """The environment variable that names the number policy of predictions; `strict` by default."""
 
 NATIVE_MODULE = "coremltools.libcoremlpython"
+EXECUTORCH_RUNTIME = "executorch.extension.pybindings._portable_lib"
 MACOS_VERSION = (26, 0)
 """The macOS that the stand-in passes for: the first with all that coremltools 9.0 can write."""
 
@@ -34,26 +36,33 @@ def _patch_deps(module: Any) -> None:
     module._IS_MACOS = True
 
 
+def _patch_runtime(module: Any) -> None:
+    from harness.shim.executorch_runtime import patch
+
+    patch(module)
+
+
 _PATCHES: dict[str, Callable[[Any], None]] = {
     "coremltools.models.utils": _patch_utils,
     "coremltools._deps": _patch_deps,
+    EXECUTORCH_RUNTIME: _patch_runtime,
 }
-"""Module of coremltools -> what to change in it; other modules copy these names from there."""
+"""Module -> what to change in it; other modules copy these names from there."""
 
 
 def install() -> bool:
-    """Put the stand-in in place; False on a Mac, where Core ML itself is used.
+    """Put the stand-ins in place; False on a Mac, where Core ML itself is used.
 
-    A second call changes nothing. Raises HarnessError when coremltools has been imported already,
-    for then it has looked for its native module, and has not found it.
+    A second call changes nothing. Raises HarnessError when coremltools or ExecuTorch's runtime has
+    been imported already, for then it has looked for Core ML, and has not found it.
     """
     if sys.platform == "darwin":
         return False
     if is_installed():
         return True
-    if "coremltools" in sys.modules:
+    if early := sys.modules.keys() & {"coremltools", EXECUTORCH_RUNTIME}:
         raise HarnessError(
-            "coremltools has been imported before the stand-in for Core ML was installed: call "
+            f"{min(early)} has been imported before the stand-in for Core ML was installed: call "
             "harness.shim.install() first, or run the command with `harness shim -- COMMAND`"
         )
     sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,166 @@
+"""A loaded method, as ExecuTorch's runtime presents it, executed by our executor.
+
+Inputs are taken as strictly as the runtime takes them, and what it refuses is refused with its
+error number and our sentence. Source: `Method::set_input` in ExecuTorch's
+`runtime/executor/method.cpp`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from harness.artifact import Artifact
+from harness.artifact.pte import TensorValue, Value
+from harness.errors import HarnessError
+from harness.mil import get_policy
+from harness.runtimes.interpreter import Interpreter
+from harness.runtimes.mil import mil_delegate
+from harness.shim.install import POLICY_VARIABLE
+
+# Of ExecuTorch's `runtime/core/error.h`.
+_NOT_SUPPORTED = 0x10
+_INVALID_ARGUMENT = 0x12
+_INVALID_PROGRAM = 0x23
+_DELEGATE_FAILED = 0x32  # DelegateInvalidHandle: what the Core ML backend returns
+
+_SCALAR_TOLERANCE = {"rel_tol": 1e-5, "abs_tol": 1e-4}  # of a float that was an input at export
+
+
+class MethodProxy:
+    """A method; FLOAT16 is carried as the environment variable HARNESS_POLICY says, rounded after
+    every operation if it says nothing. Core ML states, and buffers of the program, live with it."""
+
+    def __init__(self, artifact: Artifact, name: str, meta: Any) -> None:
+        assert artifact.pte is not None
+        self._name = name
+        self._meta = meta
+        self._plan = artifact.pte.methods[name]
+        self._inputs: list[Any] | None = None
+        self._outputs: list[Any] = []
+        with _failing(f"Failed to load method {name}, error: 0x:{_INVALID_PROGRAM:x}"):
+            policy = get_policy(os.environ.get(POLICY_VARIABLE, "strict"))
+            factory = partial(mil_delegate, policy=policy, stateful=True)
+            names = [str(position) for position in range(len(self._plan.outputs))]
+            self._interpreter = Interpreter(artifact, name, factory, names)
+
+    def method_meta(self) -> Any:
+        """What the runtime tells of the method: `MethodMeta`."""
+        return self._meta
+
+    def set_inputs(self, inputs: Sequence[Any]) -> None:
+        """Take the inputs of the next execution; RuntimeError for what the program refuses."""
+        values = [self._plan.values[index] for index in self._plan.inputs]
+        if len(inputs) != len(values):
+            raise self._refusal(
+                _INVALID_ARGUMENT, f"{len(inputs)} inputs were given, it has {len(values)}"
+            )
+        for position, (value, given) in enumerate(zip(values, inputs, strict=True)):
+            self._check(position, value, given)
+        self._inputs = [one.detach() if torch.is_tensor(one) else one for one in inputs]
+
+    def execute(self) -> None:
+        """Execute once on the inputs that were set last."""
+        if self._inputs is None:
+            if self._plan.inputs:
+                problem = f"method->execute() failed with error 0x{_INVALID_ARGUMENT:x}"
+                raise RuntimeError(f"{problem}: method '{self._name}' was given no inputs")
+            self._inputs = []
+        with _failing(f"method->execute() failed with error 0x{_DELEGATE_FAILED:x}"):
+            self._outputs = self._interpreter.run(self._inputs)
+
+    def get_outputs(self, clone_outputs: bool = True) -> list[Any]:
+        """Return what the last execution gave, tensors as declared; always copies."""
+        declared = [self._plan.values[index] for index in self._plan.outputs]
+        return [
+            _declared_copy(value, result)
+            for value, result in zip(declared, self._outputs, strict=True)
+        ]
+
+    def call(self, inputs: Any = (), clone_outputs: bool = True) -> list[Any]:
+        """Execute on ``inputs``, a sequence or a tensor that is the only one; return the outputs."""
+        self.set_inputs((inputs,) if torch.is_tensor(inputs) else inputs)
+        self.execute()
+        return self.get_outputs(clone_outputs)
+
+    __call__ = call
+
+    def _check(self, position: int, value: Value, given: Any) -> None:
+        """Raise RuntimeError unless an input is what the program takes at this position."""
+        if type(given) is torch.Tensor:
+            self._check_layout(position, given)
+        elif not isinstance(given, bool | int | float | None):
+            raise RuntimeError(
+                f"Unsupported python type {type(given)}: input {position} of method "
+                f"'{self._name}'; give tensors, numbers or None, not nested"
+            )
+        if isinstance(value, TensorValue) and type(given) is torch.Tensor:
+            self._check_tensor(position, value, given)
+        elif not _is_same_constant(value, given):
+            want = f"a {value.dtype} tensor" if isinstance(value, TensorValue) else repr(value)
+            raise self._refusal(
+                _INVALID_ARGUMENT,
+                f"input {position} is {_described(given)}; the program was exported with {want}",
+            )
+
+    def _check_layout(self, position: int, tensor: torch.Tensor) -> None:
+        channels_last = tensor.dim() == 4 and tensor.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        if not (tensor.is_contiguous() or channels_last):
+            raise RuntimeError(
+                f"Input {position} for method {self._name} should be contiguous or channels-last: "
+                "call .contiguous()"
+            )
+
+    def _check_tensor(self, position: int, value: TensorValue, tensor: torch.Tensor) -> None:
+        if tensor.dtype is not getattr(torch, value.dtype):
+            have = str(tensor.dtype).removeprefix("torch.")
+            raise self._refusal(
+                _INVALID_ARGUMENT, f"input {position} is {have}, declared is {value.dtype}"
+            )
+        if not value.allows(tensor.shape):
+            most = ", and no more elements" if value.resizable else ""
+            raise self._refusal(
+                _NOT_SUPPORTED,
+                f"input {position} has shape {list(tensor.shape)}, declared is "
+                f"{list(value.shape)}{most}",
+            )
+
+    def _refusal(self, number: int, problem: str) -> RuntimeError:
+        call = f"method->set_inputs() for method '{self._name}' failed"
+        return RuntimeError(f"{call} with error 0x{number:x}: {problem}")
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Turn a HarnessError into a RuntimeError that begins with ``what``."""
+    try:
+        yield
+    except HarnessError as error:
+        raise RuntimeError(f"{what}: {error}") from error
+
+
+def _is_same_constant(value: Value, given: Any) -> bool:
+    """Whether a number or None is the one that the program was exported with."""
+    if isinstance(value, float) and isinstance(given, float):
+        same = math.isnan(value) and math.isnan(given)
+        return same or math.isclose(given, value, **_SCALAR_TOLERANCE)
+    return type(value) is type(given) and not torch.is_tensor(given) and bool(value == given)
+
+
+def _described(given: Any) -> str:
+    return f"a {given.dtype} tensor" if torch.is_tensor(given) else repr(given)
+
+
+def _declared_copy(value: Value, result: Any) -> Any:
+    """Return a copy in the declared dtype, which is what the runtime's memory has."""
+    if not isinstance(value, TensorValue):
+        return result
+    return result.to(getattr(torch, value.dtype), copy=True)
