@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("file", metavar="FILE", help="a .pte of a Core ML language model")
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
-    parser.add_argument("--params", type=Path, help="the checkpoint's params.json")
+    parser.add_argument("--params", type=Path, help="its params.json or config.json")
     parser.add_argument(
         "--runtime",
         action="append",

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; an option that is not given is absent from the result."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    source.add_argument("--checkpoint", metavar="C", help="Meta-style weights, a .pth file")
-    parser.add_argument("--params", metavar="P", help="the checkpoint's params.json")
+    source.add_argument("--checkpoint", metavar="C", help="weights: .pth, safetensors, or folder")
+    parser.add_argument("--params", metavar="P", help="its params.json or config.json")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the .pte to write")
     parser.add_argument(
         "--exporter", choices=("executorch",), default="executorch", help="who exports"

@@ -29,7 +29,6 @@ from typing import Any
 
 from harness.errors import HarnessError, NotInstalledError
 from harness.export.options import ExportOptions
-from harness.llama.config import load_params
 
 EXPORTER = "executorch.examples.apple.coreml.llama.export_static_llm_coreml"
 PATCHED = (
@@ -100,10 +99,11 @@ def patch(exporter: ModuleType, options: ExportOptions) -> None:
 
 def _export(request: dict[str, Any]) -> None:
     options = ExportOptions(**request["options"])
-    config = load_params(request["params"])
-    from harness.llama.checkpoint import load_checkpoint
+    from harness.export.meta_files import meta_files
 
-    load_checkpoint(request["checkpoint"], config)  # the exporter only prints what does not fit
+    # the exporter only prints what does not fit, and the working folder goes when this process ends
+    found = meta_files(Path(request["checkpoint"]), Path(request["params"]), Path.cwd())
+    request |= {"checkpoint": str(found[0]), "params": str(found[1])}
     try:
         exporter = importlib.import_module(EXPORTER)
     except ImportError as error:

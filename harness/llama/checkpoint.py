@@ -1,43 +1,71 @@
-"""Weights from a Meta-style checkpoint file (``.pth``), checked against a config.
+"""A Llama's weights by Meta's names, from Meta's or Hugging Face's files, held against a config.
 
-A checkpoint without ``output.weight`` has tied embeddings: ``output.weight`` becomes the very
-tensor of ``tok_embeddings.weight``. ExecuTorch's static exporter does not know of tying: it prints
-the missing key and goes on with an output layer on the meta device, which cannot be lowered.
+A checkpoint without an output layer has tied embeddings: ``output.weight`` becomes the very tensor
+of ``tok_embeddings.weight``. ExecuTorch's static exporter does not know of tying: it prints the
+missing key and goes on with an output layer on the meta device, which cannot be lowered.
 :mod:`harness.export._executorch_child` therefore fills the layer in the exporter's own model.
+
+Hugging Face rotates the first half of a head's columns against the second where Meta rotates
+neighbours, so that the rows of its queries and keys come in another order. They are put into
+Meta's here: copies, the only ones that are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.errors import HarnessError
+from harness.llama import hugging_face
 from harness.llama.config import LlamaConfig
+from harness.llama.tensor_files import read_tensors
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-UNUSED = frozenset({"rope.freqs"})  # in Meta's Llama 2 files; computed from rope_theta instead
 MAX_LISTED = 8
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a family of checkpoints names tensors, from Meta's names, and orders RoPE's rows."""
+
+    name: Callable[[str], str]
+    unused: str  # computed from the config instead
+    interleaved: bool
+
+
+_META = _Layout(name=lambda name: name, unused=r"rope\.freqs", interleaved=True)
+_HUGGING_FACE = _Layout(
+    name=hugging_face.tensor_name,
+    unused=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    interleaved=False,
+)
 
 
 def load_checkpoint(path: str | Path, config: LlamaConfig) -> dict[str, torch.Tensor]:
     """Weights by Meta name, memory-mapped, in the dtype of the file.
 
-    The file holds a dict of tensors, or one under the key ``model``. Raises HarnessError that lists
-    every missing, unexpected and misshapen tensor. Nothing in the file is executed.
+    `path` is a file of ``torch.save``, a safetensors file, the index of several, or a folder with
+    one of them. Raises HarnessError that lists every missing, unexpected and misshapen tensor.
+    Nothing in the file is executed.
     """
-    tensors = _read(Path(path))
-    weights = {name: value for name, value in tensors.items() if name not in UNUSED}
-    if "output.weight" not in weights and "tok_embeddings.weight" in weights:
-        weights["output.weight"] = weights["tok_embeddings.weight"]
-    problems = _problems(weights, config.weight_shapes)
+    found = read_tensors(Path(path))
+    from_hugging_face = any(str(name).startswith(("model.", "lm_head.")) for name in found)
+    layout = _HUGGING_FACE if from_hugging_face else _META
+    tensors = {k: v for k, v in found.items() if not re.fullmatch(layout.unused, str(k))}
+    names = {layout.name(name): name for name in config.weight_shapes}
+    shapes = {name: config.weight_shapes[meta] for name, meta in names.items()}
+    problems = _tie(tensors, layout, config) + _problems(tensors, shapes)
     if problems:
         shown = "; ".join(problems[:MAX_LISTED])
         more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         raise HarnessError(f"{path} does not fit its params: {shown}{more}")
-    return weights
+    weights = {meta: tensors[name] for name, meta in names.items()}
+    return weights if layout.interleaved else _interleaved(weights, config)
 
 
 def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
@@ -45,30 +73,31 @@ def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
     return weights["output.weight"] is weights["tok_embeddings.weight"]
 
 
-def _read(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise HarnessError(f"cannot read {path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file raises anything, from IndexError to struct.error
-        # torch's own message runs over many lines and advises weights_only=False: not passed on
-        raise HarnessError(
-            f"{path} is not a checkpoint that loads without executing code "
-            f"({type(error).__name__}); save a dict of tensors with torch.save"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict):
-        raise HarnessError(f"{path} must hold a dict of tensors, not {type(content).__name__}")
-    return content
+def _tie(tensors: dict[Any, Any], layout: _Layout, config: LlamaConfig) -> list[str]:
+    """Make the output layer the embedding where it is; says what speaks against it."""
+    embedding, output = layout.name("tok_embeddings.weight"), layout.name("output.weight")
+    if config.tied is False or embedding not in tensors:
+        return []
+    if output not in tensors:
+        tensors[output] = tensors[embedding]
+    elif config.tied:
+        if not _equal(tensors[output], tensors[embedding]):
+            return [f"{output} differs from {embedding}, although tie_word_embeddings is true"]
+        tensors[output] = tensors[embedding]
+    return []
 
 
-def _problems(weights: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    missing = [f"{name} is missing" for name in shapes if name not in weights]
-    extra = [f"{name!r} is not expected" for name in weights if name not in shapes]
+def _equal(one: Any, other: Any) -> bool:
+    both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    return both and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _problems(tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    missing = [f"{name} is missing" for name in shapes if name not in tensors]
+    extra = [f"{name!r} is not expected" for name in tensors if name not in shapes]
     wrong = []
     for name, shape in shapes.items():
-        if (value := weights.get(name)) is None:
+        if (value := tensors.get(name)) is None:
             continue
         if not isinstance(value, torch.Tensor) or value.dtype not in FLOAT_DTYPES:
             kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
@@ -76,3 +105,17 @@ def _problems(weights: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]])
         elif tuple(value.shape) != shape:
             wrong.append(f"{name} has shape {list(value.shape)}, not {list(shape)}")
     return missing + extra + wrong
+
+
+def _interleaved(weights: dict[str, torch.Tensor], config: LlamaConfig) -> dict[str, torch.Tensor]:
+    """Put the rows of queries and keys into Meta's order: halves of a head become pairs."""
+
+    def paired(weight: torch.Tensor) -> torch.Tensor:
+        halves = weight.reshape(-1, 2, config.head_dim // 2, config.dim)
+        return halves.transpose(1, 2).reshape(weight.shape)
+
+    rotated = (".attention.wq.weight", ".attention.wk.weight")
+    return {
+        name: paired(weight) if name.endswith(rotated) else weight
+        for name, weight in weights.items()
+    }

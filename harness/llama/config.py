@@ -1,9 +1,6 @@
-"""The shape of a Llama, read from a Meta-style ``params.json``. Does not import torch.
+"""The shape of a Llama, from Meta's ``params.json`` or Hugging Face's ``config.json``. No torch.
 
-Every key of ``params.json`` is in one of three tables: it describes the model (``_READ``), it does
-not touch the maths of one forward pass (``_IGNORED``), or it would change the maths in a way that
-this package does not compute (``_MUST_BE``), and then any value but the neutral one is refused.
-An oracle that skips over a key would blame the artefact for its own mistake.
+What each of Meta's keys means to us stands in :mod:`harness.llama.params_keys`.
 """
 
 from __future__ import annotations
@@ -16,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.llama import hugging_face
+from harness.llama.params_keys import IGNORED, MUST_BE, READ
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
 MAX_SIZE = 1 << 24  # no dimension of a Llama comes near; guards what is allocated from it
@@ -25,8 +24,8 @@ MAX_SIZE = 1 << 24  # no dimension of a Llama comes near; guards what is allocat
 class RopeScaling:
     """Llama 3.1's stretching of the low RoPE frequencies.
 
-    Source: ``rope_type: llama3`` in transformers' ``modeling_rope_utils.py``. Meta's files fix the
-    low factor and the original context length; only the other two are ever given.
+    Source: ``rope_type: llama3`` in transformers' ``modeling_rope_utils.py``. The defaults are
+    those of Meta's files, which never give the low factor and the original context length.
     """
 
     factor: float = 8.0
@@ -49,6 +48,7 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    tied: bool | None = None  # whether the output layer is the embedding; None: the file decides
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -85,68 +85,11 @@ class LlamaConfig:
         }
 
 
-_READ = (
-    *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size"),
-    *("multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_freq_base"),
-    *("use_scaled_rope", "rope_scale_factor", "high_freq_factor"),
-)
-_IGNORED = (
-    *("max_batch_size", "max_seq_len", "bos_idx", "eos_idx", "bos_count", "eos_count"),
-    *("device", "model_architecture"),
-    # these act only beside a key that _MUST_BE refuses
-    *("num_experts", "num_activated_experts", "qk_norm_before_rope", "qk_norm_affine"),
-)
-_MUST_BE: dict[str, tuple[object, ...]] = {
-    "moe": (False,),
-    "sliding_window": (None,),
-    "layer_types": (None,),
-    "mlp_type": (None,),
-    "use_qk_norm": (False,),
-    "attention_qkv_bias": (False,),
-    "output_bias": (False,),
-    "use_q_gate": (False,),
-    "use_attn_o_gate": (False,),
-    "use_attn_o_norm": (False,),
-    "use_residual_gate": (False,),
-    "use_ffn_learnable_scales": (False,),
-    "use_ffn_norm": (True,),
-    "post_attention_norm": (False,),
-    "post_ffn_norm": (False,),
-    "norm_type": ("rmsnorm",),
-    "rms_norm_add_unit_offset": (False,),
-    "normalize_tok_embeddings": (False,),
-    "act_fn": ("silu",),
-    "attention_type": ("mha", "static_mha"),
-    "attention_multiplier": (None,),
-    "scale_query_by": (1.0,),
-    "embedding_scale_factor": (1.0,),
-    "residual_multiplier": (None,),
-    "logits_scaling": (None,),
-    "final_logit_softcapping": (None,),
-    "attn_logit_softcapping": (None,),
-    "output_soft_cap_temp": (None,),
-    "output_linear_intermediate_dim": (0,),
-    "num_kv_shared_layers": (0,),
-    "no_rope_layer_interval": (None,),
-    "partial_rotary_factor": (1.0,),
-    "use_hf_rope": (False,),
-    "rope_scaling_short_factor": (None,),
-    "rope_scaling_long_factor": (None,),
-    "rope_scaling_attention_factor": (None, 1.0),
-    "apply_embedding": (True,),
-    "apply_output": (True,),
-    "input_prune_map": (None,),
-    "output_prune_map": (None,),
-    "quantization_args": (None,),
-    "lora_args": (None,),
-    "r": (None,),
-    "lora_alpha": (None,),
-    "target_modules": (None,),
-}
-
-
 def load_params(path: str | Path) -> LlamaConfig:
-    """Read a ``params.json``; raises HarnessError with the file's name and the key at fault."""
+    """Read a ``params.json``, or a ``config.json`` of a Llama of transformers.
+
+    Raises HarnessError with the file's name and the key at fault.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -161,6 +104,8 @@ def load_params(path: str | Path) -> LlamaConfig:
         raise HarnessError(f"{path} is not JSON: {error}") from error
     if not isinstance(params, dict):
         raise HarnessError(f'{path} must hold a JSON object, such as {{"dim": 576, ...}}')
+    if hugging_face.is_config(params):
+        params = hugging_face.meta_params(params, str(path))
     return parse_params(params, str(path))
 
 
@@ -180,6 +125,7 @@ def parse_params(params: Mapping[str, Any], where: str = "params") -> LlamaConfi
         norm_eps=read.positive("norm_eps", 1e-5),
         rope_theta=read.positive("rope_theta", read.positive("rope_freq_base", 10000.0)),
         rope_scaling=_rope_scaling(read),
+        tied=read.flag("tied") if read.given("tied") else None,
     )
     if config.n_heads % config.n_kv_heads:
         raise HarnessError(
@@ -193,13 +139,13 @@ def parse_params(params: Mapping[str, Any], where: str = "params") -> LlamaConfi
 
 def _refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
     for key, value in params.items():
-        if key in _MUST_BE:
-            if not any(value == neutral for neutral in _MUST_BE[key]):
+        if key in MUST_BE:
+            if not any(value == neutral for neutral in MUST_BE[key]):
                 raise HarnessError(
                     f"{where}: {key} = {json.dumps(value)} changes the maths and is not supported; "
-                    f"only {' or '.join(json.dumps(v) for v in _MUST_BE[key])} is"
+                    f"only {' or '.join(json.dumps(v) for v in MUST_BE[key])} is"
                 )
-        elif key not in (*_READ, *_IGNORED):
+        elif key not in (*READ, *IGNORED):
             raise HarnessError(
                 f"{where}: unknown key {key!r}; remove it, if it does not change the model"
             )
@@ -217,10 +163,15 @@ def _hidden_dim(dim: int, read: _Reader) -> int:
 def _rope_scaling(read: _Reader) -> RopeScaling | None:
     if not read.flag("use_scaled_rope"):
         return None
-    high = read.positive("high_freq_factor", 4.0)
-    if high <= RopeScaling.low_freq_factor:
-        raise HarnessError(f"{read.where}: high_freq_factor must be above 1, not {high:g}")
-    return RopeScaling(factor=read.positive("rope_scale_factor", 8.0), high_freq_factor=high)
+    low, high = read.positive("low_freq_factor", 1.0), read.positive("high_freq_factor", 4.0)
+    if high <= low:
+        raise HarnessError(f"{read.where}: high_freq_factor must be above {low:g}, not {high:g}")
+    return RopeScaling(
+        factor=read.positive("rope_scale_factor", 8.0),
+        high_freq_factor=high,
+        low_freq_factor=low,
+        original_context_len=read.size("original_context_len", 8192),
+    )
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ exporter.MULTIMETHOD_WEIGHT_SHARING_STRATEGY = None
 sys.modules["stand_in_exporter"] = exporter
 child.EXPORTER = "stand_in_exporter"
 if "STAND_IN_SKIPS_CHECKPOINT" in os.environ:  # saves the two seconds that torch takes to import
-    checkpoint = ModuleType("harness.llama.checkpoint")
-    checkpoint.load_checkpoint = lambda path, config: None
-    sys.modules["harness.llama.checkpoint"] = checkpoint
+    files = ModuleType("harness.export.meta_files")
+    files.meta_files = lambda checkpoint, params, folder: (checkpoint, params)
+    sys.modules["harness.export.meta_files"] = files
 sys.exit(child.main(sys.argv[1]))

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from fixtures.tiny import random_weights
+from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.export import executorch
 from harness.export.options import ExportOptions

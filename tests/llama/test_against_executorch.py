@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fixtures.tiny import random_weights
+from fixtures.random_llama import random_weights
 from harness.export.options import ExportOptions
 from harness.llama.config import parse_params
 from harness.llama.model import Llama, StaticLlama

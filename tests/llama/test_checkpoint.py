@@ -2,8 +2,9 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from fixtures.tiny import random_weights
+from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.llama.checkpoint import is_tied, load_checkpoint
 from harness.llama.config import parse_params
@@ -24,6 +25,18 @@ def test_weights_come_back_as_they_were_saved(tmp_path):
         assert loaded.keys() == weights.keys()
         assert all(torch.equal(loaded[name], weights[name]) for name in weights)
         assert not is_tied(loaded)
+
+
+def test_metas_names_are_read_from_safetensors_and_from_metas_folder(tmp_path):
+    weights = random_weights(CONFIG, seed=1)
+    save_file(weights, tmp_path / "weights")  # told by its content, not by its name
+    torch.save(weights, tmp_path / "consolidated.00.pth")
+    for path in (tmp_path / "weights", tmp_path):
+        loaded = load_checkpoint(path, CONFIG)
+        assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    (tmp_path / "consolidated.01.pth").touch()
+    with pytest.raises(HarnessError, match=r"cut into several consolidated.NN.pth; join them"):
+        load_checkpoint(tmp_path, CONFIG)
 
 
 def test_a_missing_output_layer_is_the_embedding(tmp_path):

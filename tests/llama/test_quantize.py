@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fixtures.tiny import random_weights
+from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
 from harness.llama.config import parse_params

@@ -1,0 +1,58 @@
+"""A checkpoint and its sizes in the form that ExecuTorch's exporter reads: Meta's own.
+
+The exporter takes a ``.pth`` of Meta's names and a ``params.json`` of Meta's keys, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.errors import HarnessError
+from harness.llama.checkpoint import is_tied, load_checkpoint
+from harness.llama.config import LlamaConfig, RopeScaling, load_params
+from harness.llama.tensor_files import is_torch_file, read_tensors
+
+_COPIED = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
+
+
+def meta_files(checkpoint: Path, params: Path, folder: Path) -> tuple[Path, Path]:
+    """A checkpoint and params that the exporter can read, written into `folder` where need be.
+
+    Raises HarnessError for weights that do not fit, and for a RoPE scaling that Meta's params
+    cannot express.
+    """
+    config = load_params(params)
+    written = folder / "params.json"
+    written.write_text(json.dumps(meta_params(config, str(params))), encoding="utf-8")
+    weights = load_checkpoint(checkpoint, config)
+    if is_torch_file(checkpoint) and "tok_embeddings.weight" in read_tensors(checkpoint):
+        return checkpoint, written
+    if is_tied(weights):
+        del weights["output.weight"]
+    torch.save(weights, folder / "checkpoint.pth")
+    return folder / "checkpoint.pth", written
+
+
+def meta_params(config: LlamaConfig, where: str) -> dict[str, Any]:
+    """The content of Meta's params.json; `where` names the config's source in errors."""
+    params: dict[str, Any] = {name: getattr(config, name) for name in _COPIED}
+    params |= {"norm_eps": config.norm_eps, "rope_theta": config.rope_theta}
+    scaling = config.rope_scaling
+    if scaling is None:
+        return params
+    given = (scaling.low_freq_factor, scaling.original_context_len)
+    fixed = (RopeScaling.low_freq_factor, RopeScaling.original_context_len)
+    if given != fixed:
+        raise HarnessError(
+            f"{where}: the exporter of ExecuTorch only knows RoPE scaling with a low factor of "
+            f"{fixed[0]:g} and an original context of {fixed[1]}, not {given[0]:g} and {given[1]}"
+        )
+    return params | {
+        "use_scaled_rope": True,
+        "rope_scale_factor": scaling.factor,
+        "high_freq_factor": scaling.high_freq_factor,
+    }
