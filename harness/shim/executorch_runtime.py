@@ -58,7 +58,9 @@ class ModuleProxy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._native, name)  # what needs no delegate
 
-    def run_method(self, method_name: str, inputs: Sequence[Any], clone_outputs: bool = True) -> Any:
+    def run_method(
+        self, method_name: str, inputs: Sequence[Any], clone_outputs: bool = True
+    ) -> Any:
         """Run a method on its inputs, and return its outputs as a list."""
         if not _has_core_ml(self._artifact, method_name):
             return self._native.run_method(method_name, inputs, clone_outputs)
