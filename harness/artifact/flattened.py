@@ -75,7 +75,7 @@ def flatten(files: Mapping[str, bytes | memoryview], root: str = "root") -> byte
     ArtifactError for a path that could leave the folder, or that is a file and a folder.
     """
     writer = _Writer()
-    writer.folder(root, [(_checked_path(path), content) for path, content in files.items()])
+    writer.folder(root, [(checked_path(path), content) for path, content in files.items()])
     tree = json.dumps({"nodes": writer.nodes}, separators=(",", ":"), ensure_ascii=False)
     return b"".join([*writer.contents, tree.encode()[::-1]])
 
@@ -115,7 +115,8 @@ class _Writer:
         return len(self.nodes) - 1
 
 
-def _checked_path(path: str) -> tuple[str, ...]:
+def checked_path(path: str) -> tuple[str, ...]:
+    """Return the names in a file's path; raises ArtifactError when it could leave its folder."""
     return tuple(_checked_name(name, f"'{path}'") for name in path.split("/"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from harness.artifact import ArtifactError, Package
+from harness.artifact.flattened import checked_path
 from harness.shim.refusal import as_runtime_error
 
 COMPILED = ".mlmodelc"
@@ -81,18 +82,20 @@ def write_compiled(package: Package, folder: Path, source: Path) -> Path:
 
 
 def package_of_bytes(specification: bytes, weights: Mapping[str, bytes] | None = None) -> Package:
-    """Return a package of a specification and weight files by name ("weights/weight.bin")."""
+    """Return a package of a specification and weight files by name ("weights/weight.bin").
+
+    Raises ArtifactError for a name that could leave the folder to which the package is written.
+    """
     root = f"Data/{_MODEL_FOLDER}"
     item = {"path": f"{_MODEL_FOLDER}/model.mlmodel"}
     manifest = {"itemInfoEntries": {"model": item}, "rootModelIdentifier": "model"}
     files = {
         "Manifest.json": json.dumps(manifest).encode(),
         f"{root}/model.mlmodel": specification,
-        **{
-            f"{root}/{name.removeprefix('@model_path/')}": data
-            for name, data in (weights or {}).items()
-        },
     }
+    for name, data in (weights or {}).items():
+        below = checked_path(name.removeprefix("@model_path/"))
+        files["/".join((root, *below))] = data
     views = {name: memoryview(data) for name, data in files.items()}
     return Package(views, "the model in memory")
 

@@ -85,6 +85,13 @@ def test_an_asset_without_its_weights_is_refused(weighted):
         ct.models.CompiledMLModel.from_asset(asset)
 
 
+@pytest.mark.parametrize("name", ["../../weight.bin", "/weight.bin", "weights/../../../w", "a//b"])
+def test_a_weight_that_could_leave_its_folder_is_refused(scaled, name):
+    specification = scaled(2).get_spec().SerializeToString()
+    with pytest.raises(RuntimeError, match="which could leave its folder"):
+        MLModelAsset.from_memory(specification, {name: b"x"})
+
+
 def test_bytes_that_are_no_model_are_refused():
     with pytest.raises(RuntimeError, match="not a Core ML model"):
         MLModelAsset.from_memory(b"\xff\xff\xff")
