@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.artifact.package import Package
 from harness.packages.combine import combine_packages
 from harness.packages.parts import parse_parts
-from harness.report.text import printable
+from harness.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

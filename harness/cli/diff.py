@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.artifact import open_artifact
 from harness.diff import Difference, diff_artifacts
-from harness.report.text import clip, printable
+from harness.text import clip, printable
 
 _MOST = 8  # differences of one kind in one place: the first few tell the pattern
 _WIDTH = 400  # characters of one side

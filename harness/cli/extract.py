@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.artifact import open_artifact
 from harness.packages.extract import LIST, Extracted, extract_packages
-from harness.report.text import printable
+from harness.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

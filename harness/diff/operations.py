@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -27,13 +27,13 @@ class Alignment:
 
 
 def align(a: Sequence[Step], b: Sequence[Step]) -> Alignment:
-    """Match steps with equal signatures, in order: as many in a row as there are."""
+    """Match steps with equal keys, in order, the longest runs first."""
     matched: list[tuple[Step, Step]] = []
     only_a: list[Step] = []
     only_b: list[Step] = []
     first: tuple[str | None, str | None] = (None, None)
     i = j = 0
-    for left, right, size in _runs([s.signature for s in a], [s.signature for s in b]):
+    for left, right, size in _runs([s.key for s in a], [s.key for s in b]):
         if first == (None, None):
             first = (_shown(a, i, left), _shown(b, j, right))
         only_a += a[i:left]
@@ -47,7 +47,7 @@ def _shown(steps: Sequence[Step], start: int, stop: int) -> str | None:
     return f"{start}: {steps[start].text}" if start < stop else None
 
 
-def _runs(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int, int]]:
+def _runs(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int, int]]:
     """Return runs of equal items: index in ``a``, index in ``b``, length; the last ends both."""
     shorter = min(len(a), len(b))
     start = next((n for n in range(shorter) if a[n] != b[n]), shorter)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from harness.artifact.artifact import Artifact
-from harness.artifact.delegate import Delegate
+from harness.artifact.delegate import BACKEND, Delegate
 from harness.artifact.facts import MethodFacts, Tensor, method_facts
 from harness.artifact.pte import DelegateCall, KernelCall, Pte
-from harness.diff.difference import Difference, changed
+from harness.diff.difference import Difference, changed, reordered
 from harness.diff.packages import Pair
 
 _FEW_VALUES = 32  # of a constant tensor, shown as they are
@@ -26,12 +26,9 @@ def diff_programs(a: Artifact, b: Artifact) -> Iterator[Difference]:
     pairs: dict[tuple[int, int], Pair] = {}
     for name in a.methods:
         if name in b.methods:
-            yield from _diff_method(
-                f"method '{name}'", method_facts(a, name), method_facts(b, name)
-            )
-            yield from changed(
-                f"method '{name}'", "call", *({"sequence": _calls(x.pte, name)} for x in (a, b))
-            )
+            where = f"method '{name}'"
+            yield from _diff_method(where, method_facts(a, name), method_facts(b, name))
+            yield from changed(where, "program", *(_calls(x.pte, name) for x in (a, b)))
             yield from _diff_delegates(a.delegates[name], b.delegates[name], pairs)
 
 
@@ -39,17 +36,20 @@ def _diff_method(where: str, a: MethodFacts, b: MethodFacts) -> Iterator[Differe
     for kind in ("inputs", "outputs"):
         ours, theirs = (getattr(method, kind) for method in (a, b))
         yield from changed(where, kind.removesuffix("s"), _by_name(ours), _by_name(theirs))
-        names = [{kind: [tensor.name for tensor in tensors]} for tensors in (ours, theirs)]
-        if sorted(names[0][kind]) == sorted(names[1][kind]):
-            yield from changed(where, "order", *names)
+        names = [[tensor.name for tensor in tensors] for tensors in (ours, theirs)]
+        yield from reordered(where, kind, *names)
 
 
 def _by_name(tensors: tuple[Tensor, ...]) -> dict[str, str]:
-    return {tensor.name: f"{tensor.dtype}{list(tensor.shape)}" for tensor in tensors}
+    found: dict[str, str] = {}
+    for tensor in tensors:  # two may have one name
+        text = f"{tensor.dtype}{list(tensor.shape)}"
+        found[tensor.name] = f"{found[tensor.name]} & {text}" if tensor.name in found else text
+    return found
 
 
-def _calls(pte: Pte | None, method: str) -> list[str]:
-    """Return what a method executes, in order; values by number, as the program has them."""
+def _calls(pte: Pte | None, method: str) -> dict[str, Any]:
+    """Return what a method executes, in order, values by number; and other backends' delegates."""
     assert pte is not None
     texts = []
     for call in pte.methods[method].instructions:
@@ -60,7 +60,12 @@ def _calls(pte: Pte | None, method: str) -> list[str]:
                 texts.append(f"delegate {delegate}{list(args)}")
             case _:
                 texts.append(str(call))
-    return texts
+    others = {
+        f"delegate {index}": f"{d.backend}, {len(d.processed):,} bytes, #{_digest(d.processed)}"
+        for index, d in enumerate(pte.methods[method].delegates)
+        if d.backend != BACKEND
+    }
+    return {"calls": texts, **others}
 
 
 def _options(pte: Pte | None) -> dict[str, list[str]]:
@@ -121,6 +126,10 @@ def _constant(value: Any) -> str:
         return f"({', '.join(map(_constant, value))})"
     if isinstance(value, np.ndarray):
         few = value.size <= _FEW_VALUES
-        digest = hashlib.sha256(value.tobytes()).hexdigest()[:8]
-        return f"{value.dtype}{list(value.shape)} {value.tolist() if few else f'#{digest}'}"
+        shown = value.tolist() if few else f"#{_digest(value.tobytes())}"
+        return f"{value.dtype}{list(value.shape)} {shown}"
     return repr(value)
+
+
+def _digest(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()[:8]

@@ -7,6 +7,7 @@ are no operations here; they belong to the operations that take them.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ class Step:
     weights: tuple[tuple[str, Any], ...]
 
     @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What steps that correspond have in common."""
+        return self.signature, len(self.inputs), len(self.outputs), len(self.weights)
+
+    @property
     def text(self) -> str:
         """The operation as a line."""
         return f"{', '.join(self.outputs)} = {self.signature}" if self.outputs else self.signature
@@ -35,7 +41,8 @@ class Step:
 
 def steps(function: Any, block: Any) -> list[Step]:
     """Return the operations of a function's block, and last what it returns."""
-    reader = _Reader({value.name: type_text(value.type) for value in function.inputs}, {})
+    reader = _Reader(ChainMap(), ChainMap())
+    reader.types.update({value.name: type_text(value.type) for value in function.inputs})
     found = reader.operations(block)
     taken = _Taken()
     texts = [reader.variable(name, taken) for name in block.outputs]
@@ -56,7 +63,7 @@ class _Taken:
 class _Reader:
     """Reads operations in order; knows the types of the variables, and the constants, so far."""
 
-    def __init__(self, types: dict[str, str], constants: dict[str, Any]) -> None:
+    def __init__(self, types: ChainMap[str, str], constants: ChainMap[str, Any]) -> None:
         self.types = types
         self.constants = constants
 
@@ -102,7 +109,7 @@ class _Reader:
 
     def _nested(self, block: Any, taken: _Taken) -> str:
         """Return an inner block as text: its own values by number, outer ones as inputs."""
-        inner = _Reader(dict(self.types), dict(self.constants))
+        inner = _Reader(self.types.new_child(), self.constants.new_child())
         numbers: dict[str, int] = {}
         for value in block.inputs:
             numbers[value.name] = len(numbers)
