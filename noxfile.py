@@ -44,6 +44,13 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session(python=False)
+def wheel(session: nox.Session) -> None:
+    """Judge the installed ExecuTorch: does it carry what a native runner needs?"""
+    install(session)
+    run(session, "pytest", "suites/install", "--results", RESULTS, *session.posargs)
+
+
+@nox.session(python=False)
 def tests(session: nox.Session) -> None:
     """Run the tests of the harness itself, and the mutants that its checks must catch."""
     install(session)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from fnmatch import fnmatch
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,8 +13,7 @@ from harness.errors import HarnessError, NotInstalledError
 from harness.report import Case, Writer, case_from_findings
 from harness.runtimes import get_runtime
 from suites.conformance.subjects import Subjects
-
-_KNOWN = Path(__file__).parent.parent / "known.toml"
+from suites.known import known_issue
 
 
 class Judge:
@@ -70,7 +64,7 @@ class Judge:
 
     def _record(self, case: Case, seconds: float) -> None:
         case = replace(case, seconds=round(seconds, 3))
-        if issue := _known_issue(case):
+        if issue := known_issue(case):
             case = case.judged_against_known(issue)
         self._stream.add(case)
         self.recorded = True
@@ -87,17 +81,3 @@ def _error_case(error: HarnessError, stage: str, names: dict[str, str]) -> Case:
     if getattr(error, "timed_out", False):
         return Case(**names, outcome="timeout", reason=str(error))
     return Case(**names, outcome="error", stage=stage, reason=str(error))
-
-
-@cache
-def _known() -> list[dict[str, Any]]:
-    return list(tomllib.loads(_KNOWN.read_text(encoding="utf-8"))["known"])
-
-
-def _known_issue(case: Case) -> str | None:
-    """Return the known defect that a case belongs to."""
-    for row in _known():
-        patterns = {key: row.get(key, "*") for key in ("check", "fixture", "mode", "runtime")}
-        if all(fnmatch(getattr(case, key), pattern) for key, pattern in patterns.items()):
-            return str(row["issue"])
-    return None

@@ -1,0 +1,78 @@
+"""The files of an installed ExecuTorch."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError, NotInstalledError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A row of a wheel's RECORD: path below site-packages, SHA-256 in base64, size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An ExecuTorch below ``site``, a `site-packages` folder. Nothing of it is imported."""
+
+    site: Path
+
+    @classmethod
+    def here(cls) -> Installation:
+        """Return the one that this Python would import; raises NotInstalledError without one."""
+        spec = importlib.util.find_spec("executorch")
+        if spec is None or not spec.submodule_search_locations:
+            raise NotInstalledError("executorch is not installed: pip install 'executorch==1.4.*'")
+        return cls(Path(next(iter(spec.submodule_search_locations))).parent)
+
+    @property
+    def root(self) -> Path:
+        """The package's folder."""
+        return self.site / "executorch"
+
+    @property
+    def include(self) -> Path:
+        """The folder that a compiler is to search for headers."""
+        return self.root / "include"
+
+    @property
+    def metadata(self) -> Path:
+        """The `.dist-info` folder; raises HarnessError when there is not exactly one."""
+        found = sorted(self.site.glob("executorch-*.dist-info"))
+        if len(found) != 1:
+            raise HarnessError(
+                f"{self.site}: {len(found)} folders executorch-*.dist-info instead of one; "
+                "install ExecuTorch again"
+            )
+        return found[0]
+
+    @property
+    def version(self) -> str:
+        """The installed version."""
+        return self.metadata.name.removeprefix("executorch-").removesuffix(".dist-info")
+
+    def recorded(self) -> list[Recorded]:
+        """Return the rows of RECORD for the package's own files, as the wheel brought them."""
+        try:
+            text = (self.metadata / "RECORD").read_text(encoding="utf-8")
+            rows = [Recorded(path, digest, int(size)) for path, digest, size in _rows(text)]
+        except (OSError, ValueError) as error:
+            raise HarnessError(f"{self.metadata}: RECORD cannot be read ({error})") from None
+        return rows
+
+
+def _rows(text: str) -> list[tuple[str, str, str]]:
+    rows = (row for row in csv.reader(text.splitlines()) if row)
+    return [
+        (path, digest.removeprefix("sha256="), size)
+        for path, digest, size in rows
+        if path.startswith("executorch/") and digest.startswith("sha256=")
+    ]

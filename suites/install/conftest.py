@@ -1,0 +1,33 @@
+"""The result stream of the suite: `install.jsonl` in the results folder, and a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.report import Header, Writer, read_run, run_table
+
+_STREAM = pytest.StashKey[Writer]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("install")
+    group.addoption("--results", type=Path, default=Path("results"), help="where results go")
+
+
+@pytest.fixture(scope="session")
+def stream(pytestconfig: pytest.Config) -> Iterator[Writer]:
+    """The stream that cases are added to; it gets its footer when all have run."""
+    writer = Writer(pytestconfig.getoption("results") / "install.jsonl", Header.here({}))
+    pytestconfig.stash[_STREAM] = writer
+    yield writer
+    writer.finish()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    writer = terminalreporter.config.stash.get(_STREAM, None)
+    if writer is not None and writer.path.exists():
+        terminalreporter.section("installed ExecuTorch")
+        terminalreporter.write_line(run_table(read_run(writer.path), colours=False))
