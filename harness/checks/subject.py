@@ -60,13 +60,17 @@ class Subject:
 
     @cached_property
     def config(self) -> LlamaConfig:
-        """The sizes: those of ``params`` with the norms' epsilon that the artefact holds."""
+        """The sizes of ``params``; norm epsilon and attention scale as the artefact holds them."""
         held, _ = self.held
         if self.params is None:
             return held
         from harness.llama.config import load_params
 
-        return replace(load_params(self.params), norm_eps=held.norm_eps)
+        return replace(
+            load_params(self.params),
+            norm_eps=held.norm_eps,
+            attention_scale=held.attention_scale,
+        )
 
     @cached_property
     def expected_weights(self) -> dict[str, torch.Tensor] | None:

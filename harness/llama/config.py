@@ -48,7 +48,13 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    attention_scale: float | None = None  # None: the exact one; an artefact holds a rounded one
     tied: bool | None = None  # whether the output layer is the embedding; None: the file decides
+
+    @property
+    def scale(self) -> float:
+        """What products of queries and keys are multiplied with."""
+        return self.attention_scale or self.head_dim**-0.5
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:

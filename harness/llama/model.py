@@ -151,14 +151,17 @@ def _block(
     all_k, all_v = (
         (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
     )
-    x = x + F.linear(_attend(q, all_k, all_v, mask), layer["attention.wo.weight"])
+    attended = _attend(q, all_k, all_v, mask, config.scale)
+    x = x + F.linear(attended, layer["attention.wo.weight"])
     normed = _rms_norm(x, layer["ffn_norm.weight"], config.norm_eps)
     gate = F.silu(F.linear(normed, layer["feed_forward.w1.weight"]))
     up = F.linear(normed, layer["feed_forward.w3.weight"])
     return x + F.linear(gate * up, layer["feed_forward.w2.weight"]), k, v
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
     """Attention of q [H, T, D] over k and v [K, S, D] under mask [T, S]; returns [T, H * D].
 
     Query head h reads key-value head h // (H / K).
@@ -166,8 +169,8 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     n_heads, length, head_dim = q.shape
     n_kv_heads = k.shape[0]
     grouped = q.reshape(n_kv_heads, -1, head_dim)  # the heads of a group, one below the other
-    scale = torch.tensor(head_dim**-0.5, dtype=q.dtype)  # rounded, as the artefact holds it
-    scores = (grouped @ k.transpose(1, 2) * scale).view(n_heads, length, -1) + mask
+    factor = torch.tensor(scale, dtype=q.dtype)  # rounded, as an artefact in this dtype holds it
+    scores = (grouped @ k.transpose(1, 2) * factor).view(n_heads, length, -1) + mask
     weights = scores.softmax(-1).view(n_kv_heads, -1, k.shape[1])
     return (weights @ v).view(n_heads, length, head_dim).transpose(0, 1).reshape(length, -1)
 

@@ -125,7 +125,19 @@ def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> Lla
         hidden_dim=sum(weight.shape[0] for weight in parts.groups[2]) // 2,
         vocab_size=vocab_size,
         norm_eps=parts.epsilons[0],
+        attention_scale=_rounded(artifact, head_dim**-0.5),
     )
+
+
+def _rounded(artifact: Artifact, value: float) -> float:
+    """A constant in the artefact's own dtype, that of its RoPE tables.
+
+    Not read from the program: what is compared with a scale that the program holds must be able to
+    differ from it.
+    """
+    dtype = str(getattr(artifact.constants.get("freqs_cos"), "dtype", "float32"))
+    kept = torch.float16 if dtype == "float16" else torch.float32
+    return float(torch.tensor(value, dtype=kept))
 
 
 _GROUPS = (

@@ -1,5 +1,7 @@
 """The oracle against Hugging Face's Llama, and the static form against the oracle."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -250,3 +252,13 @@ def test_a_tied_output_layer_stays_one_tensor():
     tied["output.weight"] = tied["tok_embeddings.weight"]
     oracle = Llama(CONFIG, tied)
     assert oracle._weights.output is oracle._weights.embedding
+
+
+def test_a_rounded_attention_scale_is_the_one_that_is_used():
+    """An fp16 artefact of 24 columns a head holds 0.2041, not 24 ** -0.5: seen at 1e-5."""
+    tokens, exact = random_tokens(8), CONFIG.head_dim**-0.5
+    given = Llama(replace(CONFIG, attention_scale=exact), WEIGHTS)(tokens)[0]
+    other = Llama(replace(CONFIG, attention_scale=exact * 1.0002), WEIGHTS)(tokens)[0]
+    default = Llama(CONFIG, WEIGHTS)(tokens)[0]
+    assert torch.equal(given, default)
+    assert (other - default).abs().max() > 1e-5
