@@ -84,6 +84,14 @@ def operators(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def matrix(session: nox.Session) -> None:
+    """Judge every row of the matrix of small models; an hour the first time, to export them."""
+    install(session)
+    arguments = ["--fixture", "matrix", "--results", f"{RESULTS}/matrix", *session.posargs]
+    run(session, "pytest", "suites/conformance", *arguments)
+
+
+@nox.session(python=False, default=False)
 def bench(session: nox.Session) -> None:
     """Time prefill and decode with asv, in this environment and at this commit."""
     install(session)

@@ -18,7 +18,8 @@ from harness.checks.subject import Subject
 class Check:
     """A check: its name, the function that makes its findings, and what the subject must have.
 
-    ``needs`` are among ``checkpoint``, ``unshared``, ``multifunction``, ``fp16`` and ``runtime``.
+    ``needs`` are among ``checkpoint``, ``shared``, ``unshared``, ``multifunction``, ``fp16`` and
+    ``runtime``.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Check:
         """Why the check says nothing of a subject, None when it applies."""
         if "multifunction" in self.needs and subject.mode != "multifunction":
             return "a single-method artefact has no functions to share weights between"
+        if "shared" in self.needs and subject.options and subject.options.weight_sharing == "none":
+            return "it was exported without weight sharing, as it was asked for"
         if "fp16" in self.needs and subject.dtype != "fp16":
             return f"an {subject.dtype} artefact holds no fp16 values"
         if "checkpoint" in self.needs and subject.expected_weights is None:
@@ -60,8 +63,8 @@ CHECKS = {
         ("function-names", "metadata:check_function_names", ()),
         ("program", "program:check_program", ()),
         ("cache-rows", "layout:check_cache_rows", ()),
-        ("weight-sharing", "sharing:check_sharing", ("multifunction",)),
-        ("sharing-size", "sharing:check_sharing_size", ("multifunction", "unshared")),
+        ("weight-sharing", "sharing:check_sharing", ("multifunction", "shared")),
+        ("sharing-size", "sharing:check_sharing_size", ("multifunction", "shared", "unshared")),
         ("weights", "weights:check_weights", ("checkpoint",)),
         ("tables", "weights:check_tables", ("checkpoint",)),
         ("parity", "parity:check_parity", ("runtime",)),

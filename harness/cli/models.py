@@ -7,7 +7,7 @@ import json
 
 from tabulate import tabulate
 
-from fixtures.models import MODELS
+from fixtures.models import all_models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,14 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the models; returns 0."""
+    models = all_models().values()
     rows = [
         {"name": m.name, "description": m.description, "options": m.options.as_dict()}
-        for m in MODELS.values()
+        for m in models
     ]
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
-    lengths = [f"{m.options.max_context_len} / {m.options.input_len}" for m in MODELS.values()]
+    lengths = [f"{m.options.max_context_len} / {m.options.input_len}" for m in models]
     table = [
         (row["name"], row["description"], length) for row, length in zip(rows, lengths, strict=True)
     ]

@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness
 
 import pytest
 
+from fixtures.matrix import matrix
+from fixtures.models import model
 from harness.report import Header, Writer, read_run, run_table, write_report
 from suites.conformance.cases import Judge
 from suites.conformance.subjects import Subjects
@@ -28,13 +30,12 @@ DEFAULT_RUNTIMES = (
     "executorch",
 )
 MODES = ("single", "multifunction")
-SPEAKING = ("smollm2",)  # fixture models whose text means something
 _STREAM = pytest.StashKey[Writer]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
-    group.addoption("--fixture", action="append", help="a fixture model, NAME or NAME+b4w")
+    group.addoption("--fixture", action="append", help="NAME, NAME+b4w, or matrix")
     group.addoption("--mode", action="append", choices=("single", "multifunction"))
     group.addoption("--runtime", action="append", help="a runtime, kind:option")
     group.addoption("--results", type=Path, default=Path("results"), help="where results go")
@@ -45,7 +46,9 @@ def chosen(config: pytest.Config, name: str, default: tuple[str, ...]) -> list[s
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "speaking: only for models whose text means something")
+    config.addinivalue_line(
+        "markers", "speaking(model): only for models of this name, whose text means something"
+    )
     names = ("fixture", "mode", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
     path = config.getoption("results") / "conformance.jsonl"
@@ -57,13 +60,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every chosen subject; one marked `speaking` where text means something."""
     config = metafunc.config
     names = chosen(config, "fixture", ("tiny",))
-    if metafunc.definition.get_closest_marker("speaking"):
-        names = [name for name in names if name.startswith(SPEAKING)]
-    modes = chosen(config, "mode", MODES)
-    runtimes = chosen(config, "runtime", DEFAULT_RUNTIMES)
-    for argument, values in (("fixture_name", names), ("mode", modes), ("runtime", runtimes)):
-        if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, values, scope="session")
+    if speaking := metafunc.definition.get_closest_marker("speaking"):
+        names = [name for name in names if name.startswith(speaking.args[0])]
+    subjects = list(_subjects(names, chosen(config, "mode", MODES)))
+    if "fixture_name" in metafunc.fixturenames:
+        metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")
+    if "runtime" in metafunc.fixturenames:
+        runtimes = chosen(config, "runtime", DEFAULT_RUNTIMES)
+        metafunc.parametrize("runtime", runtimes, scope="session")
+
+
+def _subjects(names: list[str], modes: list[str]) -> Iterator[tuple[str, str]]:
+    """Each model in each mode that it stands for; `matrix` is every row of the matrix."""
+    for name in names:
+        for row in matrix() if name == "matrix" else (name,):
+            yield from ((row, mode) for mode in modes if mode in model(row.partition("+")[0]).modes)
 
 
 @pytest.hookimpl(trylast=True)

@@ -33,7 +33,7 @@ class Subjects:
     def get(self, fixture_name: str, mode: str) -> Subject:
         """Return a subject, exporting what is not in the cache.
 
-        A multifunction subject comes with the same export without weight sharing.
+        A multifunction subject that shares weights comes with the same export without sharing.
         """
         key = (fixture_name, mode)
         if key not in self._opened:
@@ -45,7 +45,7 @@ class Subjects:
         name, options = fixture_name.partition("+")[0], self.options(fixture_name, mode)
         model = fixture(name, self._progress)
         unshared = None
-        if mode == "multifunction":
+        if mode == "multifunction" and options.weight_sharing != "none":
             unshared = exported(name, replace(options, weight_sharing="none"), self._progress)
         return Subject(
             exported(name, options, self._progress),

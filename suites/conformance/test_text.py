@@ -10,7 +10,7 @@ from harness.checks import Finding
 from harness.checks.parity import greedy_findings
 from harness.generate.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.speaking
+pytestmark = pytest.mark.speaking("smollm2")
 
 RUNTIME = "mil:widen"
 NEW_TOKENS = 32

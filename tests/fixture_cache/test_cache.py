@@ -96,6 +96,21 @@ def test_a_change_of_the_builder_makes_another_fixture(made, monkeypatch):
     assert cache.fixture("tiny").folder != before
 
 
+def test_a_change_of_what_a_fixture_is_made_from_makes_another(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_CACHE", str(made))
+    row = cache.model("tiny")
+    before = cache._recipe(row)
+    assert cache._recipe(replace(row, made_from=())) != before
+    assert cache._recipe(replace(row, settings={"seed": 2})) != before
+
+
+def test_a_builder_that_forgets_a_file_is_named(empty, monkeypatch):
+    forgetful = replace(cache.model("tiny"), tokenizer="tokenizer.model")
+    monkeypatch.setattr(cache, "model", lambda name: forgetful)
+    with pytest.raises(HarnessError, match=r"fixtures.tiny did not write .*tokenizer.model"):
+        cache.fixture("tiny")
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(HarnessError, match="no model 'tyni'; there are tiny, smollm2-135m"):
         cache.fixture("tyni")
