@@ -91,6 +91,13 @@ def matrix(session: nox.Session) -> None:
     run(session, "pytest", "suites/conformance", *arguments)
 
 
+def upstream(session: nox.Session) -> None:
+    """Run ExecuTorch's own Core ML tests, unmodified, with our executor as its backend."""
+    install(session)
+    suite = [str(BIN / "python"), "-m", "suites.upstream", "--results", RESULTS]
+    run(session, "harness", "shim", "--", *suite, *session.posargs)
+
+
 @nox.session(python=False, default=False)
 def bench(session: nox.Session) -> None:
     """Time prefill and decode with asv, in this environment and at this commit."""
