@@ -25,6 +25,8 @@ import torch
 
 from harness.errors import HarnessError, NotInstalledError
 from harness.runtimes.shared_tensors import SharedTensors, anonymous_file
+from harness.shim import is_installed
+from harness.shim.launch import SITE
 
 CHILD = "harness.runtimes._isolated_child"
 _ERRORS = {error.exit_status: error for error in (HarnessError, NotInstalledError)}
@@ -153,14 +155,15 @@ def _start(
         "path": None if served.path is None else str(served.path),
         "folder": str(folder),
     }
-    search = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    # A stand-in for Core ML that is in place here is put in place there.
+    entries = [str(SITE)] * is_installed() + [path or str(Path.cwd()) for path in sys.path]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", CHILD, json.dumps(setup)],
         stdin=subprocess.PIPE,  # held open: the child ends when it closes, so when we end
         stdout=stderr,
         stderr=stderr,
         # What it leaves in the temporary folder, a package of 100 MB say, goes when it does.
-        env={**os.environ, "PYTHONPATH": search, "TMPDIR": str(folder)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entries), "TMPDIR": str(folder)},
         pass_fds=descriptors,
         process_group=0,
     )

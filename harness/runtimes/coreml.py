@@ -1,8 +1,7 @@
 """`coreml:cpu_only`, `coreml:cpu_and_gpu` and `coreml:cpu_and_ne`: Core ML itself, on a Mac.
 
 A delegate's package is written to a private folder, loaded through `coremltools.models.MLModel`,
-and removed with the method. Tests on other systems replace `MLModel`: they show how it is called,
-not that Core ML answers.
+and removed with the method. Elsewhere the stand-in of `harness shim` answers, where it is in place.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from harness.artifact.dtypes import FEATURE_TYPES
 from harness.errors import HarnessError
 from harness.runtimes.base import Method, TensorSpec
 from harness.runtimes.program import DelegateRunner, ProgramMethod
+from harness.shim import is_installed
 
 # Option, coremltools' name of the compute units, and the device without which they mean the CPU.
 _UNITS = {
@@ -42,7 +42,7 @@ class CoreMLRuntime:
 
     def unavailable(self) -> str | None:
         """Why not: no Mac, no Core ML in coremltools, or no such device in this Mac."""
-        if platform.system() != "Darwin":
+        if platform.system() != "Darwin" and not is_installed():
             return f"Core ML is part of macOS, and this is {platform.system()}"
         try:
             devices = _devices()
@@ -50,7 +50,8 @@ class CoreMLRuntime:
             return f"coremltools cannot call Core ML here ({error})"
         if self._device is None or devices is None or self._device in devices:
             return None
-        return f"this Mac has no {_DEVICE_NAMES[self._device]}: Core ML would use the CPU instead"
+        here = "the stand-in for Core ML" if is_installed() else "this Mac"
+        return f"{here} has no {_DEVICE_NAMES[self._device]}: Core ML would use the CPU instead"
 
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method, or a function of an .mlpackage.
@@ -224,14 +225,14 @@ def _to_tensor(array: Any) -> torch.Tensor:
 
 @functools.cache
 def _devices() -> frozenset[str] | None:
-    """The class names of this Mac's compute devices, None if it is too old to say.
+    """The class names of the compute devices here, None if this Mac is too old to say.
 
     Raises ImportError if coremltools has no native part.
     """
     import coremltools.libcoremlpython  # noqa: F401
     from coremltools.models.compute_device import MLComputeDevice
 
-    version = tuple(int(part) for part in platform.mac_ver()[0].split("."))
-    if version < _DEVICES_SINCE:
+    version = platform.mac_ver()[0]  # empty where the stand-in answers
+    if version and tuple(map(int, version.split("."))) < _DEVICES_SINCE:
         return None
     return frozenset(type(d).__name__ for d in MLComputeDevice.get_all_compute_devices())

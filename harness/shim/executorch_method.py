@@ -84,7 +84,7 @@ class MethodProxy:
         ]
 
     def call(self, inputs: Any = (), clone_outputs: bool = True) -> list[Any]:
-        """Execute on ``inputs``, a sequence or the only tensor; return the outputs."""
+        """Execute on a sequence of inputs, or on a tensor that is the only one; return a list."""
         self.set_inputs((inputs,) if torch.is_tensor(inputs) else inputs)
         self.execute()
         return self.get_outputs(clone_outputs)

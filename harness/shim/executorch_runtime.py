@@ -7,7 +7,7 @@ Source of the interface: ExecuTorch's `extension/pybindings/pybindings.cpp`, ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,13 @@ class ModuleProxy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._native, name)  # what needs no delegate
 
-    def run_method(
-        self, method_name: str, inputs: Sequence[Any], clone_outputs: bool = True
-    ) -> Any:
+    def run_method(self, method_name: str, inputs: Any = (), clone_outputs: bool = True) -> Any:
         """Run a method on its inputs, and return its outputs as a list."""
         if not _has_core_ml(self._artifact, method_name):
             return self._native.run_method(method_name, inputs, clone_outputs)
         return self._method(method_name).call(inputs, clone_outputs)
 
-    def forward(self, inputs: Any, clone_outputs: bool = True) -> Any:
+    def forward(self, inputs: Any = (), clone_outputs: bool = True) -> Any:
         """Run ``forward``; a tensor alone is its only input."""
         return self.run_method("forward", inputs, clone_outputs)
 
