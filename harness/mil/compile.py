@@ -16,6 +16,7 @@ from harness.mil import ops as _registers_them  # noqa: F401
 from harness.mil.binding import built_at_call, rounding, with_blocks
 from harness.mil.block import Block
 from harness.mil.operation import IMPLEMENTATIONS, MOST_ELEMENTS, Operation
+from harness.mil.packed.weight import PackedWeight
 from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
 from harness.mil.table import check_known
@@ -75,9 +76,9 @@ class Compiler:
             for index, message in enumerate(block.operations)
             if (step := self._compile(message, index)) is not None
         ]
-        results = tuple(self._lookup(n, f"{self._where}, its outputs") for n in block.outputs)
-        for slot in results:
-            self._materialise(slot)
+        results = tuple(
+            self._tensor(self._lookup(n, f"{self._where}, its outputs")) for n in block.outputs
+        )
         constants = {slot for slot, value in enumerate(self._slots) if value is not None}
         return Plan(
             defined,
@@ -138,8 +139,6 @@ class Compiler:
                 self._slots[self._define(output.name, declared)] = tensor
             return None
         run, reads = self._step(operation, bound, message.blocks)
-        for slot in reads:
-            self._materialise(slot)
         writes = tuple(
             self._define(output.name, declared)
             for output, declared in zip(message.outputs, outputs, strict=True)
@@ -206,7 +205,11 @@ class Compiler:
                 if not isinstance(self._types[slot], kinds):
                     what = type(self._types[slot]).__name__
                     raise operation.error(f"parameter '{name}' cannot be a {what}")
-        reads = tuple(slot for name in implementation.inputs for slot in bound.get(name, (-1,)))
+        reads = tuple(
+            slot if name in implementation.packed else self._tensor(slot)
+            for name in implementation.inputs
+            for slot in bound.get(name, (-1,))
+        )
         computed = {
             name: self._types[bound[name][0]]
             for name in implementation.computed
@@ -214,7 +217,7 @@ class Compiler:
         }
         if computed:
             run = built_at_call(self._build, operation, computed)
-            return run, reads + tuple(bound[name][0] for name in computed)
+            return run, reads + tuple(self._tensor(bound[name][0]) for name in computed)
         run = self._build(operation)
         if not blocks:
             return run, reads
@@ -234,15 +237,25 @@ class Compiler:
         unread = operation.given - operation.read - {*implementation.inputs}
         if unread:
             raise operation.error(f"parameter '{min(unread)}' is not understood")
-        if self._scope.policy.rounds_half and not implementation.moves_data:
+        makes_values = not (implementation.moves_data or operation.type.startswith("constexpr_"))
+        if self._scope.policy.rounds_half and makes_values:
             return rounding(run, operation.outputs, self._scope.policy)
         return run
 
-    def _materialise(self, slot: int) -> None:
-        """Make the tensor of a constant that an operation reads as a tensor."""
-        if slot not in self._constants or self._slots[slot] is not None:
-            return
-        constant = self._constants[slot]
-        if constant.type.dtype.name == "STRING":
-            raise ArtifactError(f"{self._where}: a STRING is used as a tensor")
-        self._slots[slot] = self._scope.weights.constant(constant, self._scope.policy)
+    def _tensor(self, slot: int) -> int:
+        """Return the slot of a value that is read as a tensor; a constant's is made here.
+
+        A packed weight is expanded, into a slot beside its own.
+        """
+        if slot < 0:
+            return slot
+        if slot in self._constants and self._slots[slot] is None:
+            constant = self._constants[slot]
+            if constant.type.dtype.name == "STRING":
+                raise ArtifactError(f"{self._where}: a STRING is used as a tensor")
+            self._slots[slot] = self._scope.weights.constant(constant, self._scope.policy)
+        if isinstance(self._slots[slot], PackedWeight):
+            value = self._slots[slot].tensor
+            slot = self._add(self._types[slot])
+            self._slots[slot] = value
+        return slot

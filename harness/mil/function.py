@@ -13,6 +13,7 @@ from harness.artifact.package import Package
 from harness.errors import HarnessError
 from harness.mil.block import Block
 from harness.mil.compile import compile_function
+from harness.mil.packed import PackedWeight
 from harness.mil.plan import Plan
 from harness.mil.policy import Policy
 from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
@@ -47,9 +48,13 @@ class Function:
                 raise HarnessError(f"{where}: input '{name}' is neither a tensor nor a state")
 
     def constant(self, name: str) -> torch.Tensor | None:
-        """Return the tensor of a constant or a weight that operations read, None for any other."""
+        """Return the tensor of a constant or a weight that operations read, None for any other.
+
+        One that is packed is dequantised anew.
+        """
         slot = self._plan.names.get(name)
-        return None if slot is None else self._plan.slots[slot]
+        value = None if slot is None else self._plan.slots[slot]
+        return value.dequantised() if isinstance(value, PackedWeight) else value
 
     @property
     def outputs(self) -> dict[str, Any]:

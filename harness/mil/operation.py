@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from harness.artifact.errors import ArtifactError
+from harness.mil.packed.weight import expanded
 from harness.mil.policy import Policy
 from harness.mil.types import TensorType, ValueType
 from harness.mil.values import Constant
@@ -37,7 +38,8 @@ MOST_ELEMENTS = 1 << 31  # 8 GB as fp32: no layer of a language model comes near
 @dataclass(frozen=True)
 class Implementation:
     """How an operation is built, which inputs it reads at call time, which of its parameters may
-    be computed by the program, how many blocks it has, and which inputs are not tensors."""
+    be computed by the program, how many blocks it has, which inputs are not tensors, and which may
+    be a `PackedWeight`."""
 
     build: Builder
     inputs: tuple[str, ...]
@@ -45,6 +47,7 @@ class Implementation:
     computed: tuple[str, ...]
     blocks: int
     types: Mapping[str, Kinds]
+    packed: tuple[str, ...]
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {}
@@ -57,17 +60,19 @@ def operation(
     computed: tuple[str, ...] = (),
     blocks: int = 0,
     types: Mapping[str, Kinds] | None = None,
+    packed: tuple[str, ...] = (),
 ) -> Callable[[Builder], Builder]:
     """Register a builder. One that ``moves_data`` makes no new values: nothing is rounded.
 
     The function of an operation with ``blocks`` takes them after its tensors, as functions of the
-    blocks' inputs that return a tuple. Inputs are tensors, but for those whose types are given.
+    blocks' inputs that return a tuple. Inputs are tensors, but for those whose types are given;
+    a quantised weight comes as a `PackedWeight` where an input is among ``packed``.
     """
 
     def register(build: Builder) -> Builder:
         for name in names:
             IMPLEMENTATIONS[name] = Implementation(
-                build, inputs, moves_data, computed, blocks, types or {}
+                build, inputs, moves_data, computed, blocks, types or {}, packed
             )
         return build
 
@@ -79,7 +84,7 @@ class Operation:
     """An operation at load.
 
     ``constants`` holds the inputs and attributes that are known at load, one or several for each
-    name; ``weights`` the inputs that constexpr operations made; ``given`` the names of all inputs
+    name; ``weights`` the inputs that constexpr operations made, tensors or packed; ``given`` the names of all inputs
     that the program gives.
     """
 
@@ -87,7 +92,7 @@ class Operation:
     where: str
     outputs: tuple[ValueType, ...]
     constants: Mapping[str, tuple[Constant, ...]]
-    weights: Mapping[str, torch.Tensor]
+    weights: Mapping[str, Any]
     given: frozenset[str]
     opset: str
     policy: Policy
@@ -124,7 +129,7 @@ class Operation:
         policy carries it when another constexpr operation made it."""
         self.read.add(name)
         if name in self.weights:
-            return self.weights[name]
+            return expanded(self.weights[name])
         return self.constants[name][0].tensor() if name in self.constants else None
 
     def check_count(self, count: int, what: str) -> None:

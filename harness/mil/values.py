@@ -32,12 +32,23 @@ _LISTS = {
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant: its type, a numpy array (0-d for a scalar or a STRING), and the file name and
-    offset of the weight that it is, None when it stands in the program's text."""
+    """A constant: its type, a numpy array as it is stored, and the file name and offset of the
+    weight that it is, None when it stands in the program's text.
+
+    What is stored of integers of fewer than 8 bits is their bytes, uint8 and one axis; of all else
+    the array itself.
+    """
 
     type: TensorType
-    array: np.ndarray
+    stored: np.ndarray
     weight: tuple[str, int] | None = None
+
+    @property
+    def array(self) -> np.ndarray:
+        """The array, 0-d for a scalar or a STRING; unpacked anew where several share a byte."""
+        if 0 < self.type.dtype.bits < 8:
+            return _unpacked(self.stored, self.type)
+        return self.stored
 
     @property
     def python(self) -> Any:
@@ -111,12 +122,12 @@ def _from_bytes(data: memoryview, declared: TensorType, where: str) -> np.ndarra
         )
     if bits >= 8:
         return np.frombuffer(data, declared.dtype.numpy).reshape(shape)
-    return _unpacked(data, declared).reshape(shape)
+    return np.frombuffer(data, np.uint8)
 
 
-def _unpacked(data: memoryview, declared: TensorType) -> np.ndarray:
-    """Unpack integers of fewer than 8 bits to one int8 or uint8 each."""
-    bits, raw = declared.dtype.bits, np.frombuffer(data, np.uint8)
+def _unpacked(raw: np.ndarray, declared: TensorType) -> np.ndarray:
+    """Unpack integers of fewer than 8 bits from bytes, to one int8 or uint8 each."""
+    bits = declared.dtype.bits
     if 8 % bits == 0:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         numbers = (raw[:, None] >> shifts) & np.uint8((1 << bits) - 1)
@@ -124,7 +135,8 @@ def _unpacked(data: memoryview, declared: TensorType) -> np.ndarray:
         stream = np.unpackbits(raw, bitorder="little")
         places = stream[: stream.size // bits * bits].reshape(-1, bits)
         numbers = np.packbits(places, axis=1, bitorder="little")
-    numbers = numbers.reshape(-1)[: declared.count]
+    shape = [size or 0 for size in declared.shape]
+    numbers = numbers.reshape(-1)[: declared.count].reshape(shape)
     if declared.dtype.name == "INT4":
         return (numbers.astype(np.int8) ^ np.int8(8)) - np.int8(8)
     return numbers

@@ -49,7 +49,7 @@ def _key(operation: Operation) -> Any:
     sources: list[Any] = [(name, id(tensor)) for name, tensor in sorted(operation.weights.items())]
     for name, constants in sorted(operation.constants.items()):
         for constant in constants:
-            if constant.weight is None and constant.array.size > _SMALL:
+            if constant.weight is None and constant.type.count > _SMALL:
                 return None
             values = None if constant.weight else str(constant.python)
             sources.append((name, constant.type, constant.weight, values))

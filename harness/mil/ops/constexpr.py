@@ -14,11 +14,18 @@ from torch import Tensor
 
 from harness.mil.operation import Operation, Run, operation
 from harness.mil.ops.quantization import along
+from harness.mil.packed.pack import packed
 
 
 @operation("constexpr_blockwise_shift_scale", inputs=())
 def blockwise_shift_scale(op: Operation) -> Run:
-    """``scale * (data - offset)``, each scale and offset for a block of the data (iOS 18)."""
+    """``scale * (data - offset)``, each scale and offset for a block of the data (iOS 18).
+
+    It stays packed where it can.
+    """
+    weight = packed(op)
+    if weight is not None:
+        return lambda: weight
     data = _weight(op, "data")
     result = _shift_scale(op, data, _weight(op, "scale"), op.weight("offset"), op.carrier)
     return lambda: op.policy.constant(result, op.output.dtype)

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 
 from harness.mil.operation import Operation, Run, operation
+from harness.mil.packed import PackedWeight
 
 
-@operation("gather", inputs=("x", "indices"), moves_data=True)
+@operation("gather", inputs=("x", "indices"), moves_data=True, packed=("x",))
 def gather(op: Operation) -> Run:
     """Take slices of ``x`` along ``axis``; the first ``batch_dims`` axes of both go together."""
     axis, batch = op.constant("axis", 0), op.constant("batch_dims", 0)
     op.constant("validate_indices", False)
 
-    def run(x: Tensor, indices: Tensor) -> Tensor:
+    def run(x: Tensor | PackedWeight, indices: Tensor) -> Tensor:
+        if isinstance(x, PackedWeight):
+            if axis % 2 == 0 and batch == 0:
+                rows = x.rows(in_range(op, indices, x.shape[0]).reshape(-1))
+                return rows.reshape(indices.shape + x.shape[1:])
+            x = x.tensor
         dim = axis % x.dim()
         indices = in_range(op, indices, x.shape[dim])
         if batch == 0:

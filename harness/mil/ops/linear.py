@@ -10,13 +10,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.mil.operation import Operation, Run, operation
+from harness.mil.packed import PackedWeight
 
 
-@operation("linear", inputs=("x", "weight", "bias"))
+@operation("linear", inputs=("x", "weight", "bias"), packed=("weight",))
 def linear(op: Operation) -> Run:
     """``x @ weight.T + bias``, with weight [out, in] and bias [out]."""
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def run(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, PackedWeight):
+            product = weight.linear(x)
+            return product if bias is None else product + bias
         if weight.dtype != x.dtype:  # from iOS 17 on
             weight = weight.to(x.dtype)
         if bias is not None and bias.dtype != x.dtype:

@@ -1,0 +1,109 @@
+"""The two forms in which a packed weight is multiplied; each has its own order of columns.
+
+Both have ``order``, the columns in the order of the floats that they give; ``products`` of x
+[m, columns] in that order, fp32; ``expand``, which writes rows as fp32; and ``unit`` [rows], by
+which a product with what `expand` writes must be multiplied, None where that is 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.mil.packed import kernels, lookup
+from harness.mil.packed.tables import integer_tables
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Codes uint8 [rows, columns], or [rows, columns / 2] where two share a byte (low half first),
+    with a scale and an offset, fp32, for each block of rows and columns.
+
+    ``flip`` is 8 or 128 for signed codes of 4 or 8 bits, 0 for unsigned ones; ``rounds`` says that
+    the values are fp16.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    flip: int
+    rounds: bool
+    is_paired: bool
+
+    unit = None
+
+    @property
+    def columns(self) -> int:
+        """The weight's own, not the bytes'."""
+        return self.codes.shape[1] * (2 if self.is_paired else 1)
+
+    @property
+    def order(self) -> Tensor | None:
+        """Of two codes to a byte all the low ones come first, then all the high ones."""
+        if not self.is_paired:
+            return None
+        return torch.arange(self.columns).reshape(-1, 2).T.reshape(-1)
+
+    def products(self, x: np.ndarray, out: np.ndarray, parts: int) -> None:
+        """Write ``x @ weight.T`` [m, rows] into ``out``."""
+        kernels.block_products(
+            self.codes, self.scale, self.offset, self.flip, self.rounds, x, out, parts
+        )
+
+    def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
+        """Write the rows from ``start`` on into ``tile`` [n, columns]."""
+        kernels.expand_blocks(
+            self.codes, self.scale, self.offset, self.flip, self.rounds, start, tile, parts
+        )
+
+    def taken(self, rows: np.ndarray) -> Blocks:
+        """Return some rows, each with scales and offsets of its own."""
+        of_row = rows // (len(self.codes) // len(self.scale))
+        return replace(
+            self, codes=self.codes[rows], scale=self.scale[of_row], offset=self.offset[of_row]
+        )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Codes two to a byte, and for each row a table of sixteen integers and what 1 stands for."""
+
+    codes: np.ndarray
+    tables: np.ndarray
+    unit: np.ndarray
+
+    @property
+    def order(self) -> Tensor:
+        """As `lookup.ORDER`, in each 32 columns."""
+        starts = torch.arange(0, 2 * self.codes.shape[1], lookup.COLUMNS)
+        return (starts[:, None] + torch.tensor(lookup.ORDER)).reshape(-1)
+
+    def products(self, x: np.ndarray, out: np.ndarray, parts: int) -> None:
+        """Write ``x @ weight.T`` [m, rows] into ``out``."""
+        kernels.table_products(self.codes, self.tables, self.unit, x, out, parts)
+
+    def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
+        """Write the rows from ``start`` on into ``tile`` [n, columns], in units."""
+        kernels.expand_tables(self.codes, self.tables, start, tile, parts)
+
+
+def best_form(blocks: Blocks) -> Blocks | Tables:
+    """Return the faster form where it is exact, and this machine has what it takes."""
+    fits = (
+        blocks.is_paired
+        and blocks.scale.shape[1] == 1
+        and blocks.columns % lookup.COLUMNS == 0
+        and lookup.available()
+    )
+    made = fits and integer_tables(
+        blocks.scale[:, 0], blocks.offset[:, 0], blocks.flip, blocks.rounds
+    )
+    if not made:
+        return blocks
+    tables, unit = (
+        np.repeat(values, len(blocks.codes) // len(values), axis=0) for values in made
+    )
+    return Tables(blocks.codes, tables, unit)

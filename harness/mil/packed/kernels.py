@@ -1,0 +1,158 @@
+"""Products with packed weights, and rows of them as fp32, compiled by numba for this machine.
+
+Two forms of a weight: by *tables* (`harness.mil.packed.lookup`), for two codes to a byte and a
+table to a row, and by *blocks*, for all others. Each gives the floats of a row in an order of its
+own; `x` stands in the same. Everything is summed in fp32, in any order.
+
+Arrays: codes uint8 [rows, columns] or, two to a byte, [rows, columns / 2]; tables uint8 [rows, 32];
+scale and offset fp32 [row blocks, column blocks]; x fp32 [m, columns]; out fp32 [m, rows].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from harness.mil.packed import lookup
+
+_ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities stay what they are
+_serial = njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+_parallel = njit(nogil=True, cache=True, fastmath=_ANY_ORDER, parallel=True)
+
+
+@_parallel  # type: ignore[untyped-decorator]
+def table_products(codes: Any, tables: Any, unit: Any, x: Any, out: Any, parts: int) -> None:
+    """Multiply; ``unit`` [rows] is what a 1 in a row's table stands for, over 65536."""
+    rows = codes.shape[0]
+    if parts == 1:
+        _table_products(0, rows, codes, tables, unit, x, out)
+    else:
+        for part in prange(parts):
+            first, last = rows * part // parts, rows * (part + 1) // parts
+            _table_products(first, last, codes, tables, unit, x, out)
+
+
+@_parallel  # type: ignore[untyped-decorator]
+def block_products(
+    codes: Any, scale: Any, offset: Any, flip: int, rounds: bool, x: Any, out: Any, parts: int
+) -> None:
+    """Multiply; the other arguments as those of `expand_blocks`."""
+    rows = codes.shape[0]
+    for part in prange(parts):
+        first, last = rows * part // parts, rows * (part + 1) // parts
+        _block_products(first, last, codes, scale, offset, flip, rounds, x, out)
+
+
+@_parallel  # type: ignore[untyped-decorator]
+def expand_tables(codes: Any, tables: Any, start: int, tile: Any, parts: int) -> None:
+    """Write rows from ``start`` on into ``tile`` [n, columns]: in units, as `table_products`."""
+    rows = tile.shape[0]
+    for part in prange(parts):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            lookup.expand(
+                _row_address(codes, start + row),
+                _row_address(tables, start + row),
+                _row_address(tile, row),
+                tile.shape[1] // lookup.COLUMNS,
+            )
+
+
+@_parallel  # type: ignore[untyped-decorator]
+def expand_blocks(
+    codes: Any,
+    scale: Any,
+    offset: Any,
+    flip: int,
+    rounds: bool,
+    start: int,
+    tile: Any,
+    parts: int,
+) -> None:
+    """Write rows from ``start`` on into ``tile`` [n, columns]; ``rounds`` to fp16.
+
+    A signed code c stands as ``c ^ flip``, as unsigned ones do with a ``flip`` of 0, less ``flip``.
+    """
+    rows = tile.shape[0]
+    for part in prange(parts):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            _expand_row(codes, start + row, scale, offset, flip, rounds, tile[row])
+
+
+@_serial  # type: ignore[untyped-decorator]
+def _table_products(
+    first: int, last: int, codes: Any, tables: Any, unit: Any, x: Any, out: Any
+) -> None:
+    steps = x.shape[1] // lookup.COLUMNS
+    for row in range(first, last):
+        for m in range(x.shape[0]):
+            total = lookup.dot(
+                _row_address(codes, row), _row_address(tables, row), _row_address(x, m), steps
+            )
+            out[m, row] = total * unit[row]
+
+
+@_serial  # type: ignore[untyped-decorator]
+def _block_products(
+    first: int,
+    last: int,
+    codes: Any,
+    scale: Any,
+    offset: Any,
+    flip: int,
+    rounds: bool,
+    x: Any,
+    out: Any,
+) -> None:
+    columns = x.shape[1]
+    weights = np.empty(columns, np.float32)
+    for row in range(first, last):
+        _expand_row(codes, row, scale, offset, flip, rounds, weights)
+        for m in range(x.shape[0]):
+            total = np.float32(0)
+            for column in range(columns):
+                total += weights[column] * x[m, column]
+            out[m, row] = total
+
+
+@_serial  # type: ignore[untyped-decorator]
+def _expand_row(
+    codes: Any, row: int, scale: Any, offset: Any, flip: int, rounds: bool, out: Any
+) -> None:
+    """Write a row; of two codes to a byte all the low ones come first, then all the high ones."""
+    place = row // (codes.shape[0] // scale.shape[0])
+    width, blocks = codes.shape[1], scale.shape[1]
+    size = width // blocks
+    flipped = np.int32(flip)
+    for block in range(blocks):
+        s, z = scale[place, block], offset[place, block]
+        if width == out.shape[0]:
+            for at in range(block * size, (block + 1) * size):
+                code = np.int32(codes[row, at])
+                out[at] = (np.float32((code ^ flipped) - flipped) - z) * s
+        else:
+            for at in range(block * size, (block + 1) * size):
+                code = np.int32(codes[row, at])
+                out[at] = (np.float32(((code & 15) ^ flipped) - flipped) - z) * s
+                out[width + at] = (np.float32(((code >> 4) ^ flipped) - flipped) - z) * s
+    if rounds:
+        for at in range(out.shape[0]):
+            out[at] = _rounded(out[at])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _rounded(typing: Any, value: Any) -> Any:
+    """Round an fp32 to the nearest fp16."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        return builder.fpext(builder.fptrunc(values[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@_serial  # type: ignore[untyped-decorator]
+def _row_address(array: Any, row: int) -> int:
+    return array.ctypes.data + row * array.strides[0]

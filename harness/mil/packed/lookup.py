@@ -1,0 +1,207 @@
+"""Sixteen table lookups in one instruction, as vector code for numba's compiler.
+
+A row of 4-bit codes is read 16 bytes, 32 codes, at a time. Each code picks a 16-bit integer from
+the row's table, 16 low bytes and 16 high bytes, by the byte shuffle that the processor has. Pairs
+of those integers stand in 32-bit lanes: shifted up, or masked, each is an integer times 65536,
+which becomes a float exactly. So the floats of 32 columns come in the order `ORDER`, not in the
+columns' own; whoever multiplies puts the other side in that order.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+
+COLUMNS = 32  # that one step reads
+BYTES = 16  # in which they stand
+LANE = 16  # bytes within which a shuffle works
+
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+_F32 = ir.FloatType()
+_SHUFFLES = {
+    "x86_64": ("avx2", "llvm.x86.avx2.pshuf.b", 32),
+    "AMD64": ("avx2", "llvm.x86.avx2.pshuf.b", 32),
+    "arm64": ("neon", "llvm.aarch64.neon.tbl1.v16i8", 16),
+    "aarch64": ("neon", "llvm.aarch64.neon.tbl1.v16i8", 16),
+}
+"""By machine: the processor's feature, the shuffle's name in LLVM, and its width in bytes."""
+
+
+def available() -> bool:
+    """Whether this machine has the shuffle, and numba compiles for this machine."""
+    feature = _SHUFFLES.get(platform.machine(), (None,))[0]
+    compiles_for_another = config.CPU_NAME or config.CPU_FEATURES
+    return not compiles_for_another and bool(llvm.get_host_cpu_features().get(feature))
+
+
+_, _SHUFFLE, _WIDTH = _SHUFFLES.get(platform.machine(), ("", "", 32))
+_FLOATS = ir.VectorType(_F32, _WIDTH // 4)
+_N_VECTORS = COLUMNS * 4 // _WIDTH
+
+
+def _order(width: int) -> list[int]:
+    """Return the columns of 32 in the order in which `_floats` gives them, `width` bytes wide."""
+    lanes = width // LANE
+    return [
+        2 * (8 * half + 2 * pair + odd) + vector * lanes + lane
+        for vector in range(2 // lanes)
+        for half in range(2)
+        for odd in range(2)
+        for lane in range(lanes)
+        for pair in range(4)
+    ]
+
+
+ORDER = _order(_WIDTH)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def dot(typing: Any, codes: Any, table: Any, x: Any, count: Any) -> Any:
+    """Sum table[code] * x over ``count`` steps of 32 columns, times 65536.
+
+    Addresses: of the codes, of the table (32 bytes), and of x, fp32 in the order `ORDER`.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        codes, table, x, count = values
+        fma = _function(builder, f"llvm.fma.v{_WIDTH // 4}f32", _FLOATS, [_FLOATS] * 3)
+
+        def step(number: Any, sums: list[Any]) -> list[Any]:
+            floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
+            base = _address(builder, x, number, 4 * COLUMNS)
+            parts = [_load(builder, base, _FLOATS, _WIDTH * i) for i in range(_N_VECTORS)]
+            return [builder.call(fma, each) for each in zip(floats, parts, sums, strict=True)]
+
+        tables = _tables(builder, table)
+        zeros = [ir.Constant(_FLOATS, [0.0] * (_WIDTH // 4))] * _N_VECTORS
+        sums = _loop(builder, count, zeros, step)
+        while len(sums) > 1:
+            sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
+        total = _function(
+            builder, f"llvm.vector.reduce.fadd.v{_WIDTH // 4}f32", _F32, [_F32, _FLOATS]
+        )
+        return builder.call(total, [ir.Constant(_F32, 0.0), sums[0]], fastmath=("reassoc",))
+
+    return types.float32(types.intp, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def expand(typing: Any, codes: Any, table: Any, out: Any, count: Any) -> Any:
+    """Write table[code] * 65536, ``count`` times 32 of them in the order `ORDER`, as fp32.
+
+    Addresses: of the codes, of the table (32 bytes), and of what is written.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        codes, table, out, count = values
+
+        def step(number: Any, sums: list[Any]) -> list[Any]:
+            floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
+            base = _address(builder, out, number, 4 * COLUMNS)
+            for index, vector in enumerate(floats):
+                place = builder.add(base, _I64(_WIDTH * index))
+                builder.store(vector, builder.inttoptr(place, ir.PointerType(_FLOATS)), align=4)
+            return []
+
+        tables = _tables(builder, table)
+        _loop(builder, count, [], step)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp), generate
+
+
+def _tables(builder: ir.IRBuilder, table: Any) -> list[Any]:
+    """Load the low and the high bytes, each repeated in every lane of a vector."""
+    lane = ir.VectorType(_I8, LANE)
+    places = [index % LANE for index in range(_WIDTH)]
+    return [
+        _shuffled(builder, _load(builder, table, lane, start), None, places) for start in (0, LANE)
+    ]
+
+
+def _floats(builder: ir.IRBuilder, address: Any, tables: list[Any]) -> list[Any]:
+    """Return the floats of the 32 codes at an address."""
+    lane, whole = ir.VectorType(_I8, LANE), ir.VectorType(_I8, _WIDTH)
+    words = ir.VectorType(_I32, _WIDTH // 4)
+    shuffle = _function(builder, _SHUFFLE, whole, [whole, whole])
+    low = _load(builder, address, lane)
+    high = builder.lshr(low, ir.Constant(lane, [4] * LANE))
+    vectors = [low, high]
+    if _WIDTH > LANE:
+        vectors = [_shuffled(builder, low, high, list(range(_WIDTH)))]
+    floats = []
+    for vector in vectors:
+        index = builder.and_(vector, ir.Constant(whole, [15] * _WIDTH))
+        lows, highs = (builder.call(shuffle, [table, index]) for table in tables)
+        for half in range(2):
+            pairs = builder.bitcast(_shuffled(builder, lows, highs, _interleaved(half)), words)
+            even = builder.shl(pairs, ir.Constant(words, [16] * (_WIDTH // 4)))
+            odd = builder.and_(pairs, ir.Constant(words, [0xFFFF0000] * (_WIDTH // 4)))
+            floats += [builder.sitofp(integers, _FLOATS) for integers in (even, odd)]
+    return floats
+
+
+def _interleaved(half: int) -> list[int]:
+    """Return the places of bytes of two vectors in turn: one half of every lane."""
+    return [
+        place
+        for lane in range(0, _WIDTH, LANE)
+        for byte in range(lane + 8 * half, lane + 8 * half + 8)
+        for place in (byte, _WIDTH + byte)
+    ]
+
+
+def _loop(
+    builder: ir.IRBuilder,
+    count: Any,
+    first: list[Any],
+    step: Callable[[Any, list[Any]], list[Any]],
+) -> list[Any]:
+    """Emit a loop over 0 to ``count`` that hands values from step to step; return the last ones."""
+    before = builder.block
+    body, after = builder.append_basic_block("step"), builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), body, after)
+    builder.position_at_end(body)
+    number = builder.phi(_I64)
+    number.add_incoming(_I64(0), before)
+    values = [builder.phi(value.type) for value in first]
+    results = step(number, values)
+    following = builder.add(number, _I64(1))
+    number.add_incoming(following, body)
+    for value, start, result in zip(values, first, results, strict=True):
+        value.add_incoming(start, before)
+        value.add_incoming(result, body)
+    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+    builder.position_at_end(after)
+    last = [builder.phi(value.type) for value in first]
+    for value, start, result in zip(last, first, results, strict=True):
+        value.add_incoming(start, before)
+        value.add_incoming(result, body)
+    return last
+
+
+def _function(builder: ir.IRBuilder, name: str, result: Any, arguments: list[Any]) -> Any:
+    module = builder.module
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
+
+
+def _address(builder: ir.IRBuilder, base: Any, number: Any, size: int) -> Any:
+    return builder.add(base, builder.mul(number, _I64(size)))
+
+
+def _load(builder: ir.IRBuilder, address: Any, kind: Any, offset: int = 0) -> Any:
+    place = builder.add(address, _I64(offset))
+    return builder.load(builder.inttoptr(place, ir.PointerType(kind)), align=1)
+
+
+def _shuffled(builder: ir.IRBuilder, first: Any, second: Any, places: list[int]) -> Any:
+    other = ir.Constant(first.type, ir.Undefined) if second is None else second
+    mask = ir.Constant(ir.VectorType(_I32, len(places)), places)
+    return builder.shuffle_vector(first, other, mask)

@@ -1,0 +1,99 @@
+"""A quantised weight of two axes that stays packed: its codes as they stand in their file.
+
+Its values are those that the program declares: ``scale * (code - offset)``, rounded to the declared
+dtype. Products are summed in fp32, or in fp64 where ``x`` is: they differ from products with the
+expanded weight by the order of the sum only.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from harness.mil.packed.forms import Blocks, Tables, best_form
+
+_FEW = 3  # rows of x up to which decoding the weight for each of them beats expanding it
+_ALONE = 1 << 18  # elements below which waking another thread costs more than it saves
+_TILE = 1 << 19  # floats, 2 MB: in a cache still when they are multiplied
+
+
+class _Ordered:
+    """A form of a weight, and its order and unit as tensors."""
+
+    def __init__(self, form: Blocks | Tables) -> None:
+        self.form = form
+        self.unit = None if form.unit is None else torch.from_numpy(form.unit)
+        self._order = form.order
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """Return x [m, columns] with its columns in the form's order."""
+        return x if self._order is None else x.index_select(1, self._order)
+
+
+class PackedWeight:
+    """A weight [rows, columns]; ``carrier`` is the dtype of what is taken out of it."""
+
+    def __init__(self, blocks: Blocks, carrier: torch.dtype) -> None:
+        self.shape = torch.Size((len(blocks.codes), blocks.columns))
+        self.dtype = carrier
+        self._blocks = blocks
+        self._exact = _Ordered(blocks)
+        self._fast = _Ordered(best_form(blocks))
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Return ``x @ weight.T`` for x [*, columns], fp32 or fp64, in the dtype of x."""
+        flat = x.reshape(-1, self.shape[1])
+        if x.dtype != torch.float32:
+            out = self._product_by_tiles(flat, self._exact)
+        elif len(flat) > _FEW:
+            out = self._product_by_tiles(flat, self._fast)
+        else:
+            out = torch.empty((len(flat), self.shape[0]))
+            flat, parts = self._fast.ordered(flat).contiguous(), self._parts(self.shape[0])
+            self._fast.form.products(flat.numpy(), out.numpy(), parts)
+        return out.reshape(*x.shape[:-1], self.shape[0])
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Return some rows [n, columns], by an int64 tensor [n] of indices in range."""
+        taken = self._blocks.taken(indices.numpy())
+        return _expanded(taken).to(self.dtype)
+
+    def dequantised(self) -> Tensor:
+        """Return the whole weight, made anew."""
+        return _expanded(self._blocks).to(self.dtype)
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """The whole weight, kept from now on: for operations that cannot take it packed."""
+        return self.dequantised()
+
+    def _product_by_tiles(self, x: Tensor, by: _Ordered) -> Tensor:
+        n_rows, n_columns = self.shape
+        x = by.ordered(x)
+        out = torch.empty((len(x), n_rows), dtype=x.dtype)
+        step = max(1, min(n_rows, _TILE // n_columns))
+        tile = torch.empty((step, n_columns))
+        for start in range(0, n_rows, step):
+            part = tile[: min(step, n_rows - start)]
+            by.form.expand(start, part.numpy(), self._parts(len(part)))
+            torch.mm(x, part.to(x.dtype).T, out=out[:, start : start + len(part)])
+        return out if by.unit is None else out.mul_(by.unit)
+
+    def _parts(self, rows: int) -> int:
+        return torch.get_num_threads() if rows * self.shape[1] >= _ALONE else 1
+
+
+def expanded(value: object) -> object:
+    """Return the tensor of a packed weight, kept with it; any other value as it is."""
+    return value.tensor if isinstance(value, PackedWeight) else value
+
+
+def _expanded(blocks: Blocks) -> Tensor:
+    """Return all values as fp32, columns in their own order."""
+    values = torch.empty((len(blocks.codes), blocks.columns))
+    blocks.expand(0, values.numpy(), torch.get_num_threads())
+    if not blocks.is_paired:
+        return values
+    return values.reshape(len(values), 2, -1).mT.reshape(len(values), -1)
