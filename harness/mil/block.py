@@ -10,10 +10,12 @@ import torch
 
 from harness.errors import HarnessError
 from harness.mil.plan import Plan, Step
+from harness.mil.straight import failed_step, straight_function
 from harness.mil.types import TensorType
 
 Observer = Callable[[Step, tuple[torch.Tensor, ...]], None]
 _OBSERVERS: list[Observer] = []
+_MOST_LINES = 50_000  # steps that are worth Python's compiler: a second of it
 
 
 @contextmanager
@@ -27,21 +29,35 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 class Block:
-    """A plan that can be run. Runs are independent of each other."""
+    """A plan that can be run. Runs are independent of each other.
+
+    The first run checks what every step gives; from the second on, when nobody observes, the plan
+    runs as one function.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._checked = False
+        self._gives_tuple: list[bool] | None = None  # each step, once a run has been checked
+        self._straight: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
 
-    def run(self, slots: list[Any]) -> list[Any]:
-        """Execute over slots in which the inputs stand; they hold the results afterwards.
+    def run(self, slots: list[Any]) -> tuple[Any, ...]:
+        """Execute over slots in which the inputs stand; return the results.
 
         Raises HarnessError, naming the operation that failed.
         """
-        for step in self.plan.steps:
-            self._execute(step, slots)
-        self._checked = True
-        return slots
+        if self._gives_tuple is None or _OBSERVERS or len(self.plan.steps) > _MOST_LINES:
+            return self._run_steps(slots)
+        if self._straight is None:
+            self._straight = straight_function(self.plan, self._gives_tuple)
+        try:
+            return self._straight(slots)
+        except HarnessError:
+            raise
+        except Exception as error:
+            step = failed_step(self.plan, error.__traceback__)
+            if step is None:
+                raise
+            raise _failure(step, error) from error
 
     def nested(self, inputs: Sequence[Any], captured: Sequence[Any]) -> tuple[Any, ...]:
         """Execute as a block in an operation: on its inputs, and what it takes from around it."""
@@ -50,18 +66,24 @@ class Block:
             slots[slot] = value
         for (slot, _), value in zip(self.plan.captures, captured, strict=True):
             slots[slot] = value
-        self.run(slots)
-        return tuple(slots[slot] for slot in self.plan.results)
+        return self.run(slots)
 
-    def _execute(self, step: Step, slots: list[Any]) -> None:
+    def _run_steps(self, slots: list[Any]) -> tuple[Any, ...]:
+        gives_tuple = [self._execute(step, slots) for step in self.plan.steps]
+        results = tuple(slots[slot] for slot in self.plan.results)
+        self._gives_tuple = gives_tuple
+        return results
+
+    def _execute(self, step: Step, slots: list[Any]) -> bool:
+        """Execute one step; return whether it gave a tuple."""
         try:
             result = step.run(*[slots[slot] if slot >= 0 else None for slot in step.reads])
         except HarnessError:
             raise
         except Exception as error:
-            raise HarnessError(f"{step.where}: {_first_line(error)}") from error
+            raise _failure(step, error) from error
         results = result if isinstance(result, tuple) else (result,)
-        if not self._checked:
+        if self._gives_tuple is None:
             _check_results(results, step)
         if _OBSERVERS and all(isinstance(declared, TensorType) for declared in step.types):
             for observer in _OBSERVERS:
@@ -70,6 +92,13 @@ class Block:
             slots[slot] = value
         for slot in step.frees:
             slots[slot] = None
+        return isinstance(result, tuple)
+
+
+def _failure(step: Step, error: Exception) -> HarnessError:
+    """Return an error in one line: what torch adds below it is about torch's own source."""
+    first = str(error).partition("\n")[0]
+    return HarnessError(f"{step.where}: {type(error).__name__}: {first}")
 
 
 def _check_results(results: tuple[Any, ...], step: Step) -> None:
@@ -83,8 +112,3 @@ def _check_results(results: tuple[Any, ...], step: Step) -> None:
             have = f"shape {list(result.shape)}" if hasattr(result, "shape") else type(result)
             want = list(declared.shape) if isinstance(declared, TensorType) else declared
             raise HarnessError(f"{step.where}: gives {have}, the program declares {want}")
-
-
-def _first_line(error: Exception) -> str:
-    """Return an error in one line: what torch adds below it is about torch's own source."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -206,7 +206,7 @@ class Compiler:
                     what = type(self._types[slot]).__name__
                     raise operation.error(f"parameter '{name}' cannot be a {what}")
         reads = tuple(
-            slot if name in implementation.packed else self._tensor(slot)
+            self._tensor(slot, packed=name in implementation.packed)
             for name in implementation.inputs
             for slot in bound.get(name, (-1,))
         )
@@ -242,10 +242,10 @@ class Compiler:
             return rounding(run, operation.outputs, self._scope.policy)
         return run
 
-    def _tensor(self, slot: int) -> int:
+    def _tensor(self, slot: int, packed: bool = False) -> int:
         """Return the slot of a value that is read as a tensor; a constant's is made here.
 
-        A packed weight is expanded, into a slot beside its own.
+        Where a packed weight cannot be read, it is expanded into a slot beside its own.
         """
         if slot < 0:
             return slot
@@ -254,7 +254,7 @@ class Compiler:
             if constant.type.dtype.name == "STRING":
                 raise ArtifactError(f"{self._where}: a STRING is used as a tensor")
             self._slots[slot] = self._scope.weights.constant(constant, self._scope.policy)
-        if isinstance(self._slots[slot], PackedWeight):
+        if isinstance(self._slots[slot], PackedWeight) and not packed:
             value = self._slots[slot].tensor
             slot = self._add(self._types[slot])
             self._slots[slot] = value

@@ -91,8 +91,8 @@ class Function:
         slots = list(self._plan.slots)
         for name, (slot, declared) in self._plan.inputs.items():
             slots[slot] = self._entered(name, inputs.get(name), state, declared)
-        self._block.run(slots)
-        return {name: slots[slot] for name, (slot, _) in self._plan.outputs.items()}
+        results = dict(zip(self._plan.results, self._block.run(slots), strict=True))
+        return {name: results[slot] for name, (slot, _) in self._plan.outputs.items()}
 
     def _entered(
         self, name: str, tensor: torch.Tensor | None, state: State | None, declared: ValueType

@@ -132,6 +132,10 @@ class Operation:
             return expanded(self.weights[name])
         return self.constants[name][0].tensor() if name in self.constants else None
 
+    def is_zero(self, name: str) -> bool:
+        """Whether an input is a constant, and all of its elements are 0."""
+        return name in self.constants and not any(c.array.any() for c in self.constants[name])
+
     def check_count(self, count: int, what: str) -> None:
         """Raise ArtifactError when a result of ``count`` elements, which ``what`` asks for, is not
         as large as declared: asked before it is made, nothing larger is ever made.

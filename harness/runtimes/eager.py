@@ -6,7 +6,10 @@ from `mil` in the same precision is what the exporter did to the computation, no
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
+from torch import Tensor
 
 from harness.artifact import Artifact
 from harness.llama.model import StaticLlama
@@ -23,6 +26,7 @@ class EagerRuntime:
     def __init__(self, option: str) -> None:
         self.name = f"eager:{option}"
         self._dtype = _DTYPES[option]
+        self._weights: WeakKeyDictionary[Artifact, dict[str, Tensor]] = WeakKeyDictionary()
 
     def unavailable(self) -> str | None:
         """Return None: this runtime runs anywhere."""
@@ -30,17 +34,27 @@ class EagerRuntime:
 
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method; raises ArtifactError when its programs are not recognised as a Llama."""
-        return _EagerMethod(artifact, method, self._dtype)
+        config, weights = read_llama(artifact, method)
+        model = StaticLlama(config, self._shared(artifact, weights), self._dtype)
+        return _EagerMethod(artifact, method, model)
+
+    def _shared(self, artifact: Artifact, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights in this dtype; methods that hold equal ones share them."""
+        known = self._weights.setdefault(artifact, {})
+        for name, value in weights.items():
+            converted = value.to(self._dtype)
+            if name not in known or not torch.equal(known[name], converted):
+                known[name] = converted
+        return {name: known[name] for name in weights}
 
 
 class _EagerMethod:
     """Takes and returns what the method's program does."""
 
-    def __init__(self, artifact: Artifact, method: str, dtype: torch.dtype) -> None:
-        config, weights = read_llama(artifact, method)
+    def __init__(self, artifact: Artifact, method: str, model: StaticLlama) -> None:
         self.name = method
         self.inputs, self.outputs = method_signature(artifact, method)
-        self._model = StaticLlama(config, weights, dtype)
+        self._model = model
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self._model(*tensors)

@@ -8,7 +8,7 @@ from programs import execute, run, save
 from harness.artifact import ArtifactError, Package
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function, observed
-from harness.mil.values import TensorType, _from_bytes
+from harness.mil.values import Constant, TensorType, _from_bytes
 
 RNG = np.random.default_rng(5)
 X = RNG.standard_normal((2, 4)).astype(np.float32)
@@ -47,8 +47,9 @@ def test_packed_unsigned_integers_are_unpacked_as_coremltools_packs_them(bits):
     from harness.artifact.dtypes import MIL_TYPES
 
     dtype = next(t for t in MIL_TYPES.values() if t.name == f"UINT{bits}")
-    unpacked = _from_bytes(memoryview(packed.tobytes()), TensorType(dtype, (37,)), "here")
-    np.testing.assert_array_equal(unpacked, values)
+    declared = TensorType(dtype, (37,))
+    stored = _from_bytes(memoryview(packed.tobytes()), declared, "here")
+    np.testing.assert_array_equal(Constant(declared, stored).array, values)
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8"])

@@ -17,10 +17,12 @@ from harness.mil.packed import PackedWeight
 def linear(op: Operation) -> Run:
     """``x @ weight.T + bias``, with weight [out, in] and bias [out]."""
 
+    adds_nothing = op.is_zero("bias")  # as the exporter gives to layers without one
+
     def run(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> Tensor:
         if isinstance(weight, PackedWeight):
             product = weight.linear(x)
-            return product if bias is None else product + bias
+            return product if bias is None or adds_nothing else product + bias
         if weight.dtype != x.dtype:  # from iOS 17 on
             weight = weight.to(x.dtype)
         if bias is not None and bias.dtype != x.dtype:
@@ -44,6 +46,10 @@ def matmul(op: Operation) -> Run:
         right = y.mT if transpose_y and y.dim() > 1 else y
         if left.dtype != right.dtype:  # from iOS 17 on, one that is constant may differ
             left, right = left.to(op.carrier), right.to(op.carrier)
+        if left.dim() == right.dim() > 2 and right.shape[-3] == 1:
+            # torch would copy the right one for each of the left's matrices: stack those instead
+            rows = left.flatten(-3, -2)
+            return torch.matmul(rows, right.squeeze(-3)).unflatten(-2, left.shape[-3:-1])
         return torch.matmul(left, right)
 
     return run

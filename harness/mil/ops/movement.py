@@ -85,7 +85,7 @@ def concat(op: Operation) -> Run:
     """Join along an axis, one after another or, with ``interleave``, element by element."""
     axis, interleave = op.required("axis"), op.constant("interleave", False)
     if not interleave:
-        return lambda *values: torch.cat(values, axis)
+        return lambda *values: torch.cat(values, axis) if len(values) > 1 else values[0]
 
     def run(*values: torch.Tensor) -> torch.Tensor:
         place = axis % values[0].dim()

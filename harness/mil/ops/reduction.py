@@ -34,10 +34,11 @@ def reduction(op: Operation) -> Run:
     )
 
     def run(x: torch.Tensor) -> Any:
-        dims = tuple(range(x.dim())) if axes is None else tuple(axes)
+        dims = tuple(range(x.dim())) if axes is None else axes
         exact = x if x.is_floating_point() or op.type not in _NOT_INTEGRAL else x.double()
         result = function(exact, dim=dims, keepdim=keep)
-        return result.to(x.dtype)  # torch sums integers to int64
+        # torch sums integers to int64
+        return result if result.dtype == x.dtype else result.to(x.dtype)
 
     return run
 

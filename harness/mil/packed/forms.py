@@ -1,13 +1,14 @@
 """The two forms in which a packed weight is multiplied; each has its own order of columns.
 
-Both have ``order``, the columns in the order of the floats that they give; ``products`` of x
-[m, columns] in that order, fp32; ``expand``, which writes rows as fp32; and ``unit`` [rows], by
-which a product with what `expand` writes must be multiplied, None where that is 1.
+Both have ``products`` of x, contiguous, fp32 and m times the columns; ``expand``, which writes rows as fp32
+with their columns in an ``order`` (None: their own); and ``unit`` [rows], by which a product with
+what `expand` writes must be multiplied, None where that is 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,24 +41,26 @@ class Blocks:
         """The weight's own, not the bytes'."""
         return self.codes.shape[1] * (2 if self.is_paired else 1)
 
-    @property
+    @cached_property
     def order(self) -> Tensor | None:
         """Of two codes to a byte all the low ones come first, then all the high ones."""
         if not self.is_paired:
             return None
         return torch.arange(self.columns).reshape(-1, 2).T.reshape(-1)
 
-    def products(self, x: np.ndarray, out: np.ndarray, parts: int) -> None:
-        """Write ``x @ weight.T`` [m, rows] into ``out``."""
-        kernels.block_products(
-            self.codes, self.scale, self.offset, self.flip, self.rounds, x, out, parts
-        )
+    def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
+        """Write ``x @ weight.T`` into ``out``."""
+        x = x.reshape(m, self.columns)
+        ordered = x if self.order is None else x.index_select(1, self.order)
+        kernels.block_products(*self._arguments, ordered.numpy(), out.view(m, -1).numpy(), parts)
 
     def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
         """Write the rows from ``start`` on into ``tile`` [n, columns]."""
-        kernels.expand_blocks(
-            self.codes, self.scale, self.offset, self.flip, self.rounds, start, tile, parts
-        )
+        kernels.expand_blocks(*self._arguments, start, tile, parts)
+
+    @property
+    def _arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, bool]:
+        return self.codes, self.scale, self.offset, self.flip, self.rounds
 
     def taken(self, rows: np.ndarray) -> Blocks:
         """Return some rows, each with scales and offsets of its own."""
@@ -75,15 +78,25 @@ class Tables:
     tables: np.ndarray
     unit: np.ndarray
 
-    @property
+    @cached_property
     def order(self) -> Tensor:
         """As `lookup.ORDER`, in each 32 columns."""
         starts = torch.arange(0, 2 * self.codes.shape[1], lookup.COLUMNS)
         return (starts[:, None] + torch.tensor(lookup.ORDER)).reshape(-1)
 
-    def products(self, x: np.ndarray, out: np.ndarray, parts: int) -> None:
-        """Write ``x @ weight.T`` [m, rows] into ``out``."""
-        kernels.table_products(self.codes, self.tables, self.unit, x, out, parts)
+    def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
+        """Write ``x @ weight.T`` into ``out``."""
+        kernels.table_products(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
+
+    @cached_property
+    def _addresses(self) -> tuple[int, ...]:
+        arrays = (self.codes, self.tables, self.unit, self.order.numpy())
+        assert all(array.flags.c_contiguous for array in arrays)
+        return (*(array.ctypes.data for array in arrays), *self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return len(self.codes), 2 * self.codes.shape[1]
 
     def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
         """Write the rows from ``start`` on into ``tile`` [n, columns], in units."""

@@ -4,7 +4,7 @@ Two forms of a weight: by *tables* (`harness.mil.packed.lookup`), for two codes 
 table to a row, and by *blocks*, for all others. Each gives the floats of a row in an order of its
 own; `x` stands in the same. Everything is summed in fp32, in any order.
 
-Arrays: codes uint8 [rows, columns] or, two to a byte, [rows, columns / 2]; tables uint8 [rows, 32];
+Arrays, where not said otherwise: codes uint8 [rows, columns] or, two to a byte, [rows, columns / 2]; tables uint8 [rows, 32];
 scale and offset fp32 [row blocks, column blocks]; x fp32 [m, columns]; out fp32 [m, rows].
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
 from harness.mil.packed import lookup
@@ -25,15 +25,36 @@ _parallel = njit(nogil=True, cache=True, fastmath=_ANY_ORDER, parallel=True)
 
 
 @_parallel  # type: ignore[untyped-decorator]
-def table_products(codes: Any, tables: Any, unit: Any, x: Any, out: Any, parts: int) -> None:
-    """Multiply; ``unit`` [rows] is what a 1 in a row's table stands for, over 65536."""
-    rows = codes.shape[0]
+def table_products(
+    codes: int,
+    tables: int,
+    unit: int,
+    order: int,
+    rows: int,
+    columns: int,
+    x: int,
+    m: int,
+    out: int,
+    parts: int,
+) -> None:
+    """Multiply x [m, columns], its columns in their own order, by the weight.
+
+    All arrays are contiguous, and given by their addresses, because a language model calls this
+    hundreds of times for each token: ``unit`` fp32 [rows] is what a 1 in a row's table stands for,
+    over 65536; ``order`` int64 [columns] is the order of the tables' form.
+    """
+    given = carray(_pointer(x), (m, columns), np.float32)
+    places = carray(_pointer(order), (columns,), np.int64)
+    ordered = np.empty((m, columns), np.float32)
+    for each in range(m):
+        for place in range(columns):
+            ordered[each, place] = given[each, places[place]]
     if parts == 1:
-        _table_products(0, rows, codes, tables, unit, x, out)
+        _table_products(0, rows, codes, tables, unit, rows, ordered, out)
     else:
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
-            _table_products(first, last, codes, tables, unit, x, out)
+            _table_products(first, last, codes, tables, unit, rows, ordered, out)
 
 
 @_parallel  # type: ignore[untyped-decorator]
@@ -84,15 +105,17 @@ def expand_blocks(
 
 @_serial  # type: ignore[untyped-decorator]
 def _table_products(
-    first: int, last: int, codes: Any, tables: Any, unit: Any, x: Any, out: Any
+    first: int, last: int, codes: int, tables: int, unit: int, rows: int, x: Any, out: int
 ) -> None:
-    steps = x.shape[1] // lookup.COLUMNS
+    m, columns = x.shape
+    units = carray(_pointer(unit), (rows,), np.float32)
+    results = carray(_pointer(out), (m, rows), np.float32)
+    steps = columns // lookup.COLUMNS
     for row in range(first, last):
-        for m in range(x.shape[0]):
-            total = lookup.dot(
-                _row_address(codes, row), _row_address(tables, row), _row_address(x, m), steps
-            )
-            out[m, row] = total * unit[row]
+        row_codes, table = codes + row * (columns // 2), tables + row * lookup.COLUMNS
+        for each in range(m):
+            total = lookup.dot(row_codes, table, _row_address(x, each), steps)
+            results[each, row] = total * units[row]
 
 
 @_serial  # type: ignore[untyped-decorator]
@@ -151,6 +174,16 @@ def _rounded(typing: Any, value: Any) -> Any:
         return builder.fpext(builder.fptrunc(values[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing: Any, address: Any) -> Any:
+    """Return an address as what `numba.carray` takes."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], ir.PointerType(ir.IntType(8)))
+
+    return types.voidptr(types.intp), generate
 
 
 @_serial  # type: ignore[untyped-decorator]

@@ -44,16 +44,16 @@ class PackedWeight:
 
     def linear(self, x: Tensor) -> Tensor:
         """Return ``x @ weight.T`` for x [*, columns], fp32 or fp64, in the dtype of x."""
-        flat = x.reshape(-1, self.shape[1])
+        rows, columns = self.shape
+        if x.shape[-1] != columns:
+            raise ValueError(f"{list(x.shape)} times the transpose of {list(self.shape)}")
         if x.dtype != torch.float32:
-            out = self._product_by_tiles(flat, self._exact)
-        elif len(flat) > _FEW:
-            out = self._product_by_tiles(flat, self._fast)
-        else:
-            out = torch.empty((len(flat), self.shape[0]))
-            flat, parts = self._fast.ordered(flat).contiguous(), self._parts(self.shape[0])
-            self._fast.form.products(flat.numpy(), out.numpy(), parts)
-        return out.reshape(*x.shape[:-1], self.shape[0])
+            return self._product_by_tiles(x, self._exact)
+        if x.numel() > _FEW * columns:
+            return self._product_by_tiles(x, self._fast)
+        out = torch.empty((*x.shape[:-1], rows))
+        self._fast.form.products(x.contiguous(), x.numel() // columns, out, self._parts(rows))
+        return out
 
     def rows(self, indices: Tensor) -> Tensor:
         """Return some rows [n, columns], by an int64 tensor [n] of indices in range."""
@@ -71,15 +71,17 @@ class PackedWeight:
 
     def _product_by_tiles(self, x: Tensor, by: _Ordered) -> Tensor:
         n_rows, n_columns = self.shape
-        x = by.ordered(x)
-        out = torch.empty((len(x), n_rows), dtype=x.dtype)
+        flat = by.ordered(x.reshape(-1, n_columns))
+        out = torch.empty((len(flat), n_rows), dtype=x.dtype)
         step = max(1, min(n_rows, _TILE // n_columns))
         tile = torch.empty((step, n_columns))
         for start in range(0, n_rows, step):
             part = tile[: min(step, n_rows - start)]
             by.form.expand(start, part.numpy(), self._parts(len(part)))
-            torch.mm(x, part.to(x.dtype).T, out=out[:, start : start + len(part)])
-        return out if by.unit is None else out.mul_(by.unit)
+            torch.mm(flat, part.to(x.dtype).T, out=out[:, start : start + len(part)])
+        if by.unit is not None:
+            out.mul_(by.unit)
+        return out.reshape(*x.shape[:-1], n_rows)
 
     def _parts(self, rows: int) -> int:
         return torch.get_num_threads() if rows * self.shape[1] >= _ALONE else 1
