@@ -116,7 +116,5 @@ def best_form(blocks: Blocks) -> Blocks | Tables:
     )
     if not made:
         return blocks
-    tables, unit = (
-        np.repeat(values, len(blocks.codes) // len(values), axis=0) for values in made
-    )
+    tables, unit = (np.repeat(values, len(blocks.codes) // len(values), axis=0) for values in made)
     return Tables(blocks.codes, tables, unit)

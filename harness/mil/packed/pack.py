@@ -42,7 +42,9 @@ def _scales(op: Operation, data: Constant, scale: Constant, offset: Constant | N
         scale.type.dtype == op.output.dtype
         and scale.type.dtype.name in _EXACT
         and len(blocks) == 2
-        and all(block and size and size % block == 0 for size, block in zip(sizes, blocks, strict=True))
+        and all(
+            block and size and size % block == 0 for size, block in zip(sizes, blocks, strict=True)
+        )
         and (offset is None or (offset.array.dtype.kind in "iu" and offset.array.shape == blocks))
     )
 
