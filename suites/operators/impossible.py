@@ -15,12 +15,16 @@ LIST = Path(__file__).with_name("impossible.toml")
 
 @dataclass(frozen=True)
 class Impossible:
-    """A listed test function; ``parameters`` are patterns, one of which must match, or none."""
+    """A listed test function; ``parameters`` are patterns, one of which must match, or none.
+
+    One that is ``unsteady`` may also pass.
+    """
 
     test: str
     reason: str
     parameters: tuple[str, ...] = ()
     opsets: tuple[str, ...] = ()
+    unsteady: bool = False
 
     def covers(self, target: Target) -> bool:
         """Whether a test is listed by this entry."""
@@ -38,11 +42,12 @@ def read_impossible(path: Path = LIST) -> tuple[Impossible, ...]:
     """Return the list; ValueError for an entry without a test, a reason, or with something else."""
     entries = []
     for row in tomllib.loads(path.read_text()).get("impossible", []):
-        unknown = row.keys() - {"test", "reason", "parameters", "opsets"}
+        unknown = row.keys() - {"test", "reason", "parameters", "opsets", "unsteady"}
         if unknown or not row.get("test") or not row.get("reason"):
             raise ValueError(f"{path.name}: an entry needs 'test' and 'reason': {row}")
         many = {name: tuple(row.get(name, ())) for name in ("parameters", "opsets")}
-        entries.append(Impossible(row["test"], row["reason"], **many))
+        unsteady = row.get("unsteady", False)
+        entries.append(Impossible(row["test"], row["reason"], **many, unsteady=unsteady))
     return tuple(entries)
 
 

@@ -107,19 +107,17 @@ def pytest_runtest_makereport(
 
 
 def _judge_listed(report: pytest.TestReport, listed: Impossible) -> None:
-    """A listed test that fails is expected to; one that passes is a failure."""
+    """A listed test that fails is expected to; one that passes is a failure, unless unsteady."""
     if report.failed:
         report.outcome, report.wasxfail = "skipped", listed.reason
-    elif report.passed:
+    elif report.passed and not listed.unsteady:
         report.outcome = "failed"
         report.longrepr = f"listed as impossible ({listed.reason}), but it passes: remove the entry"
 
 
 def _end(report: pytest.TestReport, sight: Sight, listed: Impossible | None) -> str:
-    asked = sight.loads + sight.predictions > 0
     if report.failed:
-        strict = str(report.longrepr).startswith("[XPASS(strict)]")
-        return "upstream" if strict else "failed" if asked or listed else "broken"
+        return "failed" if sight.loads or sight.predictions or listed else "broken"
     if hasattr(report, "wasxfail"):
         return "listed" if listed else "upstream"
     if report.skipped:

@@ -8,6 +8,7 @@ import pytest
 
 from suites.operators.half import HALF_BOUND, within_half
 from suites.operators.impossible import Impossible, read_impossible, unused
+from suites.operators.plugin import _judge_listed
 from suites.operators.results import Results
 from suites.operators.selection import Target, sample
 from suites.operators.tally import Result, case_of, opset_table, rows_of
@@ -58,6 +59,24 @@ def test_an_entry_covers_what_its_patterns_and_opsets_say():
     assert not entry.covers(target("a-N=3-b", "iOS17", function="test_y"))
     assert unused([entry], [target("N=3", "iOS17")]) == []
     assert unused([entry], [target("N=2", "iOS17")]) == [entry]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "unsteady", "judged"),
+    [
+        ("failed", False, "skipped"),
+        ("failed", True, "skipped"),
+        ("passed", False, "failed"),
+        ("passed", True, "passed"),
+        ("skipped", False, "skipped"),
+    ],
+)
+def test_a_listed_test_may_pass_only_when_it_is_unsteady(outcome, unsteady, judged):
+    report = SimpleNamespace(
+        outcome=outcome, failed=outcome == "failed", passed=outcome == "passed", longrepr=None
+    )
+    _judge_listed(report, Impossible(f"{FILE}::test_x", "a reason", unsteady=unsteady))
+    assert report.outcome == judged
 
 
 def item(function, parameters, opset):

@@ -53,7 +53,7 @@ def test_every_end_is_counted_in_its_row(run):
             "no_arrays": 1,
             "failed": 3,
             "broken": 1,
-            "upstream": 1,
+            "upstream": 1,  # the sample has one of the two
             "no_prediction": 1,
             "skipped": 1,
         },
