@@ -110,3 +110,21 @@ def test_diff_finds_the_same_functions_under_other_names(exports):
         "constant",
     }
     assert "delegate" in kinds and "option" in kinds
+
+
+@pytest.mark.parametrize("kind", ["none", "positional"])
+def test_executorchs_own_tool_extracts_the_same_files(exports, tmp_path, kind):
+    from executorch.examples.apple.coreml.scripts.extract_coreml_models import (
+        extract_coreml_models,
+    )
+
+    folders = extract_coreml_models(exports[kind].path.read_bytes(), tmp_path / "theirs")
+    extraction = extract_packages(exports[kind], tmp_path / "ours")
+    theirs = [files(next(folder.iterdir())) for folder in folders]
+    ours = [files((tmp_path / "ours" / p.package).parent) for p in extraction.packages]
+    assert ours == theirs and len(ours) == (6 if kind == "none" else 3)
+
+
+def files(folder):
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
