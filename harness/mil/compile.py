@@ -143,7 +143,8 @@ class Compiler:
             self._define(output.name, declared)
             for output, declared in zip(message.outputs, outputs, strict=True)
         )
-        return Step(run, reads, writes, (), where, outputs)
+        names = tuple(output.name for output in message.outputs)
+        return Step(run, reads, writes, (), where, outputs, message.type, names)
 
     def _bind(
         self, message: Any, outputs: tuple[ValueType, ...], where: str, index: int

@@ -57,6 +57,16 @@ class Function:
         return value.dequantised() if isinstance(value, PackedWeight) else value
 
     @property
+    def plan(self) -> Plan:
+        """What it compiled to: for those who look at single operations."""
+        return self._plan
+
+    @property
+    def policy(self) -> Policy:
+        """How its numbers are carried."""
+        return self._policy
+
+    @property
     def outputs(self) -> dict[str, Any]:
         """The outputs' declared types by name."""
         return {name: declared for name, (_, declared) in self._plan.outputs.items()}

@@ -11,7 +11,10 @@ from harness.mil.types import ValueType
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: what to call, the slots it reads (-1: absent), writes, and may free."""
+    """One operation: what to call, the slots it reads (-1: absent), writes, and may free.
+
+    ``names`` are those of its results, ``types`` what the program declares of them.
+    """
 
     run: Callable[..., Any]
     reads: tuple[int, ...]
@@ -19,6 +22,8 @@ class Step:
     frees: tuple[int, ...]
     where: str
     types: tuple[Any, ...]
+    operation: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Names the first operation at which an artefact leaves its reference."""

@@ -1,0 +1,136 @@
+"""Runs a method of a .pte on our executor and keeps what every operation gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from harness.artifact import Artifact, ArtifactError, Delegate
+from harness.mil import Function, Policy, load_function, observed
+from harness.mil.plan import Step
+from harness.mil.types import TensorType
+from harness.runtimes.base import Method
+from harness.runtimes.program import DelegateRunner, ProgramMethod
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operation stands: the method, the number of its delegate, and the function."""
+
+    method: str
+    delegate: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"method '{self.method}', delegate {self.delegate}, function '{self.function}'"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One execution of a function: its values by name, and its operations in order.
+
+    ``values`` holds inputs and results, as the function's policy carries them; constants are not
+    among them. An operation inside another's block is that one's business and is not listed.
+    """
+
+    place: Place
+    function: Function
+    values: dict[str, Any]
+    types: dict[str, Any]
+    steps: list[Step]
+
+    def read_names(self, step: Step) -> list[str | None]:
+        """The names of what an operation reads: constants too; None for what is absent."""
+        return [None if slot < 0 else self._names.get(slot, "a value") for slot in step.reads]
+
+    def constant(self, slot: int) -> Any:
+        """What stands in a slot before the function runs, None for what it computes."""
+        return self.function.plan.slots[slot]
+
+    @property
+    def _names(self) -> dict[int, str]:
+        return {slot: name for name, slot in self.function.plan.names.items()}
+
+
+@dataclass
+class Recorder:
+    """Makes methods whose executions it keeps: ``recordings`` are those of the last call."""
+
+    policy: Policy
+    recordings: list[Recording] = field(default_factory=list)
+
+    def load(self, artifact: Artifact, method: str) -> Method:
+        """Load a method; raises HarnessError as `MilRuntime.load` does."""
+        inner = ProgramMethod(artifact, method, lambda delegate: self._delegate(method, delegate))
+        return _Recorded(inner, self.recordings)
+
+    def _delegate(self, method: str, delegate: Delegate) -> DelegateRunner:
+        name = delegate.program_function
+        place = Place(method, delegate.index, name)
+        function = load_function(delegate.bundle.package, name, self.policy)
+        inputs, outputs = delegate.names.input_names, delegate.names.output_names
+        if wrong := set(outputs) - set(function.outputs):
+            raise ArtifactError(
+                f"{delegate.where}: metadata.json names output '{min(wrong)}', which function "
+                f"'{name}' does not have"
+            )
+
+        def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            given = dict(zip(inputs, tensors, strict=True))
+            recording, results = record(function, given, place)
+            self.recordings.append(recording)
+            return [results[name] for name in outputs]
+
+        return run
+
+
+class _Recorded:
+    def __init__(self, inner: Method, recordings: list[Recording]) -> None:
+        self.name, self.inputs, self.outputs = inner.name, inner.inputs, inner.outputs
+        self._inner = inner
+        self._recordings = recordings
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self._recordings.clear()
+        return self._inner(*tensors)
+
+
+def record(
+    function: Function, inputs: dict[str, torch.Tensor], place: Place
+) -> tuple[Recording, dict[str, Any]]:
+    """Call a function; return the recording and the results.
+
+    Core ML has no tensor of rank 0: a function that takes one has an input of shape (1,).
+    """
+    given = {
+        name: tensor.reshape(1) if _is_scalar(function, name, tensor) else tensor
+        for name, tensor in inputs.items()
+    }
+    own = {id(step) for step in function.plan.steps}
+    ran: list[tuple[Step, tuple[torch.Tensor, ...]]] = []
+
+    def observe(step: Step, results: tuple[torch.Tensor, ...]) -> None:
+        if id(step) in own:
+            ran.append((step, results))
+
+    with observed(observe):
+        outputs = function(given)
+    declared: dict[str, Any] = {name: kind for name, (_, kind) in function.plan.inputs.items()}
+    values: dict[str, Any] = {
+        name: function.policy.enter(tensor, function.inputs[name].dtype)
+        for name, tensor in given.items()
+    }
+    for step, results in ran:
+        values |= zip(step.names, results, strict=True)
+        declared |= zip(step.names, step.types, strict=True)
+    return Recording(place, function, values, declared, [step for step, _ in ran]), outputs
+
+
+def _is_scalar(function: Function, name: str, tensor: torch.Tensor) -> bool:
+    declared = function.inputs.get(name)
+    return tensor.shape == () and isinstance(declared, TensorType) and declared.shape == (1,)
+
+
