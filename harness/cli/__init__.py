@@ -19,6 +19,7 @@ COMMANDS = {
     "combine": "put functions of Core ML packages into one, their weights stored once",
     "diff": "show what changed between two artefacts; exit status 1 when something did",
     "check": "check an artefact, and execute it against the oracle",
+    "bisect": "name the first operation that leaves its reference, or show ranges of values",
     "run": "generate text with an artefact",
     "bench": "time load, prefill and decode, and measure memory",
     "gate": "compare two result files; exit status 1 on a regression",

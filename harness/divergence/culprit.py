@@ -1,10 +1,13 @@
 """The first operation whose result is no value of the model's graph.
 
 An operation's result is looked for among the stages of the graph. One that is no stage is not yet
-wrong: an exporter may compute a stage in its own way. It is *excused* when a stage comes out of it
-after all, through operations that are no stages either, for errors do not heal. What a function
-returns is never excused. The first operation that is neither a stage nor excused is where the
-program leaves the model: everything before it is right, so it is the culprit and no victim.
+wrong: an exporter may compute a stage in its own way. It is *excused* when a stage that was not
+there before comes out of it after all, through operations that are no stages either: errors do
+not heal. Two things are no such proof: an old stage, as when x + 0 is x again, and a selection,
+which may leave out what is wrong. What a function returns is never excused.
+
+The first operation that is neither a stage nor excused is where the program leaves the model: what
+is before it is right, so it is the culprit and no victim.
 """
 
 from __future__ import annotations
@@ -17,6 +20,10 @@ import torch
 from harness.divergence.match import Catalogue
 from harness.divergence.recording import Place, Recording
 from harness.mil.plan import Step
+
+_NEAR = 0.25  # of the largest value: a stage that is further away tells nothing
+_SLICES = ("slice_by_index", "slice_by_size", "split")
+_SELECTIONS = ("gather", "gather_along_axis", "gather_nd", "select", "topk", *_SLICES)
 
 
 @dataclass(frozen=True)
@@ -76,18 +83,30 @@ def _stages(recording: Recording, catalogue: Catalogue) -> dict[str, list[str]]:
 
 
 def _excused(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
-    """The operations without a stage, by their first result, out of which a stage comes."""
-    returned = set(recording.function.outputs)
-    good: set[str] = set()  # values that a stage, or an excused operation, is computed from
+    """The operations without a stage, by their first result, out of which a new one comes."""
+    fresh, returned = _fresh(recording, stages), recording.function.outputs
+    good: set[str] = set()  # values that a new stage, or an excused operation, is computed from
     excused = set()
     for step in reversed(recording.steps):
         wrong = not any(stages[name] for name in step.names)
-        if wrong and not good.isdisjoint(step.names) and returned.isdisjoint(step.names):
+        if wrong and not good.isdisjoint(step.names) and returned.keys().isdisjoint(step.names):
             excused.add(step.names[0])
-            wrong = False
-        if not wrong:
-            good |= {name for name in recording.read_names(step) if name is not None}
+        elif wrong or step.names[0] not in fresh or step.operation in _SELECTIONS:
+            continue
+        good |= {name for name in recording.read_names(step) if name is not None}
     return excused
+
+
+def _fresh(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
+    """The operations, by their first result, that hold a stage which nothing before them holds."""
+    seen = {stage for name in recording.function.inputs for stage in stages[name]}
+    fresh = set()
+    for step in recording.steps:
+        found = {stage for name in step.names for stage in stages[name]}
+        if found - seen:
+            fresh.add(step.names[0])
+        seen |= found
+    return fresh
 
 
 def _divergence(
@@ -99,8 +118,8 @@ def _divergence(
     result = recording.values[step.names[0]]
     nearest = catalogue.nearest(result)
     reason = "is no value of the model"
-    if nearest is not None:
-        reason += f": nearest is {nearest[0]}, from which it is off by {nearest[1]:.3g} of the largest"
+    if nearest is not None and nearest[1] < _NEAR:
+        reason += f"; it is off from {nearest[0]} by {nearest[1]:.3g} of the largest"
     reads = {}
     for slot, name in zip(step.reads, recording.read_names(step), strict=True):
         if name is None:

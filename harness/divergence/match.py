@@ -20,6 +20,9 @@ TOLERANCE = 1e-7
 its own 1e-12 to a small mean makes 1e-9. One weight off by 1 % makes 1e-5 and more."""
 
 
+_MOST_STARTS = 16  # places where a piece may begin: more than that many equal rows are padding
+
+
 class Catalogue:
     """The stages of one call, found by their elements."""
 
@@ -28,7 +31,7 @@ class Catalogue:
         for stage in stages:
             row = (stage, _sum(stage.tensor))
             self._by_count.setdefault(stage.tensor.numel(), []).append(row)
-        self._cut = [stage for stage in stages if stage.cut]
+        self._cut = [stage for stage in stages if stage.cut is not None]
 
     def find(self, tensor: torch.Tensor) -> list[str]:
         """Return the names of the stages that a tensor is, or is a piece of."""
@@ -41,20 +44,17 @@ class Catalogue:
         ]
         if whole:
             return whole
-        return [s.name for s in self._cut if count < s.tensor.numel() and _is_piece(tensor, s.tensor)]
+        return [stage.name for stage in self._cut if _is_piece(tensor, stage)]
 
     def nearest(self, tensor: torch.Tensor) -> tuple[str, float] | None:
         """Return the stage that a tensor differs from the least, and by how much of its largest
         value; None when none has as many elements."""
-        distances = [
-            (_distance(tensor, layout), stage.name)
+        found = [
+            (distance(tensor, layout), stage.name)
             for stage, _ in self._by_count.get(tensor.numel(), [])
             for layout in layouts(stage.tensor)
         ]
-        if not distances:
-            return None
-        distance, name = min(distances)
-        return name, distance
+        return min(found)[::-1] if found else None
 
 
 def layouts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -72,31 +72,28 @@ def _close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool(torch.isclose(have.double(), expected, 0.0, TOLERANCE * _largest(expected)).all())
 
 
-def _is_piece(tensor: torch.Tensor, stage: torch.Tensor) -> bool:
-    """Whether a tensor is a range of a stage's last axis, or of its first."""
-    stage = stage.squeeze()
-    width = stage.shape[-1] if stage.dim() else 1
-    rows = stage.reshape(-1, width)
+def _is_piece(tensor: torch.Tensor, stage: Stage) -> bool:
+    """Whether a tensor is a range of the axis along which a stage may be cut."""
+    if stage.cut is None or not 0 < tensor.numel() < stage.tensor.numel():
+        return False
+    whole = stage.tensor if stage.cut == 0 else stage.tensor.movedim(-1, 0)
+    whole = whole.reshape(len(whole), -1)  # [n, what one index of the axis holds]
+    if tensor.numel() % whole.shape[1]:
+        return False
+    piece = tensor.reshape(-1, whole.shape[1])
+    if stage.cut == -1:
+        piece = tensor.reshape(whole.shape[1], -1).T
+    allowed = TOLERANCE * _largest(whole)
+    starts = ((whole - piece[0]).abs() <= allowed).all(1).nonzero().flatten().tolist()
     return any(
-        tensor.numel() % len(whole) == 0 and _is_range(tensor.reshape(len(whole), -1), whole)
-        for whole in (rows, stage.reshape(1, -1))
-        if tensor.numel()
+        start + len(piece) <= len(whole)
+        and bool(((whole[start : start + len(piece)] - piece).abs() <= allowed).all())
+        for start in starts[:_MOST_STARTS]
     )
 
 
-def _is_range(piece: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Whether a piece [rows, n] stands among the columns of a whole [rows, m]."""
-    allowed, width = TOLERANCE * _largest(whole), piece.shape[1]
-    first = (whole - piece[:, :1]).abs().amax(0) <= allowed
-    starts = first.nonzero().flatten().tolist()
-    return any(
-        start + width <= whole.shape[1]
-        and torch.isclose(piece.to(whole.dtype), whole[:, start : start + width], 0.0, allowed).all()
-        for start in starts
-    )
-
-
-def _distance(tensor: torch.Tensor, expected: torch.Tensor) -> float:
+def distance(tensor: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of elements over the largest one expected, which is one axis."""
     have, want = tensor.reshape(-1).double(), expected.double()
     same = have == want  # equal infinities too, whose difference would be NaN
     error = torch.where(same, 0.0, (have - want).abs()).nan_to_num(nan=torch.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ import torch
 from harness.artifact import Artifact
 from harness.checks.subject import Subject
 from harness.divergence.culprit import Comparison, Divergence, compare
-from harness.divergence.match import TOLERANCE, Catalogue
+from harness.divergence.match import TOLERANCE, Catalogue, distance
+from harness.divergence.part import Part
 from harness.divergence.recording import Recorder
 from harness.divergence.stages import Graph
 from harness.errors import HarnessError
@@ -35,6 +36,11 @@ class ModelReport:
     first: Divergence | None = None
     output: str = ""
 
+    @property
+    def compared(self) -> int:
+        """How many operations were looked at."""
+        return self.matched + self.excused + (self.first is not None)
+
 
 class ModelJudge:
     """A runtime whose methods compute the model, and compare the artefact's operations with it.
@@ -45,31 +51,34 @@ class ModelJudge:
 
     name = "bisect"
 
-    def __init__(self, subject: Subject, wanted: Callable[[str], bool] = lambda method: True):
+    def __init__(self, subject: Subject, part: Part) -> None:
         config, weights = model_of(subject)
+        self._config = config
         self.graph = Graph(config, weights, _DTYPES[subject.dtype])
         self.report = ModelReport()
         self._recorder = Recorder(get_policy("double"))
-        self._wanted = wanted
+        self._part = part
 
     def unavailable(self) -> str | None:
         """Return None: this runs anywhere."""
         return None
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method of the artefact."""
-        return _Judged(self, self._recorder, self._recorder.load(artifact, method))
+        """Load a method; raises HarnessError when its sizes are not the model's."""
+        loaded = self._recorder.load(artifact, method)
+        _check_sizes(loaded, self._config)
+        return _Judged(self, loaded)
 
     def judge(self, method: Method, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Answer a call; compare it, unless an earlier call has left the model."""
         expected = self.graph.run(inputs)
         report = self.report
-        if report.first is None and not report.output and self._wanted(method.name):
+        if report.first is None and not report.output and self._part.has_method(method.name):
             given = method(*inputs)
-            catalogue = Catalogue(self.graph.stages)
-            found = compare(self._recorder.recordings, catalogue)
+            wanted = [r for r in self._recorder.recordings if self._part.has(r.place)]
+            found = compare(wanted, Catalogue(self.graph.stages))
             self._add(found)
-            if found.first is None:
+            if found.first is None and self._part.function is None:
                 report.output = _wrong_output(method, given, expected)
         return expected
 
@@ -81,7 +90,7 @@ class ModelJudge:
 
 
 class _Judged:
-    def __init__(self, judge: ModelJudge, recorder: Recorder, method: Method) -> None:
+    def __init__(self, judge: ModelJudge, method: Method) -> None:
         self.name, self.inputs, self.outputs = method.name, method.inputs, method.outputs
         self._judge, self._method = judge, method
 
@@ -109,21 +118,34 @@ def model_of(subject: Subject) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
     return replace(config, norm_eps=float(eps)), weights
 
 
+def _check_sizes(method: Method, config: LlamaConfig) -> None:
+    """Raise HarnessError unless a method takes and returns what the model does."""
+    caches = [spec.shape for spec in method.inputs[4 : 4 + 2 * config.n_layers]]
+    heads = {(shape[1], shape[-1]) for shape in caches if len(shape) == 4}
+    found = {
+        "layers": (len(method.inputs) - 4) // 2,
+        "key-value heads and their width": heads.pop() if len(heads) == 1 else sorted(heads),
+        "tokens in the vocabulary": method.outputs[0].shape[-1] if method.outputs else 0,
+    }
+    model = (config.n_layers, (config.n_kv_heads, config.head_dim), config.vocab_size)
+    for (what, have), want in zip(found.items(), model, strict=True):
+        if have != want:
+            raise HarnessError(
+                f"method '{method.name}' was not exported from this model: {what}: {have}, the "
+                f"model has {want}; give the artefact's own checkpoint and params"
+            )
+
+
 def _wrong_output(
     method: Method, given: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
 ) -> str:
     """Say which output is not the model's although every operation is; "" when none."""
     for spec, have, want in zip(method.outputs, given, expected, strict=True):
-        if have.numel() != want.numel():
-            raise HarnessError(
-                f"method '{method.name}': output '{spec.name}' has shape {list(have.shape)}, the "
-                f"model's has {list(want.shape)}; is this the artefact's own checkpoint?"
-            )
-        error = float((have.double().reshape(-1) - want.reshape(-1)).abs().max())
-        if not error <= TOLERANCE * float(want.abs().max()):
+        error = distance(have, want.reshape(-1)) if have.numel() == want.numel() else torch.inf
+        if error > TOLERANCE:
             return (
-                f"method '{method.name}': output '{spec.name}' is off by {error:.3g} although every "
-                "operation agrees with the model: outputs are in another order, or are other "
-                "values, than metadata.json or the program says"
+                f"method '{method.name}': output '{spec.name}' is off by {error:.3g} of its "
+                "largest value although every operation agrees with the model: it is another "
+                "value than it should be, by the order of metadata.json or of the program's outputs"
             )
     return ""

@@ -132,5 +132,3 @@ def record(
 def _is_scalar(function: Function, name: str, tensor: torch.Tensor) -> bool:
     declared = function.inputs.get(name)
     return tensor.shape == () and isinstance(declared, TensorType) and declared.shape == (1,)
-
-

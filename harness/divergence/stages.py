@@ -22,12 +22,12 @@ from harness.llama.config import LlamaConfig
 
 @dataclass(frozen=True)
 class Stage:
-    """A value of the model's graph. ``cut`` says that programs may compute it in pieces: its last
-    axis, or its first, divided among several operations."""
+    """A value of the model's graph. ``cut`` is the axis, the first or the last, that programs may
+    divide among several operations; None where none does."""
 
     name: str
     tensor: torch.Tensor
-    cut: bool = False
+    cut: int | None = None
 
 
 class Graph:
@@ -67,7 +67,7 @@ class Graph:
         x = self._norm("norm", x)
         return (self._linear("output", x)[None], *keys, *values)
 
-    def _put(self, name: str, tensor: torch.Tensor, cut: bool = False) -> torch.Tensor:
+    def _put(self, name: str, tensor: torch.Tensor, cut: int | None = None) -> torch.Tensor:
         self.stages.append(Stage(name, tensor, cut))
         return tensor
 
@@ -86,11 +86,12 @@ class Graph:
         return self._put("tok_embeddings", table[tokens.long()].double())  # [T, dim]
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return self._put(name, F.linear(x, self._weight(name)), cut=True)
+        return self._put(name, F.linear(x, self._weight(name)), cut=-1)
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """RMSNorm of x [T, dim]; and the values of doing it on x scaled to [-1, 1]."""
-        largest = self._put(f"{name}: largest |x|", self._put(f"{name}: |x|", x.abs()).amax(-1, True))
+        size = self._put(f"{name}: |x|", x.abs())
+        largest = self._put(f"{name}: largest |x|", size.amax(-1, True))
         largest = self._put(f"{name}: its scale", largest.clamp(min=self._lowest))
         once = self._put(f"{name}: epsilon / scale", self._eps / largest)
         eps = self._put(f"{name}: epsilon / scale^2", once / largest)
@@ -99,8 +100,10 @@ class Graph:
         return self._put(name, normed * self._weight(name))
 
     def _rooted(self, name: str, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        mean = self._put(f"{name}: mean of squares", self._put(f"{name}: squares", x * x).mean(-1, True))
-        root = self._put(f"{name}: 1 / rms", self._put(f"{name}: mean + epsilon", mean + eps).rsqrt())
+        squares = self._put(f"{name}: squares", x * x)
+        mean = self._put(f"{name}: mean of squares", squares.mean(-1, True))
+        raised = self._put(f"{name}: mean + epsilon", mean + eps)
+        root = self._put(f"{name}: 1 / rms", raised.rsqrt())
         return self._put(f"{name}: x / rms", x * root)
 
     def _block(
@@ -133,7 +136,6 @@ class Graph:
         x = self._put(f"{layer}after attention", x + self._linear(f"{layer}attention.wo", attended))
         normed = self._norm(f"{layer}ffn_norm", x)
         gate = self._linear(f"{layer}feed_forward.w1", normed)
-        self._put(f"{layer}sigmoid of the gate", gate.sigmoid())
         gate = self._put(f"{layer}silu of the gate", F.silu(gate))
         up = self._linear(f"{layer}feed_forward.w3", normed)
         product = self._put(f"{layer}gate x up", gate * up)
@@ -144,7 +146,7 @@ class Graph:
         """A linear layer's result as heads, [count, T, D]."""
         flat = self._linear(name, x)
         heads = flat.view(x.shape[0], count, -1).transpose(0, 1)
-        return self._put(f"{name}, by heads", heads, cut=True)
+        return self._put(f"{name}, by heads", heads, cut=0)
 
     def _rotated(
         self, name: str, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
@@ -163,12 +165,12 @@ class Graph:
         odd = turned["even", "sines"] + turned["odd", "cosines"]
         self._put(f"{name}: even columns, rotated", even)
         self._put(f"{name}: odd columns, rotated", odd)
-        return self._put(f"{name}, rotated", torch.stack((even, odd), -1).flatten(-2), cut=True)
+        return self._put(f"{name}, rotated", torch.stack((even, odd), -1).flatten(-2), cut=0)
 
     def _joined(self, name: str, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """The cache and what is new, [K, S, D]; and the same repeated for each query head."""
         self._put(f"{name}: the cache", past)
-        joined = self._put(f"{name}: cache and new", torch.cat((past, new), 1), cut=True)
+        joined = self._put(f"{name}: cache and new", torch.cat((past, new), 1), cut=0)
         group = self._config.n_heads // self._config.n_kv_heads
         if group > 1:
             self._put(f"{name}: repeated for its heads", joined.repeat_interleave(group, 0))

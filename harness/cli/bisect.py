@@ -1,0 +1,138 @@
+"""`harness bisect FILE`: the first ML Program operation that leaves its reference, and ranges.
+
+Two references, on the same prompt. The model's graph in fp64 shows what the program does wrong: a
+weight, a constant, a cache, an operation. The executor's own double policy shows what rounding does
+wrong in a program that is right. `--ranges` shows how near each operation's values come to the ends
+of fp16 instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.checks import Subject
+    from harness.divergence.culprit import Divergence
+    from harness.divergence.ranges import Range
+    from harness.divergence.report import Bisection
+
+_SHOWN = 12  # rows of a table on a terminal; --json has all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="a .pte of a Core ML language model")
+    parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
+    parser.add_argument("--params", type=Path, help="the checkpoint's params.json")
+    parser.add_argument(
+        "--policy",
+        choices=("strict", "widen"),
+        default="strict",
+        help="whose rounding is judged against the double policy (default: strict, as fp16 rounds)",
+    )
+    parser.add_argument("--method", help="judge the calls of this method only")
+    parser.add_argument("--function", help="judge this ML Program function only")
+    parser.add_argument(
+        "--ranges",
+        action="store_true",
+        help="show how near each operation's values come to overflow and to the subnormals",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found; 1 when an operation leaves its reference, or overflows."""
+    from harness.checks import Subject
+
+    if (args.checkpoint is None) != (args.params is None):
+        raise HarnessError("--checkpoint and --params go together: give both, or neither")
+    subject = Subject(args.file, args.checkpoint, args.params)
+    if subject.artifact.pte is None:
+        raise HarnessError(
+            f"{args.file}: only a .pte of a language model can be bisected: a prompt is fed to it"
+        )
+    return _ranges(args, subject) if args.ranges else _bisect(args, subject)
+
+
+def _bisect(args: argparse.Namespace, subject: Subject) -> int:
+    from harness.divergence.report import Part, bisect
+
+    found = bisect(subject, args.policy, Part(args.method, args.function))
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print("\n".join(_lines(found, args.policy)))
+    return 0 if found.passes else 1
+
+
+def _lines(found: Bisection, policy: str) -> list[str]:
+    model, precision = found.model, found.precision
+    lines = [
+        f"the model's graph: {model.matched:,} operations in {model.calls} calls are values of it, "
+        f"{model.excused:,} stand between such"
+        + ("" if found.has_checkpoint else " (weights are the artefact's own: no checkpoint)")
+    ]
+    if model.first is not None:
+        lines += ["", "the first operation that leaves it:", *_described(model.first)]
+    elif model.output:
+        lines += ["", model.output]
+    lines += [
+        "",
+        f"{policy} against double: {precision.judged:,} operations in {precision.calls} calls; the "
+        f"last result is off by {precision.accumulated:.2g} of its size",
+    ]
+    if precision.found:
+        others = len(precision.found) - 1
+        lines += ["", "the first operation that leaves it:", *_described(precision.found[0])]
+        lines += [f"  and {others} more after it (--json)"] if others else []
+    return lines
+
+
+def _described(found: Divergence) -> list[str]:
+    return [f"  {line}" for line in str(found).splitlines()]
+
+
+def _ranges(args: argparse.Namespace, subject: Subject) -> int:
+    from harness.divergence.report import Part, measured_ranges
+
+    rows = measured_ranges(subject, Part(args.method, args.function))
+    if args.json:
+        from harness.divergence.ranges import to_json
+
+        print(json.dumps([to_json(row) for row in rows], indent=2))
+    else:
+        print(_table(rows))
+    return 1 if any(row.margin < 1 for row in rows) else 0
+
+
+def _table(rows: list[Range]) -> str:
+    from tabulate import tabulate
+
+    near = [_row(row) for row in rows[:_SHOWN]]
+    small = sorted(rows, key=lambda row: -row.subnormal_fraction)[:_SHOWN]
+    headers = ("operation", "largest", "to overflow", "to the square's", "subnormal")
+    return "\n".join(
+        [
+            f"nearest to overflow, of {len(rows)} operations; 12x: twelve times larger would fit",
+            tabulate(near, headers, disable_numparse=True),
+            "",
+            "most subnormal values (the part of those that are not zero)",
+            tabulate([_row(row) for row in small], headers, disable_numparse=True),
+        ]
+    )
+
+
+def _row(row: Range) -> tuple[Any, ...]:
+    square = row.square_margin
+    return (
+        row.where.partition("function ")[2] or row.where,
+        f"{row.peak:.4g}",
+        f"{row.overflow_margin:.3g}x",
+        "" if square is None else f"{square:.3g}x",
+        f"{row.subnormal_fraction:.2%}",
+    )

@@ -1,0 +1,42 @@
+"""Which part of an artefact is looked at: all of it, a method, or a function of its programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.artifact import Artifact
+from harness.divergence.recording import Place
+from harness.errors import HarnessError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method's name, an ML Program function's, or both; None stands for all."""
+
+    method: str | None = None
+    function: str | None = None
+
+    def check(self, artifact: Artifact) -> None:
+        """Raise HarnessError, saying what there is, when the artefact has no such part."""
+        functions = {d.program_function for row in artifact.delegates.values() for d in row}
+        for what, name, known in (
+            ("method", self.method, set(artifact.methods)),
+            ("function", self.function, functions),
+        ):
+            if name is not None and name not in known:
+                raise HarnessError(
+                    f"{artifact.path}: no {what} '{name}'; there are {', '.join(sorted(known))}"
+                )
+
+    def has_method(self, name: str) -> bool:
+        """Whether calls of a method are looked at."""
+        return self.method in (None, name)
+
+    def has(self, place: Place) -> bool:
+        """Whether operations at a place are looked at."""
+        return self.has_method(place.method) and self.function in (None, place.function)
+
+    def __str__(self) -> str:
+        named = {"method": self.method, "function": self.function}
+        said = [f"{what} '{name}'" for what, name in named.items() if name is not None]
+        return " and ".join(said) or "it"

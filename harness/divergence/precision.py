@@ -1,0 +1,219 @@
+"""The first operation whose own rounding leaves the double policy, on the same bytes.
+
+A method runs twice on the same inputs, under `double` and under the policy that is judged. Then
+each operation runs twice more, on what the *reference* computed before it, entered into the judged
+policy: what differs now is the operation's own error, and nothing that it was handed. So an
+operation that is named is the culprit; a victim computes well on good inputs. Allowed is what its
+tolerance class in `operations.toml` says:
+
+- exact: nothing;
+- elementwise: `ULPS` units in the last place of each element;
+- accumulated: as many at the root mean square of the result, for sums cancel; and `SUMMED` units of
+  fp32, in which sums are carried, whose error grows with the root of how many are added;
+- statistical: anything.
+
+An infinity or NaN that the reference does not have is always too much. Operations that amplify what
+they are handed are told from the two whole runs: one whose result is off by more than `LOST` of its
+size while its inputs are not is named too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from harness.artifact import Artifact
+from harness.divergence.culprit import Divergence
+from harness.divergence.part import Part
+from harness.divergence.recording import Recorder, Recording
+from harness.mil import Policy, get_policy
+from harness.mil.plan import Step
+from harness.mil.table import operations
+from harness.mil.types import TensorType
+from harness.runtimes.base import Method
+
+ULPS = 4
+SUMMED = 64  # the root of 4096
+LOST = 0.1  # root mean square, a signal of 20 dB
+_HALF = torch.finfo(torch.float16)
+_SINGLE = torch.finfo(torch.float32)
+
+
+@dataclass
+class PrecisionReport:
+    """How many calls of functions and operations were judged, how many could not be (they take or
+    give no tensors, or random ones), the operations that left the reference, and how far the last
+    result of the last call is off: the root mean square of the error over that of the result."""
+
+    calls: int = 0
+    judged: int = 0
+    skipped: int = 0
+    found: list[Divergence] = field(default_factory=list)
+    accumulated: float = 0.0
+
+
+class PrecisionJudge:
+    """A runtime whose methods run under `double`, and compare a policy with it.
+
+    Every call is answered by the reference, so that caches do not carry errors on.
+    """
+
+    name = "bisect"
+
+    def __init__(self, policy: str, part: Part) -> None:
+        self._part = part
+        self.report = PrecisionReport()
+        self._judged = Recorder(get_policy(policy))
+        self._reference = Recorder(get_policy("double"))
+
+    def unavailable(self) -> str | None:
+        """Return None: this runs anywhere."""
+        return None
+
+    def load(self, artifact: Artifact, method: str) -> Method:
+        """Load a method of the artefact under both policies."""
+        pair = self._reference.load(artifact, method), self._judged.load(artifact, method)
+        return _Paired(self, *pair)
+
+    def judge(self) -> None:
+        """Judge the call that both have just recorded."""
+        for have, want in zip(self._judged.recordings, self._reference.recordings, strict=True):
+            if self._part.has(have.place):
+                self._functions(have, want)
+
+    def _functions(self, have: Recording, want: Recording) -> None:
+        self.report.calls += 1
+        reference = {step.names[0]: step for step in want.steps if step.names}
+        off = {name: _off(value, want.values.get(name)) for name, value in have.values.items()}
+        for step in have.steps:
+            pair = reference.get(step.names[0]) if step.names else None
+            if pair is None or operations()[step.operation].tolerance == "statistical":
+                self.report.skipped += 1
+                continue
+            self.report.judged += 1
+            if reason := own_error(step, pair, have, want) or _amplified(step, have, off):
+                self._add(step, have, want, reason)
+            self.report.accumulated = off[step.names[0]]
+
+    def _add(self, step: Step, have: Recording, want: Recording, reason: str) -> None:
+        known = {(d.place, d.result) for d in self.report.found}
+        if (have.place, step.names[0]) in known:
+            return
+        reads = {
+            name: "a constant" if have.constant(slot) is not None else _size(want.values.get(name))
+            for slot, name in zip(step.reads, have.read_names(step), strict=True)
+            if name is not None
+        }
+        name, shape = step.names[0], tuple(have.values[step.names[0]].shape)
+        found = Divergence(have.place, step.operation, name, shape, reads, reason)
+        self.report.found.append(found)
+
+
+class _Paired:
+    def __init__(self, judge: PrecisionJudge, reference: Method, judged: Method) -> None:
+        self.name, self.inputs, self.outputs = judged.name, judged.inputs, judged.outputs
+        self._judge, self._reference, self._judged = judge, reference, judged
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self._judged(*tensors)
+        answer = self._reference(*tensors)
+        self._judge.judge()
+        return answer
+
+
+@torch.inference_mode()
+def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str:
+    """Say by how much an operation is off on good inputs, "" when it is within its tolerance."""
+    entered: list[Any] = []
+    exact: list[Any] = []
+    for slot, other, name in zip(step.reads, pair.reads, have.read_names(step), strict=True):
+        if name is None or have.constant(slot) is not None:
+            entered.append(None if name is None else have.constant(slot))
+            exact.append(None if name is None else want.constant(other))
+            continue
+        tensor, declared = want.values[name], have.types[name]
+        if not isinstance(tensor, torch.Tensor) or not isinstance(declared, TensorType):
+            return ""
+        rounded = have.function.policy.enter(tensor, declared.dtype)
+        entered.append(rounded)
+        exact.append(want.function.policy.enter(rounded, declared.dtype))
+    pairs = zip(_run(step, entered), _run(pair, exact), step.types, strict=True)
+    tolerance = operations()[step.operation].tolerance
+    said = (_beyond(h, w, t, tolerance, have.function.policy) for h, w, t in pairs)
+    return next((reason for reason in said if reason), "")
+
+
+def _run(step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
+    result = step.run(*values)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy) -> str:
+    """Say how two results differ when that is more than a tolerance class allows."""
+    if not isinstance(have, torch.Tensor) or not isinstance(declared, TensorType):
+        return ""
+    if not have.is_floating_point():
+        wrong = int((have != want).sum())
+        return f"gives {wrong} of {have.numel()} integers that double does not" if wrong else ""
+    have, want = have.double(), want.double()
+    half = policy.rounds_half and declared.dtype.name == "FLOAT16"
+    lost = ~torch.isfinite(have) & torch.isfinite(want)
+    if bool(lost.any()):
+        peak = float(want[lost].abs().max()) if lost.any() else 0.0
+        return (
+            f"gives an infinity or NaN for {int(lost.sum())} of {have.numel()} values that double "
+            f"holds, of up to {peak:.6g}" + (f" (fp16 ends at {_HALF.max:.0f})" if half else "")
+        )
+    both = torch.isfinite(have) & torch.isfinite(want)
+    error = torch.where(both, (have - want).abs(), 0.0)
+    unit = _unit(want, _HALF if half else _SINGLE)
+    if tolerance == "exact":
+        allowed = unit / 2  # what rounding the reference's own value does
+    elif tolerance == "elementwise":
+        allowed = ULPS * unit
+    else:
+        rms = want[both].square().mean().sqrt() if both.any() else want.new_zeros(())
+        summed = SUMMED * _unit(rms, _SINGLE)
+        allowed = ULPS * torch.maximum(unit, _unit(rms, _HALF if half else _SINGLE)) + summed
+    over = (error / allowed).max() if error.numel() else 0.0
+    if not over > 1:
+        return ""
+    return f"is off by {float((error / unit).max()):.3g} ULP on inputs that are right ({tolerance})"
+
+
+def _unit(tensor: torch.Tensor, format_: torch.finfo) -> torch.Tensor:
+    """The distance of neighbouring numbers of a format, at each element; of subnormals below."""
+    size = tensor.abs().nan_to_num(posinf=format_.max).clamp(min=format_.tiny, max=format_.max)
+    return torch.exp2(size.log2().floor()) * format_.eps
+
+
+def _off(have: Any, want: Any) -> float:
+    """The root mean square of the difference over that of the reference; 0 for what are no
+    floats, infinite where one of the two only is finite."""
+    if not isinstance(have, torch.Tensor) or not have.is_floating_point() or want is None:
+        return 0.0
+    have, want = have.double(), want.double()
+    same = have == want
+    error = torch.where(same, 0.0, have - want).nan_to_num(nan=torch.inf)
+    size = torch.where(torch.isfinite(want), want, 0.0).square().mean().sqrt()
+    rms = error.square().mean().sqrt()
+    return float(rms / size) if size else float(rms)
+
+
+def _amplified(step: Step, have: Recording, off: dict[str, float]) -> str:
+    result = off[step.names[0]]
+    names = [name for name in have.read_names(step) if name in off]
+    worst = max((off[name] for name in names if name is not None), default=0.0)
+    if result > LOST >= worst:
+        return f"makes of inputs that are off by {worst:.3g} a result that is off by {result:.3g}"
+    return ""
+
+
+def _size(value: Any) -> str:
+    if not isinstance(value, torch.Tensor) or not value.numel():
+        return "no tensor"
+    finite = value.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return f"up to {float(finite.abs().max()):.4g}"

@@ -1,0 +1,160 @@
+"""Each broken artefact is located: at the operation that is broken, or the one that reads it."""
+
+import itertools
+import json
+
+import pytest
+
+from harness.cli import main
+from harness.divergence.drive import drive
+from harness.divergence.model import ModelJudge
+from harness.divergence.part import Part
+from suites.conformance.subjects import Subjects
+from suites.mutants import of_constants as constants
+from suites.mutants import of_names as names
+from suites.mutants import of_programs as programs
+from suites.mutants import of_weights as weights
+from suites.mutants.edit import Export
+from suites.mutants.judge import opened
+
+BOTH = ("single", "multifunction")
+LOCATED = [
+    # what is broken, the mutation, the operation that is named, and what one of its inputs holds
+    ("every epsilon", programs.change_epsilon, "add", "mean of squares"),
+    ("one epsilon", programs.change_one_epsilon, "add", "layers.0.attention_norm: mean of squares"),
+    ("the scale", programs.change_attention_scale, "mul", "layers.0.scores"),
+    ("the mask's sign", programs.subtract_the_mask, "sub", "mask"),
+    ("the mask ignored", programs.ignore_the_mask, "softmax", "layers.0.scores, scaled"),
+    ("the softmax axis", programs.wrong_softmax_axis, "softmax", "layers.0.scores, masked"),
+    ("new before cached", programs.new_before_cached, "concat", "layers.0.attention.wv, by heads"),
+    ("another cache", programs.cache_of_another_layer, "concat", "layers.1.keys: the cache"),
+    ("halves", programs.rotate_halves, "slice_by_index", "layers.0.attention.wq, by heads"),
+    ("joined as halves", programs.join_as_halves, "stack", "layers.0.keys: even columns, rotated"),
+    ("add is sub", programs.retype("add", "sub", 1), "sub", ""),
+    ("silu is sigmoid", programs.retype("silu", "sigmoid", 0), "sigmoid", "feed_forward.w1"),
+    ("a quantised weight", weights.perturb_a_scale, "linear", "layers.0.attention_norm"),
+    ("a norm's weight", weights.perturb_a_norm, "mul", "layers.0.attention_norm: x / rms"),
+    ("a bias", weights.add_a_bias, "linear", "layers.0.attention_norm"),
+    ("two weights swapped", weights.swap_two_weights, "silu", "layers.0.feed_forward.w3"),
+    ("the embedding", weights.huge_activations, "gather", "tokens"),
+    ("two caches", names.swap_inputs("_0_l0_h0", "_0_l1_h0"), "concat", "layers.1.keys: the cache"),
+    ("cosines", names.swap_inputs("cos_override", "sin_override"), "sub", "columns x sines"),
+]
+
+
+@pytest.fixture(scope="module")
+def sources():
+    found = Subjects(lambda stage: None)
+    return {mode: found.get("tiny", mode) for mode in BOTH}
+
+
+@pytest.fixture
+def mutated(sources, tmp_path):
+    def make(mutate, mode):
+        export = Export(sources[mode].artifact.path)
+        mutate(export)
+        return opened(export.save(tmp_path / "mutant.pte"), sources[mode])
+
+    return make
+
+
+def judged(subject, part=None):
+    judge = ModelJudge(subject, part or Part())
+    drive(subject, judge)
+    return judge.report
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_every_operation_of_a_sound_artefact_is_a_value_of_the_model(sources, mode):
+    report = judged(sources[mode])
+    assert report.first is None and not report.output
+    assert report.matched > 1500 and report.excused == 0 and report.calls == 6
+
+
+@pytest.mark.parametrize(
+    ("mode", "mutate", "operation", "reads"),
+    [(mode, *row[1:]) for mode, row in zip(itertools.cycle(BOTH), LOCATED, strict=False)],
+    ids=[row[0] for row in LOCATED],
+)
+def test_what_is_broken_is_located(mutated, mode, mutate, operation, reads):
+    first = judged(mutated(mutate, mode)).first
+    assert first is not None and first.operation == operation
+    assert any(reads in what for what in first.reads.values()), first
+
+
+def test_a_weight_read_from_a_wrong_offset_is_located(mutated):
+    def shift(export):
+        payload = programs.blocks(export)
+        for function in export.functions:
+            first, second = (
+                op.inputs["data"].arguments[0].value.blobFileValue
+                for op in payload.operations(function, programs.QUANTISED)[1:3]
+            )
+            first.offset = second.offset  # keys read the values' weight, of equal shape
+
+    first = judged(mutated(shift, "multifunction")).first
+    assert first is not None and first.operation == "linear"
+    assert "layers.0.attention_norm" in first.reads.values()
+
+
+def test_a_position_that_is_ignored_is_located_in_the_head(mutated):
+    first = judged(mutated(programs.ignore_the_last_position, "multifunction")).first
+    assert first is not None and (first.operation, first.result) == ("mul", "select_0")
+    assert first.place.delegate == 2
+
+
+def test_outputs_in_another_order_are_said_although_every_operation_is_right(mutated):
+    report = judged(mutated(names.swap_outputs, "single"))
+    assert report.first is None and "although every operation agrees" in report.output
+
+
+def test_a_fault_in_one_function_is_not_looked_for_in_the_other(mutated):
+    def one(export):
+        payload = programs.blocks(export)
+        payload.operations("forward", "silu")[2].type = "sigmoid"
+
+    subject = mutated(one, "multifunction")
+    assert judged(subject, Part(method="prefill")).first is None
+    first = judged(subject, Part(function="forward")).first
+    assert first is not None and first.place.function == "forward"
+    assert "layers.2.feed_forward.w1" in first.reads.values()
+
+
+def test_a_wrong_table_is_no_fault_of_an_operation(mutated):
+    assert judged(mutated(constants.one_table_row, "single")).first is None
+
+
+def call(capsys, *arguments):
+    status = main(["bisect", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_command_names_the_operation_and_fails(mutated, capsys):
+    subject = mutated(weights.perturb_a_norm, "single")
+    given = ("--checkpoint", subject.checkpoint, "--params", subject.params)
+    status, out, _ = call(capsys, subject.artifact.path, *given)
+    assert status == 1 and "mul 'aten_mul_tensor_2' [1, 16, 64] is no value of the model" in out
+    status, out, _ = call(capsys, subject.artifact.path, *given, "--json")
+    found = json.loads(out)["model"]["first"]
+    assert status == 1 and found["result"] == "aten_mul_tensor_2"
+
+
+def test_without_a_checkpoint_the_weights_are_the_artefacts_own(mutated, capsys):
+    subject = mutated(weights.perturb_a_norm, "single")
+    status, out, _ = call(capsys, subject.artifact.path)
+    assert status == 0 and "no checkpoint" in out
+
+
+def test_another_models_checkpoint_is_refused(sources, capsys, tmp_path):
+    subject = sources["single"]
+    params = json.loads(subject.params.read_text()) | {"n_heads": 8, "n_kv_heads": 4}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    given = ("--checkpoint", subject.checkpoint, "--params", tmp_path / "params.json")
+    status, _, err = call(capsys, subject.artifact.path, *given)
+    assert status == 2 and ("not exported from this model" in err or "shape" in err)
+
+
+def test_a_method_that_is_not_there_is_refused_with_those_that_are(sources, capsys):
+    status, _, err = call(capsys, sources["single"].artifact.path, "--method", "prefill")
+    assert status == 2 and "no method 'prefill'; there are forward" in err
