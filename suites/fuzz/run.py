@@ -1,0 +1,122 @@
+"""Runs cases in child processes, one after another: a crash or a hang ends a child, not the run."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+SECONDS = 10.0  # that a case may take
+STARTING = 300.0  # that a child may take to import and to execute what is sound
+SOUND = frozenset({"executed", "loaded", "refused"})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a case: ``executed``, ``loaded`` (not called: its inputs are too large to be
+    made), ``refused`` with a sentence; or ``exception``, ``nameless`` (a sentence that does not say
+    which artefact), ``memory``, ``hang``, ``crash``."""
+
+    case: int
+    kind: str
+    outcome: str
+    said: str = ""
+    seconds: float = 0.0
+    memory: int = 0
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is what may become of a mutated artefact."""
+        return self.outcome in SOUND
+
+
+def results(folder: Path, seed: int, first: int, end: int) -> Iterator[Result]:
+    """Yield the result of every case; raises AssertionError when what is sound is not executed."""
+    while first < end:
+        child = _Child(folder, seed, first, end)
+        try:
+            for result in child.results():
+                yield result
+                first = result.case + 1
+        finally:
+            child.end()
+
+
+class _Child:
+    def __init__(self, folder: Path, seed: int, first: int, end: int) -> None:
+        command = [sys.executable, "-m", "suites.fuzz.worker", folder, seed, first, end]
+        self._process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        assert self._process.stdout is not None and self._process.stderr is not None
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._errors: list[str] = []
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        threading.Thread(
+            target=self._errors.extend, args=(self._process.stderr,), daemon=True
+        ).start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def results(self) -> Iterator[Result]:
+        """Yield results until the range is done, or the child is."""
+        patience = STARTING
+        while (started := self._next(patience)) is not None:
+            assert started, "a child hangs between two cases"
+            finished = self._next(SECONDS)
+            if finished:
+                yield Result(**started, **finished)
+            elif finished is None:
+                yield Result(**started, outcome="crash", said="".join(self._errors[-20:]))
+                return
+            else:
+                yield Result(**started, outcome="hang", seconds=SECONDS)
+                return
+            patience = STARTING
+        status = self._process.wait()
+        assert status == 0, f"a child ended with {status}: {''.join(self._errors[-20:])}"
+
+    def _next(self, seconds: float) -> dict[str, Any] | None:
+        """The next line; an empty dict when none comes in time, None at the end."""
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            return {}
+        return None if line is None else dict(json.loads(line))
+
+    def end(self) -> None:
+        """End the child, if it is still there."""
+        self._process.kill()
+        self._process.wait()
+
+
+def counted(found: list[Result]) -> str:
+    """The counts, by kind and outcome; and the longest and the largest case."""
+    lines = []
+    for kind in sorted({result.kind for result in found}):
+        outcomes = Counter(result.outcome for result in found if result.kind == kind)
+        said = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common())
+        lines.append(f"{kind:8} {said}")
+    slowest = max(found, key=lambda result: result.seconds)
+    largest = max(found, key=lambda result: result.memory)
+    failed = sum(not result.passes for result in found)
+    lines += [
+        f"longest: {slowest.seconds:.1f} s (case {slowest.case}); "
+        f"most memory: {largest.memory / 1e6:.0f} MB (case {largest.case})",
+        f"{len(found):,} cases, {failed} failed",
+    ]
+    return "\n".join(lines)
