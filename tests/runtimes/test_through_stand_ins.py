@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import fixtures
+from fixtures.cache import exported, fixture
 from harness.export.options import ExportOptions
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has Core ML itself")
@@ -72,7 +72,7 @@ def compared(path: Path) -> dict[str, Any]:
 )
 def test_a_program_gives_bit_for_bit_what_our_executor_gives(mode: str, methods: list[str]) -> None:
     """`coreml` hands fp16 out as fp32, as Core ML does; `executorch` in the declared dtype."""
-    path = fixtures.exported("tiny", ExportOptions(mode=mode))
+    path = exported("tiny", ExportOptions(mode=mode))
     found = compared(path)
     assert found["default"] == "coreml:cpu_only"
     dtypes = {"executorch": "torch.float16", "coreml:cpu_only": "torch.float32"}
@@ -87,7 +87,7 @@ def test_a_program_gives_bit_for_bit_what_our_executor_gives(mode: str, methods:
 def test_the_functions_of_a_package_give_what_our_executor_gives(tmp_path: Path) -> None:
     from harness.artifact import open_artifact
 
-    path = fixtures.exported("tiny", ExportOptions(mode="multifunction"))
+    path = exported("tiny", ExportOptions(mode="multifunction"))
     bundle = open_artifact(path).bundles[1]
     root = tmp_path / "part.mlpackage"
     for name, data in bundle.package.files.items():
@@ -103,8 +103,8 @@ def test_the_functions_of_a_package_give_what_our_executor_gives(tmp_path: Path)
 
 
 def test_text_is_the_same_on_every_runtime(tmp_path: Path) -> None:
-    path = fixtures.exported("tiny", ExportOptions(mode="multifunction"))
-    tokenizer = fixtures.fixture("tiny").tokenizer
+    path = exported("tiny", ExportOptions(mode="multifunction"))
+    tokenizer = fixture("tiny").tokenizer
     run = [sys.executable, "-W", "ignore", "-m", "harness.cli", "run", str(path), "--json"]
     prompt = ["--tokenizer", str(tokenizer), "--prompt", "a b c", "--max-new-tokens", "8"]
     tokens = {}
