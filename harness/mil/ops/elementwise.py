@@ -87,7 +87,8 @@ _WITH_EPSILON: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 def with_epsilon(op: Operation) -> Run:
     """Add ``epsilon``, then apply a function of one element."""
     function, default = _WITH_EPSILON[op.type]
-    epsilon = op.constant("epsilon", default)
+    # a tensor: torch takes twice as long to add a number of Python's
+    epsilon = torch.tensor(op.constant("epsilon", default), dtype=op.carrier)
     return lambda x: function(x + epsilon)
 
 

@@ -7,7 +7,7 @@ what `expand` writes must be multiplied, None where that is 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -62,12 +62,18 @@ class Blocks:
     def _arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, bool]:
         return self.codes, self.scale, self.offset, self.flip, self.rounds
 
-    def taken(self, rows: np.ndarray) -> Blocks:
-        """Return some rows, each with scales and offsets of its own."""
-        of_row = rows // (len(self.codes) // len(self.scale))
-        return replace(
-            self, codes=self.codes[rows], scale=self.scale[of_row], offset=self.offset[of_row]
+    def rows(self, indices: np.ndarray) -> Tensor:
+        """Return some rows as fp32, columns in their own order."""
+        of_row = indices // (len(self.codes) // len(self.scale))
+        scale, offset = (
+            torch.from_numpy(values[of_row])[:, :, None] for values in (self.scale, self.offset)
         )
+        codes = torch.from_numpy(self.codes[indices])
+        if self.is_paired:
+            codes = torch.stack((codes & 15, codes >> 4), -1)
+        blocks = codes.reshape(*scale.shape[:2], -1).int()
+        values = (((blocks ^ self.flip) - self.flip) - offset) * scale
+        return (values.half().float() if self.rounds else values).reshape(len(indices), -1)
 
 
 @dataclass(frozen=True)

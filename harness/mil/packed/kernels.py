@@ -63,23 +63,24 @@ def block_products(
 ) -> None:
     """Multiply; the other arguments as those of `expand_blocks`."""
     rows = codes.shape[0]
-    for part in prange(parts):
-        first, last = rows * part // parts, rows * (part + 1) // parts
-        _block_products(first, last, codes, scale, offset, flip, rounds, x, out)
+    if parts == 1:
+        _block_products(0, rows, codes, scale, offset, flip, rounds, x, out)
+    else:
+        for part in prange(parts):
+            first, last = rows * part // parts, rows * (part + 1) // parts
+            _block_products(first, last, codes, scale, offset, flip, rounds, x, out)
 
 
 @_parallel  # type: ignore[untyped-decorator]
 def expand_tables(codes: Any, tables: Any, start: int, tile: Any, parts: int) -> None:
     """Write rows from ``start`` on into ``tile`` [n, columns]: in units, as `table_products`."""
     rows = tile.shape[0]
-    for part in prange(parts):
-        for row in range(rows * part // parts, rows * (part + 1) // parts):
-            lookup.expand(
-                _row_address(codes, start + row),
-                _row_address(tables, start + row),
-                _row_address(tile, row),
-                tile.shape[1] // lookup.COLUMNS,
-            )
+    if parts == 1:
+        _expand_tables(0, rows, codes, tables, start, tile)
+    else:
+        for part in prange(parts):
+            first, last = rows * part // parts, rows * (part + 1) // parts
+            _expand_tables(first, last, codes, tables, start, tile)
 
 
 @_parallel  # type: ignore[untyped-decorator]
@@ -98,9 +99,12 @@ def expand_blocks(
     A signed code c stands as ``c ^ flip``, as unsigned ones do with a ``flip`` of 0, less ``flip``.
     """
     rows = tile.shape[0]
-    for part in prange(parts):
-        for row in range(rows * part // parts, rows * (part + 1) // parts):
-            _expand_row(codes, start + row, scale, offset, flip, rounds, tile[row])
+    if parts == 1:
+        _expand_rows(0, rows, codes, scale, offset, flip, rounds, start, tile)
+    else:
+        for part in prange(parts):
+            first, last = rows * part // parts, rows * (part + 1) // parts
+            _expand_rows(first, last, codes, scale, offset, flip, rounds, start, tile)
 
 
 @_serial  # type: ignore[untyped-decorator]
@@ -116,6 +120,35 @@ def _table_products(
         for each in range(m):
             total = lookup.dot(row_codes, table, _row_address(x, each), steps)
             results[each, row] = total * units[row]
+
+
+@_serial  # type: ignore[untyped-decorator]
+def _expand_tables(
+    first: int, last: int, codes: Any, tables: Any, start: int, tile: Any
+) -> None:
+    for row in range(first, last):
+        lookup.expand(
+            _row_address(codes, start + row),
+            _row_address(tables, start + row),
+            _row_address(tile, row),
+            tile.shape[1] // lookup.COLUMNS,
+        )
+
+
+@_serial  # type: ignore[untyped-decorator]
+def _expand_rows(
+    first: int,
+    last: int,
+    codes: Any,
+    scale: Any,
+    offset: Any,
+    flip: int,
+    rounds: bool,
+    start: int,
+    tile: Any,
+) -> None:
+    for row in range(first, last):
+        _expand_row(codes, start + row, scale, offset, flip, rounds, tile[row])
 
 
 @_serial  # type: ignore[untyped-decorator]

@@ -10,6 +10,7 @@ from harness.mil.packed.weight import PackedWeight
 from harness.mil.values import Constant
 
 _FLIPS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
+_SMALL = 1 << 13  # elements up to which packing costs more time than it saves memory
 _EXACT = ("FLOAT16", "FLOAT32")  # a scale times a code is exact in fp32, or rounded once
 
 
@@ -33,7 +34,7 @@ def packed(op: Operation) -> PackedWeight | None:
 
 
 def _has_codes(data: Constant) -> bool:
-    return data.type.dtype.name in _FLIPS and len(data.type.shape) == 2 and data.type.count > 0
+    return data.type.dtype.name in _FLIPS and len(data.type.shape) == 2 and data.type.count > _SMALL
 
 
 def _scales(op: Operation, data: Constant, scale: Constant, offset: Constant | None) -> bool:

@@ -7,6 +7,7 @@ expanded weight by the order of the sum only.
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 
 import torch
@@ -16,7 +17,7 @@ from harness.mil.packed.forms import Blocks, Tables, best_form
 
 _FEW = 3  # rows of x up to which decoding the weight for each of them beats expanding it
 _ALONE = 1 << 18  # elements below which waking another thread costs more than it saves
-_TILE = 1 << 19  # floats, 2 MB: in a cache still when they are multiplied
+_TILE = 1 << 19
 
 
 class _Ordered:
@@ -24,7 +25,7 @@ class _Ordered:
 
     def __init__(self, form: Blocks | Tables) -> None:
         self.form = form
-        self.unit = None if form.unit is None else torch.from_numpy(form.unit)
+        self.unit = None if form.unit is None else torch.from_numpy(form.unit)[:, None]
         self._order = form.order
 
     def ordered(self, x: Tensor) -> Tensor:
@@ -57,8 +58,7 @@ class PackedWeight:
 
     def rows(self, indices: Tensor) -> Tensor:
         """Return some rows [n, columns], by an int64 tensor [n] of indices in range."""
-        taken = self._blocks.taken(indices.numpy())
-        return _expanded(taken).to(self.dtype)
+        return self._blocks.rows(indices.numpy()).to(self.dtype)
 
     def dequantised(self) -> Tensor:
         """Return the whole weight, made anew."""
@@ -70,21 +70,35 @@ class PackedWeight:
         return self.dequantised()
 
     def _product_by_tiles(self, x: Tensor, by: _Ordered) -> Tensor:
+        """Expand some rows at a time into one tile, and multiply by that.
+
+        The tile stands on the left, where the BLAS is faster for few rows of x.
+        """
         n_rows, n_columns = self.shape
-        flat = by.ordered(x.reshape(-1, n_columns))
-        out = torch.empty((len(flat), n_rows), dtype=x.dtype)
-        step = max(1, min(n_rows, _TILE // n_columns))
-        tile = torch.empty((step, n_columns))
-        for start in range(0, n_rows, step):
-            part = tile[: min(step, n_rows - start)]
+        columns = by.ordered(x.reshape(-1, n_columns)).T  # [columns, m]
+        product = torch.empty((n_rows, columns.shape[1]), dtype=x.dtype)
+        tile = _tile(min(n_rows, max(1, _TILE // n_columns)), n_columns)
+        for start in range(0, n_rows, len(tile)):
+            part = tile[: n_rows - start]
             by.form.expand(start, part.numpy(), self._parts(len(part)))
-            torch.mm(flat, part.to(x.dtype).T, out=out[:, start : start + len(part)])
+            torch.mm(part.to(x.dtype), columns, out=product[start : start + len(part)])
         if by.unit is not None:
-            out.mul_(by.unit)
-        return out.reshape(*x.shape[:-1], n_rows)
+            product.mul_(by.unit)
+        return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
 
     def _parts(self, rows: int) -> int:
         return torch.get_num_threads() if rows * self.shape[1] >= _ALONE else 1
+
+
+_scratch = threading.local()
+
+
+def _tile(rows: int, columns: int) -> Tensor:
+    """Return a place for a tile, the same one again: new memory costs more than filling it."""
+    held: Tensor | None = getattr(_scratch, "tile", None)
+    if held is None or held.numel() < rows * columns:
+        held = _scratch.tile = torch.empty(max(_TILE, rows * columns))
+    return held[: rows * columns].view(rows, columns)
 
 
 def expanded(value: object) -> object:
