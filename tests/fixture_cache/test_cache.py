@@ -76,7 +76,7 @@ def test_a_damaged_fixture_is_made_again(empty):
 
 
 def test_a_build_that_fails_leaves_nothing_to_be_taken_for_whole(empty, monkeypatch):
-    monkeypatch.setattr("fixtures.tiny._write_tokenizer", interrupt)
+    monkeypatch.setattr("fixtures.tiny.write_tokenizer", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.fixture("tiny")
     assert [path.suffix for path in (empty / "models").iterdir()] == [".lock"]
