@@ -1,0 +1,120 @@
+"""A sample of mutated artefacts, and proof that each kind of failure is seen as one."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from suites.fuzz import worker
+from suites.fuzz.cases import Case, Sources
+from suites.fuzz.programs import save_all
+from suites.fuzz.run import Result, counted, results
+
+SAMPLE = 300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("sound")
+    save_all(made)
+    return made
+
+
+@pytest.mark.timeout(240)
+def test_a_sample_is_executed_or_refused_with_a_sentence(folder):
+    found = list(results(folder, 7, 0, SAMPLE))
+    assert [result for result in found if not result.passes] == []
+    assert len(found) == SAMPLE
+    outcomes = [result.outcome for result in found]
+    assert outcomes.count("executed") > 50 and outcomes.count("refused") > 100
+
+
+def test_a_case_is_made_of_the_seed_and_its_number_alone(folder):
+    one, other = Sources(folder), Sources(folder)
+    other.case(1, 2)
+    assert [one.case(1, n).size for n in range(9)] == [other.case(1, n).size for n in range(9)]
+
+
+def attempted(run, monkeypatch, what="mutated"):
+    """Attempt in this process, whose address space stays as it is."""
+    monkeypatch.setattr(worker.resource, "setrlimit", lambda *_: None)
+    return worker.attempt(Case("fields", 1000, run), what)
+
+
+def test_an_error_of_ours_passes_when_it_names_the_artefact(monkeypatch):
+    def refuse():
+        raise HarnessError("mutated, function 'main': nothing to run")
+
+    assert attempted(refuse, monkeypatch)["outcome"] == "refused"
+    assert attempted(refuse, monkeypatch, "another")["outcome"] == "nameless"
+
+
+def test_any_other_error_is_an_exception(monkeypatch):
+    assert attempted(lambda: 1 // 0, monkeypatch)["outcome"] == "exception"
+
+
+def test_an_allocation_that_failed_counts_although_it_was_refused(monkeypatch):
+    def ask():
+        try:
+            torch.zeros(1 << 50)
+        except RuntimeError as error:
+            raise HarnessError("mutated: too large") from error
+
+    assert attempted(ask, monkeypatch)["outcome"] == "memory"
+
+
+def test_memory_is_measured_at_its_peak(monkeypatch):
+    monkeypatch.setattr(worker, "GIGABYTE", 100 << 20)
+
+    def take():
+        torch.ones(50 << 20)  # 200 MB, given back at once
+        return True
+
+    result = attempted(take, monkeypatch)
+    assert result["outcome"] == "memory" and result["memory"] > 190 << 20
+
+
+class _Failing(Sources):
+    """Case 1 hangs, case 2 ends the process; the others are executed."""
+
+    def check(self):
+        pass
+
+    def case(self, seed, number):
+        run = {1: lambda: time.sleep(60), 2: lambda: os._exit(11)}.get(number, lambda: True)
+        return Case("fields", 1000, run)
+
+
+def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch, tmp_path):
+    from suites.fuzz import run
+
+    start = tmp_path / "start.py"
+    start.write_text(
+        "import runpy, sys\n"
+        "import suites.fuzz.cases as cases\n"
+        "from test_fuzz import _Failing\n"
+        "cases.Sources = _Failing\n"
+        "sys.argv = sys.argv[1:]\n"
+        "from suites.fuzz import worker\n"
+        "worker.Sources = _Failing\n"
+        "worker.main()\n"
+    )
+    real = run.subprocess.Popen
+
+    def popen(command, **options):
+        words = [command[0], str(start), *command[2:]]
+        places = os.pathsep.join([str(options["cwd"]), os.path.dirname(__file__)])
+        return real(words, env={**os.environ, "PYTHONPATH": places}, **options)
+
+    monkeypatch.setattr(run.subprocess, "Popen", popen)
+    monkeypatch.setattr(run, "SECONDS", 2.0)
+    found = list(results(folder, 0, 0, 4))
+    assert [result.outcome for result in found] == ["executed", "hang", "crash", "executed"]
+    assert "4 cases, 2 failed" in counted(found)
+
+
+def test_counts_say_the_longest_and_the_largest():
+    said = counted([Result(0, "bytes", "refused", seconds=1.5), Result(1, "pte", "executed")])
+    assert "1 refused" in said and "1.5 s (case 0)" in said and "2 cases, 0 failed" in said
