@@ -56,6 +56,8 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
             walk(child, (*path, _checked_name(name, what)))
 
     walk(len(nodes) - 1, ())
+    if sum(map(len, files.values())) > len(data):
+        raise ArtifactError(f"{what}: its files overlap; it is damaged")
     return dict(sorted(files.items(), key=lambda item: offsets[item[0]]))
 
 

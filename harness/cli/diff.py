@@ -19,8 +19,8 @@ _WIDTH = 400  # characters of one side
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("a", metavar="A", help="a .pte or an .mlpackage")
-    parser.add_argument("b", metavar="B", help="another of the same kind")
+    parser.add_argument("a", metavar="A", help="a .pte, an exported folder or an .mlpackage")
+    parser.add_argument("b", metavar="B", help="another; a program is compared with programs")
     parser.add_argument("--json", action="store_true", help="print all differences as JSON")
     parser.add_argument("--all", action="store_true", help="list every difference, uncut")
 

@@ -25,7 +25,7 @@ class Pair:
         self._packages = a, b
         self._weights = Weights(a), Weights(b)
         self._seen: set[tuple[str, str]] = set()
-        self._same = _same_files(a.files, b.files)
+        self._same = same_files(a.files, b.files)
 
     def package(self, where: str) -> Iterator[Difference]:
         """Yield what differs in the packages as a whole."""
@@ -84,7 +84,8 @@ def _features(package: Package, function: str) -> dict[str, str]:
     }
 
 
-def _same_files(a: Mapping[str, memoryview], b: Mapping[str, memoryview]) -> bool:
+def same_files(a: Mapping[str, memoryview], b: Mapping[str, memoryview]) -> bool:
+    """Whether the same files stand in both, byte by byte."""
     return set(a) == set(b) and all(same_bytes(a[name], b[name]) for name in a)
 
 

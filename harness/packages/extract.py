@@ -17,6 +17,7 @@ from harness.artifact.delegate import Bundle, Delegate
 from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
 from harness.packages.folder import partial_folder
+from harness.packages.layout import MANIFEST
 
 LIST = "extracted.json"
 _PACKAGE = "model.mlpackage"
@@ -114,15 +115,12 @@ def _sources(artifact: Artifact) -> list[_Source]:
 
 def _describe(number: int, source: _Source) -> Extracted:
     folder, bundle = _folder(number), source.bundle
-    size = sum(map(len, source.files.values()))
-    if bundle and size > len(bundle.data):
-        raise ArtifactError(f"{bundle.what}: its files overlap; it is damaged")
     return Extracted(
         package=f"{folder}/{_PACKAGE}",
         metadata=f"{folder}/{_METADATA}" if bundle else None,
         key=next((d.reference.key for d in source.delegates if d.reference), None),
         identifier=bundle.metadata.identifier if bundle else None,
-        size=size,
+        size=sum(map(len, source.files.values())),
         sha256=content_digest(source.files),
         functions=tuple(sorted(source.package.functions)),
         used_by=tuple(map(_use, source.delegates)),
@@ -151,7 +149,8 @@ def content_digest(files: Mapping[str, memoryview]) -> str:
 
 
 def _write(files: Mapping[str, memoryview], folder: Path, what: str) -> None:
-    for name, content in files.items():
+    """Write files, a manifest last: without it, what a killed process leaves is no package."""
+    for name, content in sorted(files.items(), key=lambda item: item[0].endswith(MANIFEST)):
         path = folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

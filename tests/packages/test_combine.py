@@ -1,5 +1,6 @@
 """`combine_packages`, judged by coremltools' reader and `save_multifunction`, and by execution."""
 
+import errno
 import itertools
 import shutil
 import struct
@@ -398,6 +399,21 @@ def test_what_is_no_package_is_never_replaced(prefill, place, kind):
     else:
         place.write_text("x")
     refused([(path(prefill), "main", "x")], place, "not a folder of this kind", replace=True)
+
+
+def test_a_folder_that_is_not_there_is_told(prefill, tmp_path):
+    with pytest.raises(HarnessError, match="cannot write into .*nowhere: No such file"):
+        combine_packages([(path(prefill), "main", "x")], tmp_path / "nowhere" / "c.mlpackage")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(prefill, place, monkeypatch):
+    from harness.packages.weight_file import WeightFile
+
+    def full(self, blob):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(WeightFile, "_append", full)
+    refused([(path(prefill), "main", "x")], place, "cannot be written .No space left on device")
 
 
 @pytest.mark.parametrize("moment", range(6))

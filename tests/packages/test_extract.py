@@ -226,3 +226,21 @@ def test_an_interrupted_call_leaves_nothing(both, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         extract(both)
     assert [path.name for path in both.parent.iterdir()] == [both.name]
+
+
+def test_a_package_under_construction_is_no_package(both, monkeypatch):
+    """The payload has its manifest before its weights; they are written the other way round."""
+    opened, written = Path.open, []
+
+    def killed(self, mode="r", *rest, **options):
+        if mode == "xb":
+            written.append(self.name)
+            assert not (self.parent / "Manifest.json").exists()
+            for parent in self.parents:
+                assert not (parent / "Manifest.json").exists()
+        return opened(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", killed)
+    extract(both)
+    assert sorted(written) == ["Manifest.json", "metadata.json", "model.mlmodel", "weight.bin"]
+    assert written[-1] == "Manifest.json"
