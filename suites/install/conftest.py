@@ -14,13 +14,15 @@ _STREAM = pytest.StashKey[Writer]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("install")
-    group.addoption("--results", type=Path, default=Path("results"), help="where results go")
+    group.addoption(
+        "--install-results", type=Path, default=Path("results"), help="where results go"
+    )
 
 
 @pytest.fixture(scope="session")
 def stream(pytestconfig: pytest.Config) -> Iterator[Writer]:
     """The stream that cases are added to; it gets its footer when all have run."""
-    writer = Writer(pytestconfig.getoption("results") / "install.jsonl", Header.here({}))
+    writer = Writer(pytestconfig.getoption("install_results") / "install.jsonl", Header.here({}))
     pytestconfig.stash[_STREAM] = writer
     yield writer
     writer.finish()

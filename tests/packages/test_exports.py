@@ -54,7 +54,7 @@ def combined(parts, tmp_path_factory):
 
 
 def execute(package, function):
-    """Execute a function in widen on seeded inputs; indices are small: a position has one choice."""
+    """Execute a function in widen on seeded inputs; indices are as small as they must be."""
     loaded = load_function(package, function, get_policy("widen"))
     random = np.random.default_rng(11)
     inputs = {}
