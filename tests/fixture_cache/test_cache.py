@@ -76,7 +76,7 @@ def test_a_damaged_fixture_is_made_again(empty):
 
 
 def test_a_build_that_fails_leaves_nothing_to_be_taken_for_whole(empty, monkeypatch):
-    monkeypatch.setattr("fixtures.tiny.write_tokenizer", interrupt)
+    monkeypatch.setattr("fixtures.tiny.shutil.copyfile", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.fixture("tiny")
     assert [path.suffix for path in (empty / "models").iterdir()] == [".lock"]
@@ -105,9 +105,9 @@ def test_a_change_of_what_a_fixture_is_made_from_makes_another(made, monkeypatch
 
 
 def test_a_builder_that_forgets_a_file_is_named(empty, monkeypatch):
-    forgetful = replace(cache.model("tiny"), tokenizer="tokenizer.model")
+    forgetful = replace(cache.model("tiny"), tokenizer="tokenizer.json")
     monkeypatch.setattr(cache, "model", lambda name: forgetful)
-    with pytest.raises(HarnessError, match=r"fixtures.tiny did not write .*tokenizer.model"):
+    with pytest.raises(HarnessError, match=r"fixtures.tiny did not write .*tokenizer.json"):
         cache.fixture("tiny")
 
 

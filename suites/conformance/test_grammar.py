@@ -1,0 +1,61 @@
+"""What must hold of `tiny`, which was taught a small grammar: it says what the grammar demands."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fixtures.cache import fixture
+from fixtures.quality import MASTERED, cases, tokens_of
+from harness.checks import Finding
+from harness.generate.text import generate
+from harness.generate.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.speaking("tiny")
+
+RUNTIME = "mil:widen"
+CASES = 40  # four of every mastered rule, two of them after another saying
+
+
+def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
+    """Greedy text, token by token, after prompts that it was never taught."""
+    tokenizer = load_tokenizer(fixture(fixture_name.partition("+")[0]).tokenizer)
+
+    def find(subject):
+        for case in (case for case in cases(CASES) if case.saying.rule in MASTERED):
+            prompt, wanted = tokens_of(case, tokenizer)
+            made = generate(subject.session(runtime), prompt, len(wanted))
+            said = [step.token for step in made]
+            yield Finding(
+                "grammar",
+                case.prompt,
+                ok=said == wanted,
+                message=f"continues with {tokenizer.decode(said)!r}, not {case.saying.follows!r}",
+                comparisons=len(wanted),
+            )
+
+    judge.findings("grammar", find, runtime)
+
+
+def test_a_user_reads_it(judge, fixture_name):
+    """`harness run`, as a user types it, up to the full stop and on to the next sentence."""
+    tokenizer = fixture(fixture_name.partition("+")[0]).tokenizer
+    case = next(case for case in cases() if case.saying.rule == "sum")
+
+    def find(subject):
+        command = [sys.executable, "-m", "harness.cli", "run", str(subject.artifact.path)]
+        command += ["--tokenizer", str(tokenizer), "--prompt", case.prompt, "--json"]
+        command += ["--runtime", RUNTIME, "--max-new-tokens", "24"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        text = json.loads(done.stdout)["text"] if done.returncode == 0 else ""
+        yield Finding(
+            "text",
+            case.prompt,
+            ok=text.strip().startswith(case.saying.follows.strip()),
+            message=f"status {done.returncode}, said {text!r} {done.stderr[-500:]!r}",
+            comparisons=1,
+            facts={"text": text},
+        )
+
+    judge.findings("text", find, RUNTIME)
