@@ -1,4 +1,4 @@
-"""FILE: a .pte or an .mlpackage, opened for reading."""
+"""FILE: a .pte, an exported folder or an .mlpackage, opened for reading."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.artifact.delegate import BACKEND, Bundle, Delegate, parse_reference
 from harness.artifact.errors import ArtifactError
+from harness.artifact.exported import is_exported, read_exported
 from harness.artifact.mapped import is_folder
 from harness.artifact.package import Package
 from harness.artifact.pte import DelegateCall, Pte
@@ -16,13 +17,30 @@ from harness.artifact.pte_reader import read_pte
 
 
 class Artifact:
-    """An opened artefact. Exactly one of ``pte`` and ``package`` is set."""
+    """An opened artefact. Exactly one of ``pte`` and ``package`` is set.
 
-    def __init__(self, path: Path, pte: Pte | None, package: Package | None) -> None:
+    An exported folder has a program like a .pte's; ``bundles`` are its packages by name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pte: Pte | None,
+        package: Package | None,
+        bundles: dict[str, Bundle] | None = None,
+    ) -> None:
         self.path = path
         self.pte = pte
         self.package = package
-        self._bundles: dict[str, Bundle] = {}
+        self.is_exported_folder = bundles is not None
+        self._bundles: dict[str, Bundle] = bundles or {}
+
+    @property
+    def kind(self) -> str:
+        """``pte``, ``folder`` (of an export) or ``mlpackage``."""
+        if self.package is not None:
+            return "mlpackage"
+        return "folder" if self.is_exported_folder else "pte"
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -102,12 +120,15 @@ class Artifact:
 
 
 def open_artifact(path: str | Path) -> Artifact:
-    """Open a .pte or an .mlpackage.
+    """Open a .pte, an exported folder or an .mlpackage.
 
-    Raises ArtifactError, one sentence, when there is no such file, when it is truncated or neither
-    of the two, or when a .pte has no Core ML delegate.
+    Raises ArtifactError, one sentence, when there is no such file, when it is truncated or none of
+    the three, or when a .pte has no Core ML delegate.
     """
     path = Path(path)
+    if is_exported(path):
+        program, bundles = read_exported(path)
+        return Artifact(path, program, None, bundles)
     if is_folder(path):
         package = Package.from_folder(path)
         _ = package.spec_path

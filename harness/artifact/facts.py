@@ -104,12 +104,12 @@ def artifact_facts(artifact: Artifact) -> ArtifactFacts:
     """Read everything that `harness inspect` shows; raises ArtifactError for a damaged part."""
     if artifact.package is not None:
         facts = package_facts(artifact.package, None)
-        return ArtifactFacts(str(artifact.path), "mlpackage", facts.size, (), (facts,), {})
+        return ArtifactFacts(str(artifact.path), artifact.kind, facts.size, (), (facts,), {})
     assert artifact.pte is not None
     bundles = artifact.bundles
     return ArtifactFacts(
         path=str(artifact.path),
-        kind="pte",
+        kind=artifact.kind,
         size=artifact.pte.size,
         methods=tuple(method_facts(artifact, name) for name in artifact.methods),
         packages=tuple(package_facts(b.package, b.metadata.identifier) for b in bundles),

@@ -24,7 +24,9 @@ COLUMNS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a .pte of a Core ML language model")
+    parser.add_argument(
+        "file", metavar="FILE", help="a .pte or exported folder of a Core ML language model"
+    )
     parser.add_argument(
         "--runtime",
         action="append",

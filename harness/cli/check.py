@@ -22,7 +22,9 @@ _SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a .pte of a Core ML language model")
+    parser.add_argument(
+        "file", metavar="FILE", help="a .pte or exported folder of a Core ML language model"
+    )
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
     parser.add_argument("--params", type=Path, help="its params.json or config.json")
     parser.add_argument(
@@ -85,7 +87,9 @@ def _refuse(subject: Subject) -> None:
     """
     path = subject.artifact.path
     if subject.artifact.pte is None:
-        raise HarnessError(f"{path}: only a .pte can be checked; `harness inspect` shows this")
+        raise HarnessError(
+            f"{path}: only a .pte or an exported folder can be checked; `harness inspect` shows it"
+        )
     _ = subject.mode
     if subject.checkpoint is None or subject.params is None:
         return

@@ -18,13 +18,12 @@ COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
 INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
-ARTEFACT = ".pte"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``harness gate``."""
-    parser.add_argument("base", type=Path, metavar="BASE", help="result file, or .pte")
-    parser.add_argument("head", type=Path, metavar="HEAD", help="result file, or .pte")
+    parser.add_argument("base", type=Path, metavar="BASE", help="result file, or artefact")
+    parser.add_argument("head", type=Path, metavar="HEAD", help="result file, or artefact")
     parser.add_argument(
         "--margin",
         action="append",
@@ -55,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> GateResult:
     """Compare two artefacts, or two runs; a runtime is for artefacts, margins are for runs."""
-    artefacts = [path.suffix == ARTEFACT for path in (args.base, args.head)]
+    artefacts = [path.suffix == ".pte" or path.is_dir() for path in (args.base, args.head)]
     if any(artefacts) != all(artefacts):
         raise HarnessError(
             f"{args.base} and {args.head}: give two result files (JSON Lines, as a conformance run "
-            f"writes them) or two artefacts ({ARTEFACT})"
+            f"writes them) or two artefacts (a .pte, or an exported folder)"
         )
     if all(artefacts):
         from harness.measure.artefacts import compare_artefacts

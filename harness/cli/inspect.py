@@ -22,7 +22,7 @@ _MOST_TENSORS = 6  # an LLM has two caches a layer: the first few tell the patte
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a .pte or an .mlpackage")
+    parser.add_argument("file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage")
     parser.add_argument("--json", action="store_true", help="print all facts as one JSON object")
     parser.add_argument("--all", action="store_true", help="list every input and output")
 

@@ -41,7 +41,9 @@ _FINISH = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a .pte that holds a language model")
+    parser.add_argument(
+        "file", metavar="FILE", help="a .pte or exported folder of a language model"
+    )
     parser.add_argument("--tokenizer", required=True, metavar="T", help="its file, or a folder")
     parser.add_argument("--prompt", required=True, metavar="S", help="the text to continue")
     parser.add_argument("--chat", action="store_true", help="put S into the model's chat format")

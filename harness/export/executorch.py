@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError, NotInstalledError
+from harness.export import Progress
 from harness.export.files import partial_file
 from harness.export.options import ExportOptions, check_fit
 from harness.llama.config import load_params
@@ -42,8 +43,6 @@ STAGES = {
     "Saved ExecuTorch program": "finishing",
 }
 KILL_AFTER_SECONDS = 5
-
-Progress = Callable[[str], None]  # called with the name of each stage as it begins
 
 
 def export(

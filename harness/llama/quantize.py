@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from harness.export.options import ExportOptions
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-_LINEAR_GROUPS = {"b4w": 32, "c4w": 0}
+LINEAR_SCHEMES: dict[str, tuple[int, int] | None] = {"none": None, "b4w": (4, 32), "c4w": (4, 0)}
+"""linear_quantize -> bits, and columns that share a scale (0: a whole row); None: as they are."""
+_ROWS_AT_ONCE = 4096  # torchao makes fp32 copies: a vocabulary of them would take gigabytes
 
 
 def exported_weights(
@@ -42,10 +44,9 @@ def exported_weights(
     if options.embedding_scheme is not None:
         name = "tok_embeddings.weight"
         exported[name] = quantize_dequantize(exported[name], *options.embedding_scheme)
-    if options.linear_quantize != "none":
-        group = _LINEAR_GROUPS[options.linear_quantize]
+    if (scheme := LINEAR_SCHEMES[options.linear_quantize]) is not None:
         for name in config.linears:
-            exported[name] = quantize_dequantize(exported[name], 4, group)
+            exported[name] = quantize_dequantize(exported[name], *scheme)
     return exported
 
 
@@ -55,6 +56,22 @@ def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Te
     One scale for each `group` columns of a row, or for the whole row when `group` is 0. The result
     has weight's dtype.
     """
+    dequantized: torch.Tensor = _quantized(weight, bits, group).dequantize()
+    return dequantized
+
+
+def quantize(weight: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round weight [rows, columns] as `quantize_dequantize` does.
+
+    Returns the integers, int8 [rows, columns], and the scales in weight's dtype, [rows, 1] or
+    [rows, columns / group]; zero stands for zero. Rows are quantised independently of each other.
+    """
+    chunks = [_quantized(chunk, bits, group) for chunk in weight.split(_ROWS_AT_ONCE)]
+    return torch.cat([c.qdata for c in chunks]), torch.cat([c.scale for c in chunks])
+
+
+def _quantized(weight: torch.Tensor, bits: int, group: int) -> Any:
+    """The torchao tensor that a weight [rows, columns] becomes."""
     rows, columns = weight.shape
     if group and columns % group:
         raise HarnessError(f"groups of {group} do not fill a row of {columns} columns")
@@ -62,8 +79,7 @@ def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Te
     layer = torch.nn.Linear(columns, rows, bias=False, device="meta", dtype=weight.dtype)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     _quantizer()(layer, bits, group)
-    dequantized: torch.Tensor = layer.weight.dequantize()
-    return dequantized
+    return layer.weight
 
 
 @functools.cache

@@ -27,7 +27,7 @@ _TIME_VERDICTS = {"slower": "regression", "faster": "better"}
 
 
 def compare_artefacts(base: Path, head: Path, runtime: str) -> GateResult:
-    """Compare two .pte files on a runtime.
+    """Compare two artefacts, .pte files or exported folders, on a runtime.
 
     Raises NotInstalledError when the runtime cannot be used here, HarnessError for a bad file.
     """
@@ -36,7 +36,7 @@ def compare_artefacts(base: Path, head: Path, runtime: str) -> GateResult:
     subjects = Subject(base), Subject(head)
     for path, subject in zip((base, head), subjects, strict=True):
         if subject.artifact.pte is None:
-            raise HarnessError(f"{path}: only .pte files can be compared")
+            raise HarnessError(f"{path}: only .pte files and exported folders can be compared")
     parity = tuple(_parity(subject, runtime) for subject in subjects)
     metrics = [*_fact_metrics(*subjects), _parity_metric(*parity)]
     if all(case.outcome == "pass" for case in parity):

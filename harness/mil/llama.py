@@ -67,7 +67,7 @@ def _functions(artifact: Artifact, method: str) -> Iterator[tuple[Function, Any]
 
 def _collect(function: Function, block: Any, parts: _Parts) -> None:
     last_source = None
-    scalars: dict[str, float] = {}  # the result of "add a scalar constant" -> the constant
+    scalars: dict[str, float] = {}  # what a scalar constant was added to, or divided: the constant
     for operation in block.operations:
         names = {
             key: argument.arguments[0].name
@@ -94,6 +94,14 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                         parts.norms.append(constant)
                     elif constant.dim() == 0 and operation.type == "add":
                         scalars[operation.outputs[0].name] = float(constant)
+                if operation.type == "add" and names["y"] in scalars:  # an epsilon, rescaled
+                    scalars[operation.outputs[0].name] = scalars[names["y"]]
+            case "real_div":
+                constant = constants["x"]
+                if constant is not None and constant.dim() == 0:
+                    scalars[operation.outputs[0].name] = float(constant)
+                elif names["x"] in scalars:
+                    scalars[operation.outputs[0].name] = scalars[names["x"]]
             case "rsqrt" if names["x"] in scalars:
                 parts.epsilons.append(scalars[names["x"]])
 

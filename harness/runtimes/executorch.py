@@ -11,7 +11,7 @@ import torch
 from harness.artifact import Artifact, ArtifactError
 from harness.artifact.delegate import BACKEND
 from harness.artifact.pte import PteMethod, TensorValue
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NotInstalledError
 from harness.runtimes.base import Method, TensorSpec
 
 
@@ -27,8 +27,12 @@ class ExecuTorchRuntime:
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method, from the file anew: two loaded methods share no buffer and no state.
 
-        Raises HarnessError with ExecuTorch's own reason.
+        Raises HarnessError with ExecuTorch's own reason, NotInstalledError for what is no .pte.
         """
+        if artifact.is_exported_folder:
+            raise NotInstalledError(
+                f"{artifact.path} is an exported folder; ExecuTorch's runtime executes .pte files"
+            )
         if artifact.pte is None or method not in artifact.methods:
             names = ", ".join(artifact.methods) if artifact.pte else "none: it is no .pte"
             raise ArtifactError(f"{artifact.path}: no method '{method}'; its methods: {names}")

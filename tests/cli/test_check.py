@@ -205,7 +205,7 @@ def test_a_package_is_refused(check, sound, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     status, out, err = check(tmp_path / "model.mlpackage")
-    assert (status, out) == (2, "") and "only a .pte can be checked" in err
+    assert (status, out) == (2, "") and "only a .pte or an exported folder can be checked" in err
 
 
 def test_a_program_that_is_no_language_model_is_refused(check, mixed_program):

@@ -1,0 +1,100 @@
+"""Our own exporter: a checkpoint to a folder of Core ML packages, without ExecuTorch.
+
+Each method is planned as a chain of stages, in partitions. A stage is lowered without its weights,
+and one block for all, so that little goes through torch and coremltools. Weights are then quantised
+and written once per package: functions of one package refer to the same bytes by construction.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.artifact.exported import PROGRAM
+from harness.errors import NotInstalledError
+from harness.export import Progress
+from harness.export.folder import MODEL, write_package, write_program
+from harness.export.options import ExportOptions, check_fit
+from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
+from harness.llama.config import LlamaConfig, load_params
+from harness.packages.folder import partial_folder
+from harness.packages.layout import WEIGHT_REFERENCE, WEIGHTS, data_folder
+from harness.packages.weight_file import WeightFile
+
+if TYPE_CHECKING:
+    from harness.export.filling import Weight
+    from harness.export.weights import WeightStore
+
+
+def export(
+    checkpoint: str | Path,
+    params: str | Path,
+    options: ExportOptions,
+    output: str | Path,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the folder of a checkpoint's export to `output`, whole or not at all.
+
+    An earlier export at `output` is replaced; anything else there is an error. The same checkpoint
+    and options give the same bytes. Raises HarnessError for options, params and checkpoints that do
+    not fit, NotInstalledError without coremltools.
+    """
+    config = load_params(params)
+    check_fit(options, config)
+    if importlib.util.find_spec("coremltools") is None:
+        raise NotInstalledError("coremltools is not installed; pip install 'coremltools==9.0'")
+    show = progress or (lambda stage: None)
+    with partial_folder(Path(output), PROGRAM, replace=True) as folder:
+        show("importing torch")
+        from harness.export.constants import constants
+        from harness.export.weights import WeightStore
+        from harness.llama.checkpoint import load_checkpoint
+
+        show("loading the checkpoint")
+        store = WeightStore(config, load_checkpoint(checkpoint, config), options)
+        methods = plan_methods(config, options)
+        packages = plan_packages(methods, options.weight_sharing)
+        for package in packages:
+            _write(folder / package.name, package, config, options, store, show)
+        show("finishing")
+        write_program(folder, methods, packages, constants(config, options, methods))
+    return Path(output)
+
+
+def _write(
+    folder: Path,
+    package: PackagePlan,
+    config: LlamaConfig,
+    options: ExportOptions,
+    store: WeightStore,
+    show: Progress,
+) -> None:
+    """Lower a package's functions, store their weights, and write it into a new folder."""
+    from harness.export.filling import fill
+    from harness.export.linking import link, weight_input
+    from harness.export.lowering import lower
+
+    functions = {}
+    for method, partition in package.members:
+        show(f"lowering {partition.name} of {method}")
+        lowered: dict[object, Any] = {}
+        for stage in partition.stages:
+            if stage.signature not in lowered:
+                lowered[stage.signature] = lower(config, stage, options.dtype)
+        stages = [lowered[stage.signature] for stage in partition.stages]
+        functions[method] = link(partition, stages)
+    show(f"storing the weights of {package.name}")
+    path = data_folder(folder / MODEL) / WEIGHTS
+    path.parent.mkdir(parents=True)
+    stored: dict[Piece, Weight] = {}
+    with path.open("wb") as file:
+        weights = WeightFile(file)
+        for method, partition in package.members:
+            for piece in partition.pieces:
+                if piece not in stored:
+                    stored[piece] = store.add(piece, weights)
+            inputs = {weight_input(i): stored[piece] for i, piece in enumerate(partition.pieces)}
+            fill(functions[method], inputs, WEIGHT_REFERENCE)
+        digest = weights.finish()
+    write_package(folder, package, functions, digest)

@@ -1,0 +1,136 @@
+"""Puts weights into a lowered function, in the place of the inputs that stand for them.
+
+A weight becomes a constant, or, quantised, a `constexpr_blockwise_shift_scale`, right before the
+first operation that reads it. Numbers go to a weight file; the function refers to them.
+A matrix product with such an input becomes a `linear`, which wants a constant weight: that is why
+coremltools did not make one. Source of the operations' rules: coremltools' iOS 18 opset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.artifact.dtypes import MIL_TYPES
+
+_NUMBERS = {mil.name: number for number, mil in MIL_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a weight file: its MIL dtype, its shape, and the offset of its entry."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight in a weight file: its data, and its scale when it is quantised."""
+
+    data: Stored
+    scale: Stored | None = None
+
+
+def fill(function: Any, weights: Mapping[str, Weight], weight_file: str) -> None:
+    """Replace the inputs of a `Function` that ``weights`` name; ``weight_file`` is how the program
+    writes the file's path.
+    """
+    block = function.block_specializations[function.opset]
+    operations: list[Any] = list(block.operations)
+    users = _first_users(operations, weights)
+    filled: list[Any] = []
+    constants = {op.outputs[0].name: op for op in operations if op.type == "const"}
+    for number, operation in enumerate(operations):
+        for name in users.get(number, ()):
+            filled.append(_weight_operation(operation, name, weights[name], weight_file))
+        if operation.type == "matmul" and _bound(operation, "y") in weights:
+            operation = _as_linear(operation, constants)
+        filled.append(operation)
+    used = {name for op in filled for name in _reads(op)} | set(block.outputs)
+    kept = [op for op in filled if op.type != "const" or op.outputs[0].name in used]
+    _replace(block.operations, kept)
+    _replace(function.inputs, [v for v in function.inputs if v.name not in weights])
+
+
+def _first_users(operations: list[Any], weights: Mapping[str, Weight]) -> dict[int, list[str]]:
+    """Return the number of an operation -> the weights that it is the first to read."""
+    users: dict[int, list[str]] = {}
+    seen: set[str] = set()
+    for number, operation in enumerate(operations):
+        for name in _reads(operation):
+            if name in weights and name not in seen:
+                seen.add(name)
+                users.setdefault(number, []).append(name)
+    return users
+
+
+def _reads(operation: Any) -> list[str]:
+    return [b.name for argument in operation.inputs.values() for b in argument.arguments if b.name]
+
+
+def _bound(operation: Any, parameter: str) -> str:
+    name: str = operation.inputs[parameter].arguments[0].name
+    return name
+
+
+def _as_linear(product: Any, constants: Mapping[str, Any]) -> Any:
+    """Return x @ weight.T as the operation of that name."""
+    flags = {
+        name: constants[_bound(product, name)].attributes["val"].immediateValue.tensor.bools.values
+        for name in ("transpose_x", "transpose_y")
+    }
+    assert [list(flags[name]) for name in sorted(flags)] == [[False], [True]], product
+    linear = type(product)()
+    linear.CopyFrom(product)
+    linear.type = "linear"
+    linear.inputs.clear()
+    linear.inputs["x"].CopyFrom(product.inputs["x"])
+    linear.inputs["weight"].CopyFrom(product.inputs["y"])
+    return linear
+
+
+def _weight_operation(like: Any, name: str, weight: Weight, weight_file: str) -> Any:
+    """Return the operation that makes a weight; ``like`` is any operation, for its class."""
+    operation = type(like)()
+    output = operation.outputs.add(name=name)
+    _set_text(operation.attributes["name"], name)
+    if weight.scale is None:
+        operation.type = "const"
+        _set_stored(operation.attributes["val"], weight.data, weight_file)
+        output.type.CopyFrom(operation.attributes["val"].type)
+        return operation
+    operation.type = "constexpr_blockwise_shift_scale"
+    for parameter, stored in (("data", weight.data), ("scale", weight.scale)):
+        value = operation.inputs[parameter].arguments.add().value
+        _set_stored(value, stored, weight_file)
+    _set_type(output.type, weight.scale.dtype, weight.data.shape)
+    return operation
+
+
+def _set_stored(value: Any, stored: Stored, weight_file: str) -> None:
+    _set_type(value.type, stored.dtype, stored.shape)
+    value.blobFileValue.fileName = weight_file
+    value.blobFileValue.offset = stored.offset
+
+
+def _set_type(value_type: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    tensor = value_type.tensorType
+    tensor.dataType, tensor.rank = _NUMBERS[dtype], len(shape)
+    for size in shape:
+        tensor.dimensions.add().constant.size = size
+
+
+def _set_text(value: Any, text: str) -> None:
+    _set_type(value.type, "STRING", ())
+    value.immediateValue.tensor.strings.values.append(text)
+
+
+def _replace(field: Any, messages: list[Any]) -> None:
+    copies = [type(message)() for message in messages]
+    for copy, message in zip(copies, messages, strict=True):
+        copy.CopyFrom(message)
+    del field[:]
+    field.extend(copies)

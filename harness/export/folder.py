@@ -1,0 +1,114 @@
+"""Writes an exported folder; :mod:`harness.artifact.exported` reads it, and shows its layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.artifact.dtypes import FEATURE_TYPES
+from harness.artifact.exported import CONSTANTS, FORMAT, PROGRAM, VERSION
+from harness.artifact.metadata import MethodMetadata, ModelMetadata
+from harness.artifact.proto import new_model
+from harness.export.plan import MethodPlan, PackagePlan, Partition, Value
+from harness.packages.layout import SPECIFICATION, data_folder, write_manifest
+
+SPECIFICATION_VERSION = 9  # iOS 18: int4 data, blockwise scales, several functions
+SINGLE_FUNCTION = "main"
+MODEL, METADATA = "model.mlpackage", "metadata.json"
+_FEATURE_NUMBERS = {name: number for number, name in FEATURE_TYPES.items()} | {"int64": 131104}
+
+Constant = int | np.ndarray
+
+
+def write_package(
+    folder: Path, plan: PackagePlan, functions: Mapping[str, Any], weights_digest: bytes
+) -> None:
+    """Write a package's specification, manifest and `metadata.json` beside its weight file.
+
+    ``functions`` holds a `Function` message for each member. Identifiers come from the content.
+    """
+    specification = _model(plan, functions).SerializeToString(deterministic=True)
+    (data_folder(folder / MODEL) / SPECIFICATION).write_bytes(specification)
+    digest = hashlib.sha256(weights_digest + specification).digest()
+    write_manifest(folder / MODEL, digest)
+    names = {method: _names(partition) for method, partition in plan.members}
+    identifier = f"harness_{digest[:16].hex()}"
+    if plan.multifunction:
+        metadata = ModelMetadata(identifier, methods=names)
+    else:
+        metadata = ModelMetadata(identifier, single=names[plan.members[0][0]])
+    (folder / METADATA).write_bytes(metadata.to_bytes())
+
+
+def _model(plan: PackagePlan, functions: Mapping[str, Any]) -> Any:
+    model = new_model()
+    model.specificationVersion, model.mlProgram.version = SPECIFICATION_VERSION, 1
+    for method, partition in plan.members:
+        name, description = SINGLE_FUNCTION, model.description
+        if plan.multifunction:
+            name, description = method, model.description.functions.add(name=method)
+        model.mlProgram.functions[name].CopyFrom(functions[method])
+        _describe(description.input, partition.inputs)
+        _describe(description.output, partition.outputs)
+    if plan.multifunction:
+        model.description.defaultFunctionName = plan.members[0][0]
+    return model
+
+
+def write_program(
+    folder: Path,
+    methods: Sequence[MethodPlan],
+    packages: Sequence[PackagePlan],
+    constants: Mapping[str, Constant],
+) -> None:
+    """Write `program.json` and `constants.bin`: a folder without them is no export."""
+    data = bytearray()
+    described: dict[str, Any] = {}
+    for name, value in constants.items():
+        if isinstance(value, int):
+            described[name] = value
+            continue
+        little = value.astype(value.dtype.newbyteorder("<"))
+        described[name] = {"dtype": value.dtype.name, "shape": value.shape, "offset": len(data)}
+        data += little.tobytes()
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "methods": {method.name: _method(method, packages) for method in methods},
+        "constants": described,
+    }
+    (folder / CONSTANTS).write_bytes(data)
+    (folder / PROGRAM).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _method(method: MethodPlan, packages: Sequence[PackagePlan]) -> dict[str, Any]:
+    made = [value for partition in method.partitions for value in partition.outputs]
+    return {
+        "values": {v.name: [v.dtype, v.shape] for v in (*method.inputs, *made)},
+        "inputs": [value.name for value in method.inputs],
+        "outputs": [value.name for value in method.outputs],
+        "calls": [
+            {"package": package.name, "function": package.function_of(method.name)}
+            for package in packages
+            if method.name in dict(package.members)
+        ],
+    }
+
+
+def _describe(features: Any, values: Sequence[Value]) -> None:
+    for value in values:
+        array = features.add(name=value.name).type.multiArrayType
+        array.shape.extend(value.shape)
+        array.dataType = _FEATURE_NUMBERS[value.dtype]
+
+
+def _names(partition: Partition) -> MethodMetadata:
+    return MethodMetadata(
+        tuple(value.name for value in partition.inputs),
+        tuple(value.name for value in partition.outputs),
+    )

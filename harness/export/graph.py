@@ -1,0 +1,137 @@
+"""The Llama that our exporter lowers: fixed shapes, caches in and out, weights as inputs too.
+
+A method is a chain of stages: the embedding, the blocks, the head. Each is a module that
+`torch.export` captures, one block for all. Weights are inputs of the module, so that what is
+captured and converted has shapes only; the numbers are put in afterwards.
+
+Attention is decomposed and grouped: the query heads that share a key-value head stand one below the
+other in one product. Nothing but matrix products, a mask and a softmax: no fused operation.
+
+Shapes: T tokens, C cache slots, S = C + T, H query heads, K key-value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from harness.export.plan import Stage
+from harness.llama.config import LlamaConfig
+
+Weights = Mapping[str, Sequence[torch.Tensor]]  # a weight's pieces, cut by rows
+Step = Callable[..., tuple[torch.Tensor, ...]]
+
+
+def embedding(config: LlamaConfig, weights: Weights, tokens: torch.Tensor) -> tuple[torch.Tensor]:
+    """Look up tokens [1, T]: the hidden values [1, T, dim]."""
+    (table,) = weights["tok_embeddings.weight"]
+    return (F.embedding(tokens, table),)
+
+
+def block(
+    config: LlamaConfig,
+    weights: Weights,
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One transformer block over x [1, T, dim].
+
+    mask is [1, T, S], cos and sin [T, D/2], past keys and values [1, K, C, D] each. Returns the new
+    x, and this block's new keys (rotated) and values, [1, K, T, D].
+    """
+    normed = rms_norm(x, weights["attention_norm.weight"][0], config.norm_eps)
+    q = _heads(_linear(normed, weights["attention.wq.weight"]), config.n_heads)  # [1, H, T, D]
+    k = _heads(_linear(normed, weights["attention.wk.weight"]), config.n_kv_heads)  # [1, K, T, D]
+    v = _heads(_linear(normed, weights["attention.wv.weight"]), config.n_kv_heads)  # [1, K, T, D]
+    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    all_k, all_v = torch.cat((k_cache, k), 2), torch.cat((v_cache, v), 2)  # [1, K, S, D]
+    x = x + _linear(_attend(q, all_k, all_v, mask), weights["attention.wo.weight"])
+    normed = rms_norm(x, weights["ffn_norm.weight"][0], config.norm_eps)
+    gate = F.silu(_linear(normed, weights["feed_forward.w1.weight"]))
+    up = _linear(normed, weights["feed_forward.w3.weight"])
+    return x + _linear(gate * up, weights["feed_forward.w2.weight"]), k, v
+
+
+def head(
+    config: LlamaConfig,
+    weights: Weights,
+    x: torch.Tensor,
+    last_valid_token_pos: torch.Tensor | None = None,
+) -> tuple[torch.Tensor]:
+    """Logits of x [1, T, dim]: [1, T, vocab], or [1, 1, vocab] of one position [1]."""
+    if last_valid_token_pos is not None:
+        x = x.index_select(1, last_valid_token_pos)
+    x = rms_norm(x, weights["norm.weight"][0], config.norm_eps)
+    return (_linear(x, weights["output.weight"]),)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last axis that no fp16 value overflows in: x is scaled to [-1, 1] first.
+
+    With m = max |x|: x / rms(x) = y / sqrt(mean(y^2) + eps / m^2), where y = x / m. Epsilon is
+    scaled with x, so that the result is the norm's, exactly, for any m. m is kept at sqrt(eps) or
+    above: then eps / m^2 stays below 1 and an all-zero row gives zeros.
+    """
+    lowest = torch.tensor(math.sqrt(eps), dtype=x.dtype)
+    m = torch.maximum(x.abs().amax(-1, keepdim=True), lowest)
+    y = x / m
+    rescaled_eps = torch.tensor(eps, dtype=x.dtype) / m / m
+    return y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rescaled_eps) * weight
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Attention of q [1, H, T, D] over k and v [1, K, S, D] under mask [1, T, S]; [1, T, H * D].
+
+    Query head h reads key-value head h // (H / K).
+    """
+    _, n_heads, length, head_dim = q.shape
+    n_kv_heads, span = k.shape[1], k.shape[2]
+    grouped = q.reshape(1, n_kv_heads, -1, head_dim)  # the heads of a group, one below the other
+    scores = grouped @ k.transpose(2, 3) * head_dim**-0.5
+    weights = (scores.reshape(1, n_heads, length, span) + mask).softmax(-1)
+    mixed = weights.reshape(1, n_kv_heads, -1, span) @ v
+    return mixed.reshape(1, n_heads, length, head_dim).transpose(1, 2).reshape(1, length, -1)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE in Meta's interleaved layout: x [1, heads, T, D], cos and sin [T, D/2]."""
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).reshape(x.shape)
+
+
+def _heads(x: torch.Tensor, count: int) -> torch.Tensor:
+    """Split [1, T, count * D] into heads [1, count, T, D]."""
+    return x.reshape(1, x.shape[1], count, -1).transpose(1, 2)
+
+
+def _linear(x: torch.Tensor, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A linear layer whose rows are cut into pieces, one product each."""
+    results = [F.linear(x, piece) for piece in pieces]
+    return results[0] if len(results) == 1 else torch.cat(results, -1)
+
+
+STEPS: dict[str, Step] = {"embedding": embedding, "block": block, "head": head}
+
+
+class StageModule(torch.nn.Module):
+    """A stage as a module: flat inputs and weight pieces in, flat outputs out, in its order."""
+
+    def __init__(self, config: LlamaConfig, stage: Stage) -> None:
+        super().__init__()
+        self._config, self._stage = config, stage
+
+    def forward(
+        self, inputs: list[torch.Tensor], weights: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Compute."""
+        pieces: dict[str, list[torch.Tensor]] = {}
+        for name, piece in zip(self._stage.local_names, weights, strict=True):
+            pieces.setdefault(name, []).append(piece)
+        return STEPS[self._stage.kind](self._config, pieces, *inputs)
