@@ -1,4 +1,4 @@
-"""``harness export``: a named model, or a checkpoint with its params, to a ``.pte``."""
+"""``harness export``: a named model, or a checkpoint with its params, to an artefact."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 
 from fixtures import cache
 from fixtures.models import MODELS, model
+from harness import export as exporters
+from harness.artifact.exported import PROGRAM
 from harness.errors import HarnessError
-from harness.export import executorch
 from harness.export.files import partial_file
 from harness.export.options import CHOICES, ExportOptions
+from harness.packages.folder import partial_folder
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ExportOptions))
 
@@ -26,9 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     source.add_argument("--checkpoint", metavar="C", help="weights: .pth, safetensors, or folder")
     parser.add_argument("--params", metavar="P", help="its params.json or config.json")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the .pte to write")
     parser.add_argument(
-        "--exporter", choices=("executorch",), default="executorch", help="who exports"
+        "-o", "--output", metavar="OUT", required=True, help="the .pte or folder to write"
+    )
+    parser.add_argument(
+        "--exporter",
+        choices=exporters.EXPORTERS,
+        default="executorch",
+        help="who exports: ExecuTorch's exporter, to a .pte; or ours, to a folder of packages",
     )
     for name, choices in CHOICES.items():
         _option(parser, name, choices=choices)
@@ -49,25 +56,42 @@ def run(args: argparse.Namespace) -> int:
     """Export; prints the file's name and size. Returns 0, or raises HarnessError."""
     output = Path(args.output)
     given = {name: getattr(args, name) for name in OPTION_NAMES if hasattr(args, name)}
+    if args.exporter == "coreml" and output.suffix in (".pte", ".mlpackage"):
+        raise HarnessError(
+            f"-o {output}: the exporter coreml writes a folder of packages; name one that does not "
+            f"end in {output.suffix}"
+        )
     if args.model is not None:
-        _export_model(args.model, given, args.params, output)
+        _export_model(args.model, given, args.params, args.exporter, output)
     elif args.params is None:
         raise HarnessError("--checkpoint needs --params, the model's params.json")
     else:
-        executorch.export(
-            args.checkpoint, args.params, ExportOptions(**given), output, _stage_printer()
-        )
-    print(f"{output}: {output.stat().st_size:,} bytes")
+        options = ExportOptions(**given)
+        chosen = exporters.exporter(args.exporter)
+        chosen.export(args.checkpoint, args.params, options, output, _stage_printer())
+    print(f"{output}: {_size(output):,} bytes")
     return 0
 
 
-def _export_model(name: str, given: dict[str, Any], params: str | None, output: Path) -> None:
+def _export_model(
+    name: str, given: dict[str, Any], params: str | None, exporter: str, output: Path
+) -> None:
     """Copy the cached export of a named model, which is made first if it is not there."""
     if params is not None:
         raise HarnessError("--params goes with --checkpoint; a named model has its own")
     options = dataclasses.replace(model(name).options, **given)
+    made = cache.exported(name, options, _stage_printer(), exporter)
+    if made.is_dir():
+        with partial_folder(output, PROGRAM, replace=True) as folder:
+            shutil.copytree(made, folder, dirs_exist_ok=True)
+        return
     with partial_file(output) as partial:
-        shutil.copyfile(cache.exported(name, options, _stage_printer()), partial)
+        shutil.copyfile(made, partial)
+
+
+def _size(output: Path) -> int:
+    files = output.rglob("*") if output.is_dir() else (output,)
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
@@ -81,7 +105,7 @@ def _option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None
     )
 
 
-def _stage_printer() -> executorch.Progress:
+def _stage_printer() -> exporters.Progress:
     start = time.monotonic()
 
     def show(stage: str) -> None:

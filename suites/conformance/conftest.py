@@ -17,6 +17,7 @@ import pytest
 
 from fixtures.matrix import matrix
 from fixtures.models import model
+from harness.export import EXPORTERS
 from harness.report import Header, Writer, read_run, run_table, write_report
 from suites.conformance.cases import Judge
 from suites.conformance.subjects import Subjects
@@ -37,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--fixture", action="append", help="NAME, NAME+b4w, or matrix")
     group.addoption("--mode", action="append", choices=("single", "multifunction"))
+    group.addoption("--exporter", action="append", choices=EXPORTERS)
     group.addoption("--runtime", action="append", help="a runtime, kind:option")
     group.addoption("--results", type=Path, default=Path("results"), help="where results go")
 
@@ -49,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "speaking(model): only for models of this name, whose text means something"
     )
-    names = ("fixture", "mode", "runtime")
+    names = ("fixture", "mode", "exporter", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
     path = config.getoption("results") / "conformance.jsonl"
     if not config.option.collectonly:
@@ -62,7 +64,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = chosen(config, "fixture", ("tiny",))
     if speaking := metafunc.definition.get_closest_marker("speaking"):
         names = [name for name in names if name.startswith(speaking.args[0])]
-    subjects = list(_subjects(names, chosen(config, "mode", MODES)))
+    exporters = chosen(config, "exporter", EXPORTERS)
+    subjects = list(_subjects(names, chosen(config, "mode", MODES), exporters))
     if "fixture_name" in metafunc.fixturenames:
         metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")
     if "runtime" in metafunc.fixturenames:
@@ -70,11 +73,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("runtime", runtimes, scope="session")
 
 
-def _subjects(names: list[str], modes: list[str]) -> Iterator[tuple[str, str]]:
-    """Each model in each mode that it stands for; `matrix` is every row of the matrix."""
+def _subjects(
+    names: list[str], modes: list[str], exporters: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Each model by each exporter in each mode that it stands for.
+
+    `matrix` is every row of the matrix. ExecuTorch's exporter goes without saying: `tiny` is its,
+    `coreml:tiny` ours.
+    """
+    prefixes = ["" if exporter == "executorch" else f"{exporter}:" for exporter in exporters]
     for name in names:
         for row in matrix() if name == "matrix" else (name,):
-            yield from ((row, mode) for mode in modes if mode in model(row.partition("+")[0]).modes)
+            own = [mode for mode in modes if mode in model(row.partition("+")[0]).modes]
+            yield from ((prefix + row, mode) for prefix in prefixes for mode in own)
 
 
 @pytest.hookimpl(trylast=True)

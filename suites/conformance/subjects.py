@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fixtures.cache import exported, fixture
 from harness.checks import Subject
 from harness.errors import HarnessError
 from harness.export.options import CHOICES, ExportOptions
+
+
+@dataclass(frozen=True)
+class SubjectName:
+    """The parts of a subject's name, "EXPORTER:MODEL+SCHEME".
+
+    Without an exporter it is ExecuTorch's; "+b4w" is the model with that linear quantisation.
+    """
+
+    exporter: str
+    model: str
+    scheme: str
+
+    @classmethod
+    def parse(cls, text: str) -> SubjectName:
+        """Parse a name."""
+        exporter, _, rest = text.rpartition(":")
+        model, _, scheme = rest.partition("+")
+        return cls(exporter or "executorch", model, scheme)
 
 
 class Subjects:
@@ -22,9 +42,10 @@ class Subjects:
         self._opened: dict[tuple[str, str], Subject] = {}
 
     def options(self, fixture_name: str, mode: str) -> ExportOptions:
-        """The options of an export; "NAME+b4w" is the model with that linear quantisation."""
-        name, _, scheme = fixture_name.partition("+")
-        options = replace(fixture(name, self._progress).options, mode=mode)
+        """The options of an export."""
+        name = SubjectName.parse(fixture_name)
+        options = replace(fixture(name.model, self._progress).options, mode=mode)
+        scheme = name.scheme
         if scheme and scheme not in CHOICES["linear_quantize"]:
             allowed = ", ".join(CHOICES["linear_quantize"])
             raise HarnessError(f"fixture '{fixture_name}': '{scheme}' is not one of {allowed}")
@@ -42,15 +63,13 @@ class Subjects:
         return self._opened[key]
 
     def _open(self, fixture_name: str, mode: str) -> Subject:
-        name, options = fixture_name.partition("+")[0], self.options(fixture_name, mode)
-        model = fixture(name, self._progress)
+        name, options = SubjectName.parse(fixture_name), self.options(fixture_name, mode)
+        source = fixture(name.model, self._progress)
+
+        def export(options: ExportOptions) -> Path:
+            return exported(name.model, options, self._progress, name.exporter)
+
         unshared = None
         if mode == "multifunction" and options.weight_sharing != "none":
-            unshared = exported(name, replace(options, weight_sharing="none"), self._progress)
-        return Subject(
-            exported(name, options, self._progress),
-            model.checkpoint,
-            model.params,
-            options,
-            unshared,
-        )
+            unshared = export(replace(options, weight_sharing="none"))
+        return Subject(export(options), source.checkpoint, source.params, options, unshared)

@@ -9,6 +9,7 @@ from fixtures.cache import fixture
 from harness.checks import Finding
 from harness.checks.parity import greedy_findings
 from harness.generate.tokenizer import load_tokenizer
+from suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("smollm2")
 
@@ -32,7 +33,7 @@ PROMPTS = (
 
 def test_it_names_paris(judge, fixture_name):
     """`harness run`, as a user types it, in the model's chat format."""
-    model = fixture(fixture_name.partition("+")[0])
+    model = fixture(SubjectName.parse(fixture_name).model)
 
     def find(subject):
         command = [sys.executable, "-m", "harness.cli", "run", str(subject.artifact.path)]
@@ -53,7 +54,7 @@ def test_it_names_paris(judge, fixture_name):
 
 def test_greedy_tokens_are_the_oracles(judge, fixture_name):
     """Twelve prompts, wherever the oracle's margin exceeds the error bound."""
-    tokenizer = load_tokenizer(fixture(fixture_name.partition("+")[0]).tokenizer)
+    tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
     prompts = {prompt: tokenizer.encode_chat(prompt) for prompt in PROMPTS}
     judge.findings(
         "greedy-prompts",

@@ -19,7 +19,7 @@ def asked(monkeypatch):
         calls.append(options)
         output.write_text("bytes")
 
-    def exported(name, options, progress):
+    def exported(name, options, progress, exporter):
         calls.append(options)
         (path := cache.cache_dir() / name).write_text("bytes")
         return path
