@@ -11,6 +11,7 @@ from fixtures.quality import MASTERED, cases, tokens_of
 from harness.checks import Finding
 from harness.generate.text import generate
 from harness.generate.tokenizer import load_tokenizer
+from suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("tiny")
 
@@ -20,7 +21,7 @@ CASES = 40  # four of every mastered rule, two of them after another saying
 
 def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
     """Greedy text, token by token, after prompts that it was never taught."""
-    tokenizer = load_tokenizer(fixture(fixture_name.partition("+")[0]).tokenizer)
+    tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
 
     def find(subject):
         for case in (case for case in cases(CASES) if case.saying.rule in MASTERED):
@@ -40,7 +41,7 @@ def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
 
 def test_a_user_reads_it(judge, fixture_name):
     """`harness run`, as a user types it, up to the full stop and on to the next sentence."""
-    tokenizer = fixture(fixture_name.partition("+")[0]).tokenizer
+    tokenizer = fixture(SubjectName.parse(fixture_name).model).tokenizer
     case = next(case for case in cases() if case.saying.rule == "sum")
 
     def find(subject):
