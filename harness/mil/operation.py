@@ -84,8 +84,8 @@ class Operation:
     """An operation at load.
 
     ``constants`` holds the inputs and attributes that are known at load, one or several for each
-    name; ``weights`` the inputs that constexpr operations made, tensors or packed; ``given`` the names of all inputs
-    that the program gives.
+    name; ``weights`` the inputs that constexpr operations made, tensors or packed; ``given`` the
+    names of all inputs that the program gives.
     """
 
     type: str

@@ -1,8 +1,8 @@
 """The two forms in which a packed weight is multiplied; each has its own order of columns.
 
-Both have ``products`` of x, contiguous, fp32 and m times the columns; ``expand``, which writes rows as fp32
-with their columns in an ``order`` (None: their own); and ``unit`` [rows], by which a product with
-what `expand` writes must be multiplied, None where that is 1.
+Both have ``products`` of x, contiguous, fp32 and m times the columns; ``expand``, which writes rows
+as fp32 with their columns in an ``order`` (None: their own); and ``unit`` [rows], by which a
+product with what `expand` writes must be multiplied, None where that is 1.
 """
 
 from __future__ import annotations

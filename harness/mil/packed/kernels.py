@@ -4,12 +4,14 @@ Two forms of a weight: by *tables* (`harness.mil.packed.lookup`), for two codes 
 table to a row, and by *blocks*, for all others. Each gives the floats of a row in an order of its
 own; `x` stands in the same. Everything is summed in fp32, in any order.
 
-Arrays, where not said otherwise: codes uint8 [rows, columns] or, two to a byte, [rows, columns / 2]; tables uint8 [rows, 32];
-scale and offset fp32 [row blocks, column blocks]; x fp32 [m, columns]; out fp32 [m, rows].
+Arrays, where not said otherwise: codes uint8 [rows, columns] or, two to a byte,
+[rows, columns / 2]; tables uint8 [rows, 32]; scale and offset fp32 [row blocks, column blocks]; x
+fp32 [m, columns]; out fp32 [m, rows].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,26 @@ from numba.extending import intrinsic
 from harness.mil.packed import lookup
 
 _ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities stay what they are
-_serial = njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
-_parallel = njit(nogil=True, cache=True, fastmath=_ANY_ORDER, parallel=True)
 
 
-@_parallel  # type: ignore[untyped-decorator]
+def _compiler(parallel: bool = False) -> Any:
+    """Return a decorator; the machine code is kept for the next process where it can be."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        options = {"nogil": True, "fastmath": _ANY_ORDER, "parallel": parallel}
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:  # no folder of numba's can be written to
+            return njit(**options)(function)
+
+    return compiled
+
+
+_serial, _parallel = _compiler(), _compiler(parallel=True)
+_intrinsic: Any = intrinsic
+
+
+@_parallel
 def table_products(
     codes: int,
     tables: int,
@@ -57,7 +74,7 @@ def table_products(
             _table_products(first, last, codes, tables, unit, rows, ordered, out)
 
 
-@_parallel  # type: ignore[untyped-decorator]
+@_parallel
 def block_products(
     codes: Any, scale: Any, offset: Any, flip: int, rounds: bool, x: Any, out: Any, parts: int
 ) -> None:
@@ -71,7 +88,7 @@ def block_products(
             _block_products(first, last, codes, scale, offset, flip, rounds, x, out)
 
 
-@_parallel  # type: ignore[untyped-decorator]
+@_parallel
 def expand_tables(codes: Any, tables: Any, start: int, tile: Any, parts: int) -> None:
     """Write rows from ``start`` on into ``tile`` [n, columns]: in units, as `table_products`."""
     rows = tile.shape[0]
@@ -83,7 +100,7 @@ def expand_tables(codes: Any, tables: Any, start: int, tile: Any, parts: int) ->
             _expand_tables(first, last, codes, tables, start, tile)
 
 
-@_parallel  # type: ignore[untyped-decorator]
+@_parallel
 def expand_blocks(
     codes: Any,
     scale: Any,
@@ -107,7 +124,7 @@ def expand_blocks(
             _expand_rows(first, last, codes, scale, offset, flip, rounds, start, tile)
 
 
-@_serial  # type: ignore[untyped-decorator]
+@_serial
 def _table_products(
     first: int, last: int, codes: int, tables: int, unit: int, rows: int, x: Any, out: int
 ) -> None:
@@ -122,10 +139,8 @@ def _table_products(
             results[each, row] = total * units[row]
 
 
-@_serial  # type: ignore[untyped-decorator]
-def _expand_tables(
-    first: int, last: int, codes: Any, tables: Any, start: int, tile: Any
-) -> None:
+@_serial
+def _expand_tables(first: int, last: int, codes: Any, tables: Any, start: int, tile: Any) -> None:
     for row in range(first, last):
         lookup.expand(
             _row_address(codes, start + row),
@@ -135,7 +150,7 @@ def _expand_tables(
         )
 
 
-@_serial  # type: ignore[untyped-decorator]
+@_serial
 def _expand_rows(
     first: int,
     last: int,
@@ -151,7 +166,7 @@ def _expand_rows(
         _expand_row(codes, start + row, scale, offset, flip, rounds, tile[row])
 
 
-@_serial  # type: ignore[untyped-decorator]
+@_serial
 def _block_products(
     first: int,
     last: int,
@@ -174,7 +189,7 @@ def _block_products(
             out[m, row] = total
 
 
-@_serial  # type: ignore[untyped-decorator]
+@_serial
 def _expand_row(
     codes: Any, row: int, scale: Any, offset: Any, flip: int, rounds: bool, out: Any
 ) -> None:
@@ -199,7 +214,7 @@ def _expand_row(
             out[at] = _rounded(out[at])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def _rounded(typing: Any, value: Any) -> Any:
     """Round an fp32 to the nearest fp16."""
 
@@ -209,7 +224,7 @@ def _rounded(typing: Any, value: Any) -> Any:
     return types.float32(types.float32), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def _pointer(typing: Any, address: Any) -> Any:
     """Return an address as what `numba.carray` takes."""
 
@@ -219,6 +234,6 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-@_serial  # type: ignore[untyped-decorator]
+@_serial
 def _row_address(array: Any, row: int) -> int:
     return array.ctypes.data + row * array.strides[0]

@@ -16,9 +16,11 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import config
+from numba.core import config as numba_config
 from numba.extending import intrinsic
 
+_intrinsic: Any = intrinsic
+_CONFIG: Any = numba_config  # whose names are made at import
 COLUMNS = 32  # that one step reads
 BYTES = 16  # in which they stand
 LANE = 16  # bytes within which a shuffle works
@@ -37,7 +39,7 @@ _SHUFFLES = {
 def available() -> bool:
     """Whether this machine has the shuffle, and numba compiles for this machine."""
     feature = _SHUFFLES.get(platform.machine(), (None,))[0]
-    compiles_for_another = config.CPU_NAME or config.CPU_FEATURES
+    compiles_for_another = _CONFIG.CPU_NAME or _CONFIG.CPU_FEATURES
     return not compiles_for_another and bool(llvm.get_host_cpu_features().get(feature))
 
 
@@ -62,7 +64,7 @@ def _order(width: int) -> list[int]:
 ORDER = _order(_WIDTH)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def dot(typing: Any, codes: Any, table: Any, x: Any, count: Any) -> Any:
     """Sum table[code] * x over ``count`` steps of 32 columns, times 65536.
 
@@ -92,7 +94,7 @@ def dot(typing: Any, codes: Any, table: Any, x: Any, count: Any) -> Any:
     return types.float32(types.intp, types.intp, types.intp, types.intp), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def expand(typing: Any, codes: Any, table: Any, out: Any, count: Any) -> Any:
     """Write table[code] * 65536, ``count`` times 32 of them in the order `ORDER`, as fp32.
 

@@ -55,12 +55,12 @@ def _codes(data: Constant, column_blocks: int) -> tuple[np.ndarray, int, bool]:
 
     Where a block would end inside a byte, each code gets a byte of its own.
     """
-    rows, columns = data.type.shape
+    columns = data.type.shape[1]
     if data.type.dtype.bits == 8:
         return _bytes(data.array), _FLIPS[data.type.dtype.name], False
     if columns is None or columns % (2 * column_blocks):
         return _bytes(data.array), _FLIPS[data.type.dtype.name.replace("4", "8")], False
-    return _bytes(data.stored.reshape(rows, -1)), _FLIPS[data.type.dtype.name], True
+    return _bytes(data.stored.reshape(-1, columns // 2)), _FLIPS[data.type.dtype.name], True
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

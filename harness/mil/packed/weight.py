@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def _tile(rows: int, columns: int) -> Tensor:
     return held[: rows * columns].view(rows, columns)
 
 
-def expanded(value: object) -> object:
+def expanded(value: Any) -> Any:
     """Return the tensor of a packed weight, kept with it; any other value as it is."""
     return value.tensor if isinstance(value, PackedWeight) else value
 

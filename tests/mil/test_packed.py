@@ -1,0 +1,271 @@
+"""Packed weights: their values to the last bit, their products to fp32's, and what stays packed."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from programs import run, save
+
+from harness.errors import HarnessError
+from harness.mil import get_policy, load_function
+from harness.mil.packed import PackedWeight, forms, lookup
+from harness.mil.packed.forms import Blocks, Tables
+
+RNG = np.random.default_rng(33)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantisation: shape, blocks of rows and columns, bits, sign, offset, dtype."""
+
+    shape: tuple[int, int]
+    blocks: tuple[int, int]
+    bits: int = 4
+    signed: bool = True
+    offset: bool = False
+    half: bool = True
+
+    def __str__(self):
+        kind = f"{'' if self.signed else 'u'}int{self.bits}{'-offset' * self.offset}"
+        return f"{kind}-{self.shape}-{self.blocks}-{'fp16' if self.half else 'fp32'}"
+
+
+SCHEMES = [
+    Scheme((96, 64), (96, 1)),
+    Scheme((96, 64), (96, 1), half=False),
+    Scheme((97, 160), (97, 1), signed=False, offset=True),
+    Scheme((96, 64), (1, 1)),  # one scale
+    Scheme((96, 64), (1, 1), half=False, offset=True),
+    Scheme((96, 64), (12, 1)),  # blocks of rows
+    Scheme((96, 64), (96, 2)),  # blocks of 32 columns
+    Scheme((33, 96), (33, 3), signed=False, offset=True),
+    Scheme((33, 96), (11, 6), half=False),
+    Scheme((35, 70), (35, 1)),  # columns that fill no step of 32
+    Scheme((8, 2), (8, 1)),
+    Scheme((1, 32), (1, 1)),
+    Scheme((33, 35), (33, 1), bits=8),
+    Scheme((33, 35), (33, 1), bits=8, half=False),
+    Scheme((33, 35), (1, 1), bits=8, signed=False, offset=True),
+    Scheme((24, 64), (6, 4), bits=8, offset=True),
+]
+
+
+def make(scheme, scale_of=None):
+    """Random codes and scales of a scheme: the blocks, and the weight by numpy, fp32."""
+    (rows, columns), blocks = scheme.shape, scheme.blocks
+    low = -(1 << (scheme.bits - 1)) if scheme.signed else 0
+    high = low + (1 << scheme.bits)
+    numbers = RNG.integers(low, high, scheme.shape)
+    numbers.reshape(-1)[: high - low] = np.arange(low, high)[: numbers.size]
+    scale = (RNG.random(blocks) * 0.1 + 1e-3) if scale_of is None else np.full(blocks, scale_of)
+    dtype = np.float16 if scheme.half else np.float32
+    scale = scale.astype(dtype)
+    offset = RNG.integers(low, high, blocks) if scheme.offset else np.zeros(blocks, int)
+    spread = np.ones((rows // blocks[0], columns // blocks[1]), int)
+    with np.errstate(over="ignore"):
+        # what numpy does in fp16: computes in fp32 and rounds once
+        product = (numbers - np.kron(offset, spread)).astype(np.float32)
+        weight = (product * np.kron(scale, spread).astype(np.float32)).astype(dtype)
+    codes = (numbers & ((1 << scheme.bits) - 1)).astype(np.uint8)
+    if scheme.bits == 4:
+        codes = codes[:, ::2] | codes[:, 1::2] << 4
+    codes.flags.writeable = False
+    flip = 1 << (scheme.bits - 1) if scheme.signed else 0
+    packed = Blocks(
+        codes,
+        scale.astype(np.float32),
+        offset.astype(np.float32),
+        flip,
+        scheme.half,
+        scheme.bits == 4,
+    )
+    return packed, weight.astype(np.float32)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_values_are_the_declared_ones_to_the_last_bit(scheme):
+    blocks, weight = make(scheme)
+    packed = PackedWeight(blocks, torch.float32)
+    assert packed.shape == weight.shape
+    np.testing.assert_array_equal(packed.dequantised(), weight)
+    indices = torch.tensor([0, weight.shape[0] - 1, 0])
+    np.testing.assert_array_equal(packed.rows(indices), weight[indices.numpy()])
+    columns = torch.eye(weight.shape[1], dtype=torch.float64)
+    np.testing.assert_array_equal(packed.linear(columns).T, weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+def test_products_are_fp32_sums_of_exact_weights(scheme, rows):
+    blocks, weight = make(scheme)
+    x = RNG.standard_normal((2, rows, weight.shape[1])).astype(np.float32)
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    packed = PackedWeight(blocks, torch.float32)
+    result = packed.linear(torch.from_numpy(x))
+    assert result.dtype == torch.float32 and result.shape == exact.shape
+    # an fp32 sum in any order; a weight of fp16 that is not rounded is off by 2**-11
+    bound = 2.0**-24 * (np.sqrt(weight.shape[1]) + 4) * (np.abs(x) @ np.abs(weight.T))
+    assert (np.abs(result.numpy() - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_machine_without_the_shuffle_gives_the_same(scheme, monkeypatch):
+    blocks, weight = make(scheme)
+    monkeypatch.setattr(lookup, "available", lambda: False)
+    packed = PackedWeight(blocks, torch.float32)
+    assert isinstance(packed._fast.form, Blocks)
+    columns = torch.eye(weight.shape[1])
+    np.testing.assert_array_equal(packed.linear(columns).T, weight)
+    one_at_a_time = torch.cat([packed.linear(row[None]) for row in columns])
+    np.testing.assert_array_equal(one_at_a_time.T, weight)
+
+
+@pytest.mark.skipif(not lookup.available(), reason="needs AVX2 or Neon")
+def test_tables_are_used_where_a_row_has_one_scale():
+    fast = {str(s) for s in SCHEMES if isinstance(forms.best_form(make(s)[0]), Tables)}
+    wanted = {str(s) for s in SCHEMES if s.bits == 4 and s.blocks[1] == 1 and s.shape[1] % 32 == 0}
+    assert fast == wanted
+
+
+@pytest.mark.skipif(not lookup.available(), reason="needs AVX2 or Neon")
+@pytest.mark.parametrize("scale", [0.0, 2.0**-24, 3 * 2.0**-24, 6.1e-5, 1.0, -0.37, 8000.0])
+def test_tables_hold_subnormal_negative_and_large_scales_exactly(scale):
+    blocks, weight = make(Scheme((64, 64), (64, 1)), scale)
+    packed = PackedWeight(blocks, torch.float32)
+    assert isinstance(packed._fast.form, Tables)
+    one_at_a_time = torch.cat([packed.linear(row[None]) for row in torch.eye(64)])
+    np.testing.assert_array_equal(one_at_a_time.T, weight)
+
+
+def test_a_weight_that_overflows_fp16_is_infinite_and_has_no_table():
+    blocks, weight = make(Scheme((64, 64), (64, 1)), 30000.0)
+    assert np.isinf(weight).any()
+    packed = PackedWeight(blocks, torch.float32)
+    assert isinstance(packed._fast.form, Blocks)
+    np.testing.assert_array_equal(packed.dequantised(), weight)
+
+
+def test_nan_and_infinity_in_x_come_through():
+    blocks, _ = make(Scheme((64, 64), (64, 1)), 0.5)
+    x = torch.zeros(1, 64)
+    x[0, 3] = torch.nan
+    assert PackedWeight(blocks, torch.float32).linear(x).isnan().all()
+
+
+# --- in a program
+
+
+def quantised(numbers, scale, dtype, *, offset=None):
+    """A linear layer of x and a quantised weight, as the exporter writes one."""
+    from coremltools.converters.mil.mil import types
+
+    kind = types.nptype_from_builtin(types.string_to_builtin(dtype))
+
+    def build(mb, a):
+        given = {} if offset is None else {"offset": offset.astype(kind)}
+        weight = mb.constexpr_blockwise_shift_scale(data=numbers.astype(kind), scale=scale, **given)
+        return mb.linear(x=a, weight=weight, bias=np.zeros(len(numbers), scale.dtype))
+
+    return build
+
+
+@pytest.mark.parametrize("policy", ["widen", "double", "strict"])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8"])
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_linear_layer_of_a_packed_weight_is_that_of_the_expanded_one(policy, dtype, blocks):
+    low, high = {"int4": (-8, 8), "uint4": (0, 16), "int8": (-128, 128), "uint8": (0, 256)}[dtype]
+    numbers = RNG.integers(low, high, (160, 128))
+    scale = RNG.random((160, blocks)).astype(np.float16)
+    offset = RNG.integers(low, high, scale.shape)
+    package = save(quantised(numbers, scale, dtype, offset=offset), [(3, 128)], dtypes=["fp16"])
+    plan = load_function(package, "main", get_policy(policy))._plan
+    assert any(isinstance(value, PackedWeight) for value in plan.slots)
+    spread = np.ones((1, 128 // blocks), int)
+    weight = (numbers - np.kron(offset, spread)).astype(np.float32) * np.kron(scale, spread)
+    x = RNG.standard_normal((3, 128)).astype(np.float16)
+    exact = x.astype(np.float64) @ weight.astype(np.float16).astype(np.float64).T
+    (result,) = run(package, x, policy=policy)
+    allowed = {"widen": 2e-6, "double": 1e-14, "strict": 2.0**-11}[policy]
+    assert np.abs(result - exact).max() <= allowed * np.abs(exact).max()
+
+
+def test_an_embedding_gathers_from_packed_rows():
+    numbers, scale = RNG.integers(-128, 128, (256, 64)), RNG.random((256, 1)).astype(np.float16)
+
+    def build(mb, a):
+        table = mb.constexpr_blockwise_shift_scale(data=numbers.astype(np.int8), scale=scale)
+        return mb.gather(x=table, indices=a, axis=0)
+
+    tokens = np.array([[5, 255, 0]], np.int32)
+    package = save(build, [(1, 3)], dtypes=["int32"])
+    (result,) = run(package, tokens)
+    wanted = (numbers.astype(np.float32) * scale).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(result, wanted[tokens])
+    with pytest.raises(HarnessError, match="gather .*an index out of range: 256 to 256"):
+        run(package, np.array([[256, 256, 256]], np.int32))
+
+
+def test_an_operation_that_takes_no_packed_weight_gets_its_values():
+    numbers, scale = RNG.integers(-128, 128, (128, 96)), RNG.random((128, 3)).astype(np.float16)
+
+    def build(mb, a):
+        weight = mb.constexpr_blockwise_shift_scale(data=numbers.astype(np.int8), scale=scale)
+        return mb.add(x=a, y=weight), mb.gather(x=weight, indices=np.int32([3, 1]), axis=1), weight
+
+    weight = (numbers.astype(np.float32) * np.kron(scale, np.ones((1, 32)))).astype(np.float16)
+    results = run(save(build, [(128, 96)], dtypes=["fp16"]), np.zeros((128, 96), np.float16))
+    for result, wanted in zip(results, (weight, weight[:, [3, 1]], weight), strict=True):
+        np.testing.assert_array_equal(result, wanted.astype(np.float32))
+
+
+def test_a_loaded_function_shows_a_packed_weight_dequantised():
+    numbers, scale = RNG.integers(-8, 8, (128, 96)), RNG.random((128, 1)).astype(np.float16)
+    package = save(quantised(numbers, scale, "int4"), [(1, 96)], dtypes=["fp16"])
+    function = load_function(package, "main", get_policy("widen"))
+    block = package.operations("main").operations
+    name = next(op.outputs[0].name for op in block if op.type.startswith("constexpr"))
+    weight = (numbers.astype(np.float32) * scale).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(function.constant(name), weight)
+
+
+# --- memory
+
+MEMORY = """
+import sys, torch, psutil
+from harness.artifact import Package
+from harness.mil import get_policy, load_function
+from pathlib import Path
+for path in sys.argv[1:]:
+    before = psutil.Process().memory_info().rss
+    function = load_function(Package.from_folder(Path(path)), "main", get_policy("widen"))
+    for name, rows in (("a", 1), ("b", 40)):
+        function({"a": torch.ones(1, 1024), "b": torch.ones(40, 1024)})
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_a_loaded_function_holds_no_expanded_weight():
+    def layers(count):
+        def build(mb, a, b):
+            for _ in range(count):
+                numbers = RNG.integers(-8, 8, (1024, 1024))
+                scale = RNG.random((1024, 1)).astype(np.float32)
+                layer = quantised(numbers, scale, "int4")
+                a, b = layer(mb, a), layer(mb, b)
+            return a, b
+
+        return save(build, [(1, 1024), (40, 1024)])
+
+    small, large = layers(1), layers(40)  # 80 weights: 42 MB packed, 336 MB as fp32
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, small.what, large.what],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0 < int(done.stdout) < 100e6
