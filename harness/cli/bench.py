@@ -12,11 +12,15 @@ from harness.errors import HarnessError, NotInstalledError
 if TYPE_CHECKING:
     from harness.measure.timing import Memory, Round
 
+BASELINE = "eager:fp32"
+
 # A figure's key in the JSON, the column that shows it, and by what it is divided there.
 COLUMNS = (
     ("load_ms", "load ms", 1),
     ("prefill_ms_per_token", "prefill ms/token", 1),
     ("decode_ms_per_token", "decode ms/token", 1),
+    ("decode_tokens_per_second", "tokens/s", 1),
+    ("decode_speed_over_eager_fp32", "times eager fp32", 1),
     ("peak_memory_bytes", "peak MB", 1e6),
     ("memory_before_load_bytes", "of them libraries", 1e6),
 )
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.rounds < 1:
         raise HarnessError(f"--rounds must be at least 1, not {args.rounds}")
-    runtimes = [get_runtime(n).name for n in args.runtime or (default_runtime(), "eager:fp32")]
+    runtimes = [get_runtime(n).name for n in args.runtime or (default_runtime(), BASELINE)]
     runtimes = list(dict.fromkeys(runtimes))
     for name in runtimes:
         if reason := get_runtime(name).unavailable():
@@ -58,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
         )
         for name in runtimes
     }
+    eager = figures.get(BASELINE, {}).get("decode_ms_per_token")
+    for row in figures.values():
+        row["decode_speed_over_eager_fp32"] = eager and eager / row["decode_ms_per_token"]
     if args.json:
         print(json.dumps({"runtimes": figures}, indent=2))
     else:
@@ -72,6 +79,7 @@ def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[st
         "load_ms": statistics.median(loads),
         "prefill_ms_per_token": statistics.median(prefill),
         "decode_ms_per_token": statistics.median(decode),
+        "decode_tokens_per_second": 1e3 / statistics.median(decode),
         "peak_memory_bytes": memory.peak,
         "memory_before_load_bytes": memory.before,
         "samples": {"prefill": len(prefill), "decode": len(decode)},
@@ -82,10 +90,11 @@ def _print(figures: dict[str, dict[str, Any]]) -> None:
     from tabulate import tabulate
 
     rows = [
-        (runtime, *(row[key] / by for key, _, by in COLUMNS)) for runtime, row in figures.items()
+        (runtime, *(row[key] and row[key] / by for key, _, by in COLUMNS))
+        for runtime, row in figures.items()
     ]
     headers = ("runtime", *(title for _, title, _ in COLUMNS))
-    print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".0f", ".0f")))
+    print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".1f", ".2f", ".0f", ".0f")))
     samples = next(iter(figures.values()))["samples"]
     print(
         f"\nmedians of {samples['prefill']} loads and prefills and of "

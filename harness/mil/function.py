@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +19,7 @@ from harness.mil.plan import Plan
 from harness.mil.policy import Policy
 from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
 from harness.mil.state import State
+from harness.mil.threads import is_small, one_thread
 from harness.mil.types import StateType, TensorType, ValueType
 from harness.mil.weights import Weights
 
@@ -34,6 +36,7 @@ class Function:
     ) -> None:
         self._plan = plan
         self._block = Block(plan)
+        self._is_small = is_small(plan)
         self._policy = policy
         self._where = where
         self.allowed = allowed
@@ -101,7 +104,8 @@ class Function:
         slots = list(self._plan.slots)
         for name, (slot, declared) in self._plan.inputs.items():
             slots[slot] = self._entered(name, inputs.get(name), state, declared)
-        results = dict(zip(self._plan.results, self._block.run(slots), strict=True))
+        with one_thread() if self._is_small else nullcontext():
+            results = dict(zip(self._plan.results, self._block.run(slots), strict=True))
         return {name: results[slot] for name, (slot, _) in self._plan.outputs.items()}
 
     def _entered(

@@ -178,8 +178,8 @@ def quantised(numbers, scale, dtype, *, offset=None):
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_a_linear_layer_of_a_packed_weight_is_that_of_the_expanded_one(policy, dtype, blocks):
     low, high = {"int4": (-8, 8), "uint4": (0, 16), "int8": (-128, 128), "uint8": (0, 256)}[dtype]
-    numbers = RNG.integers(low, high, (160, 128))
-    scale = RNG.random((160, blocks)).astype(np.float16)
+    numbers = RNG.integers(low, high, (320, 128))
+    scale = RNG.random((320, blocks)).astype(np.float16)
     offset = RNG.integers(low, high, scale.shape)
     package = save(quantised(numbers, scale, dtype, offset=offset), [(3, 128)], dtypes=["fp16"])
     plan = load_function(package, "main", get_policy(policy))._plan
@@ -194,36 +194,36 @@ def test_a_linear_layer_of_a_packed_weight_is_that_of_the_expanded_one(policy, d
 
 
 def test_an_embedding_gathers_from_packed_rows():
-    numbers, scale = RNG.integers(-128, 128, (256, 64)), RNG.random((256, 1)).astype(np.float16)
+    numbers, scale = RNG.integers(-128, 128, (1024, 64)), RNG.random((1024, 1)).astype(np.float16)
 
     def build(mb, a):
         table = mb.constexpr_blockwise_shift_scale(data=numbers.astype(np.int8), scale=scale)
         return mb.gather(x=table, indices=a, axis=0)
 
-    tokens = np.array([[5, 255, 0]], np.int32)
+    tokens = np.array([[5, 1023, 0]], np.int32)
     package = save(build, [(1, 3)], dtypes=["int32"])
     (result,) = run(package, tokens)
     wanted = (numbers.astype(np.float32) * scale).astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(result, wanted[tokens])
-    with pytest.raises(HarnessError, match="gather .*an index out of range: 256 to 256"):
-        run(package, np.array([[256, 256, 256]], np.int32))
+    with pytest.raises(HarnessError, match="gather .*an index out of range: 1024 to 1024"):
+        run(package, np.array([[1024, 1024, 1024]], np.int32))
 
 
 def test_an_operation_that_takes_no_packed_weight_gets_its_values():
-    numbers, scale = RNG.integers(-128, 128, (128, 96)), RNG.random((128, 3)).astype(np.float16)
+    numbers, scale = RNG.integers(-128, 128, (384, 96)), RNG.random((384, 3)).astype(np.float16)
 
     def build(mb, a):
         weight = mb.constexpr_blockwise_shift_scale(data=numbers.astype(np.int8), scale=scale)
         return mb.add(x=a, y=weight), mb.gather(x=weight, indices=np.int32([3, 1]), axis=1), weight
 
     weight = (numbers.astype(np.float32) * np.kron(scale, np.ones((1, 32)))).astype(np.float16)
-    results = run(save(build, [(128, 96)], dtypes=["fp16"]), np.zeros((128, 96), np.float16))
+    results = run(save(build, [(384, 96)], dtypes=["fp16"]), np.zeros((384, 96), np.float16))
     for result, wanted in zip(results, (weight, weight[:, [3, 1]], weight), strict=True):
         np.testing.assert_array_equal(result, wanted.astype(np.float32))
 
 
 def test_a_loaded_function_shows_a_packed_weight_dequantised():
-    numbers, scale = RNG.integers(-8, 8, (128, 96)), RNG.random((128, 1)).astype(np.float16)
+    numbers, scale = RNG.integers(-8, 8, (384, 96)), RNG.random((384, 1)).astype(np.float16)
     package = save(quantised(numbers, scale, "int4"), [(1, 96)], dtypes=["fp16"])
     function = load_function(package, "main", get_policy("widen"))
     block = package.operations("main").operations
@@ -269,3 +269,47 @@ def test_a_loaded_function_holds_no_expanded_weight():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 0 < int(done.stdout) < 100e6
+
+
+# --- threads
+
+
+def is_small_with(rows, columns, dtype=np.int8):
+    """Whether a function with one linear layer of 1024 x 1024 and this x runs on one thread."""
+    numbers = RNG.integers(-8, 8, (1024, columns)).astype(dtype)
+
+    def build(mb, a):
+        if dtype is np.float32:
+            return mb.linear(x=a, weight=numbers)
+        scale = np.ones((1024, 1), np.float32)
+        return mb.linear(x=a, weight=mb.constexpr_blockwise_shift_scale(data=numbers, scale=scale))
+
+    package = save(build, [(rows, columns)])
+    return load_function(package, "main", get_policy("widen"))._is_small
+
+
+def test_a_function_of_small_operations_runs_on_one_thread():
+    assert is_small_with(1, 1024)
+    assert not is_small_with(64, 1024)  # a product of many rows
+    assert not is_small_with(1, 1024, np.float32)  # a weight that is not packed
+    assert not is_small_with(1024, 16)  # a large result
+
+
+def test_threads_are_given_back_after_an_error():
+    numbers = RNG.integers(-128, 128, (1024, 64)).astype(np.int8)
+
+    def build(mb, a):
+        scale = np.ones((1024, 1), np.float32)
+        table = mb.constexpr_blockwise_shift_scale(data=numbers, scale=scale)
+        return mb.gather(x=table, indices=a, axis=0)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        function = load_function(save(build, [(1,)], dtypes=["int32"]), "main", get_policy("widen"))
+        assert function._is_small
+        with pytest.raises(HarnessError, match="out of range"):
+            function({"a": torch.tensor([-1])})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

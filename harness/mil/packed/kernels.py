@@ -28,7 +28,7 @@ def _compiler(parallel: bool = False) -> Any:
     """Return a decorator; the machine code is kept for the next process where it can be."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        options = {"nogil": True, "fastmath": _ANY_ORDER, "parallel": parallel}
+        options: dict[str, Any] = {"nogil": True, "fastmath": _ANY_ORDER, "parallel": parallel}
         try:
             return njit(cache=True, **options)(function)
         except RuntimeError:  # no folder of numba's can be written to

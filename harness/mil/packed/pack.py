@@ -10,7 +10,7 @@ from harness.mil.packed.weight import PackedWeight
 from harness.mil.values import Constant
 
 _FLIPS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
-_SMALL = 1 << 13  # elements up to which packing costs more time than it saves memory
+_SMALL = 1 << 15  # elements up to which packing costs more time than it saves memory
 _EXACT = ("FLOAT16", "FLOAT32")  # a scale times a code is exact in fp32, or rounded once
 
 

@@ -8,6 +8,8 @@ expanded weight by the order of the sum only.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from harness.mil.packed.forms import Blocks, Tables, best_form
 
-_FEW = 3  # rows of x up to which decoding the weight for each of them beats expanding it
+FEW_ROWS = 3  # rows of x up to which decoding the weight for each of them beats expanding it
 _ALONE = 1 << 18  # elements below which waking another thread costs more than it saves
 _TILE = 1 << 19
 
@@ -51,7 +53,7 @@ class PackedWeight:
             raise ValueError(f"{list(x.shape)} times the transpose of {list(self.shape)}")
         if x.dtype != torch.float32:
             return self._product_by_tiles(x, self._exact)
-        if x.numel() > _FEW * columns:
+        if x.numel() > FEW_ROWS * columns:
             return self._product_by_tiles(x, self._fast)
         out = torch.empty((*x.shape[:-1], rows))
         self._fast.form.products(x.contiguous(), x.numel() // columns, out, self._parts(rows))
@@ -88,17 +90,30 @@ class PackedWeight:
         return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
 
     def _parts(self, rows: int) -> int:
-        return torch.get_num_threads() if rows * self.shape[1] >= _ALONE else 1
+        if rows * self.shape[1] < _ALONE:
+            return 1
+        return getattr(_held, "threads", None) or torch.get_num_threads()
 
 
-_scratch = threading.local()
+_held = threading.local()
+
+
+@contextmanager
+def multiplied_by(threads: int) -> Iterator[None]:
+    """Let packed weights be multiplied by so many threads, not by as many as torch's."""
+    before = getattr(_held, "threads", None)
+    _held.threads = threads
+    try:
+        yield
+    finally:
+        _held.threads = before
 
 
 def _tile(rows: int, columns: int) -> Tensor:
     """Return a place for a tile, the same one again: new memory costs more than filling it."""
-    held: Tensor | None = getattr(_scratch, "tile", None)
+    held: Tensor | None = getattr(_held, "tile", None)
     if held is None or held.numel() < rows * columns:
-        held = _scratch.tile = torch.empty(max(_TILE, rows * columns))
+        held = _held.tile = torch.empty(max(_TILE, rows * columns))
     return held[: rows * columns].view(rows, columns)
 
 
