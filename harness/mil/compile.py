@@ -15,7 +15,7 @@ from harness.artifact.package import Package
 from harness.mil import ops as _registers_them  # noqa: F401
 from harness.mil.binding import built_at_call, rounding, with_blocks
 from harness.mil.block import Block
-from harness.mil.operation import IMPLEMENTATIONS, MOST_ELEMENTS, Operation
+from harness.mil.operation import IMPLEMENTATIONS, Operation, most_elements
 from harness.mil.packed.weight import PackedWeight
 from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
@@ -36,6 +36,7 @@ class Scope:
     opset: str
     policy: Policy
     weights: Weights
+    most: int
 
 
 def compile_function(package: Package, function: str, policy: Policy, weights: Weights) -> Plan:
@@ -47,7 +48,8 @@ def compile_function(package: Package, function: str, policy: Policy, weights: W
     block = package.operations(function)
     message = package.functions[function]
     where = f"{package.what}, function '{function}'"
-    scope = Scope(package, where, message.opset, policy, weights)
+    most = most_elements(package.size)
+    scope = Scope(package, where, message.opset, policy, weights, most)
     return Compiler(scope).compile(message.inputs, block)
 
 
@@ -124,8 +126,8 @@ class Compiler:
         where = f"{self._where}, {message.type} '{name}'"
         outputs = tuple(value_type(output.type, where) for output in message.outputs)
         counts = [declared.count for declared in outputs if isinstance(declared, TensorType)]
-        if max(counts, default=0) > MOST_ELEMENTS:
-            raise ArtifactError(f"{where}: declares a result of over {MOST_ELEMENTS} elements")
+        if max(counts, default=0) > self._scope.most:
+            raise ArtifactError(f"{where}: declares a result of over {self._scope.most} elements")
         if message.type == "const":
             if "val" not in message.attributes:
                 raise ArtifactError(f"{where}: a const without 'val'")
@@ -182,7 +184,15 @@ class Compiler:
         given = frozenset({*bound, *constants})
         opset, policy = self._scope.opset, self._scope.policy
         operation = Operation(
-            message.type, where, outputs, constants, weights, given, opset, policy
+            message.type,
+            where,
+            outputs,
+            constants,
+            weights,
+            given,
+            opset,
+            policy,
+            self._scope.most,
         )
         check_known(operation)
         return operation, bound

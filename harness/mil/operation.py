@@ -32,7 +32,16 @@ Builder = Callable[["Operation"], Run]
 Kinds = type[Any] | tuple[type[Any], ...]
 """What `isinstance` takes: the types of value that an input may have."""
 
-MOST_ELEMENTS = 1 << 31  # 8 GB as fp32: no layer of a language model comes near
+MOST_ELEMENTS = 1 << 26  # 256 MB as fp32; of packages that are small themselves
+MOST_PER_BYTE = 4  # of a package's files: 2 are in a byte of 4-bit weights
+
+
+def most_elements(stored: int) -> int:
+    """How many elements a value may have in a program whose files have ``stored`` bytes.
+
+    A program of some kilobytes that asks for gigabytes is damaged, or hostile.
+    """
+    return max(MOST_ELEMENTS, MOST_PER_BYTE * stored)
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class Operation:
     given: frozenset[str]
     opset: str
     policy: Policy
+    most: int = MOST_ELEMENTS
     read: set[str] = field(default_factory=set)
 
     def constant(self, name: str, default: Any = None) -> Any:
@@ -140,12 +150,12 @@ class Operation:
         """Raise ArtifactError when a result of ``count`` elements, which ``what`` asks for, is not
         as large as declared: asked before it is made, nothing larger is ever made.
 
-        Where the declared shape is flexible, the limit is `MOST_ELEMENTS`.
+        Where the declared shape is flexible, the limit is `most_elements` of the program's files.
         """
         if self.output.is_fixed and count != self.output.count:
             raise self.error(f"{what} do not give {list(self.output.shape)}")
-        if not 0 <= count <= MOST_ELEMENTS:
-            raise self.error(f"{what} ask for {count} elements; the most is {MOST_ELEMENTS}")
+        if not 0 <= count <= self.most:
+            raise self.error(f"{what} ask for {count} elements; the most is {self.most}")
 
     def checked_shape(self, shape: Sequence[int], what: str) -> tuple[int, ...]:
         """Return a shape to make; raises ArtifactError when it is negative, or as `check_count`."""

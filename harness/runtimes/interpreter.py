@@ -29,7 +29,7 @@ from harness.artifact.pte import (
     Value,
 )
 from harness.errors import HarnessError
-from harness.mil.operation import MOST_ELEMENTS
+from harness.mil.operation import most_elements
 from harness.runtimes.kernels import call_kernel, writes_in_place
 
 DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -58,7 +58,8 @@ class Interpreter:
         delegates = {d.index: d for d in artifact.delegates[method]}
         self._check_delegates(delegates)
         self._delegates = {index: (d, factory(d)) for index, d in delegates.items()}
-        self._buffers = _buffers(self._plan, self._where)
+        most = most_elements(artifact.path.stat().st_size)
+        self._buffers = _buffers(self._plan, most, self._where)
 
     def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
         """Raise ArtifactError unless each call hands over as many tensors as there are names."""
@@ -183,10 +184,10 @@ def _initial(value: Value) -> Any:
     return value
 
 
-def _buffers(plan: PteMethod, where: str) -> dict[int, torch.Tensor]:
+def _buffers(plan: PteMethod, most: int, where: str) -> dict[int, torch.Tensor]:
     """Return the tensors that live from call to call, by index, as they are before the first.
 
-    Raises ArtifactError for more than any machine could hold.
+    Raises ArtifactError for more than ``most`` elements.
     """
     written = {
         instruction.args[0]
@@ -200,8 +201,8 @@ def _buffers(plan: PteMethod, where: str) -> dict[int, torch.Tensor]:
         and index not in plan.inputs
         and (index in written or value.initial is not None)
     }
-    if sum(math.prod(value.shape) for value in declared.values()) > MOST_ELEMENTS:
-        raise ArtifactError(f"{where}: declares buffers of over {MOST_ELEMENTS} elements")
+    if sum(math.prod(value.shape) for value in declared.values()) > most:
+        raise ArtifactError(f"{where}: declares buffers of over {most} elements")
     return {index: _first(value) for index, value in declared.items()}
 
 

@@ -54,7 +54,7 @@ class Sources:
         if kind == "pte":
             return self._pte(rng)
         package = rng.choice(self.packages)
-        spec = bytes(package.files[package.spec_path])
+        spec = package.model.SerializeToString(deterministic=True)
         files = dict(package.files)
         if kind == "weights":
             data = rng.choice(of_bytes.OF_WEIGHTS)(bytes(files[_WEIGHTS]), rng)

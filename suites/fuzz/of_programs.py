@@ -28,15 +28,20 @@ def mutated(model: Any, rng: random.Random) -> bytes:
     function = broken.mlProgram.functions[rng.choice(sorted(broken.mlProgram.functions))]
     for _ in range(rng.randint(1, 3)):
         rng.choice(CHANGES)(function, rng)
-    return bytes(broken.SerializeToString())
+    return bytes(broken.SerializeToString(deterministic=True))
 
 
 def _blocks(function: Any) -> list[Any]:
     """Every block of a function, those inside operations too."""
-    found = list(function.block_specializations.values())
+    found = list(_ordered(function.block_specializations))
     for block in found:  # it grows while it is walked
         found.extend(inner for operation in block.operations for inner in operation.blocks)
     return found
+
+
+def _ordered(messages: Any) -> list[Any]:
+    """A map's values by key: its own order is another in every process."""
+    return [messages[key] for key in sorted(messages)]
 
 
 def _operation(function: Any, rng: random.Random) -> Any:
@@ -47,8 +52,8 @@ def _values(function: Any) -> Iterator[Any]:
     """Every constant: attributes, and values that stand in an input's place."""
     for block in _blocks(function):
         for operation in block.operations:
-            yield from operation.attributes.values()
-            for argument in operation.inputs.values():
+            yield from _ordered(operation.attributes)
+            for argument in _ordered(operation.inputs):
                 yield from (b.value for b in argument.arguments if b.HasField("value"))
 
 
@@ -84,7 +89,7 @@ def source(function: Any, rng: random.Random) -> None:
     """An operation reads another value, perhaps one that comes later."""
     names = [o.name for b in _blocks(function) for op in b.operations for o in op.outputs]
     operation = _operation(function, rng)
-    for argument in operation.inputs.values():
+    for argument in _ordered(operation.inputs):
         for binding in argument.arguments:
             if binding.WhichOneof("binding") == "name" and rng.random() < 0.5:
                 binding.name = rng.choice([*names, "nothing"])

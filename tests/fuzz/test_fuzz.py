@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch,
 
     def popen(command, **options):
         words = [command[0], str(start), *command[2:]]
-        places = os.pathsep.join([str(options["cwd"]), os.path.dirname(__file__)])
+        places = os.pathsep.join([str(options["cwd"]), str(Path(__file__).parent)])
         return real(words, env={**os.environ, "PYTHONPATH": places}, **options)
 
     monkeypatch.setattr(run.subprocess, "Popen", popen)

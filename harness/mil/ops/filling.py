@@ -54,9 +54,9 @@ def one_hot(op: Operation) -> Run:
 
     def run(indices: Tensor) -> Tensor:
         op.check_count(indices.numel() * size, f"vectors of {size}")
-        place = torch.arange(size)
-        hot = torch.where(indices.long()[..., None] == place, on, off).to(op.carrier)
-        return hot.movedim(-1, axis)
+        place = torch.arange(size, dtype=torch.int32)
+        hot = torch.full((*indices.shape, size), off, dtype=op.carrier)
+        return hot.masked_fill_(indices[..., None] == place, on).movedim(-1, axis)
 
     return run
 
