@@ -178,8 +178,9 @@ def blocks(function: Any, rng: random.Random) -> None:
     elif change < 0.7:
         inner = [op for b in _blocks(function) for op in b.operations if op.blocks]
         copied = [b for op in inner for b in op.blocks]
-        if copied:
-            _operation(function, rng).blocks.add().CopyFrom(rng.choice(copied))
+        if copied:  # as bytes: a block that is copied into itself would never end
+            data = rng.choice(copied).SerializeToString(deterministic=True)
+            _operation(function, rng).blocks.add().ParseFromString(data)
     else:
         function.opset = rng.choice(_OPSETS)
 

@@ -330,3 +330,27 @@ QUANTISATION = {
 @pytest.mark.parametrize("name", QUANTISATION)
 def test_quantisation_of_activations(name):
     check(QUANTISATION[name], 1e-6)
+
+
+def test_rounds_of_inner_loops_count_as_the_outer_ones(monkeypatch):
+    from harness.mil.ops import control
+
+    def build(mb, a, n):
+        def inner():
+            return mb.while_loop(
+                _cond=lambda j, x: mb.less(x=j, y=np.int32(20)),
+                _body=lambda j, x: (mb.add(x=j, y=np.int32(1)), mb.add(x=x, y=x)),
+                loop_vars=(mb.const(val=np.int32(0)), a),
+            )[1]
+
+        return mb.while_loop(
+            _cond=lambda i, x: mb.less(x=i, y=n),
+            _body=lambda i, x: (mb.add(x=i, y=np.int32(1)), mb.mul(x=inner(), y=x)),
+            loop_vars=(mb.const(val=np.int32(0)), a),
+        )
+
+    monkeypatch.setattr(control, "_MOST_ROUNDS", 100)
+    execute(build, X, np.int32([2]))
+    with pytest.raises(HarnessError, match="while_loop '.*has not ended after 100 rounds"):
+        execute(build, X, np.int32([20]))
+    execute(build, X, np.int32([2]))  # each call has its own
