@@ -112,6 +112,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def fuzz(session: nox.Session) -> None:
+    """Load and call 10,000 mutated artefacts: none may crash, hang or take too much memory."""
+    install(session)
+    run(session, "python", "-m", "suites.fuzz", *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def gate(session: nox.Session) -> None:
     """Compare two result files: `nox -s gate -- BASE.jsonl HEAD.jsonl`."""
     install(session)

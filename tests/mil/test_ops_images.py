@@ -381,3 +381,18 @@ def test_an_upsampling_beyond_any_machine_is_refused():
 
     with pytest.raises(HarnessError, match=r"resize '.*sizes \[1000000, 1000000\] ask for"):
         execute(build, IMAGE, np.int32([1_000_000]))
+
+
+def test_samples_taken_in_bands_are_those_taken_at_once(monkeypatch):
+    from harness.mil.ops import sampling
+
+    def build(mb, a):
+        boxes = np.array([[0, 0, 2, 3], [1, 1, 3, 3]], np.float32)
+        return mb.crop_resize(x=a, boxes=boxes, target_height=5, target_width=3)
+
+    image = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
+    package = save(build, [image.shape])
+    (at_once,) = run(package, image)
+    monkeypatch.setattr(sampling, "_BAND", 1)
+    np.testing.assert_array_equal(run(package, image)[0], at_once)
+    assert at_once.shape == (2, 2, 5, 3) and np.ptp(at_once) > 5

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness.mil.operation import Operation, Run, operation
 from harness.mil.ops.gathering import in_range
-from harness.mil.ops.sampling import bilinear, grid, pixels
+from harness.mil.ops.sampling import bilinear, grid, in_bands, pixels
 
 _CORNERS = {"CORNERS_HEIGHT_FIRST": (0, 1, 2, 3), "CORNERS_WIDTH_FIRST": (1, 0, 3, 2)}
 _CENTERS = {"CENTER_SIZE_HEIGHT_FIRST": (0, 1, 2, 3), "CENTER_SIZE_WIDTH_FIRST": (1, 0, 3, 2)}
@@ -31,10 +31,14 @@ def crop_resize(op: Operation) -> Run:
         down = grid(op, mode, top, bottom, sizes[0])[:, :, None].expand(-1, -1, sizes[1])
         across = grid(op, mode, left, right, sizes[1])[:, None].expand(-1, sizes[0], -1)
         high, wide = x.shape[-2:]
-        inside = (down >= 0) & (down <= high - 1) & (across >= 0) & (across <= wide - 1)
         images = x.index_select(0, in_range(op, numbers, len(x)))
-        taken = bilinear(images, down.clamp(0, high - 1), across.clamp(0, wide - 1))
-        return torch.where(inside[:, None], taken, pad)
+
+        def sample(rows: Tensor, columns: Tensor) -> Tensor:
+            inside = (rows >= 0) & (rows <= high - 1) & (columns >= 0) & (columns <= wide - 1)
+            taken = bilinear(images, rows.clamp(0, high - 1), columns.clamp(0, wide - 1))
+            return torch.where(inside[:, None], taken, pad)
+
+        return in_bands(sample, down, across)
 
     def run(x: Tensor, roi: Tensor | None, boxes: Tensor | None, numbers: Tensor | None) -> Tensor:
         if boxes is not None:
@@ -122,8 +126,12 @@ class _Sampler:
         if coordinates.shape[0] != len(x) or coordinates.shape[-1] != 2:
             raise self._op.error(f"coordinates {list(coordinates.shape)} of {len(x)} images")
         self._op.check_count(coordinates[..., 0].numel() * x.shape[1], "coordinates")
-        columns = self._pixel(coordinates[..., 0], x.shape[-1])
-        rows = self._pixel(coordinates[..., 1], x.shape[-2])
+        return in_bands(
+            lambda columns, rows: self._sampled(x, columns, rows), *coordinates.unbind(-1)
+        )
+
+    def _sampled(self, x: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+        columns, rows = self._pixel(columns, x.shape[-1]), self._pixel(rows, x.shape[-2])
         if self._mode == "nearest":
             return self._at(x, rows.round(), columns.round())
         top, left = rows.floor(), columns.floor()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from harness.mil.operation import Operation
+
+_BAND = 1 << 20  # places that are sampled together
 
 
 def grid(op: Operation, mode: str, first: Tensor, last: Tensor, count: int) -> Tensor:
@@ -70,6 +74,17 @@ def pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     flat = (rows * images.shape[-1] + columns).flatten(1)[:, None]
     taken = images.flatten(2).gather(2, flat.expand(-1, images.shape[1], -1))
     return taken.reshape(*images.shape[:2], *rows.shape[1:])
+
+
+def in_bands(sample: Callable[..., Tensor], *places: Tensor) -> Tensor:
+    """Sample [N, C, h, w] at places [N, h, w], a band of rows at a time.
+
+    Each result is made of a dozen tensors of its size, in fp64 and int64: those stay small.
+    """
+    count, _, wide = places[0].shape
+    rows = max(1, _BAND // max(1, count * wide))
+    bands = zip(*(tensor.split(rows, 1) for tensor in places), strict=True)
+    return torch.cat([sample(*band) for band in bands], 2)
 
 
 def _mixed(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
