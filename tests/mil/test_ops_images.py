@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import check
-from programs import execute
+from programs import execute, run, save
 from torch.nn import functional
 
 from harness.errors import HarnessError
@@ -388,7 +388,10 @@ def test_samples_taken_in_bands_are_those_taken_at_once(monkeypatch):
 
     def build(mb, a):
         boxes = np.array([[0, 0, 2, 3], [1, 1, 3, 3]], np.float32)
-        return mb.crop_resize(x=a, boxes=boxes, target_height=5, target_width=3)
+        indices = np.int32([0, 0])
+        return mb.crop_resize(
+            x=a, boxes=boxes, box_indices=indices, target_height=5, target_width=3
+        )
 
     image = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
     package = save(build, [image.shape])
