@@ -1,0 +1,48 @@
+"""A Llama small enough to be exported in a second or two, and its export by our exporter."""
+
+import json
+
+import torch
+
+from fixtures.random_llama import random_weights
+from harness.export.coreml import export
+from harness.export.options import ExportOptions
+from harness.llama.config import parse_params
+
+PARAMS = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "hidden_dim": 64,
+    "vocab_size": 96,
+    "norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+OPTIONS = {"input_len": 4, "max_context_len": 24, "target_split_size": None}
+
+
+def write_model(folder, tied=False, **params):
+    """Write checkpoint.pth and params.json; return their paths."""
+    params = PARAMS | params
+    weights = random_weights(parse_params(params), 7)
+    if tied:
+        del weights["output.weight"]
+    torch.save(weights, folder / "checkpoint.pth")
+    (folder / "params.json").write_text(json.dumps(params))
+    return folder / "checkpoint.pth", folder / "params.json"
+
+
+def export_small(folder, output, **options):
+    """Export the model that stands in ``folder``."""
+    chosen = ExportOptions(**OPTIONS | options)
+    return export(folder / "checkpoint.pth", folder / "params.json", chosen, output)
+
+
+def content(folder):
+    """Every file below a folder, by its path there."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,78 @@
+"""The norm that fp16 cannot overflow in, and how weights are packed and planned."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.export.graph import rms_norm
+from harness.export.options import ExportOptions
+from harness.export.plan import plan_methods, plan_packages
+from harness.export.weights import pack_int4
+from harness.llama.config import parse_params
+
+EPS = 1e-5
+CONFIG = parse_params({"dim": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 96, "hidden_dim": 64})
+
+
+def plain(x, weight):
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * weight
+
+
+@pytest.mark.parametrize("scale", [1e-4, 3e-3, 0.1, 1.0, 300.0, 2e4])
+def test_the_norm_is_the_plain_one_at_every_magnitude(scale):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 256, generator=generator, dtype=torch.float64) * scale
+    weight = torch.randn(256, generator=generator, dtype=torch.float64)
+    assert torch.allclose(rms_norm(x, weight, EPS), plain(x, weight), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [3e-3, 1.0, 300.0, 3e3])
+def test_in_fp16_the_norm_is_within_a_few_roundings(scale):
+    generator = torch.Generator().manual_seed(2)
+    x = (torch.randn(8, 256, generator=generator) * scale).half()
+    x[:, 5] *= 6  # a spike, as trained models have them
+    weight = torch.ones(256, dtype=torch.float16)
+    found, expected = rms_norm(x, weight, EPS).double(), plain(x.double(), weight.double())
+    assert (found - expected).abs().max() <= 4 * 2.0**-11 * expected.abs().max()
+
+
+def test_a_row_of_zeros_stays_zeros():
+    x = torch.zeros(1, 64, dtype=torch.float16)
+    assert torch.equal(rms_norm(x, torch.ones(64, dtype=torch.float16), EPS), x)
+
+
+@pytest.mark.parametrize(
+    ("values", "packed"), [([1, -2], [0xE1]), ([7, -8, 3], [0x87, 0x03]), ([0, -1], [0xF0])]
+)
+def test_four_bits_are_packed_from_the_lower_half_up(values, packed):
+    assert pack_int4(torch.tensor(values, dtype=torch.int8)).tolist() == packed
+
+
+def test_every_weight_is_in_one_partition_and_every_row_in_one_piece():
+    options = ExportOptions(target_split_size=16, max_splits=4)
+    (method,) = plan_methods(CONFIG, options)
+    rows = {}
+    for partition in method.partitions:
+        for piece in partition.pieces:
+            assert piece.start == rows.get(piece.weight, 0)
+            rows[piece.weight] = piece.stop
+    assert rows == {name: shape[0] for name, shape in CONFIG.weight_shapes.items()}
+
+
+def test_partitions_pass_on_what_the_next_one_reads():
+    (method,) = plan_methods(CONFIG, ExportOptions())
+    have = set(method.inputs)
+    for partition in method.partitions:
+        assert set(partition.inputs) <= have
+        have |= set(partition.outputs)
+    assert set(method.outputs) <= have
+
+
+def test_positional_sharing_needs_as_many_partitions_in_every_method():
+    forward, prefill = plan_methods(CONFIG, ExportOptions(mode="multifunction"))
+    shorter = replace(prefill, partitions=prefill.partitions[:2])
+    with pytest.raises(HarnessError, match="'forward' has 3, 'prefill' has 2; use weight_sharing"):
+        plan_packages((forward, shorter), "positional")
+    assert len(plan_packages((forward, shorter), "none")) == 5
