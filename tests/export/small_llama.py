@@ -5,31 +5,31 @@ import json
 import torch
 
 from fixtures.random_llama import random_weights
+from harness.checks import Subject
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
 from harness.llama.config import parse_params
 
 PARAMS = {
-    "dim": 32,
+    "dim": 64,
     "n_layers": 2,
     "n_heads": 4,
     "n_kv_heads": 2,
-    "hidden_dim": 64,
-    "vocab_size": 96,
+    "hidden_dim": 96,
+    "vocab_size": 160,
     "norm_eps": 1e-5,
     "rope_theta": 10000.0,
 }
 OPTIONS = {"input_len": 4, "max_context_len": 24, "target_split_size": None}
 
 
-def write_model(folder, tied=False, **params):
+def write_model(folder, tied=False):
     """Write checkpoint.pth and params.json; return their paths."""
-    params = PARAMS | params
-    weights = random_weights(parse_params(params), 7)
+    weights = random_weights(parse_params(PARAMS), 7)
     if tied:
         del weights["output.weight"]
     torch.save(weights, folder / "checkpoint.pth")
-    (folder / "params.json").write_text(json.dumps(params))
+    (folder / "params.json").write_text(json.dumps(PARAMS))
     return folder / "checkpoint.pth", folder / "params.json"
 
 
@@ -37,6 +37,12 @@ def export_small(folder, output, **options):
     """Export the model that stands in ``folder``."""
     chosen = ExportOptions(**OPTIONS | options)
     return export(folder / "checkpoint.pth", folder / "params.json", chosen, output)
+
+
+def subject(folder, path, **options):
+    """The export at ``path`` of the model that stands in ``folder``, as checks take it."""
+    chosen = ExportOptions(**OPTIONS | options)
+    return Subject(path, folder / "checkpoint.pth", folder / "params.json", chosen)
 
 
 def content(folder):
