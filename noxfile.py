@@ -50,7 +50,7 @@ def conformance(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Judge the installed ExecuTorch: does it carry what a native runner needs?"""
     install(session)
-    run(session, "pytest", "suites/install", "--install-results", RESULTS, *session.posargs)
+    run(session, "pytest", "suites/install", "--install-results", f"{RESULTS}/install", *session.posargs)
 
 
 @nox.session(python=False)

@@ -1,4 +1,4 @@
-"""The result stream of the suite: `install.jsonl` in the results folder, and a table at the end."""
+"""The result stream of the suite, what is drawn from it, and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.report import Header, Writer, read_run, run_table
+from harness.report import Header, Writer, read_run, run_table, write_report
 
+_RESULTS = Path("results/install")
 _STREAM = pytest.StashKey[Writer]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("install")
-    group.addoption(
-        "--install-results", type=Path, default=Path("results"), help="where results go"
-    )
+    group.addoption("--install-results", type=Path, default=_RESULTS, help="where results go")
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +25,7 @@ def stream(pytestconfig: pytest.Config) -> Iterator[Writer]:
     pytestconfig.stash[_STREAM] = writer
     yield writer
     writer.finish()
+    write_report(read_run(writer.path), writer.path.parent)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
