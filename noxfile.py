@@ -50,7 +50,8 @@ def conformance(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Judge the installed ExecuTorch: does it carry what a native runner needs?"""
     install(session)
-    run(session, "pytest", "suites/install", "--install-results", f"{RESULTS}/install", *session.posargs)
+    results = ["--install-results", f"{RESULTS}/install"]
+    run(session, "pytest", "suites/install", *results, *session.posargs)
 
 
 @nox.session(python=False)

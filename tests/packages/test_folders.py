@@ -12,8 +12,6 @@ from harness.packages import combine_packages, extract_packages
 from tests.mil.programs import save
 from tests.packages.payloads import payload, program, reference
 
-pytest.importorskip("harness.artifact.exported")
-
 NAMES = (["a"], ["out"])
 METHODS = ("decode", "prefill")
 
