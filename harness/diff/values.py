@@ -8,11 +8,20 @@ from typing import Any
 from harness.artifact.dtypes import MIL_TYPES
 
 _LONGEST = 60  # characters of a constant shown as it is; a longer one is shown by its digest
+_LONGEST_TYPE = 200
 _WORD = 8  # hex digits of a digest: enough to tell two constants of one place apart
 
 
 def type_text(value_type: Any) -> str:
-    """Return a `ValueType` as text: `FLOAT16[1, 64]`, `state FLOAT16[8]`, `list of STRING[]`."""
+    """Return a `ValueType` as text: `FLOAT16[1, 64]`, `state FLOAT16[8]`, `list of STRING[]`.
+
+    One of hundreds of axes comes as a digest: it stands once for each operation that takes it.
+    """
+    text = _type_text(value_type)
+    return text if len(text) <= _LONGEST_TYPE else f"type #{_digest(value_type)}"
+
+
+def _type_text(value_type: Any) -> str:
     match value_type.WhichOneof("type"):
         case "tensorType":
             tensor = value_type.tensorType
