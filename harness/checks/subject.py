@@ -88,11 +88,20 @@ class Subject:
     @cached_property
     def oracle(self) -> Llama:
         """Plain causal Llama in fp64, with the checkpoint's weights or else the artefact's."""
+        return self._llama("fp64")
+
+    @cached_property
+    def eager(self) -> Llama:
+        """The same in the artefact's own dtype: its errors say what that precision costs."""
+        return self._llama(self.dtype)
+
+    def _llama(self, dtype: str) -> Llama:
         import torch
 
         from harness.llama.model import Llama
 
-        return Llama(self.config, self.expected_weights or self.held[1], torch.float64)
+        width = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[dtype]
+        return Llama(self.config, self.expected_weights or self.held[1], width)
 
     @cached_property
     def tables(self) -> Freqs:
