@@ -1,8 +1,8 @@
 """`harness check` on real artefacts, sound and broken, as a user calls it."""
 
 import json
-import re
 import platform
+import re
 from dataclasses import replace
 
 import pytest
