@@ -14,117 +14,133 @@ from typing import Any
 import pytest
 
 from fixtures.cache import exported, fixture
+from harness.artifact import open_artifact
 from harness.export.options import ExportOptions
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has Core ML itself")
 
+PYTHON = [sys.executable, "-W", "ignore"]
 SHIM = [sys.executable, "-m", "harness.cli", "shim", "--policy", "widen", "--"]
-THROUGH = ("executorch", "coreml:cpu_only")
+DTYPES = {"executorch": "torch.float16", "coreml:cpu_only": "torch.float32"}
+"""`coreml` hands fp16 out as fp32, as Core ML does; `executorch` hands out what is declared."""
+CACHES = 2 * 4  # keys and values of four layers
 
-# Run in the child: every method on the runtimes, twice, on inputs that are no zeros.
+# Run in the child: every method of a file on a runtime, twice, on inputs that are no zeros. The
+# runtimes are not isolated here, which starts a process for each.
 COMPARE = """
 import json, sys
+from math import prod
 import torch
 from harness.artifact import open_artifact
-from harness.runtimes import default_runtime, get_runtime
+from harness.runtimes import default_runtime
+from harness.runtimes.coreml import CoreMLRuntime
+from harness.runtimes.executorch import ExecuTorchRuntime
+from harness.runtimes.mil import MilRuntime
 
-def random_input(spec, generator):
+def random_input(spec):
     dtype = getattr(torch, spec.dtype)
     if dtype.is_floating_point:
-        return torch.randn(spec.shape, generator=generator).to(dtype)
-    return torch.randint(0, 3, spec.shape, generator=generator).to(dtype)
+        return torch.randn(spec.shape).to(dtype)
+    if prod(spec.shape) == 1:  # a token, or which of a chunk's rows is asked for: one has one row
+        return torch.zeros(spec.shape, dtype=dtype)
+    return torch.randint(0, 3, spec.shape).to(dtype)
 
-artifact = open_artifact(sys.argv[1])
-generator = torch.Generator().manual_seed(7)
-found = {"default": default_runtime(), "methods": {}}
-for method in artifact.methods:
-    reference = get_runtime("mil:widen").load(artifact, method)
-    calls = [[random_input(s, generator) for s in reference.inputs] for _ in range(2)]
-    expected = [reference(*inputs) for inputs in calls]
-    for name in sys.argv[2:]:
-        runtime = get_runtime(name)
-        assert runtime.unavailable() is None, runtime.unavailable()
-        loaded = runtime.load(artifact, method)
-        rows = []
-        for inputs, wants in zip(calls, expected, strict=True):
-            for have, want in zip(loaded(*inputs), wants, strict=True):
-                rows.append([
-                    str(have.dtype),
-                    torch.equal(have, want.to(have.dtype)),
-                    bool(want.any()),
-                    have.numel(),
-                ])
-        found["methods"][f"{method} on {name}"] = rows
+def compared(loaded, reference):
+    for _ in range(2):
+        inputs = [random_input(spec) for spec in reference.inputs]
+        for have, want in zip(loaded(*inputs), reference(*inputs), strict=True):
+            yield str(have.dtype), torch.equal(have, want.to(have.dtype)), bool(want.any())
+
+torch.manual_seed(7)
+runtimes = {"executorch": ExecuTorchRuntime(), "coreml:cpu_only": CoreMLRuntime("cpu_only")}
+found = {
+    "default": default_runtime(),
+    "unavailable": [runtime.unavailable() for runtime in runtimes.values()],
+    "neural engine": CoreMLRuntime("cpu_and_ne").unavailable(),
+}
+for path, name in json.loads(sys.argv[1]):
+    artifact = open_artifact(path)
+    found[f"{path} on {name}"] = {
+        method: list(
+            compared(
+                runtimes[name].load(artifact, method), MilRuntime("widen").load(artifact, method)
+            )
+        )
+        for method in artifact.methods
+    }
 print(json.dumps(found))
 """
 
 
-def compared(path: Path) -> dict[str, Any]:
-    command = [*SHIM, sys.executable, "-W", "ignore", "-c", COMPARE, str(path), *THROUGH]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-@pytest.mark.parametrize(
-    ("mode", "methods"), [("single", ["forward"]), ("multifunction", ["forward", "prefill"])]
-)
-def test_a_program_gives_bit_for_bit_what_our_executor_gives(mode: str, methods: list[str]) -> None:
-    """`coreml` hands fp16 out as fp32, as Core ML does; `executorch` in the declared dtype."""
-    path = exported("tiny", ExportOptions(mode=mode))
-    found = compared(path)
-    assert found["default"] == "coreml:cpu_only"
-    dtypes = {"executorch": "torch.float16", "coreml:cpu_only": "torch.float32"}
-    assert set(found["methods"]) == {f"{m} on {r}" for m in methods for r in THROUGH}
-    for name, rows in found["methods"].items():
-        assert len(rows) == 2 * (1 + 2 * 4), "logits, and keys and values of four layers"
-        for dtype, equal, has_values, count in rows:
-            assert equal and has_values and count > 0, name
-            assert dtype == dtypes[name.partition(" on ")[2]]
-
-
-def test_the_functions_of_a_package_give_what_our_executor_gives(tmp_path: Path) -> None:
-    from harness.artifact import open_artifact
-
-    path = exported("tiny", ExportOptions(mode="multifunction"))
-    bundle = open_artifact(path).bundles[1]
-    root = tmp_path / "part.mlpackage"
-    for name, data in bundle.package.files.items():
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both modes of tiny, and the package of the multifunction one's blocks."""
+    files = {
+        mode: exported("tiny", ExportOptions(mode=mode)) for mode in ("single", "multifunction")
+    }
+    root = tmp_path_factory.mktemp("package") / "part.mlpackage"
+    for name, data in open_artifact(files["multifunction"]).bundles[1].package.files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
-    command = [*SHIM, sys.executable, "-W", "ignore", "-c", COMPARE, str(root), "coreml:cpu_only"]
+    return files | {"package": root}
+
+
+@pytest.fixture(scope="module")
+def found(files: dict[str, Path]) -> Any:
+    """What the child found."""
+    cases = [(str(files[mode]), name) for mode in ("single", "multifunction") for name in DTYPES]
+    cases.append((str(files["package"]), "coreml:cpu_only"))
+    command = [*SHIM, *PYTHON, "-c", COMPARE, json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    methods = json.loads(done.stdout.splitlines()[-1])["methods"]
-    assert set(methods) == {"forward on coreml:cpu_only", "prefill on coreml:cpu_only"}
-    for rows in methods.values():
-        assert rows and all(equal and has_values for _, equal, has_values, _ in rows)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_text_is_the_same_on_every_runtime(tmp_path: Path) -> None:
-    path = exported("tiny", ExportOptions(mode="multifunction"))
-    tokenizer = fixture("tiny").tokenizer
-    run = [sys.executable, "-W", "ignore", "-m", "harness.cli", "run", str(path), "--json"]
-    prompt = ["--tokenizer", str(tokenizer), "--prompt", "a b c", "--max-new-tokens", "8"]
-    tokens = {}
-    for runtime in ("mil:widen", *THROUGH):
-        command = [*SHIM, *run, *prompt, "--runtime", runtime]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        facts = json.loads(done.stdout)
-        assert facts["runtime"] == runtime
-        tokens[runtime] = facts["tokens"]
-    assert len(tokens["mil:widen"]) == 8
-    assert tokens["executorch"] == tokens["coreml:cpu_only"] == tokens["mil:widen"]
+@pytest.mark.parametrize("runtime", DTYPES)
+@pytest.mark.parametrize(
+    ("mode", "methods"), [("single", {"forward"}), ("multifunction", {"forward", "prefill"})]
+)
+def test_a_program_gives_bit_for_bit_what_our_executor_gives(
+    files: dict[str, Path], found: Any, runtime: str, mode: str, methods: set[str]
+) -> None:
+    results = found[f"{files[mode]} on {runtime}"]
+    assert set(results) == methods
+    for rows in results.values():
+        assert len(rows) == 2 * (1 + CACHES)
+        assert all(equal and has_values for _, equal, has_values in rows)
+        assert {dtype for dtype, _, _ in rows} == {DTYPES[runtime]}
 
 
-def test_a_neural_engine_is_not_to_be_had_through_the_stand_in() -> None:
-    script = (
-        "from harness.runtimes import get_runtime\n"
-        "print(get_runtime('coreml:cpu_and_ne').unavailable())"
-    )
-    done = subprocess.run(
-        [*SHIM, sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
-    )
-    assert "the stand-in for Core ML has no Neural Engine" in done.stdout, done.stderr
+def test_the_functions_of_a_package_give_what_our_executor_gives(
+    files: dict[str, Path], found: Any
+) -> None:
+    results = found[f"{files['package']} on coreml:cpu_only"]
+    assert set(results) == {"forward", "prefill"}
+    for rows in results.values():
+        assert rows and all(equal and has_values for _, equal, has_values in rows)
+
+
+def test_the_runtimes_are_available_but_no_neural_engine(found: Any) -> None:
+    assert found["unavailable"] == [None, None]
+    assert found["default"] == "coreml:cpu_only"
+    assert found["neural engine"].startswith("the stand-in for Core ML has no Neural Engine")
+
+
+def generated(files: dict[str, Path], runtime: str, *before: str) -> dict[str, Any]:
+    tokenizer = str(fixture("tiny").tokenizer)
+    run = [*PYTHON, "-m", "harness.cli", "run", str(files["multifunction"]), "--json"]
+    prompt = ["--tokenizer", tokenizer, "--prompt", "a b c", "--max-new-tokens", "8"]
+    command = [*before, *run, *prompt, "--runtime", runtime]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+@pytest.mark.parametrize("runtime", DTYPES)
+def test_text_is_that_of_our_executor_in_isolated_children_too(
+    files: dict[str, Path], runtime: str
+) -> None:
+    here, there = generated(files, "mil:widen"), generated(files, runtime, *SHIM)
+    assert there["runtime"] == runtime and len(there["tokens"]) == 8
+    assert there["tokens"] == here["tokens"]
