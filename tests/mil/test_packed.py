@@ -156,6 +156,22 @@ def test_nan_and_infinity_in_x_come_through():
     assert PackedWeight(blocks, torch.float32).linear(x).isnan().all()
 
 
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        ((3, 3, 1, 8), (3, 1, 8, 5)),  # the heads of a group, on the keys that they share
+        ((3, 2, 4, 8), (3, 1, 8, 5)),
+        ((1, 3, 2, 8), (4, 1, 8, 5)),  # and one more axis that broadcasts
+        ((2, 2, 8), (1, 8, 5)),
+        ((2, 0, 2, 8), (2, 1, 8, 5)),
+    ],
+)
+def test_a_product_that_broadcasts_its_right_side_is_numpys(left, right):
+    a, b = (RNG.standard_normal(shape).astype(np.float32) for shape in (left, right))
+    (result,) = run(save(lambda mb, a, b: mb.matmul(x=a, y=b), [left, right]), a, b)
+    np.testing.assert_allclose(result, a @ b, rtol=1e-5, atol=1e-6)
+
+
 # --- in a program
 
 

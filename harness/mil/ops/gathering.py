@@ -63,12 +63,16 @@ def in_range(op: Operation, indices: Tensor, size: int) -> Tensor:
     """Return indices as int64, none negative; raises ArtifactError for one out of range."""
     indices = indices.long()
     lowest = 0 if op.since("CoreML7") else -size
-    if indices.numel() and (indices.min() < lowest or indices.max() >= size):
-        raise op.error(
-            f"an index out of range: {int(indices.min())} to {int(indices.max())}, "
-            f"where {lowest} to {size - 1} are allowed"
-        )
-    return torch.where(indices < 0, indices + size, indices)
+    if indices.numel():
+        smallest, largest = (int(extreme) for extreme in torch.aminmax(indices))
+        if smallest < lowest or largest >= size:
+            raise op.error(
+                f"an index out of range: {smallest} to {largest}, "
+                f"where {lowest} to {size - 1} are allowed"
+            )
+        if smallest < 0:
+            return torch.where(indices < 0, indices + size, indices)
+    return indices
 
 
 def place_columns(op: Operation, indices: Tensor, shape: torch.Size) -> list[Tensor]:

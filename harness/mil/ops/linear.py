@@ -48,8 +48,8 @@ def matmul(op: Operation) -> Run:
             left, right = left.to(op.carrier), right.to(op.carrier)
         if left.dim() == right.dim() > 2 and right.shape[-3] == 1:
             # torch would copy the right one for each of the left's matrices: stack those instead
-            rows = left.flatten(-3, -2)
-            return torch.matmul(rows, right.squeeze(-3)).unflatten(-2, left.shape[-3:-1])
+            product = torch.matmul(left.flatten(-3, -2), right.squeeze(-3))
+            return product.view(*product.shape[:-2], *left.shape[-3:-1], product.shape[-1])
         return torch.matmul(left, right)
 
     return run
