@@ -103,6 +103,16 @@ def upstream(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def large(session: nox.Session) -> None:
+    """Hold speed, memory and load time to their bars, up to a 1B-size model; wants a quiet machine.
+
+    The first run exports that model: 7 minutes and 14 GB.
+    """
+    install(session)
+    run(session, "pytest", "suites/large", "-s", *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def bench(session: nox.Session) -> None:
     """Time prefill and decode with asv, in this environment and at this commit."""
     install(session)

@@ -19,6 +19,7 @@ PROFILES = {
     "fast": (["tiny"], 3),
     "regular": (["tiny"], 10),
     "large": (["tiny", "smollm2-135m"], 5),
+    "huge": (["llama-1b"], 3),
 }  # HARNESS_BENCH_PROFILE -> fixtures, timed rounds
 PROFILE = os.environ.get("HARNESS_BENCH_PROFILE", "regular")
 if PROFILE not in PROFILES:
