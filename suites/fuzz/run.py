@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-SECONDS = 10.0  # that a case may take
+import psutil
+
+SECONDS = 10.0  # that a case may take: of the processor's time, which a busy machine stretches
+LONGEST = 120.0  # that it may take by the clock: what waits for ever takes no processor's time
 STARTING = 300.0  # that a child may take to import and to execute what is sound
 SOUND = frozenset({"executed", "loaded", "refused"})
 
@@ -78,19 +83,35 @@ class _Child:
         patience = STARTING
         while (started := self._next(patience)) is not None:
             assert started, "a child hangs between two cases"
-            finished = self._next(SECONDS)
+            finished = self._finished()
             if finished:
                 yield Result(**started, **finished)
             elif finished is None:
                 yield Result(**started, outcome="crash", said="".join(self._errors[-20:]))
                 return
             else:
-                yield Result(**started, outcome="hang", seconds=SECONDS)
+                yield Result(**started, outcome="hang")
                 return
             patience = STARTING
         status = self._process.wait()
         if status:
             raise RuntimeError(f"a child ended with {status}: {''.join(self._errors[-20:])}")
+
+    def _finished(self) -> dict[str, Any] | None:
+        """As `_next`, while a case has time left by the processor and by the clock."""
+        end, limit = time.monotonic() + LONGEST, self._processor() + SECONDS
+        while (line := self._next(0.5)) == {}:
+            if time.monotonic() > end or self._processor() > limit:
+                return {}
+        return line
+
+    def _processor(self) -> float:
+        """The seconds of processor's time that the child has taken; infinite once it is gone."""
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return math.inf
+        return float(times.user + times.system)
 
     def _next(self, seconds: float) -> dict[str, Any] | None:
         """The next line; an empty dict when none comes in time, None at the end."""

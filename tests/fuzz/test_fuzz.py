@@ -110,7 +110,7 @@ def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch,
         return real(words, env={**os.environ, "PYTHONPATH": places}, **options)
 
     monkeypatch.setattr(run.subprocess, "Popen", popen)
-    monkeypatch.setattr(run, "SECONDS", 2.0)
+    monkeypatch.setattr(run, "LONGEST", 3.0)
     found = list(results(folder, 0, 0, 4))
     assert [result.outcome for result in found] == ["executed", "hang", "crash", "executed"]
     assert "4 cases, 2 failed" in counted(found)
@@ -119,3 +119,12 @@ def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch,
 def test_counts_say_the_longest_and_the_largest():
     said = counted([Result(0, "bytes", "refused", seconds=1.5), Result(1, "pte", "executed")])
     assert "1 refused" in said and "1.5 s (case 0)" in said and "2 cases, 0 failed" in said
+
+
+def test_a_child_that_is_gone_has_no_processor_time_left(folder):
+    from suites.fuzz.run import _Child
+
+    child = _Child(folder, 0, 0, 1)
+    assert child._processor() < 100
+    child.end()
+    assert child._processor() == float("inf")
