@@ -157,6 +157,12 @@ class Operation:
         if not 0 <= count <= self.most:
             raise self.error(f"{what} ask for {count} elements; the most is {self.most}")
 
+    def check_room(self, shape: Sequence[int], what: str) -> None:
+        """Raise ArtifactError when ``what``, of this shape and made on the way to the result, has
+        more elements than any value of the program may have: asked before it is made."""
+        if math.prod(max(0, size) for size in shape) > self.most:
+            raise self.error(f"{what} would be of shape {list(shape)}; the most is {self.most}")
+
     def checked_shape(self, shape: Sequence[int], what: str) -> tuple[int, ...]:
         """Return a shape to make; raises ArtifactError when it is negative, or as `check_count`."""
         if any(size < 0 for size in shape):

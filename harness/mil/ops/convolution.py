@@ -31,6 +31,7 @@ def conv(op: Operation) -> Run:
         steps, spread = strides or [1] * rank, dilations or [1] * rank
         kernel = [gap * (size - 1) + 1 for gap, size in zip(spread, weight.shape[2:], strict=True)]
         sizes = padding(pad_type, pad, x.shape[2:], kernel, steps)
+        op.check_room(padded_shape(x, sizes), "the padded input")
         padded = functional.pad(x, flat(sizes))
         return _CONVOLUTIONS[rank](
             padded, weight, bias, stride=steps, dilation=spread, groups=groups
@@ -53,6 +54,9 @@ def conv_transpose(op: Operation) -> Run:
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rank = _rank(op, x)
         steps, spread = strides or [1] * rank, dilations or [1] * rank
+        reach = [gap * (size - 1) + 1 for gap, size in zip(spread, weight.shape[2:], strict=True)]
+        ends = [(n - 1) * s + k for n, s, k in zip(x.shape[2:], steps, reach, strict=True)]
+        op.check_room((len(x), weight.shape[1] * groups, *ends), "the full result")
         full = _TRANSPOSED[rank](x, weight, stride=steps, dilation=spread, groups=groups)
         wanted = [int(size) for size in shape[2:]] if shape is not None else None
         if wanted is None and pad_type.startswith("same"):
@@ -108,6 +112,12 @@ def padding(
         begin = _half(total, pad_type)
         pairs += [begin, total - begin]
     return pairs
+
+
+def padded_shape(x: Tensor, pairs: Sequence[int]) -> list[int]:
+    """Return the shape of x [N, C, *D] with padding before and after each spatial axis."""
+    added = [pairs[place] + pairs[place + 1] for place in range(0, len(pairs) - 1, 2)]
+    return [*x.shape[:2], *(n + more for n, more in zip(x.shape[2:], added, strict=True))]
 
 
 def flat(pairs: list[int]) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.mil.operation import Operation, Run, operation
-from harness.mil.ops.convolution import flat, pad_type_of, padding
+from harness.mil.ops.convolution import flat, pad_type_of, padded_shape, padding
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class _Reader:
             counts.append(count)
             extra.append(max(0, (count - 1) * steps[axis] - room))
         self._op.checked_shape((*x.shape[:2], *counts), "windows")
+        room = [n + more for n, more in zip(padded_shape(x, pads)[2:], extra, strict=True)]
+        self._op.check_room((*x.shape[:2], *room), "the padded input")
         return _Windows(kernel, steps, pads, extra)
 
 
