@@ -26,7 +26,7 @@ _SHOWN = 12  # rows of a table on a terminal; --json has all
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a .pte of a Core ML language model")
+    parser.add_argument("file", metavar="FILE", help="a .pte or an exported folder")
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
     parser.add_argument("--params", type=Path, help="the checkpoint's params.json")
     parser.add_argument(
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     subject = Subject(args.file, args.checkpoint, args.params)
     if subject.artifact.pte is None:
         raise HarnessError(
-            f"{args.file}: only a .pte of a language model can be bisected: a prompt is fed to it"
+            f"{args.file}: only an exported language model, a .pte or a folder, can be bisected: a "
+            "prompt is fed to it"
         )
     return _ranges(args, subject) if args.ranges else _bisect(args, subject)
 

@@ -120,6 +120,14 @@ def test_a_fault_in_one_function_is_not_looked_for_in_the_other(mutated):
     assert "layers.2.feed_forward.w1" in first.reads.values()
 
 
+def test_our_own_exporters_operations_are_values_of_the_model_too(sources, tmp_path):
+    folder = tmp_path / "exported"
+    options = ("--exporter", "coreml", "--mode", "multifunction")
+    assert main(["export", "--model", "tiny", *options, "-o", str(folder)]) == 0
+    report = judged(opened(folder, sources["multifunction"]))
+    assert report.first is None and report.excused == 0 and report.matched > 1500
+
+
 def test_a_wrong_table_is_no_fault_of_an_operation(mutated):
     assert judged(mutated(constants.one_table_row, "single")).first is None
 
