@@ -58,7 +58,7 @@ class Interpreter:
         delegates = {d.index: d for d in artifact.delegates[method]}
         self._check_delegates(delegates)
         self._delegates = {index: (d, factory(d)) for index, d in delegates.items()}
-        most = most_elements(artifact.path.stat().st_size)
+        most = most_elements(artifact.pte.size)
         self._buffers = _buffers(self._plan, most, self._where)
 
     def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
