@@ -9,7 +9,7 @@ ExecuTorch's memory does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from harness.artifact.pte import (
     Value,
 )
 from harness.errors import HarnessError
-from harness.mil.operation import most_elements
+from harness.mil.operation import MOST_ELEMENTS, most_elements
 from harness.runtimes.kernels import call_kernel, writes_in_place
 
 DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -58,8 +58,7 @@ class Interpreter:
         delegates = {d.index: d for d in artifact.delegates[method]}
         self._check_delegates(delegates)
         self._delegates = {index: (d, factory(d)) for index, d in delegates.items()}
-        most = most_elements(artifact.pte.size)
-        self._buffers = _buffers(self._plan, most, self._where)
+        self._buffers = _buffers(self._plan, delegates.values(), self._where)
 
     def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
         """Raise ArtifactError unless each call hands over as many tensors as there are names."""
@@ -184,10 +183,10 @@ def _initial(value: Value) -> Any:
     return value
 
 
-def _buffers(plan: PteMethod, most: int, where: str) -> dict[int, torch.Tensor]:
+def _buffers(plan: PteMethod, delegates: Iterable[Delegate], where: str) -> dict[int, torch.Tensor]:
     """Return the tensors that live from call to call, by index, as they are before the first.
 
-    Raises ArtifactError for more than ``most`` elements.
+    Raises ArtifactError for more elements than a program with these delegates may have.
     """
     written = {
         instruction.args[0]
@@ -201,8 +200,11 @@ def _buffers(plan: PteMethod, most: int, where: str) -> dict[int, torch.Tensor]:
         and index not in plan.inputs
         and (index in written or value.initial is not None)
     }
-    if sum(math.prod(value.shape) for value in declared.values()) > most:
-        raise ArtifactError(f"{where}: declares buffers of over {most} elements")
+    count = sum(math.prod(value.shape) for value in declared.values())
+    if count > MOST_ELEMENTS:  # a look at the packages is not free
+        packages = {id(d.bundle): d.bundle.package for d in delegates}.values()
+        if count > (most := most_elements(sum(package.size for package in packages))):
+            raise ArtifactError(f"{where}: declares buffers of over {most} elements")
     return {index: _first(value) for index, value in declared.items()}
 
 
