@@ -21,7 +21,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError, NotInstalledError
 from harness.export import Progress
-from harness.export.files import partial_file
+from harness.files import partial_file
 from harness.export.options import ExportOptions, check_fit
 from harness.llama.config import load_params
 

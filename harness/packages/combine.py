@@ -19,7 +19,7 @@ from harness.artifact.package import Package
 from harness.artifact.proto import new_model
 from harness.errors import HarnessError
 from harness.packages.description import describe, function_description
-from harness.packages.folder import partial_folder
+from harness.files import partial_folder
 from harness.packages.layout import (
     MANIFEST,
     SPECIFICATION,

@@ -16,7 +16,7 @@ from harness.artifact.artifact import Artifact
 from harness.artifact.delegate import Bundle, Delegate
 from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
-from harness.packages.folder import partial_folder
+from harness.files import partial_folder
 from harness.packages.layout import MANIFEST
 
 LIST = "extracted.json"
