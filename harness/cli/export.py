@@ -15,9 +15,8 @@ from fixtures.models import MODELS, model
 from harness import export as exporters
 from harness.artifact.exported import PROGRAM
 from harness.errors import HarnessError
-from harness.files import partial_file
 from harness.export.options import CHOICES, ExportOptions
-from harness.files import partial_folder
+from harness.files import partial_file, partial_folder
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ExportOptions))
 

@@ -17,8 +17,8 @@ from harness.export import Progress
 from harness.export.folder import MODEL, write_package, write_program
 from harness.export.options import ExportOptions, check_fit
 from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
-from harness.llama.config import LlamaConfig, load_params
 from harness.files import partial_folder
+from harness.llama.config import LlamaConfig, load_params
 from harness.packages.layout import WEIGHT_REFERENCE, WEIGHTS, data_folder
 from harness.packages.weight_file import WeightFile
 

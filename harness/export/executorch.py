@@ -21,8 +21,8 @@ from pathlib import Path
 
 from harness.errors import HarnessError, NotInstalledError
 from harness.export import Progress
-from harness.files import partial_file
 from harness.export.options import ExportOptions, check_fit
+from harness.files import partial_file
 from harness.llama.config import load_params
 
 CHILD = "harness.export._executorch_child"

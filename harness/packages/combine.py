@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from harness.artifact.package import Package
 from harness.artifact.proto import new_model
 from harness.errors import HarnessError
-from harness.packages.description import describe, function_description
 from harness.files import partial_folder
+from harness.packages.description import describe, function_description
 from harness.packages.layout import (
     MANIFEST,
     SPECIFICATION,
