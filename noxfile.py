@@ -58,7 +58,7 @@ def wheel(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests of the harness itself, and the mutants that its checks must catch."""
     install(session)
-    run(session, "pytest", *(session.posargs or ["tests", "suites/mutants"]))
+    run(session, "pytest", *(session.posargs or ["-n", "auto", "tests", "suites/mutants"]))
 
 
 @nox.session(python=False)
