@@ -80,19 +80,19 @@ def test_decode_and_prefill_reach_their_multiple_of_eager(bar, record_property):
 
 
 CHILD = """
-import resource, sys, time
+import sys, time
 import torch
 from harness.artifact import open_artifact
 from harness.generate.load import open_session
 from harness.runtimes import get_runtime
+from harness.runtimes._isolated_child import peak_memory
 runtime = get_runtime("mil:widen")
 start = time.perf_counter()
 session = open_session(open_artifact(sys.argv[1]), runtime)
 took = time.perf_counter() - start
 session.prefill(list(range(1, 65)))
 session.decode(1)
-unit = 1 if sys.platform == "darwin" else 1024
-print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+print(took, peak_memory())
 """
 
 
