@@ -111,6 +111,13 @@ class Function:
     def _entered(
         self, name: str, tensor: torch.Tensor | None, state: State | None, declared: ValueType
     ) -> Any:
+        if (
+            isinstance(declared, TensorType)
+            and isinstance(tensor, torch.Tensor)
+            and declared.fits(tensor)
+            and (declared.is_float or not tensor.is_floating_point())
+        ):
+            return self._policy.enter(tensor, declared.dtype)
         where = f"{self._where}: input '{name}'"
         if isinstance(declared, StateType) and state is not None:
             return state.cell(name, declared.wrapped, self._policy, where)
@@ -120,9 +127,7 @@ class Function:
             raise HarnessError(
                 f"{where} has shape {list(tensor.shape)}, declared is {list(declared.shape)}"
             )
-        if tensor.is_floating_point() and not declared.dtype.name.startswith("FLOAT"):
-            raise HarnessError(f"{where} is {tensor.dtype}, declared is {declared.dtype.name}")
-        return self._policy.enter(tensor, declared.dtype)
+        raise HarnessError(f"{where} is {tensor.dtype}, declared is {declared.dtype.name}")
 
 
 _SHARED: WeakKeyDictionary[Package, dict[str, Weights]] = WeakKeyDictionary()

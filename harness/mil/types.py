@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ class TensorType:
         """The number of elements; flexible dimensions count as one."""
         return math.prod(size or 0 if size is not None else 1 for size in self.shape)
 
+    @cached_property
+    def is_float(self) -> bool:
+        """Whether its elements are floats."""
+        return self.dtype.name.startswith("FLOAT")
+
     @property
     def is_fixed(self) -> bool:
         """Whether every dimension is declared."""
@@ -41,6 +47,8 @@ class TensorType:
 
     def fits(self, value: Any) -> bool:
         """Whether a tensor is shaped as declared."""
+        if isinstance(value, torch.Tensor) and value.shape == self.shape:
+            return True
         if not isinstance(value, torch.Tensor):
             return self.dtype.name in ("STRING", "INT64") and not self.shape
         return self.variadic or (

@@ -142,10 +142,10 @@ class Interpreter:
     def _delegate(self, number: int, args: tuple[int, ...], values: list[Any]) -> None:
         delegate, run = self._delegates[number]
         names, split = delegate.names, len(delegate.names.input_names)
-        tensors = [
-            self._made(values, index, f"delegate {number}'s input '{name}'")
-            for index, name in zip(args[:split], names.input_names, strict=True)
-        ]
+        tensors = [values[index] for index in args[:split]]
+        if any(tensor is None for tensor in tensors):
+            for index, name in zip(args[:split], names.input_names, strict=True):
+                self._made(values, index, f"delegate {number}'s input '{name}'")
         for index, name, result in zip(args[split:], names.output_names, run(tensors), strict=True):
             declared = self._plan.values[index]
             assert isinstance(declared, TensorValue), "checked at load"

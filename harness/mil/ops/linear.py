@@ -20,9 +20,11 @@ def linear(op: Operation) -> Run:
     adds_nothing = op.is_zero("bias")  # as the exporter gives to layers without one
 
     def run(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> Tensor:
+        if adds_nothing:
+            bias = None
         if isinstance(weight, PackedWeight):
             product = weight.linear(x)
-            return product if bias is None or adds_nothing else product + bias
+            return product if bias is None else product + bias
         if weight.dtype != x.dtype:  # from iOS 17 on
             weight = weight.to(x.dtype)
         if bias is not None and bias.dtype != x.dtype:

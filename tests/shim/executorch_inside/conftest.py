@@ -1,4 +1,4 @@
-"""These tests run in a child, under `harness shim --policy widen`: `test_executorch_stand_in.py` starts it.
+"""These tests run in a child, under `harness shim --policy widen`.
 
 Most export a module twice, with Core ML and without: what ExecuTorch's own runtime then does with
 the second is what is expected of the first.
