@@ -52,7 +52,8 @@ def test_small_integers_are_unpacked_as_the_native_writer_packs_them(tmp_path, k
     from coremltools.libmilstoragepython import _BlobStorageWriter
 
     from harness.artifact.dtypes import MIL_TYPES
-    from harness.mil.values import TensorType, _from_bytes
+    from harness.mil.types import TensorType
+    from harness.mil.values import Constant, _from_bytes
 
     bits = int(kind[-1])
     values = (np.arange(13) * 5 % (1 << bits)).astype(np.uint8)
@@ -66,8 +67,9 @@ def test_small_integers_are_unpacked_as_the_native_writer_packs_them(tmp_path, k
     assert blob.dtype == kind.upper()
     assert blob.padding_bits == -len(values) * bits % 8
     dtype = next(found for found in MIL_TYPES.values() if found.name == blob.dtype)
-    unpacked = _from_bytes(blob.data, TensorType(dtype, (13,)), "here")
-    np.testing.assert_array_equal(unpacked, values)
+    declared = TensorType(dtype, (13,))
+    constant = Constant(declared, _from_bytes(blob.data, declared, "here"))
+    np.testing.assert_array_equal(constant.array, values)
 
 
 def entry(sentinel=0xDEADBEEF, number=2, size=4, start=HEADER_SIZE + ENTRY_SIZE):
