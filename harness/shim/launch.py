@@ -59,9 +59,13 @@ def python_command(
 
 
 def _found(name: str, environment: Mapping[str, str]) -> str:
-    """Return the program's path; one that stands beside this Python need not be in PATH."""
+    """Return the program's path.
+
+    One beside this Python comes before those in PATH: the stand-in is installed here, and the first
+    ``pytest`` in PATH may be another environment's, or a shell script that looks for one.
+    """
     beside = str(Path(sys.executable).parent)
-    program = shutil.which(name, path=environment.get("PATH")) or shutil.which(name, path=beside)
+    program = shutil.which(name, path=beside) or shutil.which(name, path=environment.get("PATH"))
     if program is None:
         raise HarnessError(f"{name}: no such command, or it cannot be executed; check the name")
     return program

@@ -107,4 +107,4 @@ def test_an_unknown_profile_is_a_sentence():
         cwd=ROOT,
         check=False,
     )
-    assert done.stderr.endswith("is 'quick'; choose from fast, regular, large\n")
+    assert done.stderr.endswith("is 'quick'; choose from fast, regular, large, huge\n")

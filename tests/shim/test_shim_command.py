@@ -206,3 +206,11 @@ def test_it_comes_too_late_once_coremltools_is_imported(monkeypatch):
     with pytest.raises(HarnessError, match="imported before the stand-in .* was installed"):
         install()
     assert not is_installed()
+
+
+def test_the_program_beside_this_python_comes_before_those_in_path(tmp_path):
+    other = tmp_path / "pytest"
+    other.write_text("#!/bin/sh\nexec something-else\n")
+    other.chmod(0o755)
+    command = python_command(["pytest"], {"PATH": str(tmp_path)}, None)
+    assert Path(command.program) == Path(sys.executable).parent / "pytest"
