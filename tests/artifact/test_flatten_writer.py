@@ -1,8 +1,6 @@
 """The flattened folder is written byte for byte as ExecuTorch's native module writes it."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 
@@ -27,24 +25,6 @@ AWKWARD = {
 }
 
 
-@pytest.fixture(scope="module")
-def native():
-    """ExecuTorch's extension module, loaded by path: importing its package takes 11 s."""
-    root = Path(importlib.util.find_spec("executorch").submodule_search_locations[0])
-    path = next((root / "backends/apple/coreml").glob("executorchcoreml*.so"))
-    spec = importlib.util.spec_from_file_location("executorchcoreml", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def write(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
 def in_the_order_of(data, files):
     """The files in the order in which their contents, all different, stand in a payload.
 
@@ -65,7 +45,7 @@ def random_files(seed):
     [PACKAGE, AWKWARD, {"one": b"alone"}, *map(random_files, range(8))],
     ids=len,
 )
-def test_every_byte_is_the_native_modules(native, tmp_path, files):
+def test_every_byte_is_the_native_modules(native, tmp_path, files, write):
     folder = write(tmp_path / "lowered_module", files)
     wanted = bytes(native.flatten_directory_contents(str(folder)))
     assert flatten(in_the_order_of(wanted, files), "lowered_module") == wanted
@@ -73,7 +53,7 @@ def test_every_byte_is_the_native_modules(native, tmp_path, files):
 
 @pytest.mark.parametrize("files", [PACKAGE, AWKWARD, random_files(9)], ids=len)
 def test_what_the_native_module_wrote_is_read_and_written_again_without_a_change(
-    native, tmp_path, files
+    native, tmp_path, files, write
 ):
     folder = write(tmp_path / "partition 0", files)
     data = memoryview(native.flatten_directory_contents(str(folder)))

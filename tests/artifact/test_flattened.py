@@ -1,8 +1,6 @@
 """The flattened folder, against the native module that ExecuTorch itself flattens with."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,24 +8,6 @@ from harness.artifact import ArtifactError
 from harness.artifact.flattened import flatten, read_flattened
 
 FILES = {"metadata.json": b"{}", "a/b/weights.bin": bytes(range(256)) * 9, "a/ü.txt": b"x"}
-
-
-@pytest.fixture(scope="module")
-def native():
-    """ExecuTorch's extension module, loaded by path: importing its package takes 11 s."""
-    root = Path(importlib.util.find_spec("executorch").submodule_search_locations[0])
-    path = next((root / "backends/apple/coreml").glob("executorchcoreml*.so"))
-    spec = importlib.util.spec_from_file_location("executorchcoreml", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def write(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def read(data):
@@ -44,12 +24,12 @@ def node(kind, children=(), offset=0, size=0):
     return {"kind": kind, "children": dict(children), "dataRegion": region, "name": "n"}
 
 
-def test_it_reads_what_the_native_module_wrote(native, tmp_path):
+def test_it_reads_what_the_native_module_wrote(native, tmp_path, write):
     data = native.flatten_directory_contents(str(write(tmp_path / "folder", FILES)))
     assert read(data) == FILES
 
 
-def test_many_files_make_a_tree_longer_than_the_first_look(native, tmp_path):
+def test_many_files_make_a_tree_longer_than_the_first_look(native, tmp_path, write):
     files = {f"folder/{'n' * 100}{number}": b"%d" % number for number in range(800)}
     data = native.flatten_directory_contents(str(write(tmp_path / "folder", files)))
     assert read(data) == files
