@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 from harness.mil.packed import lookup
 
+_TURNED = 16  # rows at a time: a cache line of what is written
 _ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities stay what they are
 
 
@@ -122,6 +123,16 @@ def expand_blocks(
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
             _expand_rows(first, last, codes, scale, offset, flip, rounds, start, tile)
+
+
+@_serial
+def turned(product: Any, unit: Any, out: Any) -> None:
+    """Write fp32 [rows, m] times ``unit`` [rows] into ``out`` [m, rows]: in one pass, not two."""
+    rows, m = product.shape
+    for start in range(0, rows, _TURNED):
+        for each in range(m):
+            for row in range(start, min(start + _TURNED, rows)):
+                out[each, row] = product[row, each] * unit[row]
 
 
 @_serial

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.mil.packed import kernels
 from harness.mil.packed.forms import Blocks, Tables, best_form
 
 FEW_ROWS = 3  # rows of x up to which decoding the weight for each of them beats expanding it
@@ -24,11 +25,10 @@ _TILE = 1 << 19
 
 
 class _Ordered:
-    """A form of a weight, and its order and unit as tensors."""
+    """A form of a weight, and its order as a tensor."""
 
     def __init__(self, form: Blocks | Tables) -> None:
         self.form = form
-        self.unit = None if form.unit is None else torch.from_numpy(form.unit)[:, None]
         self._order = form.order
 
     def ordered(self, x: Tensor) -> Tensor:
@@ -85,9 +85,11 @@ class PackedWeight:
             part = tile[: n_rows - start]
             by.form.expand(start, part.numpy(), self._parts(len(part)))
             torch.mm(part.to(x.dtype), columns, out=product[start : start + len(part)])
-        if by.unit is not None:
-            product.mul_(by.unit)
-        return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
+        if by.form.unit is None:
+            return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
+        turned = torch.empty((*x.shape[:-1], n_rows))
+        kernels.turned(product.numpy(), by.form.unit, turned.view(-1, n_rows).numpy())
+        return turned
 
     def _parts(self, rows: int) -> int:
         if rows * self.shape[1] < _ALONE:
