@@ -42,11 +42,14 @@ class Function:
         self.allowed = allowed
         self.inputs: dict[str, TensorType] = {}
         self.states: dict[str, TensorType] = {}
+        self._as_carried: dict[str, tuple[Any, torch.dtype]] = {}  # shape and dtype to take as is
         for name, (_, declared) in plan.inputs.items():
             if isinstance(declared, StateType):
                 self.states[name] = declared.wrapped
             elif isinstance(declared, TensorType):
                 self.inputs[name] = declared
+                if not policy.rounds_half:
+                    self._as_carried[name] = declared.shape, policy.carrier(declared.dtype)
             else:
                 raise HarnessError(f"{where}: input '{name}' is neither a tensor nor a state")
 
@@ -111,6 +114,9 @@ class Function:
     def _entered(
         self, name: str, tensor: torch.Tensor | None, state: State | None, declared: ValueType
     ) -> Any:
+        shape_and_dtype = self._as_carried.get(name)
+        if isinstance(tensor, torch.Tensor) and (tensor.shape, tensor.dtype) == shape_and_dtype:
+            return tensor
         if (
             isinstance(declared, TensorType)
             and isinstance(tensor, torch.Tensor)

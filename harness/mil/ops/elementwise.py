@@ -112,7 +112,7 @@ def select(op: Operation) -> Run:
     return torch.where
 
 
-_WRAPPED = {"int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
+_WRAPPED = {name: getattr(torch, name) for name in ("int8", "uint8", "int16", "uint16")}
 _CASTS = {"fp16", "fp32", "fp64", "int32", "bool", *_WRAPPED}
 
 
@@ -125,6 +125,10 @@ def cast(op: Operation) -> Run:
     carrier = op.policy.carrier(op.output.dtype)
     if dtype not in _WRAPPED:
         return lambda x: x.to(carrier)
-    span = 1 << _WRAPPED[dtype]
-    low = 0 if dtype.startswith("u") else -span // 2
-    return lambda x: torch.remainder(x.to(torch.int64) - low, span).add_(low).to(carrier)
+    small = _WRAPPED[dtype]
+
+    def run(x: Tensor) -> Tensor:
+        # from floats by way of int64: one that does not fit is undefined otherwise
+        return (x.to(torch.int64) if x.is_floating_point() else x).to(small).to(carrier)
+
+    return run

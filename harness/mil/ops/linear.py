@@ -48,10 +48,11 @@ def matmul(op: Operation) -> Run:
         right = y.mT if transpose_y and y.dim() > 1 else y
         if left.dtype != right.dtype:  # from iOS 17 on, one that is constant may differ
             left, right = left.to(op.carrier), right.to(op.carrier)
-        if left.dim() == right.dim() > 2 and right.shape[-3] == 1:
+        shape, other = left.shape, right.shape
+        if len(shape) == len(other) > 2 and other[-3] == 1 and shape[:-3] == other[:-3]:
             # torch would copy the right one for each of the left's matrices: stack those instead
-            product = torch.matmul(left.flatten(-3, -2), right.squeeze(-3))
-            return product.view(*product.shape[:-2], *left.shape[-3:-1], product.shape[-1])
+            multiply = torch.bmm if len(shape) == 4 else torch.matmul
+            return multiply(left.flatten(-3, -2), right.squeeze(-3)).view(*shape[:-1], other[-1])
         return torch.matmul(left, right)
 
     return run
