@@ -1,4 +1,4 @@
-"""What stands around an operation's function: rounding, late building, nested blocks."""
+"""An operation's function, and what stands around it: rounding, late building, nested blocks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,33 @@ from functools import partial
 from typing import Any
 
 from harness.mil.block import Block
-from harness.mil.operation import Operation, Run
+from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
 from harness.mil.policy import Policy
 from harness.mil.types import TensorType, ValueType
 from harness.mil.values import Constant
 
 
-def rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
+def built(operation: Operation) -> Run:
+    """Return the function of an operation, its FLOAT16 results rounded where the policy says so.
+
+    Raises ArtifactError for a parameter that is wrong, or that its builder does not read.
+    """
+    implementation = IMPLEMENTATIONS[operation.type]
+    try:
+        run = implementation.build(operation)
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+        problem = f"a parameter is not what the operation takes ({error})"
+        raise operation.error(problem) from error
+    unread = operation.given - operation.read - {*implementation.inputs}
+    if unread:
+        raise operation.error(f"parameter '{min(unread)}' is not understood")
+    makes_values = not (implementation.moves_data or operation.type.startswith("constexpr_"))
+    if operation.policy.rounds_half and makes_values:
+        return _rounding(run, operation.outputs, operation.policy)
+    return run
+
+
+def _rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
     """Return ``run`` with its FLOAT16 results rounded."""
     halves = [isinstance(o, TensorType) and o.dtype.name == "FLOAT16" for o in outputs]
     if not any(halves):
@@ -29,9 +49,7 @@ def rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
     return rounded
 
 
-def built_at_call(
-    build: Callable[[Operation], Run], operation: Operation, computed: Mapping[str, ValueType]
-) -> Run:
+def built_at_call(operation: Operation, computed: Mapping[str, ValueType]) -> Run:
     """Return a function that takes the computed parameters after the tensors, and builds with them.
 
     What was built last is used again while the parameters stay the same.
@@ -43,16 +61,16 @@ def built_at_call(
         cut = len(values) - len(computed)
         arrays = [value.numpy() for value in values[cut:]]
         key = [(array.shape, array.tobytes()) for array in arrays]
-        built = last
-        if built is None or built[0] != key:
+        held = last
+        if held is None or held[0] != key:
             constants = dict(operation.constants)
             for (name, declared), array in zip(computed.items(), arrays, strict=True):
                 if not isinstance(declared, TensorType):
                     raise operation.error(f"parameter '{name}' is not a tensor")
                 constants[name] = (Constant(TensorType(declared.dtype, array.shape), array),)
-            built = key, build(replace(operation, constants=constants, read=set()))
-            last = built
-        return built[1](*values[:cut])
+            held = key, built(replace(operation, constants=constants, read=set()))
+            last = held
+        return held[1](*values[:cut])
 
     return run
 

@@ -13,7 +13,7 @@ from typing import Any
 from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
 from harness.mil import ops as _registers_them  # noqa: F401
-from harness.mil.binding import built_at_call, rounding, with_blocks
+from harness.mil.binding import built, built_at_call, with_blocks
 from harness.mil.block import Block
 from harness.mil.operation import IMPLEMENTATIONS, Operation, most_elements
 from harness.mil.packed.weight import PackedWeight
@@ -136,7 +136,7 @@ class Compiler:
             return None
         operation, bound = self._bind(message, outputs, where, index)
         if message.type.startswith("constexpr_"):
-            made = self._scope.weights.constexpr(operation, self._build(operation))
+            made = self._scope.weights.constexpr(operation, built(operation))
             for output, declared, tensor in zip(message.outputs, outputs, made, strict=True):
                 self._slots[self._define(output.name, declared)] = tensor
             return None
@@ -227,9 +227,9 @@ class Compiler:
             if name in bound and name not in operation.constants
         }
         if computed:
-            run = built_at_call(self._build, operation, computed)
+            run = built_at_call(operation, computed)
             return run, reads + tuple(self._tensor(bound[name][0]) for name in computed)
-        run = self._build(operation)
+        run = built(operation)
         if not blocks:
             return run, reads
         compilers = [Compiler(self._scope, self) for _ in blocks]
@@ -237,21 +237,6 @@ class Compiler:
         captured = [tuple(outer for _, outer in plan.captures) for plan in plans]
         nested = with_blocks(run, [Block(plan) for plan in plans], [len(c) for c in captured])
         return nested, reads + tuple(slot for slots in captured for slot in slots)
-
-    def _build(self, operation: Operation) -> Callable[..., Any]:
-        implementation = IMPLEMENTATIONS[operation.type]
-        try:
-            run = implementation.build(operation)
-        except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-            problem = f"a parameter is not what the operation takes ({error})"
-            raise operation.error(problem) from error
-        unread = operation.given - operation.read - {*implementation.inputs}
-        if unread:
-            raise operation.error(f"parameter '{min(unread)}' is not understood")
-        makes_values = not (implementation.moves_data or operation.type.startswith("constexpr_"))
-        if self._scope.policy.rounds_half and makes_values:
-            return rounding(run, operation.outputs, self._scope.policy)
-        return run
 
     def _tensor(self, slot: int, packed: bool = False) -> int:
         """Return the slot of a value that is read as a tensor; a constant's is made here.
