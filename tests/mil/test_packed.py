@@ -209,6 +209,49 @@ def test_a_linear_layer_of_a_packed_weight_is_that_of_the_expanded_one(policy, d
     assert np.abs(result - exact).max() <= allowed * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("policy", ["widen", "double", "strict"])
+@pytest.mark.parametrize("axis, scales, zeros", [(0, (320,), ()), (-1, (), (128,)), (1, (), ())])
+def test_an_affine_weight_of_ios_16_stays_packed(policy, axis, scales, zeros):
+    numbers = RNG.integers(-128, 128, (320, 128)).astype(np.int8)
+    scale = np.float16(RNG.random(scales) + 0.1)
+    zero = np.int8(RNG.integers(-128, 128, zeros))
+
+    def build(mb, a):
+        weight = mb.constexpr_affine_dequantize(
+            quantized_data=numbers, scale=scale, zero_point=zero, axis=axis
+        )
+        return mb.linear(x=a, weight=weight)
+
+    package = save(build, [(3, 128)], "iOS16", dtypes=["fp16"])
+    plan = load_function(package, "main", get_policy(policy))._plan
+    assert any(isinstance(value, PackedWeight) for value in plan.slots)
+    place = (slice(None), None) if axis == 0 else (None, slice(None))
+    spread_scale, spread_zero = (v[place] if v.ndim else v for v in (scale, zero))
+    weight = (np.float32(numbers) - np.float32(spread_zero)) * np.float32(spread_scale)
+    x = RNG.standard_normal((3, 128)).astype(np.float16)
+    exact = x.astype(np.float64) @ weight.astype(np.float16).astype(np.float64).T
+    (result,) = run(package, x, policy=policy)
+    allowed = {"widen": 2e-6, "double": 1e-14, "strict": 2.0**-11}[policy]
+    assert np.abs(result - exact).max() <= allowed * np.abs(exact).max()
+
+
+def test_scales_that_are_not_one_for_each_row_are_refused_not_packed_as_blocks():
+    numbers = np.zeros((512, 128), np.int8)
+
+    def build(mb, a):
+        weight = mb.constexpr_affine_dequantize(
+            quantized_data=numbers, scale=np.ones(128, np.float16), zero_point=np.int8(0), axis=1
+        )
+        return mb.linear(x=a, weight=weight)
+
+    package = save(build, [(1, 128)], "iOS16", dtypes=["fp16"])
+    block = next(iter(package.functions["main"].block_specializations.values()))
+    made = next(op for op in block.operations if op.type == "constexpr_affine_dequantize")
+    made.attributes["axis"].immediateValue.tensor.ints.values[0] = 0
+    with pytest.raises(HarnessError, match="a parameter of shape .128. along axis 0 of .512, 128."):
+        load_function(package, "main", get_policy("widen"))
+
+
 def test_an_embedding_gathers_from_packed_rows():
     numbers, scale = RNG.integers(-128, 128, (1024, 64)), RNG.random((1024, 1)).astype(np.float16)
 

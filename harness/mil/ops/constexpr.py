@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.mil.operation import Operation, Run, operation
 from harness.mil.ops.quantization import along
-from harness.mil.packed.pack import packed
+from harness.mil.packed.pack import packed, packed_affine
 
 
 @operation("constexpr_blockwise_shift_scale", inputs=())
@@ -33,7 +33,13 @@ def blockwise_shift_scale(op: Operation) -> Run:
 
 @operation("constexpr_affine_dequantize", inputs=())
 def affine_dequantize(op: Operation) -> Run:
-    """``scale * (data - zero point)``, one of each or one along ``axis`` (iOS 16)."""
+    """``scale * (data - zero point)``, one of each or one along ``axis`` (iOS 16).
+
+    It stays packed where it can.
+    """
+    weight = packed_affine(op)
+    if weight is not None:
+        return lambda: weight
     data, axis = _weight(op, "quantized_data"), op.required("axis")
     zero = along(op, _weight(op, "zero_point").to(op.carrier), data, axis)
     scale = along(op, _weight(op, "scale").to(op.carrier), data, axis)

@@ -11,6 +11,8 @@ from harness.mil.values import Constant
 
 _FLIPS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
 _SMALL = 1 << 15  # elements up to which packing costs more time than it saves memory
+_AXES = {0: (-1, 1), 1: (1, -1), -2: (-1, 1), -1: (1, -1)}
+"""How one value for each place along an axis is shaped as blocks."""
 _EXACT = ("FLOAT16", "FLOAT32")  # a scale times a code is exact in fp32, or rounded once
 
 
@@ -19,34 +21,69 @@ def packed(op: Operation) -> PackedWeight | None:
 
     None where its codes, its scales or its shape are not of the kinds that stay packed.
     """
-    given = [op.constants.get(name) for name in ("data", "scale", "offset")]
-    data, scale, offset = (values[0] if values else None for values in given)
+    data, scale, offset = (_constant(op, name) for name in ("data", "scale", "offset"))
     if data is None or scale is None or (offset is None and "offset" in op.given):
         return None
-    if not (_has_codes(data) and _scales(op, data, scale, offset)):
+    offsets = None if offset is None else offset.array
+    return _weight(op, data, scale.array, offsets, scale.type.dtype.name)
+
+
+def packed_affine(op: Operation) -> PackedWeight | None:
+    """Return a ``constexpr_affine_dequantize`` as `packed` does its own operation.
+
+    A scale and a zero point for each row are blocks of one row, those for each column of one
+    column; the codes are of 8 bits.
+    """
+    data, scale, zero = (_constant(op, n) for n in ("quantized_data", "scale", "zero_point"))
+    axis = op.required("axis")
+    if data is None or scale is None or zero is None or data.array.ndim != 2 or axis not in _AXES:
         return None
-    op.read.update(("data", "scale", "offset"))
-    scales = scale.array.astype(np.float32)
-    offsets = np.zeros_like(scales) if offset is None else offset.array.astype(np.float32)
+    arrays = scale.array, zero.array
+    if any(array.shape not in ((), data.array.shape[axis : axis + 1 or None]) for array in arrays):
+        return None
+    scales, zeros = np.broadcast_arrays(*(array.reshape(_AXES[axis]) for array in arrays))
+    return _weight(op, data, scales, zeros, scale.type.dtype.name)
+
+
+def _constant(op: Operation, name: str) -> Constant | None:
+    values = op.constants.get(name)
+    return values[0] if values else None
+
+
+def _weight(
+    op: Operation, data: Constant, scale: np.ndarray, offset: np.ndarray | None, dtype: str
+) -> PackedWeight | None:
+    """Return codes with a scale and an offset for each block, packed; None where they do not fit.
+
+    ``dtype`` is that of the scales in the program.
+    """
+    if not (_has_codes(data) and _fits(op, data, scale, offset, dtype)):
+        return None
+    op.read.update(op.given)
+    scales = scale.astype(np.float32)
+    offsets = np.zeros_like(scales) if offset is None else offset.astype(np.float32)
     codes, flip, is_paired = _codes(data, scales.shape[1])
-    rounds = scale.type.dtype.name == "FLOAT16"
-    return PackedWeight(Blocks(codes, scales, offsets, flip, rounds, is_paired), op.carrier)
+    blocks = Blocks(codes, scales, offsets, flip, dtype == "FLOAT16", is_paired)
+    return PackedWeight(blocks, op.carrier)
 
 
 def _has_codes(data: Constant) -> bool:
     return data.type.dtype.name in _FLIPS and len(data.type.shape) == 2 and data.type.count > _SMALL
 
 
-def _scales(op: Operation, data: Constant, scale: Constant, offset: Constant | None) -> bool:
-    sizes, blocks = data.type.shape, scale.array.shape
+def _fits(
+    op: Operation, data: Constant, scale: np.ndarray, offset: np.ndarray | None, dtype: str
+) -> bool:
+    sizes = data.type.shape
     return (
-        scale.type.dtype == op.output.dtype
-        and scale.type.dtype.name in _EXACT
-        and len(blocks) == 2
+        dtype == op.output.dtype.name
+        and dtype in _EXACT
+        and scale.ndim == 2
         and all(
-            block and size and size % block == 0 for size, block in zip(sizes, blocks, strict=True)
+            block and size and size % block == 0
+            for size, block in zip(sizes, scale.shape, strict=True)
         )
-        and (offset is None or (offset.array.dtype.kind in "iu" and offset.array.shape == blocks))
+        and (offset is None or (offset.dtype.kind in "iu" and offset.shape == scale.shape))
     )
 
 
