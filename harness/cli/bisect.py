@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.checks import Subject
     from harness.divergence.culprit import Divergence
+    from harness.divergence.model import ModelReport
     from harness.divergence.ranges import Range
     from harness.divergence.report import Bisection
 
@@ -26,9 +28,16 @@ _SHOWN = 12  # rows of a table on a terminal; --json has all
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a .pte or an exported folder")
+    parser.add_argument("file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage")
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
     parser.add_argument("--params", type=Path, help="the checkpoint's params.json")
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="TENSORS",
+        help="call it once with these, tensors by the inputs' names in a file of safetensors or "
+        "torch.save, instead of feeding a prompt (an .mlpackage without them: seeded ones)",
+    )
     parser.add_argument(
         "--policy",
         choices=("strict", "widen"),
@@ -52,18 +61,25 @@ def run(args: argparse.Namespace) -> int:
     if (args.checkpoint is None) != (args.params is None):
         raise HarnessError("--checkpoint and --params go together: give both, or neither")
     subject = Subject(args.file, args.checkpoint, args.params)
-    if subject.artifact.pte is None:
+    given = None if args.inputs is None else _tensors(args.inputs)
+    if args.checkpoint is not None and (given is not None or subject.artifact.package is not None):
         raise HarnessError(
-            f"{args.file}: only an exported language model, a .pte or a folder, can be bisected: a "
-            "prompt is fed to it"
+            f"{args.file}: a checkpoint is compared with an exported language model, a .pte or a "
+            "folder, that is fed a prompt: leave out --checkpoint, or --inputs"
         )
-    return _ranges(args, subject) if args.ranges else _bisect(args, subject)
+    return _ranges(args, subject, given) if args.ranges else _bisect(args, subject, given)
 
 
-def _bisect(args: argparse.Namespace, subject: Subject) -> int:
+def _tensors(path: Path) -> dict[Any, Any]:
+    from harness.llama.tensor_files import read_tensors
+
+    return read_tensors(path)
+
+
+def _bisect(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any] | None) -> int:
     from harness.divergence.report import Part, bisect
 
-    found = bisect(subject, args.policy, Part(args.method, args.function))
+    found = bisect(subject, args.policy, Part(args.method, args.function), given)
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
@@ -73,17 +89,8 @@ def _bisect(args: argparse.Namespace, subject: Subject) -> int:
 
 def _lines(found: Bisection, policy: str) -> list[str]:
     model, precision = found.model, found.precision
-    lines = [
-        f"the model's graph: {model.matched:,} operations in {model.calls} calls are values of it, "
-        f"{model.excused:,} stand between such"
-        + ("" if found.has_checkpoint else " (weights are the artefact's own: no checkpoint)")
-    ]
-    if model.first is not None:
-        lines += ["", "the first operation that leaves it:", *_described(model.first)]
-    elif model.output:
-        lines += ["", model.output]
+    lines = [] if model is None else _of_the_model(model, found.has_checkpoint)
     lines += [
-        "",
         f"{policy} against double: {precision.judged:,} operations in {precision.calls} calls; the "
         f"last result is off by {precision.accumulated:.2g} of its size",
     ]
@@ -94,14 +101,27 @@ def _lines(found: Bisection, policy: str) -> list[str]:
     return lines
 
 
+def _of_the_model(model: ModelReport, has_checkpoint: bool) -> list[str]:
+    lines = [
+        f"the model's graph: {model.matched:,} operations in {model.calls} calls are values of it, "
+        f"{model.excused:,} stand between such"
+        + ("" if has_checkpoint else " (weights are the artefact's own: no checkpoint)")
+    ]
+    if model.first is not None:
+        lines += ["", "the first operation that leaves it:", *_described(model.first)]
+    elif model.output:
+        lines += ["", model.output]
+    return [*lines, ""]
+
+
 def _described(found: Divergence) -> list[str]:
     return [f"  {line}" for line in str(found).splitlines()]
 
 
-def _ranges(args: argparse.Namespace, subject: Subject) -> int:
+def _ranges(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any] | None) -> int:
     from harness.divergence.report import Part, measured_ranges
 
-    rows = measured_ranges(subject, Part(args.method, args.function))
+    rows = measured_ranges(subject, Part(args.method, args.function), given)
     if args.json:
         from harness.divergence.ranges import to_json
 

@@ -1,13 +1,18 @@
-"""Drives a judge through a prompt: chunks that fill the caches, then tokens one by one."""
+"""Drives a judge through a prompt: chunks that fill the caches, then tokens one by one; or through
+one call of each method of what is no language model."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from harness.checks.subject import Subject
+from harness.divergence.part import Part
 from harness.errors import HarnessError
 from harness.generate.load import open_session
-from harness.runtimes.base import Runtime
+from harness.runtimes.base import Runtime, TensorSpec
 
 DECODED = 3
 _SEED = 20_27
@@ -30,3 +35,47 @@ def drive(subject: Subject, judge: Runtime) -> None:
     session.prefill(tokens[:count])
     for token in tokens[count:]:
         session.decode(token)
+
+
+def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:
+    """Call each method of a part once: with ``given``, tensors by the inputs' names, or else with
+    seeded ones, floats of a standard normal distribution and integers of 0 and 1.
+
+    Raises HarnessError for an input that is missing, unknown, or no tensor as declared.
+    """
+    for name in part.methods(subject.artifact):
+        method = judge.load(subject.artifact, name)
+        where = f"{subject.artifact.path}, '{name}'"
+        if given is None:
+            generator = torch.Generator().manual_seed(_SEED)
+            method(*(_seeded(spec, generator, where) for spec in method.inputs))
+        else:
+            method(*_in_order(method.inputs, given, where))
+
+
+def _seeded(spec: TensorSpec, generator: torch.Generator, where: str) -> torch.Tensor:
+    if -1 in spec.shape:
+        raise HarnessError(
+            f"{where}: input '{spec.name}' has a flexible shape: give tensors with --inputs"
+        )
+    if spec.dtype.startswith("float"):
+        return torch.randn(spec.shape, generator=generator)
+    integers = torch.randint(2, spec.shape, generator=generator)
+    return integers.bool() if spec.dtype == "bool" else integers
+
+
+def _in_order(
+    specs: tuple[TensorSpec, ...], given: Mapping[str, Any], where: str
+) -> list[torch.Tensor]:
+    names = {spec.name for spec in specs}
+    if wrong := sorted(names ^ {str(name) for name in given}):
+        said = "no tensor is given for" if wrong[0] in names else "has no input"
+        raise HarnessError(
+            f"{where}: {said} '{wrong[0]}'; its inputs are {', '.join(sorted(names))}"
+        )
+    for name, tensor in given.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise HarnessError(
+                f"{where}: input '{name}' is given a {type(tensor).__name__}, no tensor"
+            )
+    return [given[spec.name] for spec in specs]

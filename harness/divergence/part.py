@@ -19,6 +19,8 @@ class Part:
     def check(self, artifact: Artifact) -> None:
         """Raise HarnessError, saying what there is, when the artefact has no such part."""
         functions = {d.program_function for row in artifact.delegates.values() for d in row}
+        if artifact.package is not None:
+            functions = set(artifact.package.functions)
         for what, name, known in (
             ("method", self.method, set(artifact.methods)),
             ("function", self.function, functions),
@@ -27,6 +29,16 @@ class Part:
                 raise HarnessError(
                     f"{artifact.path}: no {what} '{name}'; there are {', '.join(sorted(known))}"
                 )
+
+    def methods(self, artifact: Artifact) -> list[str]:
+        """The methods, or functions of an .mlpackage, in which something is looked at."""
+        if artifact.package is not None:
+            return [name for name in artifact.methods if self.has(Place(name, None, name))]
+        return [
+            name
+            for name, row in artifact.delegates.items()
+            if any(self.has(Place(name, d.index, d.program_function)) for d in row)
+        ]
 
     def has_method(self, name: str) -> bool:
         """Whether calls of a method are looked at."""

@@ -134,7 +134,7 @@ def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str:
             entered.append(None if name is None else have.constant(slot))
             exact.append(None if name is None else want.constant(other))
             continue
-        tensor, declared = want.values[name], have.types[name]
+        tensor, declared = want.values.get(name), have.types[name]
         if not isinstance(tensor, torch.Tensor) or not isinstance(declared, TensorType):
             return ""
         rounded = have.function.policy.enter(tensor, declared.dtype)

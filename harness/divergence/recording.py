@@ -1,8 +1,8 @@
-"""Runs a method of a .pte on our executor and keeps what every operation gave."""
+"""Runs a method of a .pte, or a function, on our executor and keeps what every operation gave."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,19 +12,24 @@ from harness.artifact import Artifact, ArtifactError, Delegate
 from harness.mil import Function, Policy, load_function, observed
 from harness.mil.plan import Step
 from harness.mil.types import TensorType
-from harness.runtimes.base import Method
+from harness.runtimes.base import Method, TensorSpec
 from harness.runtimes.program import DelegateRunner, ProgramMethod
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an operation stands: the method, the number of its delegate, and the function."""
+    """Where an operation stands: the method, the number of its delegate, and the function.
+
+    An .mlpackage has functions only: there is no delegate, and the method is the function.
+    """
 
     method: str
-    delegate: int
+    delegate: int | None
     function: str
 
     def __str__(self) -> str:
+        if self.delegate is None:
+            return f"function '{self.function}'"
         return f"method '{self.method}', delegate {self.delegate}, function '{self.function}'"
 
 
@@ -63,7 +68,13 @@ class Recorder:
     recordings: list[Recording] = field(default_factory=list)
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method; raises HarnessError as `MilRuntime.load` does."""
+        """Load a method, or a function of an .mlpackage; its states start at zero in each call.
+
+        Raises HarnessError as `MilRuntime.load` does.
+        """
+        if artifact.package is not None:
+            function = load_function(artifact.package, method, self.policy, stateful=True)
+            return _RecordedFunction(function, Place(method, None, method), self.recordings)
         inner = ProgramMethod(artifact, method, lambda delegate: self._delegate(method, delegate))
         return _Recorded(inner, self.recordings)
 
@@ -98,6 +109,33 @@ class _Recorded:
         return self._inner(*tensors)
 
 
+class _RecordedFunction:
+    """A function called in the order of its inputs; -1 stands for what is flexible in a shape."""
+
+    def __init__(self, function: Function, place: Place, recordings: list[Recording]) -> None:
+        self.name = place.function
+        self.inputs = _specs(function.inputs)
+        self.outputs = _specs(
+            {n: t for n, t in function.outputs.items() if isinstance(t, TensorType)}
+        )
+        self._function = function
+        self._place = place
+        self._recordings = recordings
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
+        recording, results = record(self._function, given, self._place)
+        self._recordings[:] = [recording]
+        return tuple(results[spec.name] for spec in self.outputs)
+
+
+def _specs(declared: Mapping[str, TensorType]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, tuple(-1 if size is None else size for size in t.shape), t.dtype.numpy)
+        for name, t in declared.items()
+    )
+
+
 def record(
     function: Function, inputs: dict[str, torch.Tensor], place: Place
 ) -> tuple[Recording, dict[str, Any]]:
@@ -117,7 +155,7 @@ def record(
             ran.append((step, results))
 
     with observed(observe):
-        outputs = function(given)
+        outputs = function(given, function.new_state() if function.states else None)
     declared: dict[str, Any] = {name: kind for name, (_, kind) in function.plan.inputs.items()}
     values: dict[str, Any] = {
         name: function.policy.enter(tensor, function.inputs[name].dtype)

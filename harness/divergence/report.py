@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.checks.subject import Subject
 from harness.divergence.culprit import Divergence
-from harness.divergence.drive import drive
+from harness.divergence.drive import call, drive
 from harness.divergence.model import ModelJudge, ModelReport
 from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge, PrecisionReport
 from harness.divergence.ranges import Range, RangeJudge
 from harness.errors import HarnessError
+from harness.runtimes.base import Runtime
 
 __all__ = ["Bisection", "Part", "bisect", "measured_ranges"]
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """What both references say of an artefact."""
+    """What both references say of an artefact; ``model`` is None where it was fed no prompt."""
 
-    model: ModelReport
+    model: ModelReport | None
     precision: PrecisionReport
     has_checkpoint: bool
 
     @property
     def passes(self) -> bool:
         """Whether no operation, and no output, leaves its reference."""
-        return not (self.model.first or self.model.output or self.precision.found)
+        leaves = self.model is not None and (self.model.first or self.model.output)
+        return not (leaves or self.precision.found)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, the operations with what they read."""
         model, precision = self.model, self.precision
         return {
-            "model": {
+            "model": model
+            and {
                 "weights": "checkpoint" if self.has_checkpoint else "artefact",
                 "calls": model.calls,
                 "matched": model.matched,
@@ -52,33 +56,53 @@ class Bisection:
         }
 
 
-def bisect(subject: Subject, policy: str, part: Part) -> Bisection:
+def bisect(
+    subject: Subject, policy: str, part: Part, given: Mapping[str, Any] | None = None
+) -> Bisection:
     """Feed a prompt, once for each reference; look at a part of the artefact only.
 
-    Raises HarnessError when the artefact cannot be executed, is no Llama or not the checkpoint's,
-    and when nothing was compared.
+    An .mlpackage has no model: its functions are called once, and so are the methods of any other
+    artefact for which ``given`` holds tensors by their inputs' names. Then only `double` is the
+    reference. Raises HarnessError when the artefact cannot be executed, is no Llama or not the
+    checkpoint's, and when nothing was compared.
     """
     part.check(subject.artifact)
-    model, precision = ModelJudge(subject, part), PrecisionJudge(policy, part)
-    drive(subject, model)
-    drive(subject, precision)
-    if not model.report.compared or not precision.report.judged:
+    precision = PrecisionJudge(policy, part)
+    model = None if _is_called(subject, given) else ModelJudge(subject, part)
+    if model is not None:
+        drive(subject, model)
+    _feed(subject, precision, part, given)
+    if not precision.report.judged or (model is not None and not model.report.compared):
         raise HarnessError(f"{subject.artifact.path}: no operation of {part} was executed")
-    return Bisection(model.report, precision.report, subject.checkpoint is not None)
+    report = None if model is None else model.report
+    return Bisection(report, precision.report, subject.checkpoint is not None)
 
 
-def measured_ranges(subject: Subject, part: Part) -> list[Range]:
-    """Feed a prompt under `widen`; the ranges of operations, the nearest to overflow first.
+def measured_ranges(
+    subject: Subject, part: Part, given: Mapping[str, Any] | None = None
+) -> list[Range]:
+    """Feed as `bisect` does, under `widen`; the operations' ranges, the nearest to overflow first.
 
     Raises HarnessError when no operation has an fp16 result.
     """
     part.check(subject.artifact)
     judge = RangeJudge(part)
-    drive(subject, judge)
+    _feed(subject, judge, part, given)
     rows = judge.monitor.worst()
     if not rows:
         raise HarnessError(f"{subject.artifact.path}: no operation of {part} has fp16 results")
     return rows
+
+
+def _is_called(subject: Subject, given: Mapping[str, Any] | None) -> bool:
+    return given is not None or subject.artifact.package is not None
+
+
+def _feed(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:
+    if _is_called(subject, given):
+        call(subject, judge, part, given)
+    else:
+        drive(subject, judge)
 
 
 def _to_json(found: Divergence | None) -> dict[str, Any] | None:
