@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -27,25 +28,42 @@ LANE = 16  # bytes within which a shuffle works
 
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 _F32 = ir.FloatType()
-_SHUFFLES = {
-    "x86_64": ("avx2", "llvm.x86.avx2.pshuf.b", 32),
-    "AMD64": ("avx2", "llvm.x86.avx2.pshuf.b", 32),
-    "arm64": ("neon", "llvm.aarch64.neon.tbl1.v16i8", 16),
-    "aarch64": ("neon", "llvm.aarch64.neon.tbl1.v16i8", 16),
-}
-"""By machine: the processor's feature, the shuffle's name in LLVM, and its width in bytes."""
+
+
+@dataclass(frozen=True)
+class _Shuffle:
+    """A byte shuffle: the processor's feature ("": all have it), its name in LLVM, bytes."""
+
+    feature: str
+    name: str
+    width: int
+
+
+_OF_X86 = (
+    _Shuffle("avx2", "llvm.x86.avx2.pshuf.b", 32),
+    _Shuffle("ssse3", "llvm.x86.ssse3.pshuf.b.128", 16),
+)
+_OF_ARM = (_Shuffle("", "llvm.aarch64.neon.tbl1.v16i8", 16),)
+_SHUFFLES = {"x86_64": _OF_X86, "AMD64": _OF_X86, "arm64": _OF_ARM, "aarch64": _OF_ARM}
+"""By machine, the best one first."""
+
+
+def _best() -> _Shuffle | None:
+    features = {"": True} | dict(llvm.get_host_cpu_features())
+    of_machine = _SHUFFLES.get(platform.machine(), ())
+    return next((each for each in of_machine if features.get(each.feature)), None)
+
+
+_BEST = _best()
+_SHUFFLE, _WIDTH = (_BEST.name, _BEST.width) if _BEST else ("", 16)
+_FLOATS = ir.VectorType(_F32, _WIDTH // 4)
+_N_VECTORS = COLUMNS * 4 // _WIDTH
 
 
 def available() -> bool:
     """Whether this machine has the shuffle, and numba compiles for this machine."""
-    feature = _SHUFFLES.get(platform.machine(), (None,))[0]
     compiles_for_another = _CONFIG.CPU_NAME or _CONFIG.CPU_FEATURES
-    return not compiles_for_another and bool(llvm.get_host_cpu_features().get(feature))
-
-
-_, _SHUFFLE, _WIDTH = _SHUFFLES.get(platform.machine(), ("", "", 32))
-_FLOATS = ir.VectorType(_F32, _WIDTH // 4)
-_N_VECTORS = COLUMNS * 4 // _WIDTH
+    return _BEST is not None and not compiles_for_another
 
 
 def _order(width: int) -> list[int]:
@@ -72,24 +90,7 @@ def dot(typing: Any, codes: Any, table: Any, x: Any, count: Any) -> Any:
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        codes, table, x, count = values
-        fma = _function(builder, f"llvm.fma.v{_WIDTH // 4}f32", _FLOATS, [_FLOATS] * 3)
-
-        def step(number: Any, sums: list[Any]) -> list[Any]:
-            floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
-            base = _address(builder, x, number, 4 * COLUMNS)
-            parts = [_load(builder, base, _FLOATS, _WIDTH * i) for i in range(_N_VECTORS)]
-            return [builder.call(fma, each) for each in zip(floats, parts, sums, strict=True)]
-
-        tables = _tables(builder, table)
-        zeros = [ir.Constant(_FLOATS, [0.0] * (_WIDTH // 4))] * _N_VECTORS
-        sums = _loop(builder, count, zeros, step)
-        while len(sums) > 1:
-            sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
-        total = _function(
-            builder, f"llvm.vector.reduce.fadd.v{_WIDTH // 4}f32", _F32, [_F32, _FLOATS]
-        )
-        return builder.call(total, [ir.Constant(_F32, 0.0), sums[0]], fastmath=("reassoc",))
+        return emit_dot(builder, *values)
 
     return types.float32(types.intp, types.intp, types.intp, types.intp), generate
 
@@ -102,21 +103,44 @@ def expand(typing: Any, codes: Any, table: Any, out: Any, count: Any) -> Any:
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        codes, table, out, count = values
-
-        def step(number: Any, sums: list[Any]) -> list[Any]:
-            floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
-            base = _address(builder, out, number, 4 * COLUMNS)
-            for index, vector in enumerate(floats):
-                place = builder.add(base, _I64(_WIDTH * index))
-                builder.store(vector, builder.inttoptr(place, ir.PointerType(_FLOATS)), align=4)
-            return []
-
-        tables = _tables(builder, table)
-        _loop(builder, count, [], step)
+        emit_expand(builder, *values)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp, types.intp), generate
+
+
+def emit_dot(builder: ir.IRBuilder, codes: Any, table: Any, x: Any, count: Any) -> Any:
+    """Emit what `dot` does; return the sum."""
+    add = _function(builder, f"llvm.fmuladd.v{_WIDTH // 4}f32", _FLOATS, [_FLOATS] * 3)
+
+    def step(number: Any, sums: list[Any]) -> list[Any]:
+        floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
+        base = _address(builder, x, number, 4 * COLUMNS)
+        parts = [_load(builder, base, _FLOATS, _WIDTH * i) for i in range(_N_VECTORS)]
+        return [builder.call(add, each) for each in zip(floats, parts, sums, strict=True)]
+
+    tables = _tables(builder, table)
+    zeros = [ir.Constant(_FLOATS, [0.0] * (_WIDTH // 4))] * _N_VECTORS
+    sums = _loop(builder, count, zeros, step)
+    while len(sums) > 1:
+        sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
+    total = _function(builder, f"llvm.vector.reduce.fadd.v{_WIDTH // 4}f32", _F32, [_F32, _FLOATS])
+    return builder.call(total, [ir.Constant(_F32, 0.0), sums[0]], fastmath=("reassoc",))
+
+
+def emit_expand(builder: ir.IRBuilder, codes: Any, table: Any, out: Any, count: Any) -> None:
+    """Emit what `expand` does."""
+
+    def step(number: Any, sums: list[Any]) -> list[Any]:
+        floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
+        base = _address(builder, out, number, 4 * COLUMNS)
+        for index, vector in enumerate(floats):
+            place = builder.add(base, _I64(_WIDTH * index))
+            builder.store(vector, builder.inttoptr(place, ir.PointerType(_FLOATS)), align=4)
+        return []
+
+    tables = _tables(builder, table)
+    _loop(builder, count, [], step)
 
 
 def _tables(builder: ir.IRBuilder, table: Any) -> list[Any]:

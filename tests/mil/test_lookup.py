@@ -1,0 +1,89 @@
+"""The vector code of packed products, in the widths and for the processors that are not this one's.
+
+What is compiled for AArch64 is not run here; the same code in vectors of 16 bytes is, by a shuffle
+of x86 that does for indices below 16 what Neon's does.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_AVX2 = """
+import llvmlite.binding as llvm
+features = llvm.get_host_cpu_features()
+features.update({name: False for name in features if name.startswith(("avx", "fma"))})
+llvm.get_host_cpu_features = lambda: features
+
+import numpy as np, torch
+from harness.mil.packed import PackedWeight, lookup
+from harness.mil.packed.forms import Blocks, Tables
+
+assert lookup.ORDER[:8] == [0, 4, 8, 12, 2, 6, 10, 14], lookup.ORDER  # four lanes of pairs
+random = np.random.default_rng(9)
+numbers = random.integers(-8, 8, (96, 192))
+scale = (random.random((96, 1)) + 0.1).astype(np.float16)
+codes = (numbers & 15).astype(np.uint8)
+codes = codes[:, ::2] | codes[:, 1::2] << 4
+codes.flags.writeable = False
+offset = np.zeros((96, 1), np.float32)
+packed = PackedWeight(Blocks(codes, scale.astype(np.float32), offset, 8, True, True), torch.float32)
+assert isinstance(packed._fast.form, Tables)
+weight = (numbers * scale.astype(np.float32)).astype(np.float16).astype(np.float32)
+eye = torch.eye(192)
+np.testing.assert_array_equal(packed.linear(eye).T, weight)  # expanded
+np.testing.assert_array_equal(torch.cat([packed.linear(row[None]) for row in eye]).T, weight)
+print("equal")
+"""
+FOR_AARCH64 = """
+import platform
+platform.machine = lambda: "arm64"
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from harness.mil.packed import lookup
+
+assert lookup.available()
+module, integer = ir.Module("lookup"), ir.IntType(64)
+module.triple = "arm64-apple-macosx14"
+for emit, kind in ((lookup.emit_dot, ir.FloatType()), (lookup.emit_expand, ir.VoidType())):
+    function = ir.Function(module, ir.FunctionType(kind, [integer] * 4), emit.__name__)
+    builder = ir.IRBuilder(function.append_basic_block())
+    result = emit(builder, *function.args)
+    builder.ret_void() if result is None else builder.ret(result)
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+machine = llvm.Target.from_triple(module.triple).create_target_machine(cpu="apple-m1", opt=3)
+print(machine.emit_assembly(llvm.parse_assembly(str(module))))
+"""
+
+
+def printed(script, folder):
+    """What a script prints in a process of its own; numba's machine code is kept apart too."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a shuffle of x86")
+def test_vectors_of_16_bytes_give_every_weight_exactly(tmp_path):
+    assert printed(WITHOUT_AVX2, tmp_path) == "equal\n"
+
+
+def test_for_aarch64_it_is_vector_code_that_calls_nothing(tmp_path):
+    lines = [line.split() for line in printed(FOR_AARCH64, tmp_path).splitlines()]
+    instructions = {line[0] for line in lines if line}
+    assert any(name.startswith("tbl") for name in instructions)
+    assert any(name.startswith("fmla") for name in instructions)
+    assert any(name.startswith("scvtf") for name in instructions)
+    assert "bl" not in instructions
