@@ -11,7 +11,7 @@ D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,15 @@ from harness.llama.rope import rope_tables, rotate
 Freqs = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each [T, D/2]
 Layer = Mapping[str, torch.Tensor]  # a block's weights, named without the prefix "layers.N."
 
+_OUTPUT_ROWS = 1 << 14  # of the output layer, converted at a time
+
 
 class Llama:
-    """The oracle: logits and caches of a whole sequence, without a cache or padding."""
+    """The oracle: logits and caches of a whole sequence, without a cache or padding.
+
+    Weights are converted to ``dtype`` a layer at a time, whenever they are used: a model of a
+    billion weights in fp64 would take 10 GB.
+    """
 
     def __init__(
         self,
@@ -34,7 +40,7 @@ class Llama:
         dtype: torch.dtype = torch.float64,
     ):
         self.config, self.dtype = config, dtype
-        self._weights = _Weights(config, weights, dtype)
+        self._weights = weights
 
     @torch.no_grad()
     def forward(
@@ -50,13 +56,15 @@ class Llama:
         cos, sin = freqs or rope_tables(self.config, length)
         cos, sin = cos.to(self.dtype), sin.to(self.dtype)
         causal = torch.full((length, length), -torch.inf, dtype=self.dtype).triu(1)
-        x = self._weights.embedding[tokens]  # [T, dim]
+        x = self._weights["tok_embeddings.weight"][tokens].to(self.dtype)  # [T, dim]
         keys, values = [], []
-        for layer in self._weights.layers:
+        for layer in _layers(self.config, self._weights, self.dtype):
             x, k, v = _block(x, layer, self.config, cos, sin, causal)
             keys.append(k)
             values.append(v)
-        return self._weights.logits(x), keys, values
+        x = _rms_norm(x, self._weights["norm.weight"].to(self.dtype), self.config.norm_eps)
+        output = self._weights["output.weight"].split(_OUTPUT_ROWS)
+        return torch.cat([F.linear(x, rows.to(self.dtype)) for rows in output], -1), keys, values
 
     __call__ = forward
 
@@ -116,18 +124,21 @@ class _Weights:
         self.output = self.embedding if tied else weights["output.weight"].to(dtype)
         self.norm = weights["norm.weight"].to(dtype)
         self.eps = config.norm_eps
-        prefixes = [f"layers.{layer}." for layer in range(config.n_layers)]
-        self.layers: list[Layer] = [
-            {
-                name.removeprefix(prefix): value.to(dtype)
-                for name, value in weights.items()
-                if name.startswith(prefix)
-            }
-            for prefix in prefixes
-        ]
+        self.layers = list(_layers(config, weights, dtype))
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(_rms_norm(x, self.norm, self.eps), self.output)
+
+
+def _layers(
+    config: LlamaConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> Iterator[Layer]:
+    for prefix in (f"layers.{layer}." for layer in range(config.n_layers)):
+        yield {
+            name.removeprefix(prefix): value.to(dtype)
+            for name, value in weights.items()
+            if name.startswith(prefix)
+        }
 
 
 def _block(

@@ -1,6 +1,9 @@
 """The oracle against Hugging Face's Llama, and the static form against the oracle."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,8 +253,36 @@ def test_a_wrong_number_of_inputs_is_an_error():
 def test_a_tied_output_layer_stays_one_tensor():
     tied = dict(WEIGHTS)
     tied["output.weight"] = tied["tok_embeddings.weight"]
-    oracle = Llama(CONFIG, tied)
-    assert oracle._weights.output is oracle._weights.embedding
+    eager = StaticLlama(CONFIG, tied)
+    assert eager._weights.output is eager._weights.embedding
+
+
+MEMORY = """
+import psutil, torch
+from fixtures.random_llama import random_weights
+from harness.llama.config import parse_params
+from harness.llama.model import Llama
+from harness.runtimes._isolated_child import peak_memory
+
+sizes = {"dim": 512, "n_layers": 16, "n_heads": 8, "hidden_dim": 2048, "vocab_size": 32000}
+config = parse_params(sizes | {"norm_eps": 1e-5, "rope_theta": 1e4})
+weights = random_weights(config, seed=3)
+held = psutil.Process().memory_info().rss
+assert Llama(config, weights)(torch.tensor([1, 2, 3]))[0].isfinite().all()
+print(8 * sum(w.numel() for w in weights.values()), peak_memory() - held)
+"""
+
+
+def test_an_oracle_in_fp64_does_not_hold_its_weights_twice():
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    in_fp64, took = map(int, done.stdout.split())
+    assert 0 <= took < 0.4 * in_fp64
 
 
 def test_a_rounded_attention_scale_is_the_one_that_is_used():
