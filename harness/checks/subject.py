@@ -52,8 +52,11 @@ class Subject:
         return mode_of(self.artifact.constants)
 
     @cached_property
-    def held(self) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
-        """The Llama that the artefact holds: its sizes, and its weights dequantised to fp32."""
+    def held(self) -> LlamaConfig:
+        """The sizes of the Llama that the artefact holds."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
         from harness.mil.llama import read_llama
 
         return read_llama(self.artifact, "forward")
@@ -61,15 +64,14 @@ class Subject:
     @cached_property
     def config(self) -> LlamaConfig:
         """The sizes of ``params``; norm epsilon and attention scale as the artefact holds them."""
-        held, _ = self.held
         if self.params is None:
-            return held
+            return self.held
         from harness.llama.config import load_params
 
         return replace(
             load_params(self.params),
-            norm_eps=held.norm_eps,
-            attention_scale=held.attention_scale,
+            norm_eps=self.held.norm_eps,
+            attention_scale=self.held.attention_scale,
         )
 
     @cached_property
@@ -84,6 +86,11 @@ class Subject:
         checkpoint = load_checkpoint(self.checkpoint, self.config)
         options = self.options or read_scheme(self.artifact, self.dtype)
         return exported_weights(checkpoint, self.config, options)
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's: those expected, or else the artefact's own, dequantised to fp32."""
+        return self.expected_weights or self._read()[1]
 
     @cached_property
     def oracle(self) -> Llama:
@@ -101,7 +108,7 @@ class Subject:
         from harness.llama.model import Llama
 
         width = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[dtype]
-        return Llama(self.config, self.expected_weights or self.held[1], width)
+        return Llama(self.config, self.weights, width)
 
     @cached_property
     def tables(self) -> Freqs:

@@ -66,5 +66,5 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
             comparisons=table.numel(),
             figures={f"{name} error over allowed": Figure(float(over), "", bound=1.0)},
         )
-    held, rounded = subject.held[0].norm_eps, float(torch.tensor(params.norm_eps, dtype=cos.dtype))
+    held, rounded = subject.held.norm_eps, float(torch.tensor(params.norm_eps, dtype=cos.dtype))
     yield Finding("tables", "norm_eps", held == rounded, f"is {held}, not {rounded}", 1)

@@ -99,7 +99,7 @@ def _refuse(subject: Subject) -> None:
     params = load_params(subject.params)
     load_checkpoint(subject.checkpoint, params)  # mapped: only its names and shapes are read
     try:
-        held, _ = subject.held
+        held = subject.held
     except HarnessError:
         return
     wrong = [n for n in _SIZES if getattr(held, n) != getattr(params, n)]

@@ -105,7 +105,7 @@ def model_of(subject: Subject) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
     The norms' epsilon is the checkpoint's: nothing is taken from the program that is judged.
     """
     if subject.checkpoint is None or subject.params is None:
-        return subject.held
+        return subject.held, subject.weights
     from harness.checks.scheme import read_scheme
     from harness.llama.checkpoint import load_checkpoint
     from harness.llama.config import load_params
