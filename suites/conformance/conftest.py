@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "speaking(model): only for models of this name, whose text means something"
     )
+    config.addinivalue_line("markers", "both_exporters: for our exports, beside ExecuTorch's")
     names = ("fixture", "mode", "exporter", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
     path = config.getoption("results") / "conformance.jsonl"
@@ -59,12 +60,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test on every chosen subject; one marked `speaking` where text means something."""
+    """Run every test on every chosen subject.
+
+    One marked `speaking` runs where text means something; one marked `both_exporters` when both are
+    chosen, on our exports.
+    """
     config = metafunc.config
     names = chosen(config, "fixture", ("tiny",))
     if speaking := metafunc.definition.get_closest_marker("speaking"):
         names = [name for name in names if name.startswith(speaking.args[0])]
     exporters = chosen(config, "exporter", EXPORTERS)
+    if metafunc.definition.get_closest_marker("both_exporters"):
+        exporters = ["coreml"] if set(EXPORTERS) <= set(exporters) else []
     subjects = list(_subjects(names, chosen(config, "mode", MODES), exporters))
     if "fixture_name" in metafunc.fixturenames:
         metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")

@@ -62,6 +62,10 @@ class Subjects:
             self._opened[key] = self._open(fixture_name, mode)
         return self._opened[key]
 
+    def of_executorch(self, fixture_name: str, mode: str) -> Subject:
+        """Return what ExecuTorch's exporter makes of a subject's model with the same options."""
+        return self._open(fixture_name.rpartition(":")[2], mode)
+
     def _open(self, fixture_name: str, mode: str) -> Subject:
         name, options = SubjectName.parse(fixture_name), self.options(fixture_name, mode)
         source = fixture(name.model, self._progress)

@@ -1,0 +1,85 @@
+"""The comparison of two exporters can fail: one of the two artefacts is broken, ours or theirs."""
+
+import re
+import shutil
+
+import pytest
+
+from harness.artifact import open_artifact
+from harness.checks.agreement import agreement
+from harness.report import case_from_findings
+from suites.conformance.subjects import Subjects
+from suites.mutants import of_constants as constants
+from suites.mutants import of_programs as programs
+from suites.mutants import of_weights as weights
+from suites.mutants.edit import scale_half
+from suites.mutants.judge import RUNTIME, opened
+
+pytestmark = pytest.mark.mutant
+MODES = ("single", "multifunction")
+WRONG = r"(prefill|decode|caches) difference is \S+ \(<="
+THEIRS = {
+    "a scale off by 1 %": (weights.perturb_a_scale, WRONG),
+    "a norm off by 1 %": (weights.perturb_a_norm, WRONG),
+    "two weights swapped": (weights.swap_two_weights, WRONG),
+    "the epsilon": (programs.change_epsilon, WRONG),
+    "the attention scale": (programs.change_attention_scale, WRONG),
+    "the mask's sign": (programs.subtract_the_mask, WRONG),
+    "another layer's cache": (programs.cache_of_another_layer, WRONG),
+    "two rows of caches swapped": (constants.swap_in_rows(0), "not called in one way: prefill is"),
+}
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """Our exports of `tiny`, by mode."""
+    found = {}
+
+    def get(mode):
+        if mode not in found:
+            found[mode] = Subjects(lambda stage: None).get("coreml:tiny", mode)
+        return found[mode]
+
+    return get
+
+
+def compared(subject, other):
+    return case_from_findings(
+        agreement(subject, other, RUNTIME), suite="mutants", check="agreement"
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_control_agrees(ours, mutant, mode):
+    case = compared(ours(mode), mutant(programs.touch_everything, mode))
+    assert case.outcome == "pass" and case.comparisons > 19_000, case.reason
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", THEIRS)
+def test_a_broken_export_of_executorchs_is_caught(ours, mutant, what, mode):
+    mutate, sentence = THEIRS[what]
+    case = compared(ours(mode), mutant(mutate, mode))
+    assert case.outcome == "fail" and re.search(sentence, case.reason), case.reason
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_broken_export_of_ours_is_caught(ours, sources, tmp_path, mode):
+    """One scale of one quantised linear is 1 % too large."""
+    sound = ours(mode)
+    folder = shutil.copytree(sound.artifact.path, tmp_path / "mutant")
+    package = open_artifact(folder / "blocks" / "model.mlpackage").package
+    function = sorted(package.functions)[0]
+    operations = package.operations(function).operations
+    linear = next(op for op in operations if op.type == programs.QUANTISED)
+    (file,) = (folder / "blocks").rglob("weight.bin")
+    content = bytearray(file.read_bytes())
+    scale_half(content, linear.inputs["scale"].arguments[0].value.blobFileValue, 3, 1.01)
+    file.write_bytes(content)
+    case = compared(opened(folder, sound), sources[mode])
+    assert case.outcome == "fail" and re.search(WRONG, case.reason), case.reason
+
+
+def test_exports_of_other_modes_are_not_compared(ours, sources):
+    case = compared(ours("single"), sources["multifunction"])
+    assert case.outcome == "fail" and "not called in one way: mode is single" in case.reason
