@@ -1,8 +1,12 @@
-"""Output files and folders that appear whole or not at all."""
+"""Output files and folders that appear whole or not at all.
+
+Work goes on under a name that begins with a dot and is known before anything of that name exists:
+an interrupt at any moment finds what is to be removed. What a killed process leaves has that name.
+"""
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,20 +24,16 @@ def partial_file(output: Path) -> Iterator[Path]:
     """
     if output.is_dir():
         raise HarnessError(f"cannot write {output}: it is a folder; name a file in it")
+    partial = _beside(output, ".partial.pte")
     try:
-        handle, name = tempfile.mkstemp(
-            dir=output.parent, prefix=f".{output.name}.", suffix=".partial.pte"
-        )
-    except OSError as error:
-        raise HarnessError(f"cannot write into {output.parent}: {error.strerror}") from error
-    partial = Path(name)
-    try:
-        os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's 0600 would stay with the finished file
-        os.close(handle)
+        try:
+            partial.open("xb").close()
+        except OSError as error:
+            raise HarnessError(f"cannot write into {output.parent}: {error.strerror}") from error
         yield partial
         partial.replace(output)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 @contextmanager
@@ -47,18 +47,34 @@ def partial_folder(output: Path, mark: str, replace: bool = False) -> Iterator[P
     """
     output = output.resolve()
     _check_place(output, mark, replace)
+    partial = _beside(output, ".partial")
     try:
-        partial = Path(tempfile.mkdtemp(".partial", f".{output.name}.", output.parent))
-    except OSError as error:
-        raise HarnessError(f"cannot write into {output.parent}: {error.strerror}") from None
-    try:
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would stay with the finished folder
+        try:
+            partial.mkdir()
+        except OSError as error:
+            raise HarnessError(f"cannot write into {output.parent}: {error.strerror}") from None
         yield partial
         _move(partial, output)
     except OSError as error:
         raise HarnessError(f"{output}: cannot be written ({error.strerror})") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+@contextmanager
+def private_folder(prefix: str) -> Iterator[Path]:
+    """A folder among the temporary ones that nobody else may read; it is gone afterwards."""
+    folder = _beside(Path(tempfile.gettempdir(), prefix), "")
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _beside(output: Path, ending: str) -> Path:
+    """A name in the same folder that nothing has."""
+    return output.parent / f".{output.name}.{secrets.token_hex(8)}{ending}"
 
 
 def _check_place(output: Path, mark: str, replace: bool) -> None:
@@ -79,17 +95,30 @@ def _move(partial: Path, output: Path) -> None:
     if not output.exists():
         partial.rename(output)
         return
-    with tempfile.TemporaryDirectory(".old", f".{output.name}.", output.parent) as aside:
-        old = Path(aside) / "old"
+    old = _beside(output, ".old")
+    try:
         output.rename(old)
-        try:
-            partial.rename(output)
-        except BaseException:
+        partial.rename(output)
+    except BaseException:
+        if not output.exists():
             old.rename(output)
-            raise
+        raise
+    finally:
+        if output.exists():
+            _remove(old)
 
 
-def _umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder, if it is there; an interrupt waits until that is done."""
+    try:
+        _remove_now(path)
+    except KeyboardInterrupt:
+        _remove_now(path)
+        raise
+
+
+def _remove_now(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

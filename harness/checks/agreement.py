@@ -28,27 +28,33 @@ from harness.checks.parity import (
     trace,
 )
 from harness.checks.subject import Subject
+from harness.checks.weights import table_error
 from harness.generate.layout import ModelLayout
+from harness.generate.load import open_session
+from harness.llama.model import Freqs
 from harness.report.figures import Figure
+from harness.runtimes import get_runtime
 
 _OF_TWO = 2**0.5
-# Of a layout: the tables may differ in rounding, and the logits show it; known.toml has the rows.
-_NOT_COMPARED = ("freqs_cos", "freqs_sin", "crossed_rows")
+_NOT_COMPARED = ("freqs_cos", "freqs_sin", "crossed_rows")  # of a layout; see the tables below
 
 
 def agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Finding]:
     """Compare ``subject`` with ``other``, an export of the same checkpoint with the same options.
 
-    Teacher forced, as parity: prefill in chunks, decode step by step, logits and caches. The
-    difference is taken relative to the largest value of ``other``.
+    Teacher forced, as parity: prefill in chunks, decode step by step, logits and caches. Both are
+    given the subject's RoPE tables, which are compared for themselves: one that is rounded the
+    other way (angles in fp32, angles in fp64) moves a key by more than a sum in another order does.
+    The difference is taken relative to the largest value of ``other``.
     """
-    layouts = subject.session(runtime).layout, other.session(runtime).layout
-    interface = _interface(*layouts)
+    session = open_session(other.artifact, get_runtime(runtime), subject.tables)
+    interface = _interface(subject.session(runtime).layout, session.layout)
     yield interface
     if not interface.ok:  # what is called in another way cannot be given the same calls
         return
+    yield _tables(subject.tables, other.tables)
     _, have, _ = measure(subject, runtime)
-    want = trace(other.session(runtime), sequence(subject), prompt_length(subject))
+    want = trace(session, sequence(subject), prompt_length(subject))
     allowed = tolerances(subject, runtime)
     for part, found in _differences(have, want).items():
         rounded = allowed[part] > WIDE_TOLERANCE
@@ -60,17 +66,45 @@ def agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findin
         yield Finding("agreement", part, comparisons=found.count, figures=figures)
 
 
+def _tables(ours: Freqs, theirs: Freqs) -> Finding:
+    """RoPE tables differ by no more than each may from the exact ones."""
+    allowed = table_error(theirs[0])
+    over = max(
+        float(((a.double() - b.double()).abs() / allowed).max())
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    return Finding(
+        "agreement",
+        "tables",
+        comparisons=sum(table.numel() for table in theirs),
+        figures={"tables difference over allowed": Figure(over, "", bound=1.0)},
+        facts={
+            "table values that differ": sum(
+                int((a != b).sum()) for a, b in zip(ours, theirs, strict=True)
+            )
+        },
+    )
+
+
 def _interface(ours: ModelLayout, theirs: ModelLayout) -> Finding:
-    names = [field.name for field in fields(ModelLayout) if field.name not in _NOT_COMPARED]
-    differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
-    shown = "; ".join(f"{n} is {getattr(ours, n)}, not {getattr(theirs, n)}" for n in differing)
+    """Everything that decides a call: lengths, shapes, dtypes, and the index of every tensor."""
+    have, want = _facts(ours), _facts(theirs)
+    differing = [
+        f"{name} is {have[name]}, not {want[name]}" for name in want if have[name] != want[name]
+    ]
     return Finding(
         "agreement",
         "interface",
         ok=not differing,
-        message=f"the two are not called in one way: {shown}",
-        comparisons=len(names),
+        message=f"the two are not called in one way: {'; '.join(differing)}",
+        comparisons=len(want),
     )
+
+
+def _facts(layout: ModelLayout) -> dict[str, object]:
+    names = [field.name for field in fields(ModelLayout) if field.name not in _NOT_COMPARED]
+    shapes = {"freqs_cos": list(layout.freqs_cos.shape), "freqs_sin": list(layout.freqs_sin.shape)}
+    return {name: getattr(layout, name) for name in names} | shapes
 
 
 def _differences(have: Trace, want: Trace) -> dict[str, Error]:

@@ -49,15 +49,13 @@ def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) ->
 def check_tables(subject: Subject) -> Iterator[Finding]:
     """The RoPE tables equal exact ones to one ULP of their dtype, and to fp32's angle error.
 
-    The norms' epsilon equals the checkpoint's, rounded. The exporter computes angles in fp32, where
-    position p is off by up to p * 2**-23.
+    The norms' epsilon equals the checkpoint's, rounded.
     """
     assert subject.params is not None
     params = load_params(subject.params)
     cos, sin = subject.tables
     exact = rope_tables(params, cos.shape[0])
-    position = torch.arange(cos.shape[0], dtype=torch.float64)[:, None]
-    allowed = torch.finfo(cos.dtype).eps + position * 2.0**-23
+    allowed = table_error(cos)
     for name, table, want in (("cos", cos, exact[0]), ("sin", sin, exact[1])):
         over = ((table.double() - want).abs() / allowed).max()
         yield Finding(
@@ -68,3 +66,13 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
         )
     held, rounded = subject.held.norm_eps, float(torch.tensor(params.norm_eps, dtype=cos.dtype))
     yield Finding("tables", "norm_eps", held == rounded, f"is {held}, not {rounded}", 1)
+
+
+def table_error(table: torch.Tensor) -> torch.Tensor:
+    """How far a RoPE table may be from the exact one at each position, fp64 [positions, 1].
+
+    One ULP of its dtype at 1; and ExecuTorch's exporter computes angles in fp32, where position p
+    is off by up to p * 2**-23.
+    """
+    position = torch.arange(table.shape[0], dtype=torch.float64)[:, None]
+    return torch.finfo(table.dtype).eps + position * 2.0**-23

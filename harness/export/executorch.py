@@ -14,15 +14,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError, NotInstalledError
 from harness.export import Progress
 from harness.export.options import ExportOptions, check_fit
-from harness.files import partial_file
+from harness.files import partial_file, private_folder
 from harness.llama.config import load_params
 
 CHILD = "harness.export._executorch_child"
@@ -62,7 +61,7 @@ def export(
     if importlib.util.find_spec("executorch") is None:
         raise NotInstalledError("ExecuTorch is not installed; pip install 'executorch==1.4.*'")
     check_fit(options, load_params(params))
-    with partial_file(output) as partial, _private_folder() as folder:
+    with partial_file(output) as partial, private_folder("harness-export") as folder:
         request = {
             "checkpoint": str(Path(checkpoint).absolute()),
             "params": str(Path(params).absolute()),
@@ -161,15 +160,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="harness-export-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep(log: Path) -> Path:

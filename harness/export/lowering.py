@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ import torch
 from harness.errors import HarnessError
 from harness.export.graph import StageModule
 from harness.export.plan import FLOATS, Stage
+from harness.files import private_folder
 from harness.llama.config import LlamaConfig
 
 _CORE_ML_DTYPES = {"int64": torch.int32}  # Core ML has no int64: the caller converts
@@ -66,19 +69,32 @@ def _convert(captured: Any, dtype: str) -> Any:
     import coremltools as ct
 
     precision = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[dtype]
+    with private_folder("harness-lowering") as folder, _temporaries_in(folder):
+        try:
+            model = ct.convert(
+                captured,
+                convert_to="mlprogram",
+                minimum_deployment_target=ct.target.iOS18,
+                compute_precision=precision,
+                skip_model_load=True,
+                package_dir=str(folder / "stage.mlpackage"),
+            )
+        except Exception as error:  # coremltools raises whatever its passes raise
+            raise HarnessError(
+                f"coremltools cannot convert the model: {type(error).__name__}: {error}"
+            ) from error
+        return model.get_spec().mlProgram
+
+
+@contextlib.contextmanager
+def _temporaries_in(folder: Path) -> Iterator[None]:
+    """coremltools leaves temporary files until the process ends, or for ever if interrupted."""
+    previous = tempfile.tempdir
+    tempfile.tempdir = str(folder)
     try:
-        model = ct.convert(
-            captured,
-            convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS18,
-            compute_precision=precision,
-            skip_model_load=True,
-        )
-    except Exception as error:  # coremltools raises whatever its passes raise
-        raise HarnessError(
-            f"coremltools cannot convert the model: {type(error).__name__}: {error}"
-        ) from error
-    return model.get_spec().mlProgram
+        yield
+    finally:
+        tempfile.tempdir = previous
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, NotInstalledError
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.artifact import Artifact
+    from harness.llama.model import Freqs
     from harness.runtimes.base import Runtime
 
 
-def open_session(artifact: Artifact, runtime: Runtime) -> Session:
+def open_session(artifact: Artifact, runtime: Runtime, tables: Freqs | None = None) -> Session:
     """Load an artefact's methods on a runtime, parse its layout, and start a session.
 
+    ``tables``, cosines and sines as long as the artefact's own, are used instead of those.
     Raises NotInstalledError if the runtime cannot be used here, HarnessError if the artefact does
     not describe a language model.
     """
@@ -37,6 +40,8 @@ def open_session(artifact: Artifact, runtime: Runtime) -> Session:
     methods = {name: runtime.load(artifact, name) for name in names}
     with _naming(artifact.path):
         layout = parse_layout(artifact.constants, methods)
+    if tables is not None:
+        layout = replace(layout, freqs_cos=tables[0], freqs_sin=tables[1])
     return Session(methods, layout)
 
 

@@ -26,6 +26,7 @@ THEIRS = {
     "the attention scale": (programs.change_attention_scale, WRONG),
     "the mask's sign": (programs.subtract_the_mask, WRONG),
     "another layer's cache": (programs.cache_of_another_layer, WRONG),
+    "one row of a table": (constants.one_table_row, "tables difference over allowed is"),
     "two rows of caches swapped": (constants.swap_in_rows(0), "not called in one way: prefill is"),
 }
 

@@ -1,0 +1,40 @@
+"""How many moments are tried: a sample, or `--every`; and the small model that is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from suites.interrupts.process import WarmProcess
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("interrupts").addoption(
+        "--every", action="store_true", help="every moment of every command, and real exports"
+    )
+
+
+@pytest.fixture(scope="session")
+def every(pytestconfig):
+    """Whether all moments were asked for."""
+    return pytestconfig.getoption("--every")
+
+
+@pytest.fixture
+def warm(tmp_path):
+    """A warm process; its temporary files go below `tmp_path / "tmp"`."""
+    (tmp_path / "tmp").mkdir()
+    process = WarmProcess(tmp_path / "tmp")
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A folder with checkpoint.pth and params.json."""
+    from tests.export.small_llama import write_model
+
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder)
+    return folder

@@ -1,0 +1,137 @@
+"""A warm process that runs commands of `harness` up to a chosen moment, each in a fork of its own.
+
+A moment is a call that changes a file system, below the watched folders, counted from 0: a file is
+opened to be written, a folder made, something renamed or removed. At the chosen one the command is
+interrupted, as SIGINT does it, or the process is killed. Between two moments a file may be written:
+`limit` kills the process (SIGXFSZ) at the write that would make a file longer than so many bytes.
+
+`python -m suites.interrupts.moments` reads one request a line, as JSON, and answers with one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, and how it ends: at a moment, by ``signal`` SIGINT or SIGKILL; or at a size.
+
+    ``watched`` are the folders that count; ``stand_in`` is a module that takes the place of the
+    process which runs ExecuTorch's exporter.
+    """
+
+    command: Sequence[str]
+    watched: Sequence[str]
+    moment: int | None = None
+    signal: str = "SIGINT"
+    limit: int | None = None
+    stand_in: str | None = None
+
+    def to_json(self) -> str:
+        """Return the request as a line."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+class _Clock:
+    """Counts moments, and ends the process at the one that the request names."""
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.count = 0
+
+    def start(self, request: Request) -> None:
+        """Count from 0, below the folders of this request."""
+        self.request, self.count = request, 0
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """See `sys.addaudithook`: what is raised here, the call raises, and does nothing."""
+        if self.request is None or not self._counts(self.request, event, arguments):
+            return
+        self.count += 1
+        if self.count - 1 != self.request.moment:
+            return
+        if self.request.signal == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise KeyboardInterrupt
+
+    @staticmethod
+    def _counts(request: Request, event: str, arguments: tuple[Any, ...]) -> bool:
+        if event == "open":
+            changes = isinstance(arguments[2], int) and bool(arguments[2] & WRITES)
+        else:
+            changes = event in CHANGES
+        if not changes:
+            return False
+        # a removal inside a folder names it by a descriptor, and then the file alone
+        inside = event in ("os.remove", "os.rmdir") and arguments[1] != -1
+        path = arguments[0]
+        named = isinstance(path, str | Path) and str(path).startswith(tuple(request.watched))
+        return inside or named
+
+
+def main() -> None:
+    """Serve requests until the input ends; the first runs in this process, which is warm then."""
+    from harness.cli import main as harness
+    from harness.export import executorch
+
+    answers = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    clock = _Clock()
+    sys.addaudithook(clock.hook)
+    warm = False
+    for line in sys.stdin:
+        request = Request(**json.loads(line))
+        executorch.CHILD = request.stand_in or executorch.CHILD
+        clock.start(request)
+        if warm:
+            status, moments = _forked(request, harness, clock)
+        else:
+            status, warm, moments = harness(request.command), True, None
+        answer = {"status": status, "moments": moments}
+        os.write(answers, f"{json.dumps(answer)}\n".encode())
+
+
+def _forked(
+    request: Request, harness: Callable[[Sequence[str]], int], clock: _Clock
+) -> tuple[int, int | None]:
+    """Run a command in a fork; returns its exit status, or the negative number of a signal.
+
+    And the number of moments, unless the process was killed.
+    """
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        if request.limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request.limit, request.limit))
+        status = 70
+        try:
+            status = harness(request.command)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            atexit._run_exitfuncs()
+            os.write(write, str(clock.count).encode())
+            os._exit(status)
+    os.close(write)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with os.fdopen(read) as counted:
+        count = counted.read()
+    return status, int(count) if count else None
+
+
+if __name__ == "__main__":
+    main()

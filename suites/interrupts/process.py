@@ -1,0 +1,59 @@
+"""The warm process of :mod:`suites.interrupts.moments`, seen from a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from suites.interrupts.moments import Request
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit status, negative for a signal, and how many moments it had.
+
+    Moments are not known of a process that was killed, nor of the first, which warms up.
+    """
+
+    status: int
+    moments: int | None
+
+
+class WarmProcess:
+    """Runs requests one after another; the first must be whole, for it warms the process up."""
+
+    def __init__(self, temporary: Path) -> None:
+        paths = [str(ROOT), str(ROOT / "tests" / "export"), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "TMPDIR": str(temporary),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "OMP_NUM_THREADS": "1",  # threads do not survive a fork
+            "STAND_IN": "write_alike",  # see tests/export/stand_in_child.py
+            "STAND_IN_SKIPS_CHECKPOINT": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "suites.interrupts.moments"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+
+    def run(self, request: Request) -> Ended:
+        """Run a command to its end, or to where the request ends it."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(request.to_json())
+        self._process.stdin.flush()
+        return Ended(**json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        """End the process, which has nothing to do."""
+        self._process.communicate()

@@ -1,0 +1,142 @@
+"""Whatever the moment: the output is absent, whole, or refused, and an older one is not lost.
+
+After an interrupt nothing else is left, nor among the temporary files. After a kill something may
+be left; it is taken for whole by no command, and the next run of the command succeeds.
+"""
+
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from fixtures.cache import exported
+from harness.artifact.exported import PROGRAM
+from harness.packages.extract import LIST
+from harness.packages.layout import MANIFEST
+from suites.interrupts.leftovers import content, taken_for_whole
+from suites.interrupts.moments import Request
+
+SMALL = ("--input-len", "4", "--max-context-len", "24", "--target-split-size", "none")
+EXPORT = ("export", "--checkpoint", "{model}/checkpoint.pth", "--params", "{model}/params.json")
+OURS = (*EXPORT, "--exporter", "coreml", *SMALL, "-o", "{output}")
+COMBINE = ("combine", "{parts}/a.mlpackage:a", "{parts}/b.mlpackage:b", "-o", "{output}")
+EXTRACT = ("extract", "{parts}", "-o", "{output}")
+KEPT_BY_TORCH = "torchinductor_"  # its cache, made when it is imported
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes ``output``. ``older`` is what stands there before it is run.
+
+    ``moments`` are tried by default beside the last two, none at all where that is None; ``limits``
+    are sizes of a file, in bytes, at which the process is killed.
+    """
+
+    words: Sequence[str]
+    output: str
+    moments: int | None
+    limits: Sequence[int]
+    older: Mapping[str, bytes] = field(default_factory=dict)
+    stand_in: str | None = None
+
+
+COMMANDS = {
+    "export by ours": Command(OURS, "out", None, (1, 1 << 14)),
+    "export by ours over an older one": Command(OURS, "out", 2, (1 << 14,), {PROGRAM: b"older"}),
+    "export by ExecuTorch's, a stand-in": Command(
+        (*EXPORT, "-o", "{output}"), "out.pte", 3, (1,), {"": b"older"}, "stand_in_child"
+    ),
+    "combine": Command(COMBINE, "out.mlpackage", 8, (1, 4096, 20_000)),
+    "combine over an older one": Command(
+        (*COMBINE, "--force"), "out.mlpackage", 8, (4096,), {MANIFEST: b"older"}
+    ),
+    "extract": Command(EXTRACT, "out", 8, (1, 2048, 20_000)),
+    "extract over an older one": Command((*EXTRACT, "--force"), "out", 8, (2048,), {LIST: b"old"}),
+}
+
+
+class Place:
+    """Where a command writes: the folder of its output, and that of its temporary files."""
+
+    def __init__(self, folder, command):
+        self.output = folder / "out" / command.output
+        self.folders = (self.output.parent, folder / "tmp")
+        self.command = command
+
+    def prepare(self):
+        """Leave only what stood there before."""
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        for name, data in self.command.older.items():
+            path = self.output / name if name else self.output
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+
+    def left(self):
+        """Return the names of what is left beside the output."""
+        found = (path for folder in self.folders for path in folder.iterdir())
+        return [p.name for p in found if p != self.output and not p.name.startswith(KEPT_BY_TORCH)]
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """An exported folder, whose packages are extracted; `a` and `b`, two of them, are combined."""
+    folder = tmp_path_factory.mktemp("parts") / "export"
+    shutil.copytree(exported("tiny", exporter="coreml"), folder)
+    for name, package in (("a", "blocks"), ("b", "head")):
+        shutil.copytree(folder / package / "model.mlpackage", folder / f"{name}.mlpackage")
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_moment_leaves_a_part_that_is_taken_for_whole(name, model, parts, warm, tmp_path, every):
+    command = COMMANDS[name]
+    if command.moments is None and not every:
+        pytest.skip("much like the next one; `--every` runs it")
+    place = Place(tmp_path, command)
+    words = [w.format(model=model, parts=parts, output=place.output) for w in command.words]
+    whole_run = Request(words, [str(f) for f in place.folders], stand_in=command.stand_in)
+    for _ in range(2):  # the first warms up
+        place.prepare()
+        ended = warm.run(whole_run)
+        whole = content(place.output)
+        assert ended.status == 0 and whole and place.left() == []
+    moments = chosen(name, ended.moments, command.moments, every)
+    for moment in moments:
+        interrupted(warm, replace(whole_run, moment=moment), place, whole)
+        killed(warm, replace(whole_run, moment=moment, signal="SIGKILL"), place, whole)
+        if (every or moment == moments[0]) and content(place.output) != whole:
+            assert warm.run(whole_run).status == 0, "what a kill left is in the way"
+            assert content(place.output) == whole
+    for limit in command.limits:
+        killed(warm, replace(whole_run, limit=limit), place, whole)
+
+
+def chosen(name, count, sample, every):
+    """All moments; or some, the last two among them: there the output gets its name."""
+    assert count >= 4
+    if every:
+        return range(count)
+    earlier = random.Random(name).sample(range(count - 2), min(sample, count - 2))
+    return [*sorted(earlier), count - 2, count - 1]
+
+
+def interrupted(warm, request, place, whole):
+    place.prepare()
+    ended = warm.run(request)
+    found = content(place.output)
+    assert ended.status == 130, (request, ended)
+    assert found in (whole, place.command.older), f"{request}: {sorted(found)}"
+    assert place.left() == [], request
+
+
+def killed(warm, request, place, whole):
+    place.prepare()
+    ended = warm.run(request)
+    # a child of Python's hears of the limit as an error, and so does the command
+    assert ended.status < 0 or (request.limit and ended.status == 2), (request, ended)
+    older = place.command.older
+    assert list(taken_for_whole(place.output.parent, whole, older)) == [], request
