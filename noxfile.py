@@ -18,6 +18,7 @@ nox.options.sessions = ["lint", "tests", "conformance"]
 ENVIRONMENT = Path(".nox") / f"harness-{sys.version_info[0]}.{sys.version_info[1]}"
 BIN = (ENVIRONMENT / "bin").absolute()
 RESULTS = "results"
+SUITES_OF_OUR_OWN = ("suites/mutants", "suites/interrupts")  # they judge the harness
 
 
 def install(session: nox.Session) -> None:
@@ -58,7 +59,7 @@ def wheel(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests of the harness itself, and the mutants that its checks must catch."""
     install(session)
-    run(session, "pytest", *(session.posargs or ["-n", "auto", "tests", "suites/mutants"]))
+    run(session, "pytest", *(session.posargs or ["-n", "auto", "tests", *SUITES_OF_OUR_OWN]))
 
 
 @nox.session(python=False)
@@ -95,6 +96,7 @@ def matrix(session: nox.Session) -> None:
     run(session, "pytest", "suites/conformance", *arguments)
 
 
+@nox.session(python=False, default=False)
 def upstream(session: nox.Session) -> None:
     """Run ExecuTorch's own Core ML tests, unmodified, with our executor as its backend."""
     install(session)
@@ -127,6 +129,13 @@ def fuzz(session: nox.Session) -> None:
     """Load and call 10,000 mutated artefacts: none may crash, hang or take too much memory."""
     install(session)
     run(session, "python", "-m", "suites.fuzz", *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def interrupts(session: nox.Session) -> None:
+    """End exports, combinations and extractions at every moment; a quarter of an hour."""
+    install(session)
+    run(session, "pytest", "suites/interrupts", "--every", *session.posargs)
 
 
 @nox.session(python=False, default=False)
