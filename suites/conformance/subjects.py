@@ -64,7 +64,8 @@ class Subjects:
 
     def of_executorch(self, fixture_name: str, mode: str) -> Subject:
         """Return what ExecuTorch's exporter makes of a subject's model with the same options."""
-        return self._open(fixture_name.rpartition(":")[2], mode)
+        model, options = SubjectName.parse(fixture_name).model, self.options(fixture_name, mode)
+        return Subject(exported(model, options, self._progress), options=options)
 
     def _open(self, fixture_name: str, mode: str) -> Subject:
         name, options = SubjectName.parse(fixture_name), self.options(fixture_name, mode)
