@@ -130,7 +130,8 @@ def interrupted(warm, request, place, whole):
     place.prepare()
     ended = warm.run(request)
     found = content(place.output)
-    assert ended.status == 130, (request, ended)
+    # a library may swallow it, in a finaliser: then the command goes on to its end
+    assert ended.status == 130 or (ended.status == 0 and found == whole), (request, ended)
     assert found in (whole, place.command.older), f"{request}: {sorted(found)}"
     assert place.left() == [], request
 
