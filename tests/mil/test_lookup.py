@@ -4,6 +4,7 @@ What is compiled for AArch64 is not run here; the same code in vectors of 16 byt
 of x86 that does for indices below 16 what Neon's does.
 """
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from harness.mil.packed import kernels, lookup
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_AVX2 = """
@@ -32,7 +35,7 @@ codes = codes[:, ::2] | codes[:, 1::2] << 4
 codes.flags.writeable = False
 offset = np.zeros((96, 1), np.float32)
 packed = PackedWeight(Blocks(codes, scale.astype(np.float32), offset, 8, True, True), torch.float32)
-assert isinstance(packed._fast.form, Tables)
+assert isinstance(packed._fast, Tables)
 weight = (numbers * scale.astype(np.float32)).astype(np.float16).astype(np.float32)
 eye = torch.eye(192)
 np.testing.assert_array_equal(packed.linear(eye).T, weight)  # expanded
@@ -73,6 +76,12 @@ def printed(script, folder):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_kernels_know_the_vector_code_that_they_were_compiled_with():
+    """numba keeps machine code until the file of the kernels changes: this line must, too."""
+    text = Path(lookup.__file__).read_bytes()
+    assert hashlib.sha256(text).hexdigest() == kernels.LOOKUP, "write this into kernels.LOOKUP"
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a shuffle of x86")

@@ -117,7 +117,7 @@ def test_a_machine_without_the_shuffle_gives_the_same(scheme, monkeypatch):
     blocks, weight = make(scheme)
     monkeypatch.setattr(lookup, "available", lambda: False)
     packed = PackedWeight(blocks, torch.float32)
-    assert isinstance(packed._fast.form, Blocks)
+    assert isinstance(packed._fast, Blocks)
     columns = torch.eye(weight.shape[1])
     np.testing.assert_array_equal(packed.linear(columns).T, weight)
     one_at_a_time = torch.cat([packed.linear(row[None]) for row in columns])
@@ -136,7 +136,7 @@ def test_tables_are_used_where_a_row_has_one_scale():
 def test_tables_hold_subnormal_negative_and_large_scales_exactly(scale):
     blocks, weight = make(Scheme((64, 64), (64, 1)), scale)
     packed = PackedWeight(blocks, torch.float32)
-    assert isinstance(packed._fast.form, Tables)
+    assert isinstance(packed._fast, Tables)
     one_at_a_time = torch.cat([packed.linear(row[None]) for row in torch.eye(64)])
     np.testing.assert_array_equal(one_at_a_time.T, weight)
 
@@ -145,7 +145,7 @@ def test_a_weight_that_overflows_fp16_is_infinite_and_has_no_table():
     blocks, weight = make(Scheme((64, 64), (64, 1)), 30000.0)
     assert np.isinf(weight).any()
     packed = PackedWeight(blocks, torch.float32)
-    assert isinstance(packed._fast.form, Blocks)
+    assert isinstance(packed._fast, Blocks)
     np.testing.assert_array_equal(packed.dequantised(), weight)
 
 
@@ -210,7 +210,7 @@ def test_a_linear_layer_of_a_packed_weight_is_that_of_the_expanded_one(policy, d
 
 
 @pytest.mark.parametrize("policy", ["widen", "double", "strict"])
-@pytest.mark.parametrize("axis, scales, zeros", [(0, (320,), ()), (-1, (), (128,)), (1, (), ())])
+@pytest.mark.parametrize("axis, scales, zeros", [(0, (320,), ()), (-2, (), (320,)), (1, (), ())])
 def test_an_affine_weight_of_ios_16_stays_packed(policy, axis, scales, zeros):
     numbers = RNG.integers(-128, 128, (320, 128)).astype(np.int8)
     scale = np.float16(RNG.random(scales) + 0.1)
@@ -225,14 +225,45 @@ def test_an_affine_weight_of_ios_16_stays_packed(policy, axis, scales, zeros):
     package = save(build, [(3, 128)], "iOS16", dtypes=["fp16"])
     plan = load_function(package, "main", get_policy(policy))._plan
     assert any(isinstance(value, PackedWeight) for value in plan.slots)
-    place = (slice(None), None) if axis == 0 else (None, slice(None))
-    spread_scale, spread_zero = (v[place] if v.ndim else v for v in (scale, zero))
-    weight = (np.float32(numbers) - np.float32(spread_zero)) * np.float32(spread_scale)
+    weight = (np.float32(numbers) - np.float32(zero.reshape(-1, 1))) * scale.reshape(-1, 1)
+    weight = weight.astype(np.float32)
     x = RNG.standard_normal((3, 128)).astype(np.float16)
     exact = x.astype(np.float64) @ weight.astype(np.float16).astype(np.float64).T
     (result,) = run(package, x, policy=policy)
     allowed = {"widen": 2e-6, "double": 1e-14, "strict": 2.0**-11}[policy]
     assert np.abs(result - exact).max() <= allowed * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("columns", [1, 8])
+def test_blocks_of_few_columns_are_expanded(columns):
+    numbers = RNG.integers(-128, 128, (512, 128))
+    scale = (RNG.random((512, 128 // columns)) + 0.1).astype(np.float16)
+    package = save(quantised(numbers, scale, "int8"), [(2, 128)], dtypes=["fp16"])
+    plan = load_function(package, "main", get_policy("widen"))._plan
+    assert not any(isinstance(value, PackedWeight) for value in plan.slots)
+    x = RNG.standard_normal((2, 128)).astype(np.float16)
+    weight = (numbers * np.kron(scale, np.ones((1, columns)))).astype(np.float16)
+    exact = x.astype(np.float64) @ weight.astype(np.float64).T
+    (result,) = run(package, x)
+    assert np.abs(result - exact).max() <= 2e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("policy", ["widen", "double"])
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_no_rows_at_all(policy, dtype):
+    numbers = RNG.integers(-8, 8, (512, 128))
+    layer = quantised(numbers, np.full((512, 1), 0.5, np.float16), dtype)
+
+    def build(mb, a):
+        rows = mb.gather(x=a, indices=mb.squeeze(x=mb.non_zero(x=mb.reduce_sum(x=a, axes=[1]))))
+        return layer(mb, rows)
+
+    package = save(build, [(4, 128)], dtypes=["fp16"])
+    for given, rows in ((0, 0), (1, 4)):
+        assert run(package, np.full((4, 128), given, np.float16), policy=policy)[0].shape == (
+            rows,
+            512,
+        )
 
 
 def test_scales_that_are_not_one_for_each_row_are_refused_not_packed_as_blocks():

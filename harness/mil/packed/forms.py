@@ -52,7 +52,9 @@ class Blocks:
         """Write ``x @ weight.T`` into ``out``."""
         x = x.reshape(m, self.columns)
         ordered = x if self.order is None else x.index_select(1, self.order)
-        kernels.block_products(*self._arguments, ordered.numpy(), out.view(m, -1).numpy(), parts)
+        kernels.block_products(
+            *self._arguments, ordered.numpy(), out.view(m, len(self.codes)).numpy(), parts
+        )
 
     def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
         """Write the rows from ``start`` on into ``tile`` [n, columns]."""
@@ -71,9 +73,11 @@ class Blocks:
         codes = torch.from_numpy(self.codes[indices])
         if self.is_paired:
             codes = torch.stack((codes & 15, codes >> 4), -1)
-        blocks = codes.reshape(*scale.shape[:2], -1).int()
+        blocks = codes.reshape(*scale.shape[:2], self.columns // scale.shape[1]).int()
         values = (((blocks ^ self.flip) - self.flip) - offset) * scale
-        return (values.half().float() if self.rounds else values).reshape(len(indices), -1)
+        return (values.half().float() if self.rounds else values).reshape(
+            len(indices), self.columns
+        )
 
 
 @dataclass(frozen=True)

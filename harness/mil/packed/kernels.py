@@ -21,6 +21,9 @@ from numba.extending import intrinsic
 
 from harness.mil.packed import lookup
 
+LOOKUP = "e5a55a35f7f44d53d39e347fe36d64a4e5633f71ab1254891cc9871d570cc603"
+"""The SHA-256 of `lookup.py`, whose code is part of what is compiled here: numba takes a kernel
+that it keeps for a stale one only when this very file has changed."""
 _TURNED = 16  # rows at a time: a cache line of what is written
 _ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities stay what they are
 
@@ -189,15 +192,27 @@ def _block_products(
     x: Any,
     out: Any,
 ) -> None:
-    columns = x.shape[1]
-    weights = np.empty(columns, np.float32)
+    per_scale, blocks = codes.shape[0] // scale.shape[0], scale.shape[1]
+    width, columns = codes.shape[1], x.shape[1]
+    size, flipped = width // blocks, np.uint8(flip)
     for row in range(first, last):
-        _expand_row(codes, row, scale, offset, flip, rounds, weights)
-        for m in range(x.shape[0]):
+        for each in range(x.shape[0]):
             total = np.float32(0)
-            for column in range(columns):
-                total += weights[column] * x[m, column]
-            out[m, row] = total
+            for block in range(blocks):
+                s = scale[row // per_scale, block]
+                z = offset[row // per_scale, block] + np.float32(flip)
+                start, end = block * size, (block + 1) * size
+                part, low, high = codes[row, start:end], x[each, start:end], x[each, -width:]
+                # loops from 0 on, in which no index can be negative: they become vector code
+                if width == columns:
+                    for at in range(size):
+                        total += _value(part[at], flipped, z, s, rounds) * low[at]
+                else:
+                    high = high[start:end]
+                    for at in range(size):
+                        total += _value(part[at] & 15, flipped, z, s, rounds) * low[at]
+                        total += _value(part[at] >> 4, flipped, z, s, rounds) * high[at]
+            out[each, row] = total
 
 
 @_serial
@@ -207,22 +222,27 @@ def _expand_row(
     """Write a row; of two codes to a byte all the low ones come first, then all the high ones."""
     place = row // (codes.shape[0] // scale.shape[0])
     width, blocks = codes.shape[1], scale.shape[1]
-    size = width // blocks
-    flipped = np.int32(flip)
+    size, flipped = width // blocks, np.uint8(flip)
     for block in range(blocks):
-        s, z = scale[place, block], offset[place, block]
+        s, z = scale[place, block], offset[place, block] + np.float32(flip)
+        start, end = block * size, (block + 1) * size
+        part, low, high = codes[row, start:end], out[start:end], out[-width:]
         if width == out.shape[0]:
-            for at in range(block * size, (block + 1) * size):
-                code = np.int32(codes[row, at])
-                out[at] = (np.float32((code ^ flipped) - flipped) - z) * s
+            for at in range(size):
+                low[at] = _value(part[at], flipped, z, s, rounds)
         else:
-            for at in range(block * size, (block + 1) * size):
-                code = np.int32(codes[row, at])
-                out[at] = (np.float32(((code & 15) ^ flipped) - flipped) - z) * s
-                out[width + at] = (np.float32(((code >> 4) ^ flipped) - flipped) - z) * s
-    if rounds:
-        for at in range(out.shape[0]):
-            out[at] = _rounded(out[at])
+            high = high[start:end]
+            for at in range(size):
+                low[at] = _value(part[at] & 15, flipped, z, s, rounds)
+                high[at] = _value(part[at] >> 4, flipped, z, s, rounds)
+
+
+@_serial
+def _value(code: int, flip: int, zero: float, scale: float, rounds: bool) -> Any:
+    """Return what a code, as it stands, is worth; ``flip`` is in ``zero`` already."""
+    value = (np.float32(np.int32(code ^ flip)) - zero) * scale
+    rounded = _rounded(value)
+    return rounded if rounds else value
 
 
 @_intrinsic

@@ -49,9 +49,12 @@ _SHUFFLES = {"x86_64": _OF_X86, "AMD64": _OF_X86, "arm64": _OF_ARM, "aarch64": _
 
 
 def _best() -> _Shuffle | None:
-    features = {"": True} | dict(llvm.get_host_cpu_features())
+    try:
+        features = dict(llvm.get_host_cpu_features())
+    except RuntimeError:  # LLVM does not know
+        features = {}
     of_machine = _SHUFFLES.get(platform.machine(), ())
-    return next((each for each in of_machine if features.get(each.feature)), None)
+    return next((s for s in of_machine if not s.feature or features.get(s.feature)), None)
 
 
 _BEST = _best()

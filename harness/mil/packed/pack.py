@@ -11,8 +11,7 @@ from harness.mil.values import Constant
 
 _FLIPS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
 _SMALL = 1 << 15  # elements up to which packing costs more time than it saves memory
-_AXES = {0: (-1, 1), 1: (1, -1), -2: (-1, 1), -1: (1, -1)}
-"""How one value for each place along an axis is shaped as blocks."""
+_NARROW = 16  # columns of a block below which its multiplication is no vector code
 _EXACT = ("FLOAT16", "FLOAT32")  # a scale times a code is exact in fp32, or rounded once
 
 
@@ -31,17 +30,18 @@ def packed(op: Operation) -> PackedWeight | None:
 def packed_affine(op: Operation) -> PackedWeight | None:
     """Return a ``constexpr_affine_dequantize`` as `packed` does its own operation.
 
-    A scale and a zero point for each row are blocks of one row, those for each column of one
-    column; the codes are of 8 bits.
+    A scale and a zero point for each row are blocks of one row; those for each column would be
+    blocks too narrow to multiply fast.
     """
     data, scale, zero = (_constant(op, n) for n in ("quantized_data", "scale", "zero_point"))
-    axis = op.required("axis")
-    if data is None or scale is None or zero is None or data.array.ndim != 2 or axis not in _AXES:
+    if data is None or scale is None or zero is None or len(data.type.shape) != 2:
         return None
-    arrays = scale.array, zero.array
-    if any(array.shape not in ((), data.array.shape[axis : axis + 1 or None]) for array in arrays):
+    of_rows = op.required("axis") in (0, -2)
+    allowed = [(), data.type.shape[:1]] if of_rows else [()]
+    if scale.array.shape not in allowed or zero.array.shape not in allowed:
         return None
-    scales, zeros = np.broadcast_arrays(*(array.reshape(_AXES[axis]) for array in arrays))
+    arrays = (constant.array.reshape(-1, 1) for constant in (scale, zero))
+    scales, zeros = np.broadcast_arrays(*arrays)
     return _weight(op, data, scales, zeros, scale.type.dtype.name)
 
 
@@ -83,6 +83,7 @@ def _fits(
             block and size and size % block == 0
             for size, block in zip(sizes, scale.shape, strict=True)
         )
+        and (sizes[1] or 0) // scale.shape[1] >= _NARROW
         and (offset is None or (offset.dtype.kind in "iu" and offset.shape == scale.shape))
     )
 

@@ -24,18 +24,6 @@ _ALONE = 1 << 18  # elements below which waking another thread costs more than i
 _TILE = 1 << 19
 
 
-class _Ordered:
-    """A form of a weight, and its order as a tensor."""
-
-    def __init__(self, form: Blocks | Tables) -> None:
-        self.form = form
-        self._order = form.order
-
-    def ordered(self, x: Tensor) -> Tensor:
-        """Return x [m, columns] with its columns in the form's order."""
-        return x if self._order is None else x.index_select(1, self._order)
-
-
 class PackedWeight:
     """A weight [rows, columns]; ``carrier`` is the dtype of what is taken out of it."""
 
@@ -43,8 +31,7 @@ class PackedWeight:
         self.shape = torch.Size((len(blocks.codes), blocks.columns))
         self.dtype = carrier
         self._blocks = blocks
-        self._exact = _Ordered(blocks)
-        self._fast = _Ordered(best_form(blocks))
+        self._fast = best_form(blocks)
 
     def linear(self, x: Tensor) -> Tensor:
         """Return ``x @ weight.T`` for x [*, columns], fp32 or fp64, in the dtype of x."""
@@ -52,11 +39,11 @@ class PackedWeight:
         if x.shape[-1] != columns:
             raise ValueError(f"{list(x.shape)} times the transpose of {list(self.shape)}")
         if x.dtype != torch.float32:
-            return self._product_by_tiles(x, self._exact)
+            return self._product_by_tiles(x, self._blocks)
         if x.numel() > FEW_ROWS * columns:
             return self._product_by_tiles(x, self._fast)
         out = torch.empty((*x.shape[:-1], rows))
-        self._fast.form.products(x.contiguous(), x.numel() // columns, out, self._parts(rows))
+        self._fast.products(x.contiguous(), x.numel() // columns, out, self._parts(rows))
         return out
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -72,23 +59,24 @@ class PackedWeight:
         """The whole weight, kept from now on: for operations that cannot take it packed."""
         return self.dequantised()
 
-    def _product_by_tiles(self, x: Tensor, by: _Ordered) -> Tensor:
+    def _product_by_tiles(self, x: Tensor, by: Blocks | Tables) -> Tensor:
         """Expand some rows at a time into one tile, and multiply by that.
 
         The tile stands on the left, where the BLAS is faster for few rows of x.
         """
         n_rows, n_columns = self.shape
-        columns = by.ordered(x.reshape(-1, n_columns)).T  # [columns, m]
+        x_rows = x.reshape(-1, n_columns)
+        columns = (x_rows if by.order is None else x_rows.index_select(1, by.order)).T
         product = torch.empty((n_rows, columns.shape[1]), dtype=x.dtype)
         tile = _tile(min(n_rows, max(1, _TILE // n_columns)), n_columns)
         for start in range(0, n_rows, len(tile)):
             part = tile[: n_rows - start]
-            by.form.expand(start, part.numpy(), self._parts(len(part)))
+            by.expand(start, part.numpy(), self._parts(len(part)))
             torch.mm(part.to(x.dtype), columns, out=product[start : start + len(part)])
-        if by.form.unit is None:
+        if by.unit is None:
             return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
         turned = torch.empty((*x.shape[:-1], n_rows))
-        kernels.turned(product.numpy(), by.form.unit, turned.view(-1, n_rows).numpy())
+        kernels.turned(product.numpy(), by.unit, turned.view(-1, n_rows).numpy())
         return turned
 
     def _parts(self, rows: int) -> int:
