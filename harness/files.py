@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -63,10 +63,16 @@ def partial_folder(output: Path, mark: str, replace: bool = False) -> Iterator[P
 
 @contextmanager
 def private_folder(prefix: str) -> Iterator[Path]:
-    """A folder among the temporary ones that nobody else may read; it is gone afterwards."""
+    """A folder among the temporary ones that nobody else may read; it is gone afterwards.
+
+    Raises HarnessError when it cannot be made.
+    """
     folder = _beside(Path(tempfile.gettempdir(), prefix), "")
     try:
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise HarnessError(f"cannot write into {folder.parent}: {error.strerror}") from None
         yield folder
     finally:
         _remove(folder)
@@ -91,7 +97,10 @@ def _check_place(output: Path, mark: str, replace: bool) -> None:
 
 
 def _move(partial: Path, output: Path) -> None:
-    """Give ``partial`` its name; an older folder of that name is set aside first, then removed."""
+    """Give ``partial`` its name; an older folder of that name is set aside first, then removed.
+
+    A process that is killed in between leaves the older one under the name that ends in ``.old``.
+    """
     if not output.exists():
         partial.rename(output)
         return
@@ -118,7 +127,8 @@ def _remove(path: Path) -> None:
 
 
 def _remove_now(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # as of a name that no file can have
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -209,3 +209,14 @@ def test_neither_torch_nor_coremltools_is_imported(one, four, tmp_path, command)
         [sys.executable, "-c", code, command, *words[command]], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (int(command == "diff"), "")
+
+
+@pytest.mark.parametrize("place", ["file/out", "no/out", "n" * 240])
+def test_a_place_that_cannot_be_written_to_is_one_sentence(both, tmp_path, capsys, place):
+    (tmp_path / "file").write_text("a file")
+    for command in ("extract {both} -o {out}", "combine {both} -o {out}.mlpackage"):
+        words = [word.format(both=both, out=tmp_path / place) for word in command.split()]
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and str(tmp_path) in error, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mlpackage", "file"]
