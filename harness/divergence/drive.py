@@ -4,6 +4,7 @@ one call of each method of what is no language model."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from harness.checks.subject import Subject
 from harness.divergence.part import Part
 from harness.errors import HarnessError
 from harness.generate.load import open_session
+from harness.mil.operation import most_elements
 from harness.runtimes.base import Runtime, TensorSpec
 
 DECODED = 3
@@ -43,21 +45,32 @@ def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] 
 
     Raises HarnessError for an input that is missing, unknown, or no tensor as declared.
     """
-    for name in part.methods(subject.artifact):
-        method = judge.load(subject.artifact, name)
-        where = f"{subject.artifact.path}, '{name}'"
-        if given is None:
-            generator = torch.Generator().manual_seed(_SEED)
-            method(*(_seeded(spec, generator, where) for spec in method.inputs))
-        else:
+    artifact = subject.artifact
+    names = part.methods(artifact)
+    if given is not None and len(names) > 1:
+        raise HarnessError(
+            f"{artifact.path}: the tensors of --inputs are those of one method; choose it with "
+            f"--method: {', '.join(names)}"
+        )
+    for name in names:
+        method = judge.load(artifact, name)
+        where = f"{artifact.path}, '{name}'"
+        if given is not None:
             method(*_in_order(method.inputs, given, where))
+            continue
+        assert artifact.package is not None, "a program is fed a prompt, or is given tensors"
+        most = most_elements(artifact.package.size)
+        generator = torch.Generator().manual_seed(_SEED)
+        method(*(_seeded(spec, generator, most, where) for spec in method.inputs))
 
 
-def _seeded(spec: TensorSpec, generator: torch.Generator, where: str) -> torch.Tensor:
+def _seeded(spec: TensorSpec, generator: torch.Generator, most: int, where: str) -> torch.Tensor:
     if -1 in spec.shape:
         raise HarnessError(
             f"{where}: input '{spec.name}' has a flexible shape: give tensors with --inputs"
         )
+    if prod(spec.shape) > most:
+        raise HarnessError(f"{where}: input '{spec.name}' is declared with over {most} elements")
     if spec.dtype.startswith("float"):
         return torch.randn(spec.shape, generator=generator)
     integers = torch.randint(2, spec.shape, generator=generator)
@@ -74,8 +87,14 @@ def _in_order(
             f"{where}: {said} '{wrong[0]}'; its inputs are {', '.join(sorted(names))}"
         )
     for name, tensor in given.items():
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) or not _is_plain(tensor):
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
             raise HarnessError(
-                f"{where}: input '{name}' is given a {type(tensor).__name__}, no tensor"
+                f"{where}: input '{name}' is given what is no dense tensor of real numbers ({kind})"
             )
     return [given[spec.name] for spec in specs]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    on_cpu = tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return on_cpu and not tensor.is_quantized and not tensor.is_complex()

@@ -93,8 +93,12 @@ class PrecisionJudge:
             if pair is None or operations()[step.operation].tolerance == "statistical":
                 self.report.skipped += 1
                 continue
+            reason = own_error(step, pair, have, want)
+            if reason is None:
+                self.report.skipped += 1
+                continue
             self.report.judged += 1
-            if reason := own_error(step, pair, have, want) or _amplified(step, have, off):
+            if reason := reason or _amplified(step, have, off):
                 self._add(step, have, want, reason)
             self.report.accumulated = off[step.names[0]]
 
@@ -125,8 +129,11 @@ class _Paired:
 
 
 @torch.inference_mode()
-def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str:
-    """Say by how much an operation is off on good inputs, "" when it is within its tolerance."""
+def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str | None:
+    """Say by how much an operation is off on good inputs, "" when it is within its tolerance.
+
+    None when nothing can be compared: it takes what is no tensor, or gives no number.
+    """
     entered: list[Any] = []
     exact: list[Any] = []
     for slot, other, name in zip(step.reads, pair.reads, have.read_names(step), strict=True):
@@ -134,16 +141,17 @@ def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str:
             entered.append(None if name is None else have.constant(slot))
             exact.append(None if name is None else want.constant(other))
             continue
-        tensor, declared = want.values.get(name), have.types[name]
+        tensor, declared = want.values.get(name), have.types.get(name)
         if not isinstance(tensor, torch.Tensor) or not isinstance(declared, TensorType):
-            return ""
+            return None
         rounded = have.function.policy.enter(tensor, declared.dtype)
         entered.append(rounded)
         exact.append(want.function.policy.enter(rounded, declared.dtype))
     pairs = zip(_run(step, entered), _run(pair, exact), step.types, strict=True)
     tolerance = operations()[step.operation].tolerance
-    said = (_beyond(h, w, t, tolerance, have.function.policy) for h, w, t in pairs)
-    return next((reason for reason in said if reason), "")
+    said = [_beyond(h, w, t, tolerance, have.function.policy) for h, w, t in pairs]
+    compared = [reason for reason in said if reason is not None]
+    return next(filter(None, compared), "") if compared else None
 
 
 def _run(step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
@@ -151,10 +159,15 @@ def _run(step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy) -> str:
-    """Say how two results differ when that is more than a tolerance class allows."""
+def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy) -> str | None:
+    """Say how two results differ when that is more than a tolerance class allows, "" when it is
+    not; None for what are no tensors, or hold no number that is one in both."""
     if not isinstance(have, torch.Tensor) or not isinstance(declared, TensorType):
-        return ""
+        return None
+    if have.shape != want.shape:
+        return f"gives shape {list(have.shape)} where double gives {list(want.shape)}"
+    if not have.numel() or bool((have.isnan() & want.isnan()).all()):
+        return None
     if not have.is_floating_point():
         wrong = int((have != want).sum())
         return f"gives {wrong} of {have.numel()} integers that double does not" if wrong else ""
@@ -178,8 +191,7 @@ def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy)
         rms = want[both].square().mean().sqrt() if both.any() else want.new_zeros(())
         summed = SUMMED * _unit(rms, _SINGLE)
         allowed = ULPS * torch.maximum(unit, _unit(rms, _HALF if half else _SINGLE)) + summed
-    over = (error / allowed).max() if error.numel() else 0.0
-    if not over > 1:
+    if not (error / allowed).max() > 1:
         return ""
     return f"is off by {float((error / unit).max()):.3g} ULP on inputs that are right ({tolerance})"
 
@@ -191,12 +203,16 @@ def _unit(tensor: torch.Tensor, format_: torch.finfo) -> torch.Tensor:
 
 
 def _off(have: Any, want: Any) -> float:
-    """The root mean square of the difference over that of the reference; 0 for what are no
-    floats, infinite where one of the two only is finite."""
-    if not isinstance(have, torch.Tensor) or not have.is_floating_point() or want is None:
+    """The root mean square of the difference over that of the reference; 0 for what are no floats
+    or none at all, infinite where one of the two only is finite, or they differ in shape."""
+    if not (isinstance(have, torch.Tensor) and isinstance(want, torch.Tensor)):
         return 0.0
+    if not have.is_floating_point() or not have.numel():
+        return 0.0
+    if have.shape != want.shape:
+        return torch.inf
     have, want = have.double(), want.double()
-    same = have == want
+    same = (have == want) | (have.isnan() & want.isnan())
     error = torch.where(same, 0.0, have - want).nan_to_num(nan=torch.inf)
     size = torch.where(torch.isfinite(want), want, 0.0).square().mean().sqrt()
     rms = error.square().mean().sqrt()

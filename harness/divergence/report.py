@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from harness.checks.subject import Subject
@@ -50,7 +51,7 @@ class Bisection:
                 "calls": precision.calls,
                 "judged": precision.judged,
                 "skipped": precision.skipped,
-                "accumulated": precision.accumulated,
+                "accumulated": precision.accumulated if isfinite(precision.accumulated) else None,
                 "found": [_to_json(found) for found in precision.found],
             },
         }
@@ -67,9 +68,9 @@ def bisect(
     checkpoint's, and when nothing was compared.
     """
     part.check(subject.artifact)
-    precision = PrecisionJudge(policy, part)
-    model = None if _is_called(subject, given) else ModelJudge(subject, part)
-    if model is not None:
+    precision, model = PrecisionJudge(policy, part), None
+    if not _is_called(subject, given):
+        model = ModelJudge(subject, part)
         drive(subject, model)
     _feed(subject, precision, part, given)
     if not precision.report.judged or (model is not None and not model.report.compared):

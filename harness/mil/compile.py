@@ -20,7 +20,7 @@ from harness.mil.packed.weight import PackedWeight
 from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
 from harness.mil.table import check_known
-from harness.mil.types import TensorType, ValueType, value_type
+from harness.mil.types import StateType, TensorType, ValueType, value_type
 from harness.mil.values import Constant, read_constant
 from harness.mil.weights import Weights
 
@@ -68,11 +68,7 @@ class Compiler:
 
     def compile(self, inputs: Any, block: Any) -> Plan:
         """Return the plan of a block with these inputs, `NamedValueType` messages."""
-        defined = {
-            value.name: (self._define(value.name, declared), declared)
-            for value in inputs
-            for declared in [value_type(value.type, f"{self._where}, input '{value.name}'")]
-        }
+        defined = {value.name: self._input(value) for value in inputs}
         steps = [
             step
             for index, message in enumerate(block.operations)
@@ -91,6 +87,13 @@ class Compiler:
             dict(self._names),
             tuple(self._captures),
         )
+
+    def _input(self, value: Any) -> tuple[int, ValueType]:
+        where = f"{self._where}, input '{value.name}'"
+        declared = value_type(value.type, where)
+        if isinstance(declared, StateType) and declared.wrapped.count > self._scope.most:
+            raise ArtifactError(f"{where}: declares a state of over {self._scope.most} elements")
+        return self._define(value.name, declared), declared
 
     def _define(self, name: str, declared: ValueType) -> int:
         if name in self._names:

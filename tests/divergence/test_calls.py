@@ -1,10 +1,12 @@
 """Bisecting what is no language model: one call, with given tensors or with seeded ones."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from coremltools.proto.Model_pb2 import Model
 from programs import save
 from safetensors.torch import save_file
 
@@ -157,3 +159,68 @@ def test_a_flexible_shape_needs_tensors(tmp_path, capsys):
     assert "'x' has a flexible shape: give tensors with --inputs" in capsys.readouterr().err
     assert main(["bisect", package, "--inputs", tensors(tmp_path, x=rows(3)[:, :4])]) == 0
     assert open_artifact(package).methods == ("main",)
+
+
+def test_what_is_nan_in_both_policies_is_no_divergence(tmp_path, capsys):
+    package = path_of(lambda mb, a: mb.log(x=a), [(4, 8)])
+    assert main(["bisect", package]) == 0  # of negative numbers too
+    assert "1 operations in 1 calls" in capsys.readouterr().out
+    nothing = tensors(tmp_path, a=np.full((4, 8), -1, np.float32))
+    assert main(["bisect", package, "--inputs", nothing]) == 2
+    assert "no operation of it was executed" in capsys.readouterr().err
+
+
+def test_operations_on_lists_are_not_judged(capsys):
+    def build(mb, a):
+        held = mb.make_list(init_length=2, elem_shape=(8,), dtype="fp32")
+        held = mb.list_write(ls=held, index=np.int32(0), value=mb.square(x=a))
+        return mb.list_gather(ls=held, indices=np.int32([0]))
+
+    assert main(["bisect", path_of(build, [(8,)], target="iOS15"), "--json"]) == 0
+    precision = json.loads(capsys.readouterr().out)["precision"]
+    assert (precision["judged"], precision["skipped"]) == (1, 1)
+
+
+def test_a_shape_that_rounding_decides_is_said(tmp_path, capsys):
+    def build(mb, a):
+        return mb.non_zero(x=mb.greater(x=mb.mul(x=a, y=np.float16(1.001)), y=np.float16(1)))
+
+    package = path_of(build, [(4096,)], dtype="fp16")
+    near = tensors(tmp_path, a=np.linspace(0.99, 1.01, 4096, dtype=np.float32))
+    assert main(["bisect", package, "--inputs", near]) in (0, 1)
+    assert "strict against double" in capsys.readouterr().out
+
+
+def test_a_declared_size_that_no_package_of_its_size_has_is_refused(tmp_path, capsys):
+    source = open_artifact(path_of(norm, [(2, 16)], dtype="fp16")).path
+    folder = shutil.copytree(source, tmp_path / "huge.mlpackage")
+    (spec,) = folder.rglob("*.mlmodel")
+    model = Model()
+    model.ParseFromString(spec.read_bytes())
+    function = model.mlProgram.functions["main"]
+    function.inputs[0].type.tensorType.dimensions[0].constant.size = 1 << 45
+    spec.write_bytes(model.SerializeToString())
+    assert main(["bisect", str(folder)]) == 2
+    assert "input 'a' is declared with over 67108864 elements" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(2, 16).to_sparse(),
+        torch.ones(2, 16, dtype=torch.complex64),
+        torch.quantize_per_tensor(torch.ones(2, 16), 0.1, 0, torch.qint8),
+        torch.ones(2, 16, device="meta"),
+    ],
+    ids=lambda tensor: str(tensor.dtype),
+)
+def test_tensors_of_other_kinds_are_refused(package, tmp_path, capsys, tensor):
+    torch.save({"a": tensor}, tmp_path / "in.pt")
+    assert main(["bisect", package, "--inputs", str(tmp_path / "in.pt")]) == 2
+    assert "no dense tensor of real numbers" in capsys.readouterr().err
+
+
+def test_tensors_of_one_method_need_to_know_which(tmp_path, capsys):
+    path = str(Subjects(lambda stage: None).get("tiny", "multifunction").artifact.path)
+    assert main(["bisect", path, "--inputs", tensors(tmp_path, a=[1.0])]) == 2
+    assert "choose it with --method: " in capsys.readouterr().err
