@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from math import isfinite
 
+import torch
+
 from harness.checks.finding import Finding
 from harness.checks.metrics import Error, error
 from harness.checks.parity import (
@@ -47,13 +49,13 @@ def agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findin
     other way (angles in fp32, angles in fp64) moves a key by more than a sum in another order does.
     The difference is taken relative to the largest value of ``other``.
     """
-    session = open_session(other.artifact, get_runtime(runtime), subject.tables)
-    interface = _interface(subject.session(runtime).layout, session.layout)
+    interface = _interface(subject.session(runtime).layout, other.session(runtime).layout)
     yield interface
     if not interface.ok:  # what is called in another way cannot be given the same calls
         return
     yield _tables(subject.tables, other.tables)
     _, have, _ = measure(subject, runtime)
+    session = open_session(other.artifact, get_runtime(runtime), subject.tables)
     want = trace(session, sequence(subject), prompt_length(subject))
     allowed = tolerances(subject, runtime)
     for part, found in _differences(have, want).items():
@@ -68,21 +70,14 @@ def agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findin
 
 def _tables(ours: Freqs, theirs: Freqs) -> Finding:
     """RoPE tables differ by no more than each may from the exact ones."""
-    allowed = table_error(theirs[0])
-    over = max(
-        float(((a.double() - b.double()).abs() / allowed).max())
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    have, want = torch.stack(ours), torch.stack(theirs)
+    over = ((have.double() - want.double()).abs() / table_error(theirs[0])).max()
     return Finding(
         "agreement",
         "tables",
-        comparisons=sum(table.numel() for table in theirs),
-        figures={"tables difference over allowed": Figure(over, "", bound=1.0)},
-        facts={
-            "table values that differ": sum(
-                int((a != b).sum()) for a, b in zip(ours, theirs, strict=True)
-            )
-        },
+        comparisons=want.numel(),
+        figures={"tables difference over allowed": Figure(float(over), "", bound=1.0)},
+        facts={"table values that differ": int((have != want).sum())},
     )
 
 

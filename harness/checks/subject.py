@@ -54,12 +54,15 @@ class Subject:
     @cached_property
     def held(self) -> LlamaConfig:
         """The sizes of the Llama that the artefact holds."""
-        return self._read()[0]
+        return self._held[0]
 
-    def _read(self) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
+    @cached_property
+    def _held(self) -> tuple[LlamaConfig, dict[str, torch.Tensor] | None]:
+        """The weights are kept where they are the model's, for want of a checkpoint."""
         from harness.mil.llama import read_llama
 
-        return read_llama(self.artifact, "forward")
+        config, weights = read_llama(self.artifact, "forward")
+        return config, None if self.checkpoint and self.params else weights
 
     @cached_property
     def config(self) -> LlamaConfig:
@@ -90,7 +93,9 @@ class Subject:
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:
         """The model's: those expected, or else the artefact's own, dequantised to fp32."""
-        return self.expected_weights or self._read()[1]
+        weights = self.expected_weights or self._held[1]
+        assert weights is not None, "one of the two is there"
+        return weights
 
     @cached_property
     def oracle(self) -> Llama:

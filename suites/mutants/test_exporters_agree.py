@@ -2,8 +2,10 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 
 from harness.artifact import open_artifact
 from harness.checks.agreement import agreement
@@ -79,6 +81,26 @@ def test_a_broken_export_of_ours_is_caught(ours, sources, tmp_path, mode):
     file.write_bytes(content)
     case = compared(opened(folder, sound), sources[mode])
     assert case.outcome == "fail" and re.search(WRONG, case.reason), case.reason
+
+
+def test_a_table_of_another_length_is_said(ours, sources):
+    """The other's own tables are looked at, not those that both are then called with."""
+    other = opened(sources["single"].artifact.path, sources["single"])
+    layout = other.session(RUNTIME).layout
+    short = replace(layout, freqs_cos=layout.freqs_cos[:-1], freqs_sin=layout.freqs_sin[:-1])
+    other._sessions[RUNTIME].layout = short
+    case = compared(ours("single"), other)
+    assert case.outcome == "fail" and "not called in one way: freqs_cos is" in case.reason
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_table_that_holds_nan_is_caught(ours, sources, which):
+    other = opened(sources["single"].artifact.path, sources["single"])
+    tables = [table.clone() for table in other.tables]
+    tables[which][3, 0] = torch.nan
+    other.tables = tuple(tables)
+    case = compared(ours("single"), other)
+    assert case.outcome == "fail" and "tables difference over allowed is nan" in case.reason
 
 
 def test_exports_of_other_modes_are_not_compared(ours, sources):
