@@ -397,6 +397,12 @@ CASES = {
         (X,),
         X.mean((0, 2), keepdims=True),
     ),
+    "reduce_mean of no axes": (lambda mb, a: mb.reduce_mean(x=a, axes=np.int32([])), (X,), X),
+    "reduce_sum_square of no axes": (
+        lambda mb, a: mb.reduce_sum_square(x=a, axes=np.int32([])),
+        (X,),
+        X**2,
+    ),
     "reduce_sum": (lambda mb, a: mb.reduce_sum(x=a, axes=[1]), (X,), X.sum(1)),
     "reduce_sum of integers": (
         lambda mb, a: mb.reduce_sum(x=a, axes=[0]),

@@ -13,7 +13,7 @@ from harness.mil.operation import Operation, Run, operation
 
 
 def _mean(x: torch.Tensor, dim: list[int], keepdim: bool) -> torch.Tensor:
-    """Do what `torch.mean` does, in a third of its time."""
+    """The mean over some axes, in a third of the time of `torch.mean`."""
     shape = x.shape
     total = torch.sum(x, dim, keepdim)
     return total.div_(_divisor(math.prod([shape[axis] for axis in dim]), total.dtype))
@@ -42,7 +42,7 @@ _NOT_INTEGRAL = {"reduce_l2_norm", "reduce_log_sum", "reduce_log_sum_exp", "redu
 
 @operation(*_REDUCTIONS, inputs=("x",))
 def reduction(op: Operation) -> Run:
-    """Reduce ``axes``, or all of them when none are given."""
+    """Reduce ``axes``, or all of them when the parameter is not given."""
     function, axes, keep = (
         _REDUCTIONS[op.type],
         op.constant("axes"),
@@ -50,7 +50,11 @@ def reduction(op: Operation) -> Run:
     )
 
     def run(x: torch.Tensor) -> Any:
-        dims = list(range(x.dim())) if axes is None else axes
+        if axes == []:  # of each element alone; torch takes it for all
+            return run_over(x.unsqueeze(-1), [-1], False)
+        return run_over(x, list(range(x.dim())) if axes is None else axes, keep)
+
+    def run_over(x: torch.Tensor, dims: list[int], keep: bool) -> Any:
         exact = x if x.is_floating_point() or op.type not in _NOT_INTEGRAL else x.double()
         result = function(exact, dim=dims, keepdim=keep)
         # torch sums integers to int64
