@@ -4,6 +4,7 @@ A moment is a call that changes a file system, below the watched folders, counte
 opened to be written, a folder made, something renamed or removed. At the chosen one the command is
 interrupted, as SIGINT does it, or the process is killed. Between two moments a file may be written:
 `limit` kills the process (SIGXFSZ) at the write that would make a file longer than so many bytes.
+What libraries do in machine code, as coremltools writes weights, is no moment; a limit meets it.
 
 `python -m suites.interrupts.moments` reads one request a line, as JSON, and answers with one.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from suites.interrupts.moments import Request
 
 ROOT = Path(__file__).resolve().parents[2]
+LONGEST = 300.0  # seconds that a command may take
 
 
 class Ended(NamedTuple):
@@ -41,18 +43,25 @@ class WarmProcess:
             [sys.executable, "-m", "suites.interrupts.moments"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
             cwd=ROOT,
         )
 
     def run(self, request: Request) -> Ended:
-        """Run a command to its end, or to where the request ends it."""
+        """Run a command to its end, or to where the request ends it.
+
+        Raises RuntimeError when there is no answer: what the process said stands above.
+        """
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(request.to_json())
         self._process.stdin.flush()
-        return Ended(**json.loads(self._process.stdout.readline()))
+        answered, _, _ = select.select([self._process.stdout], [], [], LONGEST)
+        answer = self._process.stdout.readline() if answered else ""
+        if not answer:
+            self._process.kill()
+            raise RuntimeError(f"no answer to {request}")
+        return Ended(**json.loads(answer))
 
     def close(self) -> None:
         """End the process, which has nothing to do."""

@@ -1,7 +1,8 @@
 """Whatever the moment: the output is absent, whole, or refused, and an older one is not lost.
 
 After an interrupt nothing else is left, nor among the temporary files. After a kill something may
-be left; it is taken for whole by no command, and the next run of the command succeeds.
+be left, the older output under another name too; `harness inspect`, which reads as all commands do,
+takes none of it for whole, and the next run of the command succeeds.
 """
 
 import random
@@ -142,4 +143,7 @@ def killed(warm, request, place, whole):
     # a child of Python's hears of the limit as an error, and so does the command
     assert ended.status < 0 or (request.limit and ended.status == 2), (request, ended)
     older = place.command.older
+    if older:  # it may be set aside, but it is there
+        found = [content(path) for path in place.output.parent.iterdir()]
+        assert older in found or whole in found, request
     assert list(taken_for_whole(place.output.parent, whole, older)) == [], request
