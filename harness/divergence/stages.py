@@ -41,6 +41,7 @@ class Graph:
         self._weights = weights
         self._eps = _held(config.norm_eps, dtype)
         self._lowest = _held(math.sqrt(config.norm_eps), dtype)
+        self._per_doubling = _held(1 / math.log(2), dtype)
         self._scale = _held(config.head_dim**-0.5, dtype)
         self.stages: list[Stage] = []
 
@@ -89,13 +90,17 @@ class Graph:
         return self._put(name, F.linear(x, self._weight(name)), cut=-1)
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """RMSNorm of x [T, dim]; and the values of doing it on x scaled to [-1, 1]."""
+        """RMSNorm of x [T, dim]; and the values of doing it on x over a power of two."""
         size = self._put(f"{name}: |x|", x.abs())
         largest = self._put(f"{name}: largest |x|", size.amax(-1, True))
-        largest = self._put(f"{name}: its scale", largest.clamp(min=self._lowest))
-        once = self._put(f"{name}: epsilon / scale", self._eps / largest)
-        eps = self._put(f"{name}: epsilon / scale^2", once / largest)
-        self._rooted(f"{name} (scaled)", self._put(f"{name}: x / scale", x / largest), eps)
+        clamped = self._put(f"{name}: largest |x|, in range", largest.clamp(self._lowest, 3e4))
+        natural = self._put(f"{name}: its logarithm", clamped.log())
+        binary = self._put(f"{name}: its binary logarithm", natural * self._per_doubling)
+        exponent = self._put(f"{name}: its exponent", binary.floor())
+        scale = self._put(f"{name}: its scale", exponent.exp2())
+        once = self._put(f"{name}: epsilon / scale", self._eps / scale)
+        eps = self._put(f"{name}: epsilon / scale^2", once / scale)
+        self._rooted(f"{name} (scaled)", self._put(f"{name}: x / scale", x / scale), eps)
         normed = self._rooted(name, x, torch.tensor(self._eps, dtype=x.dtype))
         return self._put(name, normed * self._weight(name))
 

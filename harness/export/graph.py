@@ -73,14 +73,16 @@ def head(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm over the last axis that no fp16 value overflows in: x is scaled to [-1, 1] first.
+    """RMSNorm over the last axis that no fp16 value overflows in: x is scaled below 4 first.
 
-    With m = max |x|: x / rms(x) = y / sqrt(mean(y^2) + eps / m^2), where y = x / m. Epsilon is
-    scaled with x, so that the result is the norm's, exactly, for any m. m is kept at sqrt(eps) or
-    above: then eps / m^2 stays below 1 and an all-zero row gives zeros.
+    x / rms(x) = y / sqrt(mean(y^2) + eps / m^2), where y = x / m, for any m. Here m is the power of
+    two below max |x|: to divide by it rounds nothing, so the result is that of unscaled squares to
+    the last bit, wherever these are in range. Max |x| is taken as sqrt(eps) at least, so that
+    eps / m^2 stays below 4 and an all-zero row gives zeros; and as 3e4 at most, since its logarithm
+    is rounded too, and 2^16 is no fp16 value.
     """
-    lowest = torch.tensor(math.sqrt(eps), dtype=x.dtype)
-    m = torch.maximum(x.abs().amax(-1, keepdim=True), lowest)
+    largest = x.abs().amax(-1, keepdim=True).clamp(math.sqrt(eps), 3e4)
+    m = (largest.log() * (1 / math.log(2))).floor().exp2()
     y = x / m
     rescaled_eps = torch.tensor(eps, dtype=x.dtype) / m / m
     return y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rescaled_eps) * weight

@@ -38,6 +38,20 @@ def test_in_fp16_the_norm_is_within_a_few_roundings(scale):
     assert (found - expected).abs().max() <= 4 * 2.0**-11 * expected.abs().max()
 
 
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 60.0])
+def test_in_fp16_the_norm_is_the_plain_one_to_the_last_bit(scale):
+    generator = torch.Generator().manual_seed(3)
+    x = (torch.randn(8, 256, generator=generator) * scale).half().clamp(-250, 250)
+    weight = torch.randn(256, generator=generator).half()
+    assert torch.equal(rms_norm(x, weight, EPS), plain(x, weight))
+
+
+@pytest.mark.parametrize("largest", [255.0, 29999.0, 32768.0, 65504.0])
+def test_the_norm_overflows_for_no_fp16_value(largest):
+    row = torch.full((1, 8192), largest, dtype=torch.float16)
+    assert (rms_norm(row, torch.ones_like(row), EPS) - 1).abs().max() <= 2.0**-10
+
+
 def test_a_row_of_zeros_stays_zeros():
     x = torch.zeros(1, 64, dtype=torch.float16)
     assert torch.equal(rms_norm(x, torch.ones(64, dtype=torch.float16), EPS), x)
