@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from harness.mil.packed import PackedWeight
-from harness.mil.packed.weight import FEW_ROWS, multiplied_by
+from harness.mil.packed.forms import FEW_ROWS
+from harness.mil.packed.weight import multiplied_by
 from harness.mil.plan import Plan
 from harness.mil.types import TensorType
 

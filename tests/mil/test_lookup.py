@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.mil.packed import kernels, lookup
+from harness.mil.packed import emit, kernels, lookup, panel
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_AVX2 = """
@@ -38,7 +38,7 @@ packed = PackedWeight(Blocks(codes, scale.astype(np.float32), offset, 8, True, T
 assert isinstance(packed._fast, Tables)
 weight = (numbers * scale.astype(np.float32)).astype(np.float16).astype(np.float32)
 eye = torch.eye(192)
-np.testing.assert_array_equal(packed.linear(eye).T, weight)  # expanded
+np.testing.assert_array_equal(packed.linear(eye).T, weight)  # in panels
 np.testing.assert_array_equal(torch.cat([packed.linear(row[None]) for row in eye]).T, weight)
 print("equal")
 """
@@ -48,15 +48,19 @@ platform.machine = lambda: "arm64"
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from harness.mil.packed import lookup
+from harness.mil.packed import lookup, panel
 
 assert lookup.available()
 module, integer = ir.Module("lookup"), ir.IntType(64)
 module.triple = "arm64-apple-macosx14"
-for emit, kind in ((lookup.emit_dot, ir.FloatType()), (lookup.emit_expand, ir.VoidType())):
-    function = ir.Function(module, ir.FunctionType(kind, [integer] * 4), emit.__name__)
+for emitted, kind in (
+    (lookup.emit_dot, ir.FloatType()),
+    (lookup.emit_expand, ir.VoidType()),
+    (panel.emit_accumulate, ir.VoidType()),
+):
+    function = ir.Function(module, ir.FunctionType(kind, [integer] * 4), emitted.__name__)
     builder = ir.IRBuilder(function.append_basic_block())
-    result = emit(builder, *function.args)
+    result = emitted(builder, *function.args)
     builder.ret_void() if result is None else builder.ret(result)
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
@@ -80,8 +84,8 @@ def printed(script, folder):
 
 def test_kernels_know_the_vector_code_that_they_were_compiled_with():
     """numba keeps machine code until the file of the kernels changes: this line must, too."""
-    text = Path(lookup.__file__).read_bytes()
-    assert hashlib.sha256(text).hexdigest() == kernels.LOOKUP, "write this into kernels.LOOKUP"
+    text = b"".join(Path(module.__file__).read_bytes() for module in (emit, lookup, panel))
+    assert hashlib.sha256(text).hexdigest() == kernels.VECTOR_CODE, "write it into VECTOR_CODE"
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a shuffle of x86")

@@ -38,6 +38,7 @@ SCHEMES = [
     Scheme((96, 64), (96, 1)),
     Scheme((96, 64), (96, 1), half=False),
     Scheme((97, 160), (97, 1), signed=False, offset=True),
+    Scheme((101, 672), (101, 1)),  # several blocks of terms, and of rows
     Scheme((96, 64), (1, 1)),  # one scale
     Scheme((96, 64), (1, 1), half=False, offset=True),
     Scheme((96, 64), (12, 1)),  # blocks of rows

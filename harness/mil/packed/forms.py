@@ -1,8 +1,7 @@
 """The two forms in which a packed weight is multiplied; each has its own order of columns.
 
-Both have ``products`` of x, contiguous, fp32 and m times the columns; ``expand``, which writes rows
-as fp32 with their columns in an ``order`` (None: their own); and ``unit`` [rows], by which a
-product with what `expand` writes must be multiplied, None where that is 1.
+Both have ``products`` of x, contiguous, fp32 and m times the columns. `Blocks` can ``expand`` too:
+write rows as fp32, their columns in an ``order`` (None: their own).
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from harness.mil.packed import kernels, lookup
 from harness.mil.packed.tables import integer_tables
+
+FEW_ROWS = 3  # rows of x up to which decoding the weight for each of them is fastest
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,6 @@ class Blocks:
     flip: int
     rounds: bool
     is_paired: bool
-
-    unit = None
 
     @property
     def columns(self) -> int:
@@ -96,7 +95,8 @@ class Tables:
 
     def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
         """Write ``x @ weight.T`` into ``out``."""
-        kernels.table_products(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
+        multiply = kernels.table_products if m <= FEW_ROWS else kernels.table_panels
+        multiply(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
 
     @cached_property
     def _addresses(self) -> tuple[int, ...]:
@@ -107,10 +107,6 @@ class Tables:
     @property
     def _sizes(self) -> tuple[int, int]:
         return len(self.codes), 2 * self.codes.shape[1]
-
-    def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
-        """Write the rows from ``start`` on into ``tile`` [n, columns], in units."""
-        kernels.expand_tables(self.codes, self.tables, start, tile, parts)
 
 
 def best_form(blocks: Blocks) -> Blocks | Tables:

@@ -2,7 +2,7 @@
 
 Two forms of a weight: by *tables* (`harness.mil.packed.lookup`), for two codes to a byte and a
 table to a row, and by *blocks*, for all others. Each gives the floats of a row in an order of its
-own; `x` stands in the same. Everything is summed in fp32, in any order.
+own. Everything is summed in fp32, in any order.
 
 Arrays, where not said otherwise: codes uint8 [rows, columns] or, two to a byte,
 [rows, columns / 2]; tables uint8 [rows, 32]; scale and offset fp32 [row blocks, column blocks]; x
@@ -19,12 +19,12 @@ from llvmlite import ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
-from harness.mil.packed import lookup
+from harness.mil.packed import lookup, panel
 
-LOOKUP = "e5a55a35f7f44d53d39e347fe36d64a4e5633f71ab1254891cc9871d570cc603"
-"""The SHA-256 of `lookup.py`, whose code is part of what is compiled here: numba takes a kernel
-that it keeps for a stale one only when this very file has changed."""
-_TURNED = 16  # rows at a time: a cache line of what is written
+VECTOR_CODE = "8dda86bbe4f5de0c9a6af06048930ea14f988d4d498fc7e07a2f3e30dbddc649"
+"""The SHA-256 of `emit.py`, `lookup.py` and `panel.py`, whose code is part of what is compiled:
+numba takes a kernel that it keeps for a stale one only when this very file has changed."""
+_TILED = 8 * panel.ROWS  # rows that are decoded at a time
 _ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities stay what they are
 
 
@@ -93,15 +93,31 @@ def block_products(
 
 
 @_parallel
-def expand_tables(codes: Any, tables: Any, start: int, tile: Any, parts: int) -> None:
-    """Write rows from ``start`` on into ``tile`` [n, columns]: in units, as `table_products`."""
-    rows = tile.shape[0]
-    if parts == 1:
-        _expand_tables(0, rows, codes, tables, start, tile)
-    else:
-        for part in prange(parts):
-            first, last = rows * part // parts, rows * (part + 1) // parts
-            _expand_tables(first, last, codes, tables, start, tile)
+def table_panels(
+    codes: int,
+    tables: int,
+    unit: int,
+    order: int,
+    rows: int,
+    columns: int,
+    x: int,
+    m: int,
+    out: int,
+    parts: int,
+) -> None:
+    """Multiply as `table_products`, for more rows of x: a weight is decoded once for all of them.
+
+    x is cut into panels of `panel.WIDTH` rows, the last one filled up with zeros.
+    """
+    given = carray(_pointer(x), (m, columns), np.float32)
+    places = carray(_pointer(order), (columns,), np.int64)
+    panels = np.zeros((-(-m // panel.WIDTH), columns, panel.WIDTH), np.float32)
+    for each in range(m):
+        for place in range(columns):
+            panels[each // panel.WIDTH, place, each % panel.WIDTH] = given[each, places[place]]
+    for part in prange(parts):
+        first, last = rows * part // parts, rows * (part + 1) // parts
+        _table_panels(first, last, codes, tables, unit, rows, panels, m, out)
 
 
 @_parallel
@@ -129,16 +145,6 @@ def expand_blocks(
 
 
 @_serial
-def turned(product: Any, unit: Any, out: Any) -> None:
-    """Write fp32 [rows, m] times ``unit`` [rows] into ``out`` [m, rows]: in one pass, not two."""
-    rows, m = product.shape
-    for start in range(0, rows, _TURNED):
-        for each in range(m):
-            for row in range(start, min(start + _TURNED, rows)):
-                out[each, row] = product[row, each] * unit[row]
-
-
-@_serial
 def _table_products(
     first: int, last: int, codes: int, tables: int, unit: int, rows: int, x: Any, out: int
 ) -> None:
@@ -154,14 +160,41 @@ def _table_products(
 
 
 @_serial
-def _expand_tables(first: int, last: int, codes: Any, tables: Any, start: int, tile: Any) -> None:
-    for row in range(first, last):
-        lookup.expand(
-            _row_address(codes, start + row),
-            _row_address(tables, start + row),
-            _row_address(tile, row),
-            tile.shape[1] // lookup.COLUMNS,
-        )
+def _table_panels(
+    first: int,
+    last: int,
+    codes: int,
+    tables: int,
+    unit: int,
+    rows: int,
+    panels: Any,
+    m: int,
+    out: int,
+) -> None:
+    n_panels, columns, width = panels.shape
+    units = carray(_pointer(unit), (rows,), np.float32)
+    results = carray(_pointer(out), (m, rows), np.float32)
+    tile = np.zeros((_TILED, panel.BLOCK), np.float32)
+    sums = np.empty((n_panels, _TILED, width), np.float32)
+    for start in range(first, last, _TILED):
+        count = min(_TILED, last - start)
+        sums[:] = 0
+        for block in range(0, columns, panel.BLOCK):
+            terms = min(panel.BLOCK, columns - block)
+            for row in range(count):
+                row_codes = codes + (start + row) * (columns // 2) + block // 2
+                row_table = tables + (start + row) * lookup.COLUMNS
+                steps = terms // lookup.COLUMNS
+                lookup.expand(row_codes, row_table, _row_address(tile, row), steps)
+            for each in range(n_panels):
+                for row in range(0, count, panel.ROWS):
+                    x = panels.ctypes.data + each * panels.strides[0] + block * panels.strides[1]
+                    to = sums.ctypes.data + each * sums.strides[0] + row * sums.strides[1]
+                    panel.accumulate(_row_address(tile, row), x, to, terms)
+        for each in range(m):
+            for row in range(count):
+                total = sums[each // width, row, each % width]
+                results[each, start + row] = total * units[start + row]
 
 
 @_serial

@@ -10,7 +10,6 @@ columns' own; whoever multiplies puts the other side in that order.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import config as numba_config
 from numba.extending import intrinsic
+
+from harness.mil.packed import emit
 
 _intrinsic: Any = intrinsic
 _CONFIG: Any = numba_config  # whose names are made at import
@@ -114,20 +115,22 @@ def expand(typing: Any, codes: Any, table: Any, out: Any, count: Any) -> Any:
 
 def emit_dot(builder: ir.IRBuilder, codes: Any, table: Any, x: Any, count: Any) -> Any:
     """Emit what `dot` does; return the sum."""
-    add = _function(builder, f"llvm.fmuladd.v{_WIDTH // 4}f32", _FLOATS, [_FLOATS] * 3)
+    add = emit.function(builder, f"llvm.fmuladd.v{_WIDTH // 4}f32", _FLOATS, [_FLOATS] * 3)
 
     def step(number: Any, sums: list[Any]) -> list[Any]:
-        floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
-        base = _address(builder, x, number, 4 * COLUMNS)
-        parts = [_load(builder, base, _FLOATS, _WIDTH * i) for i in range(_N_VECTORS)]
+        floats = _floats(builder, emit.address(builder, codes, number, BYTES), tables)
+        base = emit.address(builder, x, number, 4 * COLUMNS)
+        parts = [emit.load(builder, base, _FLOATS, _WIDTH * i) for i in range(_N_VECTORS)]
         return [builder.call(add, each) for each in zip(floats, parts, sums, strict=True)]
 
     tables = _tables(builder, table)
     zeros = [ir.Constant(_FLOATS, [0.0] * (_WIDTH // 4))] * _N_VECTORS
-    sums = _loop(builder, count, zeros, step)
+    sums = emit.loop(builder, count, zeros, step)
     while len(sums) > 1:
         sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
-    total = _function(builder, f"llvm.vector.reduce.fadd.v{_WIDTH // 4}f32", _F32, [_F32, _FLOATS])
+    total = emit.function(
+        builder, f"llvm.vector.reduce.fadd.v{_WIDTH // 4}f32", _F32, [_F32, _FLOATS]
+    )
     return builder.call(total, [ir.Constant(_F32, 0.0), sums[0]], fastmath=("reassoc",))
 
 
@@ -135,15 +138,14 @@ def emit_expand(builder: ir.IRBuilder, codes: Any, table: Any, out: Any, count: 
     """Emit what `expand` does."""
 
     def step(number: Any, sums: list[Any]) -> list[Any]:
-        floats = _floats(builder, _address(builder, codes, number, BYTES), tables)
-        base = _address(builder, out, number, 4 * COLUMNS)
+        floats = _floats(builder, emit.address(builder, codes, number, BYTES), tables)
+        base = emit.address(builder, out, number, 4 * COLUMNS)
         for index, vector in enumerate(floats):
-            place = builder.add(base, _I64(_WIDTH * index))
-            builder.store(vector, builder.inttoptr(place, ir.PointerType(_FLOATS)), align=4)
+            emit.store(builder, vector, base, _WIDTH * index)
         return []
 
     tables = _tables(builder, table)
-    _loop(builder, count, [], step)
+    emit.loop(builder, count, [], step)
 
 
 def _tables(builder: ir.IRBuilder, table: Any) -> list[Any]:
@@ -151,7 +153,8 @@ def _tables(builder: ir.IRBuilder, table: Any) -> list[Any]:
     lane = ir.VectorType(_I8, LANE)
     places = [index % LANE for index in range(_WIDTH)]
     return [
-        _shuffled(builder, _load(builder, table, lane, start), None, places) for start in (0, LANE)
+        emit.shuffled(builder, emit.load(builder, table, lane, start), None, places)
+        for start in (0, LANE)
     ]
 
 
@@ -159,18 +162,18 @@ def _floats(builder: ir.IRBuilder, address: Any, tables: list[Any]) -> list[Any]
     """Return the floats of the 32 codes at an address."""
     lane, whole = ir.VectorType(_I8, LANE), ir.VectorType(_I8, _WIDTH)
     words = ir.VectorType(_I32, _WIDTH // 4)
-    shuffle = _function(builder, _SHUFFLE, whole, [whole, whole])
-    low = _load(builder, address, lane)
+    shuffle = emit.function(builder, _SHUFFLE, whole, [whole, whole])
+    low = emit.load(builder, address, lane)
     high = builder.lshr(low, ir.Constant(lane, [4] * LANE))
     vectors = [low, high]
     if _WIDTH > LANE:
-        vectors = [_shuffled(builder, low, high, list(range(_WIDTH)))]
+        vectors = [emit.shuffled(builder, low, high, list(range(_WIDTH)))]
     floats = []
     for vector in vectors:
         index = builder.and_(vector, ir.Constant(whole, [15] * _WIDTH))
         lows, highs = (builder.call(shuffle, [table, index]) for table in tables)
         for half in range(2):
-            pairs = builder.bitcast(_shuffled(builder, lows, highs, _interleaved(half)), words)
+            pairs = builder.bitcast(emit.shuffled(builder, lows, highs, _interleaved(half)), words)
             even = builder.shl(pairs, ir.Constant(words, [16] * (_WIDTH // 4)))
             odd = builder.and_(pairs, ir.Constant(words, [0xFFFF0000] * (_WIDTH // 4)))
             floats += [builder.sitofp(integers, _FLOATS) for integers in (even, odd)]
@@ -185,52 +188,3 @@ def _interleaved(half: int) -> list[int]:
         for byte in range(lane + 8 * half, lane + 8 * half + 8)
         for place in (byte, _WIDTH + byte)
     ]
-
-
-def _loop(
-    builder: ir.IRBuilder,
-    count: Any,
-    first: list[Any],
-    step: Callable[[Any, list[Any]], list[Any]],
-) -> list[Any]:
-    """Emit a loop over 0 to ``count`` that hands values from step to step; return the last ones."""
-    before = builder.block
-    body, after = builder.append_basic_block("step"), builder.append_basic_block("done")
-    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), body, after)
-    builder.position_at_end(body)
-    number = builder.phi(_I64)
-    number.add_incoming(_I64(0), before)
-    values = [builder.phi(value.type) for value in first]
-    results = step(number, values)
-    following = builder.add(number, _I64(1))
-    number.add_incoming(following, body)
-    for value, start, result in zip(values, first, results, strict=True):
-        value.add_incoming(start, before)
-        value.add_incoming(result, body)
-    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
-    builder.position_at_end(after)
-    last = [builder.phi(value.type) for value in first]
-    for value, start, result in zip(last, first, results, strict=True):
-        value.add_incoming(start, before)
-        value.add_incoming(result, body)
-    return last
-
-
-def _function(builder: ir.IRBuilder, name: str, result: Any, arguments: list[Any]) -> Any:
-    module = builder.module
-    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
-
-
-def _address(builder: ir.IRBuilder, base: Any, number: Any, size: int) -> Any:
-    return builder.add(base, builder.mul(number, _I64(size)))
-
-
-def _load(builder: ir.IRBuilder, address: Any, kind: Any, offset: int = 0) -> Any:
-    place = builder.add(address, _I64(offset))
-    return builder.load(builder.inttoptr(place, ir.PointerType(kind)), align=1)
-
-
-def _shuffled(builder: ir.IRBuilder, first: Any, second: Any, places: list[int]) -> Any:
-    other = ir.Constant(first.type, ir.Undefined) if second is None else second
-    mask = ir.Constant(ir.VectorType(_I32, len(places)), places)
-    return builder.shuffle_vector(first, other, mask)

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mil.packed import kernels
-from harness.mil.packed.forms import Blocks, Tables, best_form
+from harness.mil.packed.forms import FEW_ROWS, Blocks, best_form
 
-FEW_ROWS = 3  # rows of x up to which decoding the weight for each of them beats expanding it
-_ALONE = 1 << 18  # elements below which waking another thread costs more than it saves
+_ALONE = 1 << 18  # multiplications below which waking another thread costs more than it saves
 _TILE = 1 << 19
 
 
@@ -38,12 +36,12 @@ class PackedWeight:
         rows, columns = self.shape
         if x.shape[-1] != columns:
             raise ValueError(f"{list(x.shape)} times the transpose of {list(self.shape)}")
-        if x.dtype != torch.float32:
-            return self._product_by_tiles(x, self._blocks)
-        if x.numel() > FEW_ROWS * columns:
-            return self._product_by_tiles(x, self._fast)
+        by_tiles = x.numel() > FEW_ROWS * columns and self._fast is self._blocks
+        if by_tiles or x.dtype != torch.float32:
+            return self._product_by_tiles(x)
         out = torch.empty((*x.shape[:-1], rows))
-        self._fast.products(x.contiguous(), x.numel() // columns, out, self._parts(rows))
+        m = x.numel() // columns
+        self._fast.products(x.contiguous(), m, out, _parts(m * rows * columns))
         return out
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -59,30 +57,22 @@ class PackedWeight:
         """The whole weight, kept from now on: for operations that cannot take it packed."""
         return self.dequantised()
 
-    def _product_by_tiles(self, x: Tensor, by: Blocks | Tables) -> Tensor:
+    def _product_by_tiles(self, x: Tensor) -> Tensor:
         """Expand some rows at a time into one tile, and multiply by that.
 
         The tile stands on the left, where the BLAS is faster for few rows of x.
         """
         n_rows, n_columns = self.shape
         x_rows = x.reshape(-1, n_columns)
-        columns = (x_rows if by.order is None else x_rows.index_select(1, by.order)).T
+        order = self._blocks.order
+        columns = (x_rows if order is None else x_rows.index_select(1, order)).T
         product = torch.empty((n_rows, columns.shape[1]), dtype=x.dtype)
         tile = _tile(min(n_rows, max(1, _TILE // n_columns)), n_columns)
         for start in range(0, n_rows, len(tile)):
             part = tile[: n_rows - start]
-            by.expand(start, part.numpy(), self._parts(len(part)))
+            self._blocks.expand(start, part.numpy(), _parts(part.numel()))
             torch.mm(part.to(x.dtype), columns, out=product[start : start + len(part)])
-        if by.unit is None:
-            return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
-        turned = torch.empty((*x.shape[:-1], n_rows))
-        kernels.turned(product.numpy(), by.unit, turned.view(-1, n_rows).numpy())
-        return turned
-
-    def _parts(self, rows: int) -> int:
-        if rows * self.shape[1] < _ALONE:
-            return 1
-        return getattr(_held, "threads", None) or torch.get_num_threads()
+        return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
 
 
 _held = threading.local()
@@ -97,6 +87,13 @@ def multiplied_by(threads: int) -> Iterator[None]:
         yield
     finally:
         _held.threads = before
+
+
+def _parts(count: int) -> int:
+    """Return how many threads so many multiplications are worth."""
+    if count < _ALONE:
+        return 1
+    return getattr(_held, "threads", None) or torch.get_num_threads()
 
 
 def _tile(rows: int, columns: int) -> Tensor:
