@@ -76,8 +76,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last axis that no fp16 value overflows in: x is scaled below 4 first.
 
     x / rms(x) = y / sqrt(mean(y^2) + eps / m^2), where y = x / m, for any m. Here m is the power of
-    two below max |x|: to divide by it rounds nothing, so the result is that of unscaled squares to
-    the last bit, wherever these are in range. Max |x| is taken as sqrt(eps) at least, so that
+    two below max |x|: to divide by it rounds no value that stays a normal number, so the result is
+    that of unscaled squares to the last bit, wherever these are in range. Max |x| is taken as sqrt(eps) at least, so that
     eps / m^2 stays below 4 and an all-zero row gives zeros; and as 3e4 at most, since its logarithm
     is rounded too, and 2^16 is no fp16 value.
     """
