@@ -14,12 +14,13 @@ tolerance class in `operations.toml` says:
 
 An infinity or NaN that the reference does not have is always too much. Operations that amplify what
 they are handed are told from the two whole runs: one whose result is off by more than `LOST` of its
-size while its inputs are not is named too.
+size while its inputs are not is named too, if a result of the function is off by as much because of
+it. A power of two that a norm divides by, and multiplies by again, may well be another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ from harness.runtimes.base import Method
 ULPS = 4
 SUMMED = 64  # the root of 4096
 LOST = 0.1  # root mean square, a signal of 20 dB
+_WRITES = "write_state"
 _HALF = torch.finfo(torch.float16)
 _SINGLE = torch.finfo(torch.float32)
 
@@ -88,6 +90,7 @@ class PrecisionJudge:
         self.report.calls += 1
         reference = {step.names[0]: step for step in want.steps if step.names}
         off = {name: _off(value, want.values.get(name)) for name, value in have.values.items()}
+        reaching = _reaching(have, off)
         for step in have.steps:
             pair = reference.get(step.names[0]) if step.names else None
             if pair is None or operations()[step.operation].tolerance == "statistical":
@@ -98,7 +101,9 @@ class PrecisionJudge:
                 self.report.skipped += 1
                 continue
             self.report.judged += 1
-            if reason := reason or _amplified(step, have, off):
+            if not reason and step.names[0] in reaching:
+                reason = _amplified(step, have, off)
+            if reason:
                 self._add(step, have, want, reason)
             self.report.accumulated = off[step.names[0]]
 
@@ -217,6 +222,18 @@ def _off(have: Any, want: Any) -> float:
     size = torch.where(torch.isfinite(want), want, 0.0).square().mean().sqrt()
     rms = error.square().mean().sqrt()
     return float(rms / size) if size else float(rms)
+
+
+def _reaching(have: Recording, off: Mapping[str, float]) -> set[str | None]:
+    """The values from which a result of the function, or a state, is computed through nothing but
+    results that are off by more than `LOST`: errors that are lost again on all ways do not count.
+    """
+    reaching: set[str | None] = set(have.function.outputs)
+    for step in reversed(have.steps):
+        carries = any(name in reaching and off[name] > LOST for name in step.names)
+        if carries or step.operation == _WRITES:
+            reaching.update(have.read_names(step))
+    return reaching
 
 
 def _amplified(step: Step, have: Recording, off: dict[str, float]) -> str:

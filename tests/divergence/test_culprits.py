@@ -5,10 +5,12 @@ import json
 
 import pytest
 
+from harness.checks.subject import Subject
 from harness.cli import main
 from harness.divergence.drive import drive
 from harness.divergence.model import ModelJudge
 from harness.divergence.part import Part
+from harness.divergence.precision import PrecisionJudge
 from suites.conformance.subjects import Subjects
 from suites.mutants import of_constants as constants
 from suites.mutants import of_names as names
@@ -120,12 +122,37 @@ def test_a_fault_in_one_function_is_not_looked_for_in_the_other(mutated):
     assert "layers.2.feed_forward.w1" in first.reads.values()
 
 
-def test_our_own_exporters_operations_are_values_of_the_model_too(sources, tmp_path):
-    folder = tmp_path / "exported"
-    options = ("--exporter", "coreml", "--mode", "multifunction")
-    assert main(["export", "--model", "tiny", *options, "-o", str(folder)]) == 0
-    report = judged(opened(folder, sources["multifunction"]))
+@pytest.fixture(scope="module")
+def ours(sources, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ours")
+    for mode in BOTH:
+        options = ("--exporter", "coreml", "--mode", mode)
+        assert main(["export", "--model", "tiny", *options, "-o", str(folder / mode)]) == 0
+    return {mode: opened(folder / mode, sources[mode]) for mode in BOTH}
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_our_own_exporters_operations_are_values_of_the_model_too(ours, mode):
+    report = judged(ours[mode])
     assert report.first is None and report.excused == 0 and report.matched > 1500
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_our_own_exports_lose_nothing_in_strict(ours, mode):
+    """A scale that is another power of two than the reference's is divided by, and gone."""
+    judge = PrecisionJudge("strict", Part())
+    drive(ours[mode], judge)
+    assert judge.report.found == [] and judge.report.judged > 1500
+
+
+def test_a_wrong_epsilon_of_ours_is_located_where_it_is_read(ours, tmp_path):
+    """The next norm's exponents, whole numbers, are right nevertheless: that excuses nothing."""
+    subject, params = ours["single"], tmp_path / "params.json"
+    params.write_text(json.dumps(json.loads(subject.params.read_text()) | {"norm_eps": 1e-3}))
+    report = judged(Subject(subject.artifact.path, subject.checkpoint, params))
+    first = report.first
+    assert first is not None and first.operation == "real_div" and report.excused == 0
+    assert "layers.0.attention_norm: its scale" in first.reads.values()
 
 
 def test_a_wrong_table_is_no_fault_of_an_operation(mutated):

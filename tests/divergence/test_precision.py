@@ -76,6 +76,18 @@ def test_a_cancellation_is_named_as_what_amplifies():
     assert "makes of inputs that are off by" in report.found[0].reason
 
 
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_step_that_is_taken_elsewhere_counts_where_a_result_depends_on_it(undone):
+    def scaled(mb, a):
+        scale = mb.exp2(x=mb.floor(x=mb.mul(x=a, y=np.float16(3))))
+        over = mb.real_div(x=a, y=scale)
+        return mb.mul(x=over, y=scale) if undone else over
+
+    third = np.full((2, 16), 1 / 3, np.float16)  # three of it: 1 - 2^-12, which is rounded to 1
+    report = judged(save(scaled, [(2, 16)], dtype="fp16"), third)
+    assert [found.operation for found in report.found] == ([] if undone else ["floor"])
+
+
 @pytest.mark.parametrize("policy", ["strict", "widen"])
 def test_random_numbers_are_not_judged(policy):
     def noise(mb, a):
