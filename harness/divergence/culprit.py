@@ -3,8 +3,8 @@
 An operation's result is looked for among the stages of the graph. One that is no stage is not yet
 wrong: an exporter may compute a stage in its own way. It is *excused* when a stage that was not
 there before comes out of it after all, through operations that are no stages either: errors do
-not heal. Two things are no such proof: an old stage, as when x + 0 is x again, and what may leave out
-the part that is wrong, as a selection and a whole number do. What a function returns is never
+not heal. Two things are no such proof: an old stage, as when x + 0 is x again, and what may leave
+out the part that is wrong, as a selection and a whole number do. What a function returns is never
 excused.
 
 The first operation that is neither a stage nor excused is where the program leaves the model: what
@@ -25,7 +25,7 @@ from harness.mil.plan import Step
 _NEAR = 0.25  # of the largest value: a stage that is further away tells nothing
 _SLICES = ("slice_by_index", "slice_by_size", "split")
 _SELECTIONS = ("gather", "gather_along_axis", "gather_nd", "select", "topk", *_SLICES)
-_LOSSY = (*_SELECTIONS, "floor", "ceil", "round", "sign")
+_LOSSY = ("floor", "ceil", "round", "sign", *_SELECTIONS)
 
 
 @dataclass(frozen=True)

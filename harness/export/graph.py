@@ -75,11 +75,12 @@ def head(
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last axis that no fp16 value overflows in: x is scaled below 4 first.
 
-    x / rms(x) = y / sqrt(mean(y^2) + eps / m^2), where y = x / m, for any m. Here m is the power of
-    two below max |x|: to divide by it rounds no value that stays a normal number, so the result is
-    that of unscaled squares to the last bit, wherever these are in range. Max |x| is taken as
-    sqrt(eps) at least, so that eps / m^2 stays below 4 and an all-zero row gives zeros; and as 3e4
-    at most, since its logarithm is rounded too, and 2^16 is no fp16 value.
+    x / rms(x) = y / sqrt(mean(y^2) + eps / m^2), where y = x / m, for any m. Here m is a power of 2
+    that leaves y below 4: to divide by it rounds nothing that stays a normal number, so the result
+    is that of unscaled squares to the last bit where all of them are normal numbers. Max |x| is
+    taken as sqrt(eps) at least, so that eps / m^2 stays below 4 and, if fp16 holds eps, an all-zero
+    row gives zeros; and as 3e4 at most, since its logarithm is rounded too, and 2^16 is no fp16
+    value.
     """
     largest = x.abs().amax(-1, keepdim=True).clamp(math.sqrt(eps), 3e4)
     m = (largest.log() * (1 / math.log(2))).floor().exp2()
