@@ -11,19 +11,46 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness.errors import HarnessError
 
+_SYSTEMS_OWN = ".DS_Store"  # what macOS puts into folders that are looked at
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of output folder: ``mark`` is a file that each of them holds, and ``others`` are
+    patterns of what else they may hold, as paths in the folder; ``*`` stands for slashes too."""
+
+    mark: str
+    others: tuple[str, ...]
+
+    def foreign(self, folder: Path) -> str | None:
+        """Return the path of a file in a folder that is not of this kind, None without one."""
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            known = any(fnmatchcase(name, pattern) for pattern in (self.mark, *self.others))
+            if not (
+                known or path.name == _SYSTEMS_OWN or (path.is_dir() and not path.is_symlink())
+            ):
+                return name
+        return None
+
 
 @contextmanager
-def partial_file(output: Path) -> Iterator[Path]:
+def partial_pte(output: Path, mark: bytes) -> Iterator[Path]:
     """A file beside `output` to write to; it takes output's name unless the block raises.
 
-    Its name ends in ``.pte`` because ExecuTorch appends that to any other.
+    An older file is replaced if it is empty, or a .pte: ``mark`` stands behind its first 4 bytes.
+    Raises HarnessError for any other, which may be what the export is made from, and when the
+    folder cannot be written. Its name ends in ``.pte``: ExecuTorch appends that to others.
     """
     if output.is_dir():
         raise HarnessError(f"cannot write {output}: it is a folder; name a file in it")
+    _check_file(output, mark)
     partial = _beside(output, ".partial.pte")
     try:
         try:
@@ -37,16 +64,15 @@ def partial_file(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def partial_folder(output: Path, mark: str, replace: bool = False) -> Iterator[Path]:
+def partial_folder(output: Path, kind: Kind, replace: bool = False) -> Iterator[Path]:
     """A folder beside ``output`` to write to; it takes output's name unless the block raises.
 
     What stands at ``output`` already is replaced only when it is an empty folder, or when
-    ``replace`` is set and it is a folder that holds a file named ``mark``, as every folder of this
-    kind does: nothing else of the user's is removed. Raises HarnessError otherwise, and when the
-    folder cannot be written.
+    ``replace`` is set and it is a folder of this kind that holds nothing else: nothing of the
+    user's own is removed. Raises HarnessError otherwise, and when the folder cannot be written.
     """
     output = output.resolve()
-    _check_place(output, mark, replace)
+    _check_place(output, kind, replace)
     partial = _beside(output, ".partial")
     try:
         try:
@@ -83,17 +109,34 @@ def _beside(output: Path, ending: str) -> Path:
     return output.parent / f".{output.name}.{secrets.token_hex(8)}{ending}"
 
 
-def _check_place(output: Path, mark: str, replace: bool) -> None:
+def _check_file(output: Path, mark: bytes) -> None:
+    try:
+        if not output.exists():
+            return
+        start = output.open("rb").read(4 + len(mark)) if output.is_file() else None
+    except OSError as error:
+        raise HarnessError(f"{output}: cannot be looked at ({error.strerror})") from None
+    if start is None or (start and start[4:] != mark):
+        raise HarnessError(f"{output}: exists, and is no .pte; name another")
+
+
+def _check_place(output: Path, kind: Kind, replace: bool) -> None:
     try:
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
-        known = (output / mark).is_file()
+        known = (output / kind.mark).is_file()
+        foreign = kind.foreign(output) if known and replace else None
     except OSError as error:
         raise HarnessError(f"{output}: cannot be looked at ({error.strerror})") from None
     if not known:
         raise HarnessError(f"{output}: exists, and is not a folder of this kind; name another")
     if not replace:
         raise HarnessError(f"{output}: exists; name another, or give --force to replace it")
+    if foreign is not None:
+        raise HarnessError(
+            f"{output}: holds '{foreign}', which is not of this kind and would be lost; move it, "
+            "or name another folder"
+        )
 
 
 def _move(partial: Path, output: Path) -> None:

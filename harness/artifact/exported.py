@@ -28,8 +28,10 @@ from harness.artifact.errors import ArtifactError
 from harness.artifact.mapped import cut
 from harness.artifact.package import FolderFiles, SubFiles
 from harness.artifact.pte import DelegateCall, DelegateData, Pte, PteMethod, TensorValue, Value
+from harness.files import Kind
 
 PROGRAM, CONSTANTS = "program.json", "constants.bin"
+EXPORT = Kind(PROGRAM, (CONSTANTS, "*/metadata.json", "*/model.mlpackage/*"))
 FORMAT, VERSION = "harness-export", 1
 _LARGEST = 1 << 26  # bytes of program.json; a model of 1,000 layers has under 1 MB
 _LARGEST_SIZE = 1 << 31

@@ -13,10 +13,11 @@ from typing import Any
 from fixtures import cache
 from fixtures.models import MODELS, model
 from harness import export as exporters
-from harness.artifact.exported import PROGRAM
+from harness.artifact.exported import EXPORT
+from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.errors import HarnessError
 from harness.export.options import CHOICES, ExportOptions
-from harness.files import partial_file, partial_folder
+from harness.files import partial_folder, partial_pte
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ExportOptions))
 
@@ -81,10 +82,10 @@ def _export_model(
     options = dataclasses.replace(model(name).options, **given)
     made = cache.exported(name, options, _stage_printer(), exporter)
     if made.is_dir():
-        with partial_folder(output, PROGRAM, replace=True) as folder:
+        with partial_folder(output, EXPORT, replace=True) as folder:
             shutil.copytree(made, folder, dirs_exist_ok=True)
         return
-    with partial_file(output) as partial:
+    with partial_pte(output, FILE_IDENTIFIER) as partial:
         shutil.copyfile(made, partial)
 
 

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.artifact.exported import PROGRAM
+from harness.artifact.exported import EXPORT
 from harness.errors import NotInstalledError
 from harness.export import Progress
 from harness.export.folder import MODEL, write_package, write_program
@@ -45,7 +45,7 @@ def export(
     if importlib.util.find_spec("coremltools") is None:
         raise NotInstalledError("coremltools is not installed; pip install 'coremltools==9.0'")
     show = progress or (lambda stage: None)
-    with partial_folder(Path(output), PROGRAM, replace=True) as folder:
+    with partial_folder(Path(output), EXPORT, replace=True) as folder:
         show("importing torch")
         from harness.export.constants import constants
         from harness.export.weights import WeightStore

@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.errors import HarnessError, NotInstalledError
 from harness.export import Progress
 from harness.export.options import ExportOptions, check_fit
-from harness.files import partial_file, private_folder
+from harness.files import partial_pte, private_folder
 from harness.llama.config import load_params
 
 CHILD = "harness.export._executorch_child"
@@ -61,7 +62,10 @@ def export(
     if importlib.util.find_spec("executorch") is None:
         raise NotInstalledError("ExecuTorch is not installed; pip install 'executorch==1.4.*'")
     check_fit(options, load_params(params))
-    with partial_file(output) as partial, private_folder("harness-export") as folder:
+    with (
+        partial_pte(output, FILE_IDENTIFIER) as partial,
+        private_folder("harness-export") as folder,
+    ):
         request = {
             "checkpoint": str(Path(checkpoint).absolute()),
             "params": str(Path(params).absolute()),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from harness.artifact.package import Package
 from harness.artifact.proto import new_model
 from harness.errors import HarnessError
-from harness.files import partial_folder
+from harness.files import Kind, partial_folder
 from harness.packages.description import describe, function_description
 from harness.packages.layout import (
     MANIFEST,
@@ -77,7 +77,7 @@ def combine_packages(
     left_out = describe(model, list(packages.values()), default)
     for part in chosen:
         _copy_function(model, part, packages[part.package])
-    with partial_folder(output, MANIFEST, replace) as folder:
+    with partial_folder(output, Kind(MANIFEST, ("Data/*",)), replace) as folder:
         stored, used = _write(model, chosen, packages, folder)
     return Combined(default, stored, used, left_out)
 

@@ -16,7 +16,7 @@ from harness.artifact.artifact import Artifact
 from harness.artifact.delegate import Bundle, Delegate
 from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
-from harness.files import partial_folder
+from harness.files import Kind, partial_folder
 from harness.packages.layout import MANIFEST
 
 LIST = "extracted.json"
@@ -88,7 +88,7 @@ def extract_packages(artifact: Artifact, output: Path, replace: bool = False) ->
     packages = tuple(_describe(number, source) for number, source in enumerate(sources))
     unused = {key: len(data) for key, data in named.items() if key not in used}
     extraction = Extraction(artifact.path.name, packages, unused)
-    with partial_folder(output, LIST, replace) as folder:
+    with partial_folder(output, Kind(LIST, ("package_*/*",)), replace) as folder:
         for number, source in enumerate(sources):
             _write(source.files, folder / _folder(number), source.package.what)
         (folder / LIST).write_bytes(extraction.to_bytes())
