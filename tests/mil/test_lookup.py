@@ -42,6 +42,35 @@ np.testing.assert_array_equal(packed.linear(eye).T, weight)  # in panels
 np.testing.assert_array_equal(torch.cat([packed.linear(row[None]) for row in eye]).T, weight)
 print("equal")
 """
+FROM_MANY_THREADS = """
+import copy, gc, threading
+import numpy as np, torch
+from harness.mil.packed import PackedWeight
+from harness.mil.packed.forms import Blocks
+
+def weight(rows):
+    codes = np.random.default_rng(rows).integers(0, 256, (rows, 96)).astype(np.uint8)
+    scale, offset = np.full((rows, 1), 0.125, np.float32), np.zeros((rows, 1), np.float32)
+    return PackedWeight(Blocks(codes, scale, offset, 8, True, True), torch.float32)
+
+small, large = weight(48), weight(4096)
+x = torch.randn(16, 192, generator=torch.Generator().manual_seed(1))
+expected = small.linear(x), large.linear(x), large.dequantised()
+wrong = []
+
+def work():
+    for _ in range(60):
+        found = small.linear(x), large.linear(x), large.dequantised()
+        wrong.extend(i for i in range(3) if not torch.equal(found[i], expected[i]))
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+copied = copy.deepcopy(small)
+del small
+gc.collect()
+assert torch.equal(copied.linear(x), expected[0])
+print("equal" if not wrong else wrong)
+"""
 FOR_AARCH64 = """
 import platform
 platform.machine = lambda: "arm64"
@@ -100,3 +129,9 @@ def test_for_aarch64_it_is_vector_code_that_calls_nothing(tmp_path):
     assert any(name.startswith("fmla") for name in instructions)
     assert any(name.startswith("scvtf") for name in instructions)
     assert "bl" not in instructions
+
+
+def test_threads_that_multiply_at_the_same_time_and_a_copy(tmp_path, monkeypatch):
+    """The one kind of threads that numba always has ends a process that calls it twice."""
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", "workqueue")
+    assert printed(FROM_MANY_THREADS, tmp_path) == "equal\n"

@@ -104,6 +104,10 @@ class Tables:
         assert all(array.flags.c_contiguous for array in arrays)
         return (*(array.ctypes.data for array in arrays), *self._sizes)
 
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        """Return what a copy is made of: its arrays lie at other addresses."""
+        return {"codes": self.codes, "tables": self.tables, "unit": self.unit}
+
     @property
     def _sizes(self) -> tuple[int, int]:
         return len(self.codes), 2 * self.codes.shape[1]

@@ -105,19 +105,14 @@ def table_panels(
     out: int,
     parts: int,
 ) -> None:
-    """Multiply as `table_products`, for more rows of x: a weight is decoded once for all of them.
-
-    x is cut into panels of `panel.WIDTH` rows, the last one filled up with zeros.
-    """
-    given = carray(_pointer(x), (m, columns), np.float32)
-    places = carray(_pointer(order), (columns,), np.int64)
-    panels = np.zeros((-(-m // panel.WIDTH), columns, panel.WIDTH), np.float32)
-    for each in range(m):
-        for place in range(columns):
-            panels[each // panel.WIDTH, place, each % panel.WIDTH] = given[each, places[place]]
-    for part in prange(parts):
-        first, last = rows * part // parts, rows * (part + 1) // parts
-        _table_panels(first, last, codes, tables, unit, rows, panels, m, out)
+    """Multiply as `table_products`, for more rows of x: a weight is decoded once for them all."""
+    panels = _panels(x, order, m, columns)
+    if parts == 1:
+        _table_panels(0, rows, codes, tables, unit, rows, panels, m, out)
+    else:
+        for part in prange(parts):
+            first, last = rows * part // parts, rows * (part + 1) // parts
+            _table_panels(first, last, codes, tables, unit, rows, panels, m, out)
 
 
 @_parallel
@@ -157,6 +152,18 @@ def _table_products(
         for each in range(m):
             total = lookup.dot(row_codes, table, _row_address(x, each), steps)
             results[each, row] = total * units[row]
+
+
+@_serial
+def _panels(x: int, order: int, m: int, columns: int) -> Any:
+    """Cut x [m, columns] into panels of `panel.WIDTH` rows, the last one filled up with zeros."""
+    given = carray(_pointer(x), (m, columns), np.float32)
+    places = carray(_pointer(order), (columns,), np.int64)
+    panels = np.zeros((-(-m // panel.WIDTH), columns, panel.WIDTH), np.float32)
+    for each in range(m):
+        for place in range(columns):
+            panels[each // panel.WIDTH, place, each % panel.WIDTH] = given[each, places[place]]
+    return panels
 
 
 @_serial

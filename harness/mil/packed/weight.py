@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -41,7 +41,9 @@ class PackedWeight:
             return self._product_by_tiles(x)
         out = torch.empty((*x.shape[:-1], rows))
         m = x.numel() // columns
-        self._fast.products(x.contiguous(), m, out, _parts(m * rows * columns))
+        parts = _parts(m * rows * columns)
+        with _turn(parts):
+            self._fast.products(x.contiguous(), m, out, parts)
         return out
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -70,12 +72,15 @@ class PackedWeight:
         tile = _tile(min(n_rows, max(1, _TILE // n_columns)), n_columns)
         for start in range(0, n_rows, len(tile)):
             part = tile[: n_rows - start]
-            self._blocks.expand(start, part.numpy(), _parts(part.numel()))
+            parts = _parts(part.numel())
+            with _turn(parts):
+                self._blocks.expand(start, part.numpy(), parts)
             torch.mm(part.to(x.dtype), columns, out=product[start : start + len(part)])
         return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
 
 
 _held = threading.local()
+_THREADS, _NOTHING = threading.Lock(), nullcontext()
 
 
 @contextmanager
@@ -96,6 +101,12 @@ def _parts(count: int) -> int:
     return getattr(_held, "threads", None) or torch.get_num_threads()
 
 
+def _turn(parts: int) -> AbstractContextManager[Any]:
+    """Wait for numba's threads, if any are needed: some kinds end a process that calls them twice
+    at the same time."""
+    return _THREADS if parts > 1 else _NOTHING
+
+
 def _tile(rows: int, columns: int) -> Tensor:
     """Return a place for a tile, the same one again: new memory costs more than filling it."""
     held: Tensor | None = getattr(_held, "tile", None)
@@ -112,7 +123,8 @@ def expanded(value: Any) -> Any:
 def _expanded(blocks: Blocks) -> Tensor:
     """Return all values as fp32, columns in their own order."""
     values = torch.empty((len(blocks.codes), blocks.columns))
-    blocks.expand(0, values.numpy(), torch.get_num_threads())
+    with _THREADS:
+        blocks.expand(0, values.numpy(), torch.get_num_threads())
     if not blocks.is_paired:
         return values
     return values.reshape(len(values), 2, -1).mT.reshape(len(values), -1)
