@@ -13,7 +13,7 @@ Meta's here: copies, the only ones that are made.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,7 @@ def load_checkpoint(path: str | Path, config: LlamaConfig) -> dict[str, torch.Te
     Nothing in the file is executed.
     """
     found = read_tensors(Path(path))
-    from_hugging_face = any(str(name).startswith(("model.", "lm_head.")) for name in found)
-    layout = _HUGGING_FACE if from_hugging_face else _META
+    layout = _layout_of(found)
     tensors = {k: v for k, v in found.items() if not re.fullmatch(layout.unused, str(k))}
     names = {layout.name(name): name for name in config.weight_shapes}
     shapes = {name: config.weight_shapes[meta] for name, meta in names.items()}
@@ -66,6 +65,12 @@ def load_checkpoint(path: str | Path, config: LlamaConfig) -> dict[str, torch.Te
         raise HarnessError(f"{path} does not fit its params: {shown}{more}")
     weights = {meta: tensors[name] for name, meta in names.items()}
     return weights if layout.interleaved else _interleaved(weights, config)
+
+
+def _layout_of(names: Iterable[Any]) -> _Layout:
+    """The layout that most names are of: a stray one of the other is then told as such."""
+    prefixed = [str(name).startswith(("model.", "lm_head.")) for name in names]
+    return _HUGGING_FACE if 2 * sum(prefixed) > len(prefixed) else _META
 
 
 def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:

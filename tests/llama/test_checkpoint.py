@@ -71,6 +71,14 @@ def test_everything_that_does_not_fit_is_in_one_error(tmp_path):
         assert part in str(caught.value)
 
 
+def test_a_stray_name_of_hugging_face_does_not_make_the_rest_unexpected(tmp_path):
+    stray = {"lm_head.weight": torch.zeros(3, 3), "layers.9.foo.weight": torch.zeros(1)}
+    with pytest.raises(HarnessError) as caught:
+        load_checkpoint(saved(tmp_path, random_weights(CONFIG, seed=1) | stray), CONFIG)
+    expected = "'lm_head.weight' is not expected; 'layers.9.foo.weight' is not expected"
+    assert str(caught.value).endswith(f"does not fit its params: {expected}")
+
+
 def test_a_long_list_of_problems_is_cut(tmp_path):
     with pytest.raises(HarnessError, match=r"; and \d+ more$"):
         load_checkpoint(saved(tmp_path, {}), CONFIG)
