@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from harness.cli import output
 from harness.errors import HarnessError
 from harness.text import printable
 
@@ -53,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     assert module is not None, "argparse refuses a call without a command"
     try:
-        status: int = module.run(args)
-        sys.stdout.flush()
+        with output.told_apart():
+            status: int = module.run(args)
         return status
     except HarnessError as error:
         # A name in a hostile file must not reach the terminal as control characters.
@@ -65,5 +66,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"harness {args.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.discard()
         return 0

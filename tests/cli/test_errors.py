@@ -1,6 +1,16 @@
 """What the command line prints of an error."""
 
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
 from harness.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+FULL = Path("/dev/full")
 
 
 def test_a_name_in_a_file_cannot_drive_the_terminal(tmp_path, capsys):
@@ -9,3 +19,36 @@ def test_a_name_in_a_file_cannot_drive_the_terminal(tmp_path, capsys):
     assert main(["inspect", str(path)]) == 2
     printed = capsys.readouterr().err
     assert "\x1b" not in printed and "model\\x1b[2J.pte" in printed
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["models"], ["models", "--json"]])
+@pytest.mark.parametrize("buffer", [1, 1 << 20])  # it fails at a print, and at the last flush
+def test_an_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys, words, buffer):
+    with FULL.open("w", buffering=buffer) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(words) == 2
+    wanted = "harness models: standard output cannot be written (No space left on device)\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_a_process_with_a_full_or_closed_output_ends_with_one_sentence():
+    """Python's own end adds nothing: it would try to print the rest once more."""
+    command = f"{sys.executable} -m harness.cli models"
+    places = {">&-": "standard output is closed; send it to a file, or to /dev/null"}
+    if FULL.exists():
+        places[f">{FULL}"] = "standard output cannot be written (No space left on device)"
+    for place, sentence in places.items():
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{command} {place}"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (2, f"harness models: {sentence}\n")
+
+
+def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch):
+    def run(args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("harness.cli.models.run", run)
+    with pytest.raises(OSError):
+        main(["models"])
