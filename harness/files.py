@@ -6,6 +6,8 @@ an interrupt at any moment finds what is to be removed. What a killed process le
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 
+_OF_TORCH = "inline_container"  # what writes for torch.save, and says RuntimeError of a full disk
 _SYSTEMS_OWN = ".DS_Store"  # what macOS puts into folders that are looked at
 
 
@@ -33,9 +36,8 @@ class Kind:
         for path in folder.rglob("*"):
             name = path.relative_to(folder).as_posix()
             known = any(fnmatchcase(name, pattern) for pattern in (self.mark, *self.others))
-            if not (
-                known or path.name == _SYSTEMS_OWN or (path.is_dir() and not path.is_symlink())
-            ):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if not (known or is_folder or path.name == _SYSTEMS_OWN):
                 return name
         return None
 
@@ -57,8 +59,9 @@ def partial_pte(output: Path, mark: bytes) -> Iterator[Path]:
             partial.open("xb").close()
         except OSError as error:
             raise HarnessError(f"cannot write into {output.parent}: {error.strerror}") from error
-        yield partial
-        partial.replace(output)
+        with writing(output):
+            yield partial
+            partial.replace(output)
     finally:
         _remove(partial)
 
@@ -79,10 +82,9 @@ def partial_folder(output: Path, kind: Kind, replace: bool = False) -> Iterator[
             partial.mkdir()
         except OSError as error:
             raise HarnessError(f"cannot write into {output.parent}: {error.strerror}") from None
-        yield partial
-        _move(partial, output)
-    except OSError as error:
-        raise HarnessError(f"{output}: cannot be written ({error.strerror})") from None
+        with writing(output):
+            yield partial
+            _move(partial, output)
     finally:
         _remove(partial)
 
@@ -99,9 +101,34 @@ def private_folder(prefix: str) -> Iterator[Path]:
             folder.mkdir(mode=0o700)
         except OSError as error:
             raise HarnessError(f"cannot write into {folder.parent}: {error.strerror}") from None
-        yield folder
+        with writing(folder):
+            yield folder
     finally:
         _remove(folder)
+
+
+@contextmanager
+def writing(output: Path, advice: str = "") -> Iterator[None]:
+    """Raise HarnessError that names `output` when the block, which writes it, cannot."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and _OF_TORCH not in str(error):
+            raise
+        sentence = f"{output}: cannot be written ({_cause(error)})"
+        raise HarnessError(sentence + (advice and f"; {advice}")) from None
+
+
+def _cause(error: BaseException) -> str:
+    """What the system says; shutil and torch.save carry that on in ways of their own."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        _, _, text = error.args[0][0]  # of the first file that could not be copied
+        number = re.match(r"\[Errno (\d+)\]", str(text))
+        return os.strerror(int(number[1])) if number else str(text)
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    context = error.__context__
+    return _cause(context) if isinstance(context, OSError) else "torch.save failed: is there room?"
 
 
 def _beside(output: Path, ending: str) -> Path:

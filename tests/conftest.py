@@ -1,4 +1,6 @@
-"""A small real program, exported once: kernels of ExecuTorch beside a Core ML delegate."""
+"""A small real program, exported once: kernels beside a Core ML delegate; and a full disk."""
+
+import resource
 
 import pytest
 
@@ -53,3 +55,11 @@ def mixed_program(tmp_path_factory):
     path = tmp_path_factory.mktemp("program") / "mixed.pte"
     path.write_bytes(lowered.to_executorch().buffer)
     return path, module, inputs
+
+
+@pytest.fixture
+def fill_disk():
+    """fill_disk(): until the test ends no file may grow beyond 16 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

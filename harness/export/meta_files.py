@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from harness.errors import HarnessError
+from harness.files import writing
 from harness.llama.checkpoint import is_tied, load_checkpoint
 from harness.llama.config import LlamaConfig, RopeScaling, load_params
 from harness.llama.tensor_files import is_torch_file, read_tensors
@@ -33,8 +34,10 @@ def meta_files(checkpoint: Path, params: Path, folder: Path) -> tuple[Path, Path
         return checkpoint, written
     if is_tied(weights):
         del weights["output.weight"]
-    torch.save(weights, folder / "checkpoint.pth")
-    return folder / "checkpoint.pth", written
+    path = folder / "checkpoint.pth"
+    with writing(path), path.open("wb") as file:
+        torch.save(weights, file)
+    return path, written
 
 
 def meta_params(config: LlamaConfig, where: str) -> dict[str, Any]:

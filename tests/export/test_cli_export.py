@@ -68,6 +68,22 @@ def test_a_bad_call_is_one_sentence_and_status_2(asked, output, capsys, words, s
     assert not asked and not output.exists()
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    monkeypatch, tmp_path, capsys, fill_disk, kind
+):
+    (folder := tmp_path / "made").mkdir()
+    (file := folder / "large").write_bytes(bytes(1 << 16))
+    made = file if kind == "file" else folder
+    monkeypatch.setattr(cache, "exported", lambda *given: made)
+    output = tmp_path / "output"
+    fill_disk()
+    assert main(["export", "--model", "tiny", "-o", str(output)]) == 2
+    sentence = f"harness export: {output}: cannot be written (File too large)\n"
+    assert capsys.readouterr().err == sentence
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_one_source_must_be_named(output, capsys):
     for words in ([], ["--model", "tiny", "--checkpoint", "c"]):
         with pytest.raises(SystemExit) as ended:

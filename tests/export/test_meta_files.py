@@ -1,6 +1,7 @@
 """What ExecuTorch's exporter is given in place of a user's files."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -82,3 +83,12 @@ def test_a_scaling_that_metas_params_cannot_express_is_refused(given, change):
     scaling["original_max_position_embeddings"] = scaling.pop("original", 8192)
     with pytest.raises(HarnessError, match="only knows RoPE scaling with a low factor of 1 and"):
         given({**HUGGING_FACE, "rope_scaling": scaling}, "model", lambda path: None)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, fill_disk):
+    save_file(WEIGHTS, tmp_path / "m.safetensors")
+    (tmp_path / "given.json").write_text(json.dumps(PARAMS))
+    fill_disk()
+    wanted = f"{tmp_path}/checkpoint.pth: cannot be written (File too large)"
+    with pytest.raises(HarnessError, match=f"^{re.escape(wanted)}$"):
+        meta_files(tmp_path / "m.safetensors", tmp_path / "given.json", tmp_path)

@@ -1,6 +1,7 @@
 """The cache of fixtures and exports; a stand-in exports, so that these tests are about keys."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -79,6 +80,15 @@ def test_a_build_that_fails_leaves_nothing_to_be_taken_for_whole(empty, monkeypa
     monkeypatch.setattr("fixtures.tiny.shutil.copyfile", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.fixture("tiny")
+    assert [path.suffix for path in (empty / "models").iterdir()] == [".lock"]
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_file(empty, fill_disk):
+    fill_disk()
+    with pytest.raises(HarnessError) as caught:
+        cache.fixture("tiny")
+    name = r"models/tiny-\w+/checkpoint.pth: cannot be written \(torch.save failed: is there room"
+    assert re.search(name, str(caught.value)) and "set HARNESS_CACHE to" in str(caught.value)
     assert [path.suffix for path in (empty / "models").iterdir()] == [".lock"]
 
 
