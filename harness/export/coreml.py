@@ -52,7 +52,7 @@ def export(
         from harness.llama.checkpoint import load_checkpoint
 
         show("loading the checkpoint")
-        store = WeightStore(config, load_checkpoint(checkpoint, config), options)
+        store = WeightStore(config, load_checkpoint(checkpoint, config, options), options)
         methods = plan_methods(config, options)
         packages = plan_packages(methods, options.weight_sharing)
         for package in packages:

@@ -26,6 +26,7 @@ from harness.files import partial_pte, private_folder
 from harness.llama.config import load_params
 
 CHILD = "harness.export._executorch_child"
+CHECKING = "checking the checkpoint"
 STARTING = "importing the exporter"
 # How a line that the exporter prints begins -> the stage that begins there. For show, and to say
 # where a failure happened: when the exporter's words change, nothing else does.
@@ -54,18 +55,24 @@ def export(
 ) -> Path:
     """Write the ``.pte`` of a Meta-style checkpoint to `output`, whole or not at all.
 
-    Raises HarnessError that names the stage, the reason and the log of the exporter, which is kept
-    only then; NotInstalledError when ExecuTorch is missing. An interrupt ends the child and leaves
-    no file.
+    Raises HarnessError for options, params and weights that do not fit, and for a failed export:
+    with the stage, the reason and the log of the exporter, which is kept only then;
+    NotInstalledError when ExecuTorch is missing. An interrupt ends the child and leaves no file.
     """
     output = Path(output).absolute()
     if importlib.util.find_spec("executorch") is None:
         raise NotInstalledError("ExecuTorch is not installed; pip install 'executorch==1.4.*'")
-    check_fit(options, load_params(params))
+    config = load_params(params)
+    check_fit(options, config)
+    show = progress or (lambda stage: None)
     with (
         partial_pte(output, FILE_IDENTIFIER) as partial,
         private_folder("harness-export") as folder,
     ):
+        show(CHECKING)
+        from harness.llama.checkpoint import load_checkpoint
+
+        load_checkpoint(checkpoint, config, options)  # mapped, and let go: the child reads its own
         request = {
             "checkpoint": str(Path(checkpoint).absolute()),
             "params": str(Path(params).absolute()),
@@ -73,7 +80,7 @@ def export(
             "options": options.as_dict(),
             "report": str(folder / "report.json"),
         }
-        _Child(folder, request).run(progress or (lambda stage: None))
+        _Child(folder, request).run(show)
     return output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ CHOICES = {
 }
 LINEAR_GROUP = 32  # input columns that share a scale in b4w
 MAX_CONTEXT_LEN = 1 << 20
+FLOAT_RANGES = {"fp16": (6e-8, 65504.0), "fp32": (1.5e-45, 3.4e38)}  # the positive numbers, about
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,14 @@ class ExportOptions:
 def check_fit(options: ExportOptions, config: LlamaConfig) -> None:
     """Raise HarnessError where the options do not fit the model's sizes.
 
-    The exporter notices the same much later, by an assertion without a message.
+    The exporter notices the same much later, by an assertion without a message, or never.
     """
+    if not _held(config.norm_eps, options.dtype):
+        low, high = FLOAT_RANGES[options.dtype]
+        raise HarnessError(
+            f"norm_eps {config.norm_eps:g} is no number above 0 in {options.dtype}; it must be "
+            f"from {low:g} to {high:g}"
+        )
     scheme = options.embedding_scheme
     if scheme and scheme[1] and config.dim % scheme[1]:
         raise HarnessError(
@@ -101,6 +109,15 @@ def check_fit(options: ExportOptions, config: LlamaConfig) -> None:
                 f"{options.max_splits} cuts the {rows} rows of {name} into {splits} parts of "
                 "unequal size; change either"
             )
+
+
+def _held(value: float, dtype: str) -> bool:
+    """Whether a number stays above 0 and finite when it is rounded to a float dtype."""
+    letter = {"fp16": "<e", "fp32": "<f"}[dtype]
+    try:
+        return bool(struct.unpack(letter, struct.pack(letter, value))[0])
+    except OverflowError:
+        return False
 
 
 def split_count(options: ExportOptions, rows: int) -> int:

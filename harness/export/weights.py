@@ -11,7 +11,7 @@ from harness.export.filling import Stored, Weight
 from harness.export.options import ExportOptions
 from harness.export.plan import Piece
 from harness.llama.config import LlamaConfig
-from harness.llama.quantize import DTYPES, LINEAR_SCHEMES, quantize
+from harness.llama.quantize import DTYPES, quantize, schemes
 from harness.packages.weight_file import WeightFile
 
 _MIL_NAMES = {torch.float16: "FLOAT16", torch.float32: "FLOAT32"}
@@ -28,9 +28,7 @@ class WeightStore:
     ) -> None:
         self._weights = weights
         self._dtype = DTYPES[options.dtype]
-        linear = LINEAR_SCHEMES[options.linear_quantize]
-        self._schemes: dict[str, tuple[int, int] | None] = dict.fromkeys(config.linears, linear)
-        self._schemes["tok_embeddings.weight"] = options.embedding_scheme
+        self._schemes = schemes(config, options)
 
     def add(self, piece: Piece, file: WeightFile) -> Weight:
         """Write a piece to a weight file, quantised by its weight's scheme."""

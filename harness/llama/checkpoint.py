@@ -16,14 +16,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.errors import HarnessError
 from harness.llama import hugging_face
 from harness.llama.config import LlamaConfig
+from harness.llama.limits import beyond
+from harness.llama.quantize import schemes
 from harness.llama.tensor_files import read_tensors
+
+if TYPE_CHECKING:
+    from harness.export.options import ExportOptions
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_LISTED = 8
@@ -46,24 +51,29 @@ _HUGGING_FACE = _Layout(
 )
 
 
-def load_checkpoint(path: str | Path, config: LlamaConfig) -> dict[str, torch.Tensor]:
+def load_checkpoint(
+    path: str | Path, config: LlamaConfig, options: ExportOptions | None = None
+) -> dict[str, torch.Tensor]:
     """Weights by Meta name, memory-mapped, in the dtype of the file.
 
     `path` is a file of ``torch.save``, a safetensors file, the index of several, or a folder with
     one of them. Raises HarnessError that lists every missing, unexpected and misshapen tensor.
-    Nothing in the file is executed.
+    Nothing in the file is executed. Where it is to be exported with `options`, its values are read
+    too: one that the export cannot hold is an error.
     """
     found = read_tensors(Path(path))
     layout = _layout_of(found)
     tensors = {k: v for k, v in found.items() if not re.fullmatch(layout.unused, str(k))}
-    names = {layout.name(name): name for name in config.weight_shapes}
-    shapes = {name: config.weight_shapes[meta] for name, meta in names.items()}
+    names = {meta: layout.name(meta) for meta in config.weight_shapes}
+    shapes = {names[meta]: shape for meta, shape in config.weight_shapes.items()}
     problems = _tie(tensors, layout, config) + _problems(tensors, shapes)
     if problems:
-        shown = "; ".join(problems[:MAX_LISTED])
-        more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        raise HarnessError(f"{path} does not fit its params: {shown}{more}")
-    weights = {meta: tensors[name] for name, meta in names.items()}
+        raise HarnessError(f"{path} does not fit its params: {_listed(problems)}")
+    if options is not None:
+        by_name = {names[meta]: scheme for meta, scheme in schemes(config, options).items()}
+        if bad := list(beyond({name: tensors[name] for name in shapes}, by_name, options.dtype)):
+            raise HarnessError(f"{path} cannot be exported in {options.dtype}: {_listed(bad)}")
+    weights = {meta: tensors[name] for meta, name in names.items()}
     return weights if layout.interleaved else _interleaved(weights, config)
 
 
@@ -95,6 +105,12 @@ def _tie(tensors: dict[Any, Any], layout: _Layout, config: LlamaConfig) -> list[
 def _equal(one: Any, other: Any) -> bool:
     both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
     return both and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _listed(problems: list[str]) -> str:
+    shown = "; ".join(problems[:MAX_LISTED])
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return shown + more
 
 
 def _problems(tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

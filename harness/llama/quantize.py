@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     from harness.export.options import ExportOptions
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-LINEAR_SCHEMES: dict[str, tuple[int, int] | None] = {"none": None, "b4w": (4, 32), "c4w": (4, 0)}
+Scheme = tuple[int, int] | None
+LINEAR_SCHEMES: dict[str, Scheme] = {"none": None, "b4w": (4, 32), "c4w": (4, 0)}
 """linear_quantize -> bits, and columns that share a scale (0: a whole row); None: as they are."""
 _ROWS_AT_ONCE = 4096  # torchao makes fp32 copies: a vocabulary of them would take gigabytes
+
+
+def schemes(config: LlamaConfig, options: ExportOptions) -> dict[str, Scheme]:
+    """How an export quantises each weight that it may quantise, by Meta name."""
+    linear = LINEAR_SCHEMES[options.linear_quantize]
+    return dict.fromkeys(config.linears, linear) | {
+        "tok_embeddings.weight": options.embedding_scheme
+    }
 
 
 def exported_weights(

@@ -140,6 +140,16 @@ def test_a_checkpoint_that_does_not_fit_is_listed_tensor_by_tensor(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    checkpoint, params = write_model(tmp_path)
+    weights = torch.load(checkpoint)
+    weights["layers.0.attention.wq.weight"].fill_(torch.nan)
+    torch.save(weights, checkpoint)
+    with pytest.raises(HarnessError, match=r"in fp16: layers.0.attention.wq.weight holds NaN$"):
+        export(checkpoint, params, ExportOptions(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_that_do_not_fit_the_model_name_option_value_and_remedy(tmp_path):
     checkpoint, params = write_model(tmp_path)
     options = ExportOptions(embedding_quantize="4,24")

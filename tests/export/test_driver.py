@@ -19,6 +19,7 @@ from harness.llama.config import parse_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = {"dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 64, "hidden_dim": 64}
+WEIGHTS = random_weights(parse_params(PARAMS), seed=0)
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def export(tmp_path, monkeypatch):
     for name in ("out", "tmp", "in"):
         (tmp_path / name).mkdir()
     (tmp_path / "in" / "params.json").write_text(json.dumps(PARAMS))
+    torch.save(WEIGHTS, tmp_path / "in" / "checkpoint.pth")
     monkeypatch.setattr(executorch, "CHILD", "stand_in_child")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -56,7 +58,8 @@ def test_the_exporter_gets_its_command_line_and_a_private_folder(export, tmp_pat
     assert "--input_len=8" in asked["argv"] and "--max_splits=3" in asked["argv"]
     assert asked["cwd"] == asked["tmp"] != str(Path.cwd())
     assert not Path(asked["tmp"]).exists()
-    assert stages == [executorch.STARTING, "loading the checkpoint", "capturing the graph"]
+    assert stages[:2] == [executorch.CHECKING, executorch.STARTING]
+    assert stages[2:] == ["loading the checkpoint", "capturing the graph"]
     assert left_behind(tmp_path) == ["model.pte"]
 
 
@@ -120,11 +123,11 @@ def test_the_child_ends_when_its_parent_is_killed(export, tmp_path, monkeypatch)
         "from harness.export import executorch, options\n"
         "executorch.CHILD = 'stand_in_child'\n"
         "end = lambda stage: os._exit(7) if stage == 'lowering to Core ML' else None\n"
-        "executorch.export('c', sys.argv[1], options.ExportOptions(), sys.argv[2], end)\n"
+        "executorch.export(*sys.argv[1:3], options.ExportOptions(), sys.argv[3], end)\n"
     )
     monkeypatch.setenv("STAND_IN", "hang")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    words = [str(tmp_path / "in" / "params.json"), str(tmp_path / "out" / "model.pte")]
+    words = [str(tmp_path / p) for p in ("in/checkpoint.pth", "in/params.json", "out/model.pte")]
     assert subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT).returncode == 7
     child, helper = map(int, (tmp_path / "pids").read_text().split())
     assert wait_until_gone([child])
@@ -147,12 +150,30 @@ def is_running(pid):
         return False
 
 
-def test_a_checkpoint_that_does_not_fit_is_our_own_sentence(export, tmp_path, monkeypatch):
+def test_what_the_child_refuses_is_our_own_sentence(export, tmp_path, monkeypatch):
     monkeypatch.delenv("STAND_IN_SKIPS_CHECKPOINT")
-    weights = random_weights(parse_params(PARAMS), seed=0)
-    del weights["norm.weight"]
-    torch.save(weights, tmp_path / "in" / "checkpoint.pth")
-    with pytest.raises(HarnessError, match=r"does not fit its params: norm.weight is missing$"):
+    params = {**PARAMS, "use_scaled_rope": True, "low_freq_factor": 2.0}
+    (tmp_path / "in" / "params.json").write_text(json.dumps(params))
+    with pytest.raises(HarnessError, match="only knows RoPE scaling .* not 2 and 8192$"):
+        export("write")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (None, "checkpoint.pth does not fit its params: norm.weight is missing$"),
+        (torch.full((32,), torch.nan), "cannot be exported in fp16: norm.weight holds NaN$"),
+    ],
+)
+def test_a_checkpoint_is_refused_before_a_process_starts(
+    export, tmp_path, monkeypatch, change, sentence
+):
+    monkeypatch.setattr(executorch.subprocess, "Popen", None)
+    weights = {name: value for name, value in WEIGHTS.items() if name != "norm.weight"}
+    changed = {} if change is None else {"norm.weight": change}
+    torch.save(weights | changed, tmp_path / "in" / "checkpoint.pth")
+    with pytest.raises(HarnessError, match=sentence):
         export("write")
     assert left_behind(tmp_path) == []
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from harness.errors import HarnessError
@@ -78,3 +80,20 @@ def test_blocks_of_32_need_rows_of_a_multiple():
 def test_the_number_of_splits_is_the_exporters(rows, target, most, parts):
     options = ExportOptions(target_split_size=target, max_splits=most)
     assert split_count(options, rows) == parts
+
+
+@pytest.mark.parametrize(("eps", "fits_fp16"), [(1e10, False), (1e-8, False), (6e-8, True)])
+def test_a_norm_epsilon_that_fp16_cannot_hold_is_refused_there(eps, fits_fp16):
+    config = replace(CONFIG, norm_eps=eps)
+    check_fit(ExportOptions(dtype="fp32"), config)
+    if fits_fp16:
+        check_fit(ExportOptions(), config)
+    else:
+        with pytest.raises(HarnessError, match=r"norm_eps 1e.* in fp16; .* from 6e-08 to 65504$"):
+            check_fit(ExportOptions(), config)
+
+
+def test_a_norm_epsilon_that_fp32_cannot_hold_is_refused():
+    for eps in (1e39, 1e-46):
+        with pytest.raises(HarnessError, match="no number above 0 in fp32"):
+            check_fit(ExportOptions(dtype="fp32"), replace(CONFIG, norm_eps=eps))
