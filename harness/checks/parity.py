@@ -7,6 +7,7 @@ precision, it may be off by twice what eager PyTorch in that precision is off on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ import torch
 
 from harness.checks.finding import Finding
 from harness.checks.metrics import Error, error, kl_divergence, top_agreement
+from harness.checks.reference import reference
 from harness.checks.subject import Subject
+from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.generate.text import generate
 from harness.report.figures import Figure
@@ -98,7 +101,7 @@ def measure(subject: Subject, runtime: str) -> tuple[Errors, Trace, torch.Tensor
 def _measure(subject: Subject, runtime: str) -> tuple[Errors, Trace, torch.Tensor]:
     tokens = sequence(subject)
     have = trace(subject.session(runtime), tokens, prompt_length(subject))
-    logits, keys, values = subject.oracle(torch.tensor(tokens), _tables(subject, len(tokens)))
+    logits, keys, values = reference(subject, torch.tensor(tokens))
     wanted = logits[have.positions]
     pairs = [*zip(have.keys, keys, strict=True), *zip(have.values, values, strict=True)]
     split = have.n_prefill
@@ -110,20 +113,25 @@ def _measure(subject: Subject, runtime: str) -> tuple[Errors, Trace, torch.Tenso
     return errors, have, wanted
 
 
-def _tables(subject: Subject, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    cos, sin = subject.tables
-    return cos[:length], sin[:length]
-
-
 def tolerances(subject: Subject, runtime: str) -> dict[str, float]:
     """Return the allowed relative error of each part on a runtime."""
     if runtime in _WIDE:
         return dict.fromkeys(("prefill", "decode", "caches"), WIDE_TOLERANCE)
     eager, _, _ = measure(subject, f"eager:{subject.dtype}")
     return {
-        part: max(CALIBRATED_MULTIPLE * getattr(eager, part).relative, WIDE_TOLERANCE)
+        part: max(_calibrated(getattr(eager, part).relative, subject), WIDE_TOLERANCE)
         for part in ("prefill", "decode", "caches")
     }
+
+
+def _calibrated(relative: float, subject: Subject) -> float:
+    """What is allowed, by the relative error of eager PyTorch in the artefact's precision."""
+    if not math.isfinite(relative):
+        raise HarnessError(
+            f"eager PyTorch in {subject.dtype} gives NaN or infinity where the reference is "
+            f"finite: the model overflows {subject.dtype}, and no tolerance can be measured"
+        )
+    return CALIBRATED_MULTIPLE * relative
 
 
 def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
@@ -165,7 +173,7 @@ def greedy_findings(
     for name, prompt in prompts.items():
         chosen = [t.token for t in generate(subject.session(runtime), prompt, new_tokens)]
         text = torch.tensor(prompt + chosen[:-1])
-        logits, _, _ = subject.oracle(text, _tables(subject, len(text)))
+        logits, _, _ = reference(subject, text)
         wanted = logits[len(prompt) - 1 :]
         bound = allowed * float(wanted.abs().max())
         agreement = top_agreement(torch.tensor(chosen), wanted, bound)
@@ -180,7 +188,7 @@ def greedy_findings(
         )
 
 
-def _calibrated(
+def _allowed_on(
     subject: Subject, runtime: str, tokens: torch.Tensor, wanted: torch.Tensor
 ) -> float:
     """What is allowed on other tokens than the subject's sequence, at any of their positions.
@@ -190,10 +198,10 @@ def _calibrated(
     """
     if runtime in _WIDE:
         return 0.0
-    eager = subject.eager(tokens, _tables(subject, len(tokens)))[0]
-    return CALIBRATED_MULTIPLE * max(
-        error(found, want).relative for found, want in zip(eager, wanted, strict=True)
-    )
+    cos, sin = subject.tables
+    eager = subject.eager(tokens, (cos[: len(tokens)], sin[: len(tokens)]))[0]
+    worst = max(error(found, want).relative for found, want in zip(eager, wanted, strict=True))
+    return _calibrated(worst, subject)
 
 
 def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
@@ -202,10 +210,10 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
     layout = session.layout
     generator = torch.Generator().manual_seed(_SEED + 1)
     tokens = torch.randint(layout.vocab_size, (layout.context,), generator=generator)
-    logits, _, _ = subject.oracle(tokens, _tables(subject, layout.context))
+    logits, _, _ = reference(subject, tokens)
     text: list[int] = tokens.tolist()
     allowed = max(
-        *tolerances(subject, runtime).values(), _calibrated(subject, runtime, tokens, logits)
+        *tolerances(subject, runtime).values(), _allowed_on(subject, runtime, tokens, logits)
     )
     lengths = range(1, min(2 * layout.prefill.input_len, layout.context) + 1)
     have = []

@@ -18,6 +18,7 @@ import torch
 
 from harness.checks.metrics import error
 from harness.checks.parity import prompt_length, sequence, tolerances
+from harness.checks.reference import reference
 from harness.checks.subject import Subject
 from harness.errors import HarnessError
 from harness.generate.load import open_session
@@ -89,15 +90,13 @@ class Stopwatch:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._tokens = sequence(subject)
-        length = len(self._tokens)
-        if length < 2:
+        if len(self._tokens) < 2:
             raise HarnessError(
-                f"{subject.artifact.path}: a context of {length} token leaves nothing to decode, "
+                f"{subject.artifact.path}: a context of 1 token leaves nothing to decode, "
                 "so there is nothing to time"
             )
         self._n_prompt = prompt_length(subject)
-        cos, sin = subject.tables
-        logits, _, _ = subject.oracle(torch.tensor(self._tokens), (cos[:length], sin[:length]))
+        logits, _, _ = reference(subject, torch.tensor(self._tokens))
         self._wanted = logits[self._n_prompt - 1 :]
 
     def rounds(self, runtimes: list[str], count: int) -> dict[str, list[Round]]:
