@@ -68,3 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
         output.discard()
         return 0
+    except OSError as error:  # of a place that nobody has named, as a folder that has been removed
+        print(f"harness {args.command}: {printable(str(error))}", file=sys.stderr)
+        return HarnessError.exit_status

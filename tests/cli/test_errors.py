@@ -45,10 +45,22 @@ def test_a_process_with_a_full_or_closed_output_ends_with_one_sentence():
         assert (done.returncode, done.stderr) == (2, f"harness models: {sentence}\n")
 
 
-def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch):
+def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch, capsys):
     def run(args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
 
     monkeypatch.setattr("harness.cli.models.run", run)
-    with pytest.raises(OSError):
-        main(["models"])
+    assert main(["models"]) == 2
+    wanted = "harness models: [Errno 28] No space left on device: 'elsewhere'\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_a_folder_that_was_removed_is_one_sentence(tmp_path, monkeypatch, capsys):
+    package = tmp_path / "a.mlpackage"
+    package.mkdir()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["combine", f"{package}:main", "-o", "out.mlpackage"]) == 2
+    assert capsys.readouterr().err.startswith("harness combine: ")
