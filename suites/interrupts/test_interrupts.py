@@ -47,7 +47,7 @@ COMMANDS = {
     "export by ours": Command(OURS, "out", None, (1, 1 << 14)),
     "export by ours over an older one": Command(OURS, "out", 1, (), {PROGRAM: b"older"}),
     "export by ExecuTorch's, a stand-in": Command(
-        (*EXPORT, "-o", "{output}"), "out.pte", 3, (1,), {"": b"older"}, "stand_in_child"
+        (*EXPORT, "-o", "{output}"), "out.pte", 3, (1,), {"": b"    ET12"}, "stand_in_child"
     ),
     "combine": Command(COMBINE, "out.mlpackage", 8, (1, 4096, 20_000)),
     "combine over an older one": Command(
