@@ -62,9 +62,10 @@ def test_a_real_export_is_whole_or_absent(words, ending, model, tmp_path, every)
     if not every:
         pytest.skip("minutes of exports; `--every` runs them")
     whole_run = Export(words, tmp_path, model)
-    start = time.monotonic()
-    assert whole_run.start().wait() == 0 and whole_run.left() == []
-    lasts = time.monotonic() - start
+    for _ in range(2):  # the first warms up
+        start = time.monotonic()
+        assert whole_run.start().wait() == 0 and whole_run.left() == []
+        lasts = time.monotonic() - start
     whole = content(whole_run.output)
     ended = 0
     for number in range(TIMES):
@@ -86,9 +87,11 @@ def test_a_real_export_is_whole_or_absent(words, ending, model, tmp_path, every)
             assert content(export.output).keys() == whole.keys()
             continue
         ended += 1
-        assert status == (130 if ending == "SIGINT" else -signal.SIGKILL) or moment < 2
-        assert not export.output.exists() or ending == "SIGKILL"  # whole: that is judged below
-        assert list(taken_for_whole(export.output.parent, whole, {})) == []
+        at_end = status == -signal.SIGINT and export.output.exists()  # while Python itself ends
+        assert status == (130 if ending == "SIGINT" else -signal.SIGKILL) or moment < 2 or at_end
+        assert not export.output.exists() or ending == "SIGKILL" or at_end  # it is judged below
+        finished = whole_run.output if words is THEIRS else None
+        assert list(taken_for_whole(export.output.parent, whole, {}, finished)) == []
         if ending == "SIGINT":
             assert export.left() == [], f"after {moment:.1f} s"
     assert ended, "every export was faster than its signal"
