@@ -15,7 +15,7 @@ import torch
 
 from harness.checks.finding import Finding
 from harness.checks.metrics import Error, error, kl_divergence, top_agreement
-from harness.checks.reference import reference
+from harness.checks.reference import reference, tables
 from harness.checks.subject import Subject
 from harness.errors import HarnessError
 from harness.generate.session import Session
@@ -198,8 +198,7 @@ def _allowed_on(
     """
     if runtime in _WIDE:
         return 0.0
-    cos, sin = subject.tables
-    eager = subject.eager(tokens, (cos[: len(tokens)], sin[: len(tokens)]))[0]
+    eager = subject.eager(tokens, tables(subject, len(tokens)))[0]
     worst = max(error(found, want).relative for found, want in zip(eager, wanted, strict=True))
     return _calibrated(worst, subject)
 

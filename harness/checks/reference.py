@@ -17,14 +17,19 @@ def reference(
 
     Raises HarnessError when they are not finite: nothing can be compared with them.
     """
-    cos, sin = subject.tables
-    logits, keys, values = subject.oracle(tokens, (cos[: len(tokens)], sin[: len(tokens)]))
+    logits, keys, values = subject.oracle(tokens, tables(subject, len(tokens)))
     if not logits.isfinite().all():
         raise HarnessError(
             "the reference itself, PyTorch in fp64, gives NaN or infinity, so there is nothing to "
             f"compare with: {_cause(subject)}"
         )
     return logits, keys, values
+
+
+def tables(subject: Subject, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the artefact's cosines and sines of the first positions, [length, head_dim / 2]."""
+    cos, sin = subject.tables
+    return cos[:length], sin[:length]
 
 
 def _cause(subject: Subject) -> str:

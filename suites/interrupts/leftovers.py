@@ -31,13 +31,17 @@ def taken_for_whole(
     A package inside an unfinished folder may be whole itself; it is compared with its own.
     """
     for path in sorted(folder.iterdir()):
-        is_whole = content(path) in (whole, older) or (finished and _equal(finished, path))
-        if not is_whole:
+        if content(path) != older and not is_whole(path, whole, finished):
             yield from _accepted(path, path.name)
         for package in sorted(path.rglob("*.mlpackage")):
             name = str(package.relative_to(path))
             if content(package) not in (_below(whole, name), _below(older, name)):
                 yield from _accepted(package, f"{path.name}/{name}")
+
+
+def is_whole(path: Path, whole: Content, finished: Path | None = None) -> bool:
+    """Whether an output is that of a run to the end; see `taken_for_whole`."""
+    return content(path) == whole or (finished is not None and _equal(finished, path))
 
 
 def _equal(finished: Path, path: Path) -> bool:
