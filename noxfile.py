@@ -42,17 +42,17 @@ def run(session: nox.Session, tool: str, *arguments: str | Path) -> None:
 
 @nox.session(python=False)
 def conformance(session: nox.Session) -> None:
-    """Export the fixtures, check and execute every artefact; `results/` has the outcome."""
+    """Export the fixtures, check and execute every artifact; `results/` has the outcome."""
     install(session)
     run(session, "pytest", "suites/conformance", "--results", RESULTS, *session.posargs)
 
 
 @nox.session(python=False)
-def wheel(session: nox.Session) -> None:
+def installation(session: nox.Session) -> None:
     """Judge the installed ExecuTorch: does it carry what a native runner needs?"""
     install(session)
-    results = ["--install-results", f"{RESULTS}/install"]
-    run(session, "pytest", "suites/install", *results, *session.posargs)
+    results = ["--install-results", f"{RESULTS}/installation"]
+    run(session, "pytest", "suites/installation", *results, *session.posargs)
 
 
 @nox.session(python=False)
@@ -64,16 +64,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
-    """Check style with ruff and types with mypy."""
+    """Check style with ruff, types with mypy, and that rooms import only the rooms below them."""
     install(session)
     run(session, "ruff", "check", *session.posargs)
     run(session, "ruff", "format", "--check")
     run(session, "mypy")
+    run(session, "lint-imports")
 
 
 @nox.session(python=False, default=False)
 def real(session: nox.Session) -> None:
-    """Judge SmolLM2-135M with real weights, in two quantisations; slow the first time."""
+    """Judge SmolLM2-135M with real weights, in two quantizations; slow the first time."""
     install(session)
     fixtures = ["--fixture", "smollm2-135m", "--fixture", "smollm2-135m+b4w"]
     results = ["--results", f"{RESULTS}/real"]
@@ -126,7 +127,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=False, default=False)
 def fuzz(session: nox.Session) -> None:
-    """Load and call 10,000 mutated artefacts: none may crash, hang or take too much memory."""
+    """Load and call 10,000 mutated artifacts: none may crash, hang or take too much memory."""
     install(session)
     run(session, "python", "-m", "suites.fuzz", *session.posargs)
 

@@ -25,8 +25,8 @@ _SYSTEMS_OWN = ".DS_Store"  # what macOS puts into folders that are looked at
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of output folder: ``mark`` is a file that each of them holds, and ``others`` are
-    patterns of what else they may hold, as paths in the folder; ``*`` stands for slashes too."""
+    """A kind of output folder: `mark` is a file that each of them holds, and `others` are
+    patterns of what else they may hold, as paths in the folder; `*` stands for slashes too."""
 
     mark: str
     others: tuple[str, ...]
@@ -46,9 +46,9 @@ class Kind:
 def partial_pte(output: Path, mark: bytes) -> Iterator[Path]:
     """A file beside `output` to write to; it takes output's name unless the block raises.
 
-    An older file is replaced if it is empty, or a .pte: ``mark`` stands behind its first 4 bytes.
+    An older file is replaced if it is empty, or a .pte: `mark` stands behind its first 4 bytes.
     Raises HarnessError for any other, which may be what the export is made from, and when the
-    folder cannot be written. Its name ends in ``.pte``: ExecuTorch appends that to others.
+    folder cannot be written. Its name ends in `.pte`: ExecuTorch appends that to others.
     """
     if output.is_dir():
         raise HarnessError(f"cannot write {output}: it is a folder; name a file in it")
@@ -68,10 +68,10 @@ def partial_pte(output: Path, mark: bytes) -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(output: Path, kind: Kind, replace: bool = False) -> Iterator[Path]:
-    """A folder beside ``output`` to write to; it takes output's name unless the block raises.
+    """A folder beside `output` to write to; it takes output's name unless the block raises.
 
-    What stands at ``output`` already is replaced only when it is an empty folder, or when
-    ``replace`` is set and it is a folder of this kind that holds nothing else: nothing of the
+    What stands at `output` already is replaced only when it is an empty folder, or when
+    `replace` is set and it is a folder of this kind that holds nothing else: nothing of the
     user's own is removed. Raises HarnessError otherwise, and when the folder cannot be written.
     """
     output = output.resolve()
@@ -167,9 +167,9 @@ def _check_place(output: Path, kind: Kind, replace: bool) -> None:
 
 
 def _move(partial: Path, output: Path) -> None:
-    """Give ``partial`` its name; an older folder of that name is set aside first, then removed.
+    """Give `partial` its name; an older folder of that name is set aside first, then removed.
 
-    A process that is killed in between leaves the older one under the name that ends in ``.old``.
+    A process that is killed in between leaves the older one under the name that ends in `.old`.
     """
     if not output.exists():
         partial.rename(output)
@@ -202,3 +202,23 @@ def _remove_now(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path, suffix: str) -> Path:
+    """A name beside `path` that no other process will choose."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{suffix}")
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write UTF-8 text to `path` at once; raises HarnessError when the file cannot be written."""
+    temporary = temporary_name(path, ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise HarnessError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return path

@@ -6,10 +6,10 @@ ELLIPSIS = "…"
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Text with every character that is not printable spelled as an escape (``\x1b``).
+    r"""Text with every character that is not printable spelled as an escape (`\x1b`).
 
     Control characters could drive a terminal, and XML cannot hold them nor lone surrogates.
-    Characters in ``keep`` are left alone.
+    Characters in `keep` are left alone.
     """
     if text.isprintable():
         return text
@@ -24,6 +24,6 @@ def one_line(text: str) -> str:
 
 
 def clip(text: str, width: int) -> str:
-    """One line of at most ``width`` characters; what was cut shows as an ellipsis."""
+    """One line of at most `width` characters; what was cut shows as an ellipsis."""
     text = one_line(text)
     return text if len(text) <= width else text[: width - 1] + ELLIPSIS

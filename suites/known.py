@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.report import Case
+from harness.results import Case
 
 _KNOWN = Path(__file__).parent / "known.toml"
 

@@ -1,6 +1,6 @@
 """Bytes to facts: .pte, flattened package, .mlpackage, metadata.json, weight blobs. No torch.
 
-Everything is read lazily from memory maps, and nothing that is found in an artefact - a length, an
+Everything is read lazily from memory maps, and nothing that is found in an artifact - a length, an
 offset, a name, a path - is trusted.
 """
 

@@ -17,9 +17,9 @@ from harness.artifact.pte_reader import read_pte
 
 
 class Artifact:
-    """An opened artefact. Exactly one of ``pte`` and ``package`` is set.
+    """An opened artifact. Exactly one of `pte` and `package` is set.
 
-    An exported folder has a program like a .pte's; ``bundles`` are its packages by name.
+    An exported folder has a program like a .pte's; `bundles` are its packages by name.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Artifact:
 
     @property
     def kind(self) -> str:
-        """``pte``, ``folder`` (of an export) or ``mlpackage``."""
+        """`pte`, `folder` (of an export) or `mlpackage`."""
         if self.package is not None:
             return "mlpackage"
         return "folder" if self.is_exported_folder else "pte"

@@ -32,7 +32,7 @@ class Blob:
 
 
 def read_blob(file: memoryview, offset: int, what: str) -> Blob:
-    """Return the blob whose entry stands at ``offset``; raises ArtifactError, naming ``what``."""
+    """Return the blob whose entry stands at `offset`; raises ArtifactError, naming `what`."""
     if len(file) < HEADER_SIZE or _HEADER.unpack_from(file)[1] != _VERSION:
         raise ArtifactError(f"{what}: its weight file is not a version 2 blob file")
     entry = cut(file, offset, ENTRY_SIZE, f"{what}: the entry of a weight")
@@ -47,12 +47,12 @@ def read_blob(file: memoryview, offset: int, what: str) -> Blob:
 
 
 def header_bytes(count: int) -> bytes:
-    """Return the header of a blob file of ``count`` blobs."""
+    """Return the header of a blob file of `count` blobs."""
     return _HEADER.pack(count, _VERSION).ljust(HEADER_SIZE, b"\0")
 
 
 def entry_bytes(blob: Blob, offset: int) -> bytes:
-    """Return the entry of a blob that stands at ``offset``; the data follows it."""
+    """Return the entry of a blob that stands at `offset`; the data follows it."""
     number, start = _NUMBERS[blob.dtype], offset + ENTRY_SIZE
     entry = _ENTRY.pack(_SENTINEL, number, len(blob.data), start, blob.padding_bits)
     return entry.ljust(ENTRY_SIZE, b"\0")

@@ -1,7 +1,7 @@
 """What a Core ML delegate is handed: the flattened package itself, or a reference to one.
 
 A reference is `CMJR` and JSON `{"version", "key", "functionName"}`; the package stands once under
-``key`` in the program's named data. A flattened package has no function name: Core ML is then
+`key` in the program's named data. A flattened package has no function name: Core ML is then
 asked for none. Source: ExecuTorch's `runtime/delegate/coreml_backend_delegate.mm`.
 """
 
@@ -34,7 +34,7 @@ class Reference:
 def parse_reference(data: memoryview, what: str) -> Reference | None:
     """Return the reference that a payload is, None when it is no reference.
 
-    Raises ArtifactError, naming ``what``, when it starts like one but is none.
+    Raises ArtifactError, naming `what`, when it starts like one but is none.
     """
     if bytes(data[:4]) != REFERENCE_MAGIC:
         return None

@@ -1,4 +1,4 @@
-"""What is inside an artefact, as plain facts: for `harness inspect`, and for checks of sharing."""
+"""What is inside an artifact, as plain facts: for `harness inspect`, and for checks of sharing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class FunctionFacts:
-    """One function of an ML Program; ``weight_bytes`` counts each of its weights once."""
+    """One function of an ML Program; `weight_bytes` counts each of its weights once."""
 
     name: str
     opset: str
@@ -40,8 +40,8 @@ class FunctionFacts:
 class Sharing:
     """How the functions of a package share weights, in bytes of weight data.
 
-    ``used`` counts a weight once for each function that refers to it, ``stored`` each weight once,
-    ``shared`` those that all functions refer to.
+    `used` counts a weight once for each function that refers to it, `stored` each weight once,
+    `shared` those that all functions refer to.
     """
 
     used: int
@@ -64,7 +64,7 @@ class PackageFacts:
 
 @dataclass(frozen=True)
 class DelegateFacts:
-    """One Core ML delegate of a method; ``package`` is a number in the list of packages."""
+    """One Core ML delegate of a method; `package` is a number in the list of packages."""
 
     index: int
     package: int
@@ -86,7 +86,7 @@ class MethodFacts:
 
 @dataclass(frozen=True)
 class ArtifactFacts:
-    """A whole artefact."""
+    """A whole artifact."""
 
     path: str
     kind: str

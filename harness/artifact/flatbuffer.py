@@ -78,7 +78,7 @@ class Table:
         return offset + self._table.Pos if offset else 0
 
     def scalar(self, slot: int, kind: str, default: Any = 0) -> Any:
-        """Return a number or a bool, ``default`` when absent; ``kind`` as in numpy ("uint32")."""
+        """Return a number or a bool, `default` when absent; `kind` as in numpy ("uint32")."""
         position = self._field(slot)
         if not position:
             return default
@@ -93,7 +93,7 @@ class Table:
         return self._at(position) if position else None
 
     def text(self, slot: int, default: str = "") -> str:
-        """Return a string, ``default`` when absent."""
+        """Return a string, `default` when absent."""
         data = self.vector(slot, 1)
         if data is None:
             return default
@@ -119,7 +119,7 @@ class Table:
         return self._table.Bytes[start + 4 : end]
 
     def numbers(self, slot: int, dtype: str) -> tuple[int, ...]:
-        """Return a vector of numbers (little-endian ``dtype``, as numpy names it)."""
+        """Return a vector of numbers (little-endian `dtype`, as numpy names it)."""
         item = np.dtype(dtype).newbyteorder("<")
         data = self.vector(slot, item.itemsize)
         return () if data is None else tuple(np.frombuffer(data, item).tolist())

@@ -25,7 +25,7 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
     """Return the files of a flattened folder, by their path below its root ("a/b.json").
 
     They come in the order of their contents, which `flatten` keeps. Raises ArtifactError, naming
-    ``what``, when the tree is missing, damaged, cyclic, or holds a name that could leave a folder
+    `what`, when the tree is missing, damaged, cyclic, or holds a name that could leave a folder
     it is extracted to.
     """
     nodes = _read_tree(data, what)
@@ -62,7 +62,7 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
 
 
 def root_name(data: memoryview, what: str) -> str:
-    """Return the name of the folder that was flattened; raises ArtifactError, naming ``what``."""
+    """Return the name of the folder that was flattened; raises ArtifactError, naming `what`."""
     name = _read_tree(data, what)[-1].get("name")
     if not isinstance(name, str):
         raise ArtifactError(f"{what}: the root of its file tree has no name")
@@ -70,9 +70,9 @@ def root_name(data: memoryview, what: str) -> str:
 
 
 def flatten(files: Mapping[str, bytes | memoryview], root: str = "root") -> bytes:
-    """Flatten files, by their path below a folder named ``root``, as ExecuTorch does.
+    """Flatten files, by their path below a folder named `root`, as ExecuTorch does.
 
-    Contents stand in the order of ``files``, each folder's together, where its first one comes;
+    Contents stand in the order of `files`, each folder's together, where its first one comes;
     ExecuTorch's own order is that of a hash map, so it differs from platform to platform. Raises
     ArtifactError for a path that could leave the folder, or that is a file and a folder.
     """

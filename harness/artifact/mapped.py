@@ -42,7 +42,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
-    """Return ``size`` bytes from ``offset``; raises ArtifactError when they are not all there."""
+    """Return `size` bytes from `offset`; raises ArtifactError when they are not all there."""
     if offset < 0 or size < 0 or offset + size > len(data):
         raise ArtifactError(
             f"{what} claims bytes {offset} to {offset + size}, but only {len(data)} are there: "

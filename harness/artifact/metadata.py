@@ -26,7 +26,7 @@ class MethodMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """A whole `metadata.json`. Exactly one of ``single`` and ``methods`` is set."""
+    """A whole `metadata.json`. Exactly one of `single` and `methods` is set."""
 
     identifier: str
     single: MethodMetadata | None = None
@@ -41,7 +41,7 @@ class ModelMetadata:
     def method(self, name: str, what: str) -> MethodMetadata:
         """Return a method's names; a single-method model answers to any name.
 
-        Raises ArtifactError, naming ``what``, when a multifunction model lacks the method.
+        Raises ArtifactError, naming `what`, when a multifunction model lacks the method.
         """
         if self.single is not None:
             return self.single
@@ -69,7 +69,7 @@ def _names(method: MethodMetadata) -> dict[str, list[str]]:
 
 
 def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
-    """Parse a `metadata.json`; raises ArtifactError, naming ``what`` and the key at fault."""
+    """Parse a `metadata.json`; raises ArtifactError, naming `what` and the key at fault."""
     if len(data) > _LARGEST:
         raise ArtifactError(f"{what}: metadata.json has {len(data)} bytes; {_LARGEST} are allowed")
     try:

@@ -24,7 +24,7 @@ _MOST_FILES = 10_000
 
 
 class Package:
-    """One package, read lazily. ``files`` maps a path below the package's root to bytes."""
+    """One package, read lazily. `files` maps a path below the package's root to bytes."""
 
     def __init__(self, files: Mapping[str, memoryview], what: str) -> None:
         self.files = files

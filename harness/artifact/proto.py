@@ -40,7 +40,7 @@ def new_model() -> Any:
 
 
 def parse_model(data: memoryview, what: str) -> Any:
-    """Parse a `model.mlmodel` (message `Model`); raises ArtifactError, naming ``what``."""
+    """Parse a `model.mlmodel` (message `Model`); raises ArtifactError, naming `what`."""
     if len(data) > _LARGEST_SPEC:
         raise ArtifactError(f"{what}: model.mlmodel has {len(data)} bytes; 1 GB is the limit")
     model = new_model()

@@ -22,9 +22,9 @@ from harness.artifact.mapped import cut
 class TensorValue:
     """A tensor of a method: dtype (numpy's name), shape, and its bytes when it is a constant.
 
-    ``dim_order`` lists the axes from the outermost in memory to the innermost; empty stands for
-    the order of the shape. The shape of one that is ``resizable`` is the largest that it may have.
-    ``initial`` holds the bytes of a buffer that starts with some and is written to later.
+    `dim_order` lists the axes from the outermost in memory to the innermost; empty stands for
+    the order of the shape. The shape of one that is `resizable` is the largest that it may have.
+    `initial` holds the bytes of a buffer that starts with some and is written to later.
     """
 
     dtype: str
@@ -68,7 +68,7 @@ Value = TensorValue | ListValue | bool | int | float | str | tuple[Any, ...] | N
 
 @dataclass(frozen=True)
 class KernelCall:
-    """Run the operator ``name.overload``; ``args`` are value indices, outputs among them."""
+    """Run the operator `name.overload`; `args` are value indices, outputs among them."""
 
     operator: str
     args: tuple[int, ...]
@@ -76,7 +76,7 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class DelegateCall:
-    """Run the method's delegate number ``delegate`` on the values ``args``, outputs last."""
+    """Run the method's delegate number `delegate` on the values `args`, outputs last."""
 
     delegate: int
     args: tuple[int, ...]
@@ -84,7 +84,7 @@ class DelegateCall:
 
 @dataclass(frozen=True)
 class MoveCall:
-    """Let the value ``target`` be the value ``source``."""
+    """Let the value `target` be the value `source`."""
 
     source: int
     target: int
@@ -92,7 +92,7 @@ class MoveCall:
 
 @dataclass(frozen=True)
 class JumpFalseCall:
-    """Go on at instruction ``destination`` when the value ``condition`` is false."""
+    """Go on at instruction `destination` when the value `condition` is false."""
 
     condition: int
     destination: int
@@ -100,7 +100,7 @@ class JumpFalseCall:
 
 @dataclass(frozen=True)
 class FreeCall:
-    """The value ``value`` is not used again."""
+    """The value `value` is not used again."""
 
     value: int
 
@@ -119,7 +119,7 @@ class DelegateData:
 
 @dataclass(frozen=True)
 class PteMethod:
-    """One execution plan. ``inputs`` and ``outputs`` are indices into ``values``."""
+    """One execution plan. `inputs` and `outputs` are indices into `values`."""
 
     name: str
     values: tuple[Value, ...]

@@ -43,7 +43,7 @@ def read_pte(path: Path) -> Pte:
 
 
 def parse_pte(data: memoryview, what: str) -> Pte:
-    """Read the tables of a program in memory; raises ArtifactError, naming ``what``."""
+    """Read the tables of a program in memory; raises ArtifactError, naming `what`."""
     if bytes(data[4:8]) != FILE_IDENTIFIER:
         raise ArtifactError(
             f"{what}: not an ExecuTorch program (no '{FILE_IDENTIFIER.decode()}' at byte 4); "

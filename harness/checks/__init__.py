@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from harness.checks.finding import Finding
 from harness.checks.registry import CHECKS, Check
-from harness.checks.subject import Subject
 
-__all__ = ["CHECKS", "Check", "Finding", "Subject"]
+__all__ = ["CHECKS", "Check"]

@@ -1,10 +1,10 @@
-"""Two artefacts of one model, by two exporters: called in one way, they give the same numbers.
+"""Two artifacts of one model, by two exporters: called in one way, they give the same numbers.
 
 Each is judged against the oracle already; here one is held against the other. So what the oracle
-cannot see, because it takes a value from the artefact (the norms' epsilon), is seen as well.
+cannot see, because it takes a value from the artifact (the norms' epsilon), is seen as well.
 
-The bounds are parity's: 1e-5 of the largest logit where more precision is carried than the artefact
-has, and twice what eager PyTorch is off where a runtime rounds as the artefact does.
+The bounds are parity's: 1e-5 of the largest logit where more precision is carried than the artifact
+has, and twice what eager PyTorch is off where a runtime rounds as the artifact does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from math import isfinite
 
 import torch
 
-from harness.checks.finding import Finding
 from harness.checks.metrics import Error, error
 from harness.checks.parity import (
     Trace,
@@ -25,24 +24,24 @@ from harness.checks.parity import (
     tolerances,
     trace,
 )
-from harness.checks.subject import Subject
 from harness.checks.weights import table_error
 from harness.generate.layout import ModelLayout
 from harness.generate.load import open_session
-from harness.llama.model import Freqs
-from harness.report.figures import Figure
+from harness.models.model import Freqs
+from harness.results import Figure, Finding
 from harness.runtimes import get_runtime
+from harness.subject import Subject
 
 _NOT_COMPARED = ("freqs_cos", "freqs_sin", "crossed_rows")  # of a layout; see the tables below
 
 
 def agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Finding]:
-    """Compare ``subject`` with ``other``, an export of the same checkpoint with the same options.
+    """Compare `subject` with `other`, an export of the same checkpoint with the same options.
 
     Teacher forced, as parity: prefill in chunks, decode step by step, logits and caches. Both are
     given the subject's RoPE tables, which are compared for themselves: one that is rounded the
     other way (angles in fp32, angles in fp64) moves a key by more than a sum in another order does.
-    The difference is taken relative to the largest value of ``other``.
+    The difference is taken relative to the largest value of `other`.
     """
     interface = _interface(subject.session(runtime).layout, other.session(runtime).layout)
     yield interface

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.checks.finding import Finding
-from harness.checks.subject import Subject
 from harness.generate.constants import ConstantReader
+from harness.results import Finding
+from harness.subject import Subject
 
 
 def check_cache_rows(subject: Subject) -> Iterator[Finding]:

@@ -14,8 +14,8 @@ from harness.artifact import ArtifactError, Bundle, Delegate, Package, parse_met
 from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
 from harness.artifact.dtypes import FEATURE_TYPES
 from harness.artifact.pte import DelegateCall, TensorValue
-from harness.checks.finding import Finding
-from harness.checks.subject import Subject
+from harness.results import Finding
+from harness.subject import Subject
 
 _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
 
@@ -126,7 +126,7 @@ def _misfit(value: object, feature: Any) -> str:
 
 
 def check_function_names(subject: Subject) -> Iterator[Finding]:
-    """Single-method artefacts ask Core ML for no function; multifunction ones for their method's.
+    """Single-method artifacts ask Core ML for no function; multifunction ones for their method's.
 
     A package of one function must be loaded without a name, a multifunction package must not.
     """

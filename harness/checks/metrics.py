@@ -11,9 +11,9 @@ import torch
 class Error:
     """The distance of a tensor from what it should be.
 
-    ``largest`` is the largest absolute error, ``scale`` the largest expected magnitude,
-    ``deviation`` the expected values' standard deviation, ``sqnr`` in dB. NaN or an infinity
-    anywhere makes ``largest`` infinite.
+    `largest` is the largest absolute error, `scale` the largest expected magnitude,
+    `deviation` the expected values' standard deviation, `sqnr` in dB. NaN or an infinity
+    anywhere makes `largest` infinite.
     """
 
     largest: float
@@ -32,7 +32,7 @@ _BEST_SQNR = 400.0  # dB; beyond what fp64 resolves, and finite where nothing di
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> Error:
-    """Measure ``actual`` against ``expected``, in fp64; the shapes must be equal."""
+    """Measure `actual` against `expected`, in fp64; the shapes must be equal."""
     if actual.shape != expected.shape:
         raise ValueError(f"shapes {list(actual.shape)} and {list(expected.shape)} differ")
     have, want = actual.double(), expected.double()
@@ -60,7 +60,7 @@ def kl_divergence(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of ``decided`` rows, those whose oracle margin exceeds the error, ``agreed`` agree."""
+    """Of `decided` rows, those whose oracle margin exceeds the error, `agreed` agree."""
 
     agreed: int
     decided: int
@@ -70,8 +70,8 @@ class Agreement:
 def top_agreement(chosen: torch.Tensor, expected: torch.Tensor, bound: float) -> Agreement:
     """Compare chosen tokens [rows] with the oracle's logits [rows, vocab].
 
-    Two logits that may each be off by ``bound`` can change places when they are less than
-    ``2 * bound`` apart: such a row decides nothing.
+    Two logits that may each be off by `bound` can change places when they are less than
+    `2 * bound` apart: such a row decides nothing.
     """
     best = expected.double().topk(2, -1)
     decided = best.values[:, 0] - best.values[:, 1] > 2 * bound

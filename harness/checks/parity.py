@@ -1,7 +1,7 @@
 """Prefill and decode against the oracle: logits and caches, teacher forced and greedy.
 
-The tolerance is calibrated. Where the executor carries more precision than the artefact (`widen`,
-`double`), 1e-5 of the largest logit is allowed. Where a runtime computes in the artefact's own
+The tolerance is calibrated. Where the executor carries more precision than the artifact (`widen`,
+`double`), 1e-5 of the largest logit is allowed. Where a runtime computes in the artifact's own
 precision, it may be off by twice what eager PyTorch in that precision is off on the same tokens.
 """
 
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.checks.finding import Finding
 from harness.checks.metrics import Error, error, kl_divergence, top_agreement
-from harness.checks.reference import reference, tables
-from harness.checks.subject import Subject
 from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.generate.text import generate
-from harness.report.figures import Figure
+from harness.results import Figure, Finding
+from harness.subject import Subject
+from harness.subject.reference import reference, tables
 
 DECODE_STEPS = 32
 WIDE_TOLERANCE = 1e-5  # of the largest logit
@@ -31,7 +30,7 @@ _SEED = 20_26
 
 @dataclass(frozen=True)
 class Trace:
-    """What a session gave for a sequence: logits [rows, vocab] of ``positions``, and the caches."""
+    """What a session gave for a sequence: logits [rows, vocab] of `positions`, and the caches."""
 
     positions: list[int]
     n_prefill: int
@@ -57,7 +56,7 @@ def prompt_length(subject: Subject) -> int:
 
 
 def sequence(subject: Subject) -> list[int]:
-    """Return seeded tokens: a prompt, and ``DECODE_STEPS`` to be decoded one by one."""
+    """Return seeded tokens: a prompt, and `DECODE_STEPS` to be decoded one by one."""
     layout = subject.session("mil:widen").layout
     length = min(prompt_length(subject) + DECODE_STEPS, layout.context)
     generator = torch.Generator().manual_seed(_SEED)
@@ -125,7 +124,7 @@ def tolerances(subject: Subject, runtime: str) -> dict[str, float]:
 
 
 def _calibrated(relative: float, subject: Subject) -> float:
-    """What is allowed, by the relative error of eager PyTorch in the artefact's precision."""
+    """What is allowed, by the relative error of eager PyTorch in the artifact's precision."""
     if not math.isfinite(relative):
         raise HarnessError(
             f"eager PyTorch in {subject.dtype} gives NaN or infinity where the reference is "
@@ -160,7 +159,7 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
 
 
 def check_greedy(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Let the artefact choose: its tokens are the oracle's wherever the oracle is sure."""
+    """Let the artifact choose: its tokens are the oracle's wherever the oracle is sure."""
     tokens = sequence(subject)[: prompt_length(subject)]
     yield from greedy_findings(subject, runtime, {"seeded prompt": tokens}, DECODE_STEPS)
 
@@ -194,7 +193,7 @@ def _allowed_on(
     """What is allowed on other tokens than the subject's sequence, at any of their positions.
 
     Late positions of a long context may err more than the sequence's. One eager pass in the
-    artefact's precision says by how much, of the largest logit of the position.
+    artifact's precision says by how much, of the largest logit of the position.
     """
     if runtime in _WIDE:
         return 0.0

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.artifact.dtypes import MIL_TYPES
-from harness.checks.finding import Finding
-from harness.checks.subject import Subject
+from harness.results import Finding
+from harness.subject import Subject
 
 _FUSED_ATTENTION = ("scaled_dot_product_attention",)
 _STATE = ("read_state", "coreml_update_state", "write_state")

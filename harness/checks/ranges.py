@@ -1,15 +1,14 @@
-"""Activations that fp16 cannot hold; `harness.divergence.ranges` says why and how they are seen."""
+"""Activations that fp16 cannot hold; `harness.mil.ranges` says why and how they are seen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.checks.finding import Finding
 from harness.checks.parity import prompt_length, sequence, trace
-from harness.checks.subject import Subject
-from harness.divergence.ranges import LARGEST, RangeMonitor
 from harness.mil import observed
-from harness.report.figures import Figure
+from harness.mil.ranges import LARGEST, RangeMonitor
+from harness.results import Figure, Finding
+from harness.subject import Subject
 
 
 def check_fp16_range(subject: Subject) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Weight sharing of a multifunction artefact: what could be stored once must be.
+"""Weight sharing of a multifunction artifact: what could be stored once must be.
 
 Sharing is lost without an error when partitions do not line up (ExecuTorch 18531): only bytes tell.
 """
@@ -9,9 +9,8 @@ from collections.abc import Iterator
 
 from harness.artifact import Package, open_artifact
 from harness.artifact.facts import duplicate_bytes, sharing
-from harness.checks.finding import Finding
-from harness.checks.subject import Subject
-from harness.report.figures import Figure
+from harness.results import Figure, Finding
+from harness.subject import Subject
 
 _SLACK = 0.001  # names and headers may differ a little between the two exports
 
@@ -33,7 +32,7 @@ def check_sharing(subject: Subject) -> Iterator[Finding]:
 
 
 def check_sharing_size(subject: Subject) -> Iterator[Finding]:
-    """The artefact against the same export with sharing off: bytes, and what the weights allow."""
+    """The artifact against the same export with sharing off: bytes, and what the weights allow."""
     assert subject.unshared is not None
     unshared = open_artifact(subject.unshared)
     packages = [bundle.package for bundle in subject.artifact.bundles]

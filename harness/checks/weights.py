@@ -1,4 +1,4 @@
-"""The artefact's weights and tables against the checkpoint's: tensor by tensor, to the last bit."""
+"""The artifact's weights and tables against the checkpoint's: tensor by tensor, to the last bit."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Iterator
 
 import torch
 
-from harness.checks.finding import Finding
-from harness.checks.subject import Subject
-from harness.llama.config import load_params
-from harness.llama.rope import rope_tables
-from harness.mil.llama import read_llama
-from harness.report.figures import Figure
+from harness.models.config import load_params
+from harness.models.recognise import read_llama
+from harness.models.rope import rope_tables
+from harness.results import Figure, Finding
+from harness.subject import Subject
 
 
 def check_weights(subject: Subject) -> Iterator[Finding]:
-    """Every method's dequantised weights equal the checkpoint's after quantisation, at 0 ULP.
+    """Every method's dequantized weights equal the checkpoint's after quantization, at 0 ULP.
 
     Each has the same tensors: a layer that only one of the two has is a difference.
     """

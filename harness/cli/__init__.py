@@ -16,12 +16,12 @@ COMMANDS = {
     "models": "list the named fixture models",
     "export": "export a fixture model or a checkpoint",
     "inspect": "show methods, delegates, functions, sizes, sharing and metadata",
-    "extract": "write the Core ML packages inside an artefact to a folder",
+    "extract": "write the Core ML packages inside an artifact to a folder",
     "combine": "put functions of Core ML packages into one, their weights stored once",
-    "diff": "show what changed between two artefacts; exit status 1 when something did",
-    "check": "check an artefact, and execute it against the oracle",
+    "diff": "show what changed between two artifacts; exit status 1 when something did",
+    "check": "check an artifact, and execute it against the oracle",
     "bisect": "name the first operation that leaves its reference, or show ranges of values",
-    "run": "generate text with an artefact",
+    "run": "generate text with an artifact",
     "bench": "time load, prefill and decode, and measure memory",
     "gate": "compare two result files; exit status 1 on a regression",
     "report": "draw a table, JUnit XML and an HTML page from a result file",
@@ -32,8 +32,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (0 well, 1 a check failed, 2 bad input, 3 missing).
 
-    A command is a module ``harness.cli.NAME`` with ``add_arguments(parser)`` and
-    ``run(args) -> int``.
+    A command is a module `harness.cli.NAME` with `add_arguments(parser)` and
+    `run(args) -> int`.
     """
     # Threads that spin between two small operations starve each other on a busy machine: decoding
     # was seen 75 times slower. Read when torch is imported, so it is set before any command.

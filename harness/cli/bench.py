@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures; a run with wrong logits is an error, not a result."""
-    from harness.checks import Subject
     from harness.measure.timing import Stopwatch, load_times
     from harness.runtimes import default_runtime, get_runtime
+    from harness.subject import Subject
 
     if args.rounds < 1:
         raise HarnessError(f"--rounds must be at least 1, not {args.rounds}")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.checks import Subject
     from harness.divergence.culprit import Divergence
     from harness.divergence.model import ModelReport
-    from harness.divergence.ranges import Range
     from harness.divergence.report import Bisection
+    from harness.mil.ranges import Range
+    from harness.subject import Subject
 
 _SHOWN = 12  # rows of a table on a terminal; --json has all
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; 1 when an operation leaves its reference, or overflows."""
-    from harness.checks import Subject
+    from harness.subject import Subject
 
     if (args.checkpoint is None) != (args.params is None):
         raise HarnessError("--checkpoint and --params go together: give both, or neither")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tensors(path: Path) -> dict[Any, Any]:
-    from harness.llama.tensor_files import read_tensors
+    from harness.models.tensor_files import read_tensors
 
     return read_tensors(path)
 
@@ -105,7 +105,7 @@ def _of_the_model(model: ModelReport, has_checkpoint: bool) -> list[str]:
     lines = [
         f"the model's graph: {model.matched:,} operations in {model.calls} calls are values of it, "
         f"{model.excused:,} stand between such"
-        + ("" if has_checkpoint else " (weights are the artefact's own: no checkpoint)")
+        + ("" if has_checkpoint else " (weights are the artifact's own: no checkpoint)")
     ]
     if model.first is not None:
         lines += ["", "the first operation that leaves it:", *_described(model.first)]

@@ -1,4 +1,4 @@
-"""`harness check FILE`: every check that applies to an artefact, on the runtimes that are here."""
+"""`harness check FILE`: every check that applies to an artifact, on the runtimes that are here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError, NotInstalledError
 
 if TYPE_CHECKING:
-    from harness.checks import Check, Finding, Subject
-    from harness.report import Case
+    from harness.checks import Check
+    from harness.results import Case, Finding
+    from harness.subject import Subject
 
 EXECUTORS = ("mil:strict", "mil:widen")
 _SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the checks; 1 when one of them failed, 3 when a runtime that was asked for is missing."""
-    from harness.checks import Subject
+    from harness.subject import Subject
 
     if (args.checkpoint is None) != (args.params is None):
         raise HarnessError("--checkpoint and --params go together: give both, or neither")
@@ -83,7 +84,7 @@ def _runtimes(names: list[str] | None) -> list[str]:
 def _refuse(subject: Subject) -> None:
     """Raise HarnessError for what cannot be judged: no language model, or another's checkpoint.
 
-    What is wrong with the artefact itself is left to the checks.
+    What is wrong with the artifact itself is left to the checks.
     """
     path = subject.artifact.path
     if subject.artifact.pte is None:
@@ -93,8 +94,8 @@ def _refuse(subject: Subject) -> None:
     _ = subject.mode
     if subject.checkpoint is None or subject.params is None:
         return
-    from harness.llama.checkpoint import load_checkpoint
-    from harness.llama.config import load_params
+    from harness.models.checkpoint import load_checkpoint
+    from harness.models.config import load_params
 
     params = load_params(subject.params)
     load_checkpoint(subject.checkpoint, params)  # mapped: only its names and shapes are read
@@ -122,7 +123,7 @@ def _cases(
 
 
 def _judge(subject: Subject, check: Check, runtime: str | None) -> tuple[Case, list[str]]:
-    from harness.report import Case, case_from_findings
+    from harness.results import Case, case_from_findings
 
     names: dict[str, Any] = {"suite": "check", "check": check.name, "mode": subject.mode}
     names["runtime"] = runtime or "-"

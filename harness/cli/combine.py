@@ -1,4 +1,4 @@
-"""``harness combine``: functions of Core ML packages in one package, weights stored once."""
+"""`harness combine`: functions of Core ML packages in one package, weights stored once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``harness diff A B``: what changed between two artefacts. It reads bytes only, without torch."""
+"""`harness diff A B`: what changed between two artifacts. It reads bytes only, without torch."""
 
 from __future__ import annotations
 

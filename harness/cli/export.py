@@ -1,4 +1,4 @@
-"""``harness export``: a named model, or a checkpoint with its params, to an artefact."""
+"""`harness export`: a named model, or a checkpoint with its params, to an artifact."""
 
 from __future__ import annotations
 

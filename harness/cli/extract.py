@@ -1,4 +1,4 @@
-"""``harness extract FILE -o DIR``: the Core ML packages inside an artefact, each once."""
+"""`harness extract FILE -o DIR`: the Core ML packages inside an artifact, each once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``harness gate``: a head against a base, runs or artefacts; exit status 1 on a regression."""
+"""`harness gate`: a head against a base, runs or artifacts; exit status 1 on a regression."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ QUIET = ("same", "skipped")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``harness gate``."""
-    parser.add_argument("base", type=Path, metavar="BASE", help="result file, or artefact")
-    parser.add_argument("head", type=Path, metavar="HEAD", help="result file, or artefact")
+    """Arguments of `harness gate`."""
+    parser.add_argument("base", type=Path, metavar="BASE", help="result file, or artifact")
+    parser.add_argument("head", type=Path, metavar="HEAD", help="result file, or artifact")
     parser.add_argument(
         "--margin",
         action="append",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PERCENT",
         help="how much worse a figure, or a fact such as a size, may be (may be repeated)",
     )
-    parser.add_argument("--runtime", help="where two artefacts are executed and timed")
+    parser.add_argument("--runtime", help="where two artifacts are executed and timed")
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -53,29 +53,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> GateResult:
-    """Compare two artefacts, or two runs; a runtime is for artefacts, margins are for runs."""
-    artefacts = [path.suffix == ".pte" or path.is_dir() for path in (args.base, args.head)]
-    if any(artefacts) != all(artefacts):
+    """Compare two artifacts, or two runs; a runtime is for artifacts, margins are for runs."""
+    artifacts = [path.suffix == ".pte" or path.is_dir() for path in (args.base, args.head)]
+    if any(artifacts) != all(artifacts):
         raise HarnessError(
             f"{args.base} and {args.head}: give two result files (JSON Lines, as a conformance run "
-            f"writes them) or two artefacts (a .pte, or an exported folder)"
+            f"writes them) or two artifacts (a .pte, or an exported folder)"
         )
-    if all(artefacts):
-        from harness.measure.artefacts import compare_artefacts
+    if all(artifacts):
+        from harness.measure.artifacts import compare_artifacts
         from harness.runtimes import default_runtime, get_runtime
 
         if args.margin:
             raise HarnessError(
-                "--margin is for result files; artefacts are timed against a control"
+                "--margin is for result files; artifacts are timed against a control"
             )
         runtime = get_runtime(args.runtime).name if args.runtime else default_runtime()
-        return compare_artefacts(args.base, args.head, runtime)
+        return compare_artifacts(args.base, args.head, runtime)
     from harness.measure.gate import compare_runs
     from harness.measure.margins import parse_margins
-    from harness.report import read_run
+    from harness.results import read_run
 
     if args.runtime:
-        raise HarnessError("--runtime is for artefacts; a result file has its own runtimes")
+        raise HarnessError("--runtime is for artifacts; a result file has its own runtimes")
     return compare_runs(read_run(args.base), read_run(args.head), parse_margins(args.margin))
 
 

@@ -1,4 +1,4 @@
-"""`harness inspect FILE`: what is inside an artefact. It reads bytes only, without torch."""
+"""`harness inspect FILE`: what is inside an artifact. It reads bytes only, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``harness models``: the named fixtures, and how each is exported unless asked otherwise."""
+"""`harness models`: the named fixtures, and how each is exported unless asked otherwise."""
 
 from __future__ import annotations
 

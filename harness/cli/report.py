@@ -1,4 +1,4 @@
-"""``harness report``: a result file drawn as a table, JUnit XML and an HTML page."""
+"""`harness report`: a result file drawn as a table, JUnit XML and an HTML page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``harness report``."""
+    """Arguments of `harness report`."""
     parser.add_argument("run", type=Path, metavar="RUN.jsonl", help="the result file of a run")
     parser.add_argument(
         "-o",
@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and write the files; 1 when the run did not pass."""
-    from harness.report import read_run, run_table, write_report
+    from harness.report import run_table, write_report
     from harness.report.table import wants_colours
+    from harness.results import read_run
 
     finished = read_run(args.run)
     files = write_report(finished, args.output) if args.output else []

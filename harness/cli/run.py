@@ -1,4 +1,4 @@
-"""`harness run`: continue a prompt with an artefact, printing text as it comes.
+"""`harness run`: continue a prompt with an artifact, printing text as it comes.
 
 Standard output holds the text only, or with `--json` one object; what else there is to say goes
 to standard error.

@@ -1,6 +1,6 @@
-"""What changed between two artefacts: program, operations, weights, metadata, size. No torch."""
+"""What changed between two artifacts: program, operations, weights, metadata, size. No torch."""
 
-from harness.diff.artefacts import diff_artifacts
+from harness.diff.artifacts import diff_artifacts
 from harness.diff.difference import Difference
 
 __all__ = ["Difference", "diff_artifacts"]

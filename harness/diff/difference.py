@@ -1,4 +1,4 @@
-"""One thing that two artefacts say differently."""
+"""One thing that two artifacts say differently."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs and where; ``a`` and ``b`` are JSON values, None for what is not there."""
+    """What differs and where; `a` and `b` are JSON values, None for what is not there."""
 
     where: str
     kind: str
@@ -21,7 +21,7 @@ class Difference:
 def changed(
     where: str, kind: str, a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> Iterator[Difference]:
-    """Yield a difference for each key whose values are not equal, in the order of ``a``."""
+    """Yield a difference for each key whose values are not equal, in the order of `a`."""
     for key in dict.fromkeys([*a, *b]):
         if a.get(key) != b.get(key):
             yield Difference(where, kind, key, a.get(key), b.get(key))

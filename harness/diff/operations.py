@@ -17,7 +17,7 @@ _MOST_PAIRS = 50_000_000  # of operations to be aligned exactly; beyond, difflib
 class Alignment:
     """Two functions' steps: those that correspond, and those that do not.
 
-    ``first`` shows the first place where they part; None where one function has nothing there.
+    `first` shows the first place where they part; None where one function has nothing there.
     """
 
     matched: tuple[tuple[Step, Step], ...]
@@ -48,7 +48,7 @@ def _shown(steps: Sequence[Step], start: int, stop: int) -> str | None:
 
 
 def _runs(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int, int]]:
-    """Return runs of equal items: index in ``a``, index in ``b``, length; the last ends both."""
+    """Return runs of equal items: index in `a`, index in `b`, length; the last ends both."""
     shorter = min(len(a), len(b))
     start = next((n for n in range(shorter) if a[n] != b[n]), shorter)
     rest = shorter - start

@@ -19,7 +19,7 @@ RETURN = "return"  # the type of the step that stands for what a function gives 
 
 @dataclass(frozen=True)
 class Step:
-    """An operation; ``inputs`` and ``outputs`` are names of values, ``weights`` the names and
+    """An operation; `inputs` and `outputs` are names of values, `weights` the names and
     `Value`s of what it takes from the weight file, in the signature's order."""
 
     type: str

@@ -19,7 +19,7 @@ from harness.diff.values import type_text
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight as a function uses it; ``digest`` is of its bytes."""
+    """A weight as a function uses it; `digest` is of its bytes."""
 
     name: str
     type: str
@@ -87,7 +87,7 @@ def _diff_others(where: str, a: list[Weight], b: list[Weight]) -> Iterator[Diffe
 def _paired(
     a: Iterable[Weight], b: Iterable[Weight], key: Callable[[Weight], Any]
 ) -> tuple[list[Weight], list[Weight], list[tuple[Weight, Weight]]]:
-    """Pair weights with equal keys; return those left of ``a``, of ``b``, and the pairs."""
+    """Pair weights with equal keys; return those left of `a`, of `b`, and the pairs."""
     waiting: dict[Any, list[Weight]] = {}
     for weight in b:
         waiting.setdefault(key(weight), []).append(weight)

@@ -1,1 +1,1 @@
-"""Names the first operation at which an artefact leaves its reference."""
+"""Names the first operation at which an artifact leaves its reference."""

@@ -32,8 +32,8 @@ _LOSSY = ("floor", "ceil", "round", "sign", *_SELECTIONS)
 class Divergence:
     """An operation that leaves its reference.
 
-    ``result`` is its first result's name, ``shape`` the shape; ``reads`` says of each input by name
-    what it holds; ``reason`` is a sentence's end: "is no value of the model: ...".
+    `result` is its first result's name, `shape` the shape; `reads` says of each input by name
+    what it holds; `reason` is a sentence's end: "is no value of the model: ...".
     """
 
     place: Place

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from harness.checks.subject import Subject
 from harness.divergence.part import Part
 from harness.errors import HarnessError
 from harness.generate.load import open_session
 from harness.mil.operation import most_elements
 from harness.runtimes.base import Runtime, TensorSpec
+from harness.subject import Subject
 
 DECODED = 3
 _SEED = 20_27
@@ -24,7 +24,7 @@ def drive(subject: Subject, judge: Runtime) -> None:
     """Feed seeded tokens to a judge's methods: two and a half chunks, so that the last one is
     padded and reads a filled cache, and some decode steps.
 
-    Raises HarnessError when the artefact is no language model, or cannot be executed.
+    Raises HarnessError when the artifact is no language model, or cannot be executed.
     """
     session = open_session(subject.artifact, judge)
     layout = session.layout
@@ -40,7 +40,7 @@ def drive(subject: Subject, judge: Runtime) -> None:
 
 
 def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:
-    """Call each method of a part once: with ``given``, tensors by the inputs' names, or else with
+    """Call each method of a part once: with `given`, tensors by the inputs' names, or else with
     seeded ones, floats of a standard normal distribution and integers of 0 and 1.
 
     Raises HarnessError for an input that is missing, unknown, or no tensor as declared.

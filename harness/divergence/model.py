@@ -1,4 +1,4 @@
-"""Holds an artefact's operations against the graph of the model that it was exported from."""
+"""Holds an artifact's operations against the graph of the model that it was exported from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.artifact import Artifact
-from harness.checks.subject import Subject
 from harness.divergence.culprit import Comparison, Divergence, compare
 from harness.divergence.match import TOLERANCE, Catalogue, distance
 from harness.divergence.part import Part
@@ -18,9 +17,10 @@ from harness.divergence.stages import Graph
 from harness.errors import HarnessError
 from harness.mil import get_policy
 from harness.runtimes.base import Method
+from harness.subject import Subject
 
 if TYPE_CHECKING:
-    from harness.llama.config import LlamaConfig
+    from harness.models.config import LlamaConfig
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -43,9 +43,9 @@ class ModelReport:
 
 
 class ModelJudge:
-    """A runtime whose methods compute the model, and compare the artefact's operations with it.
+    """A runtime whose methods compute the model, and compare the artifact's operations with it.
 
-    Every call is answered by the graph: caches stay right whatever the artefact makes of them, so
+    Every call is answered by the graph: caches stay right whatever the artifact makes of them, so
     that what is found in a call was done in that call.
     """
 
@@ -99,17 +99,17 @@ class _Judged:
 
 
 def model_of(subject: Subject) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
-    """Return the model that an artefact should compute: the checkpoint's, quantised and rounded as
-    the artefact is; without one, what the artefact holds, and then a wrong weight cannot be seen.
+    """Return the model that an artifact should compute: the checkpoint's, quantized and rounded as
+    the artifact is; without one, what the artifact holds, and then a wrong weight cannot be seen.
 
     The norms' epsilon is the checkpoint's: nothing is taken from the program that is judged.
     """
     if subject.checkpoint is None or subject.params is None:
         return subject.held, subject.weights
-    from harness.checks.scheme import read_scheme
-    from harness.llama.checkpoint import load_checkpoint
-    from harness.llama.config import load_params
-    from harness.llama.quantize import exported_weights
+    from harness.models.checkpoint import load_checkpoint
+    from harness.models.config import load_params
+    from harness.models.quantize import exported_weights
+    from harness.models.scheme import read_scheme
 
     config = load_params(subject.params)
     options = subject.options or read_scheme(subject.artifact, subject.dtype)
@@ -132,7 +132,7 @@ def _check_sizes(method: Method, config: LlamaConfig) -> None:
         if have != want:
             raise HarnessError(
                 f"method '{method.name}' was not exported from this model: {what}: {have}, the "
-                f"model has {want}; give the artefact's own checkpoint and params"
+                f"model has {want}; give the artifact's own checkpoint and params"
             )
 
 

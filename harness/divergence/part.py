@@ -1,4 +1,4 @@
-"""Which part of an artefact is looked at: all of it, a method, or a function of its programs."""
+"""Which part of an artifact is looked at: all of it, a method, or a function of its programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Part:
     function: str | None = None
 
     def check(self, artifact: Artifact) -> None:
-        """Raise HarnessError, saying what there is, when the artefact has no such part."""
+        """Raise HarnessError, saying what there is, when the artifact has no such part."""
         functions = {d.program_function for row in artifact.delegates.values() for d in row}
         if artifact.package is not None:
             functions = set(artifact.package.functions)

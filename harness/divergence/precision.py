@@ -76,7 +76,7 @@ class PrecisionJudge:
         return None
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method of the artefact under both policies."""
+        """Load a method of the artifact under both policies."""
         pair = self._reference.load(artifact, method), self._judged.load(artifact, method)
         return _Paired(self, *pair)
 

@@ -12,8 +12,8 @@ from harness.artifact import Artifact, ArtifactError, Delegate
 from harness.mil import Function, Policy, load_function, observed
 from harness.mil.plan import Step
 from harness.mil.types import TensorType
+from harness.pte.program import DelegateRunner, ProgramMethod
 from harness.runtimes.base import Method, TensorSpec
-from harness.runtimes.program import DelegateRunner, ProgramMethod
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Place:
 class Recording:
     """One execution of a function: its values by name, and its operations in order.
 
-    ``values`` holds inputs and results, as the function's policy carries them; constants are not
+    `values` holds inputs and results, as the function's policy carries them; constants are not
     among them. An operation inside another's block is that one's business and is not listed.
     """
 
@@ -62,7 +62,7 @@ class Recording:
 
 @dataclass
 class Recorder:
-    """Makes methods whose executions it keeps: ``recordings`` are those of the last call."""
+    """Makes methods whose executions it keeps: `recordings` are those of the last call."""
 
     policy: Policy
     recordings: list[Recording] = field(default_factory=list)

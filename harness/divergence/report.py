@@ -1,4 +1,4 @@
-"""A bisection as a whole: an artefact against the model's graph, and a policy against `double`."""
+"""A bisection as a whole: an artifact against the model's graph, and a policy against `double`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from harness.checks.subject import Subject
 from harness.divergence.culprit import Divergence
 from harness.divergence.drive import call, drive
 from harness.divergence.model import ModelJudge, ModelReport
 from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge, PrecisionReport
-from harness.divergence.ranges import Range, RangeJudge
+from harness.divergence.ranges import RangeJudge
 from harness.errors import HarnessError
+from harness.mil.ranges import Range
 from harness.runtimes.base import Runtime
+from harness.subject import Subject
 
 __all__ = ["Bisection", "Part", "bisect", "measured_ranges"]
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """What both references say of an artefact; ``model`` is None where it was fed no prompt."""
+    """What both references say of an artifact; `model` is None where it was fed no prompt."""
 
     model: ModelReport | None
     precision: PrecisionReport
@@ -40,7 +41,7 @@ class Bisection:
         return {
             "model": model
             and {
-                "weights": "checkpoint" if self.has_checkpoint else "artefact",
+                "weights": "checkpoint" if self.has_checkpoint else "artifact",
                 "calls": model.calls,
                 "matched": model.matched,
                 "excused": model.excused,
@@ -60,11 +61,11 @@ class Bisection:
 def bisect(
     subject: Subject, policy: str, part: Part, given: Mapping[str, Any] | None = None
 ) -> Bisection:
-    """Feed a prompt, once for each reference; look at a part of the artefact only.
+    """Feed a prompt, once for each reference; look at a part of the artifact only.
 
     An .mlpackage has no model: its functions are called once, and so are the methods of any other
-    artefact for which ``given`` holds tensors by their inputs' names. Then only `double` is the
-    reference. Raises HarnessError when the artefact cannot be executed, is no Llama or not the
+    artifact for which `given` holds tensors by their inputs' names. Then only `double` is the
+    reference. Raises HarnessError when the artifact cannot be executed, is no Llama or not the
     checkpoint's, and when nothing was compared.
     """
     part.check(subject.artifact)

@@ -1,9 +1,9 @@
 """The model's graph in fp64 PyTorch, every value that it computes kept under a name.
 
-It takes a method's inputs and computes what the method should: masks and caches from outside, as
-`harness.llama.model.StaticLlama` does, but step by step. A `Stage` is one value of the graph. Where
-exporters compute one thing in different ways (RMSNorm with or without rescaling, values of the
-rotation, keys repeated for grouped heads), the values of each way are stages.
+It takes a method's inputs and computes what the method should: masks and caches from outside,
+as `harness.models.model.StaticLlama` does, but step by step. A `Stage` is one value of the graph.
+Where exporters compute one thing in different ways (RMSNorm with or without rescaling, values of
+the rotation, keys repeated for grouped heads), the values of each way are stages.
 
 Shapes: T tokens, C cache slots, S = C + T, H query heads, K key-value heads, D head_dim.
 """
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from harness.llama.config import LlamaConfig
+from harness.models.config import LlamaConfig
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A value of the model's graph. ``cut`` is the axis, the first or the last, that programs may
+    """A value of the model's graph. `cut` is the axis, the first or the last, that programs may
     divide among several operations; None where none does."""
 
     name: str
@@ -36,7 +36,7 @@ class Graph:
     def __init__(
         self, config: LlamaConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> None:
-        """``dtype`` is the artefact's own, in which it holds epsilon and the attention's scale."""
+        """`dtype` is the artifact's own, in which it holds epsilon and the attention's scale."""
         self._config = config
         self._weights = weights
         self._eps = _held(config.norm_eps, dtype)
@@ -197,5 +197,5 @@ class Graph:
 
 
 def _held(number: float, dtype: torch.dtype) -> float:
-    """A constant as an artefact of this dtype holds it."""
+    """A constant as an artifact of this dtype holds it."""
     return float(torch.tensor(number, dtype=dtype))

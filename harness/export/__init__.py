@@ -1,4 +1,4 @@
-"""From a checkpoint to an artefact.
+"""From a checkpoint to an artifact.
 
 :mod:`harness.export.options` says what can be asked for. Two exporters take the same options:
 :mod:`harness.export.executorch` runs ExecuTorch's own, which writes a .pte;
@@ -17,5 +17,5 @@ EXPORTERS = ("executorch", "coreml")
 
 
 def exporter(name: str) -> Any:
-    """The module of an exporter, with ``export(checkpoint, params, options, output, progress)``."""
+    """The module of an exporter, with `export(checkpoint, params, options, output, progress)`."""
     return importlib.import_module(f"harness.export.{name}")

@@ -1,18 +1,18 @@
 """Runs ExecuTorch's static-LLM exporter; :mod:`harness.export.executorch` starts it as a process.
 
-The exporter's ``main()`` does the work. Around it, four narrow changes, each at a name of the
+The exporter's `main()` does the work. Around it, four narrow changes, each at a name of the
 exporter's module:
 
-- ``load_model``: a checkpoint without ``output.weight`` gets its output layer from the embedding,
+- `load_model`: a checkpoint without `output.weight` gets its output layer from the embedding,
   where the exporter would leave it on the meta device; any other parameter left there is an error;
-- ``_transform_eager_model``: receives the options that its command line cannot express (linear
-  layers not quantised, embedding not quantised, linears not split);
-- ``MULTIMETHOD_WEIGHT_SHARING_STRATEGY``: its POSITIONAL stands for DISABLED when weights are not
+- `_transform_eager_model`: receives the options that its command line cannot express (linear
+  layers not quantized, embedding not quantized, linears not split);
+- `MULTIMETHOD_WEIGHT_SHARING_STRATEGY`: its POSITIONAL stands for DISABLED when weights are not
   to be shared;
-- ``save_pte_program``: a failed write raises, where the exporter logs it and goes on.
+- `save_pte_program`: a failed write raises, where the exporter logs it and goes on.
 
-One argument: a JSON file ``{"checkpoint", "params", "output", "options", "report"}``. On failure
-the file ``report`` receives ``{"kind", "message"}``, and the exit status is 1.
+One argument: a JSON file `{"checkpoint", "params", "output", "options", "report"}`. On failure
+the file `report` receives `{"kind", "message"}`, and the exit status is 1.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ import numpy as np
 
 from harness.export.options import ExportOptions
 from harness.export.plan import MethodPlan
-from harness.llama.config import LlamaConfig
-from harness.llama.quantize import DTYPES
-from harness.llama.rope import rope_tables
+from harness.models.config import LlamaConfig
+from harness.models.quantize import DTYPES
+from harness.models.rope import rope_tables
 
 
 def constants(

@@ -1,7 +1,7 @@
 """Our own exporter: a checkpoint to a folder of Core ML packages, without ExecuTorch.
 
 Each method is planned as a chain of stages, in partitions. A stage is lowered without its weights,
-and one block for all, so that little goes through torch and coremltools. Weights are then quantised
+and one block for all, so that little goes through torch and coremltools. Weights are then quantized
 and written once per package: functions of one package refer to the same bytes by construction.
 """
 
@@ -18,7 +18,7 @@ from harness.export.folder import MODEL, write_package, write_program
 from harness.export.options import ExportOptions, check_fit
 from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
 from harness.files import partial_folder
-from harness.llama.config import LlamaConfig, load_params
+from harness.models.config import LlamaConfig, load_params
 from harness.packages.layout import WEIGHT_REFERENCE, WEIGHTS, data_folder
 from harness.packages.weight_file import WeightFile
 
@@ -49,7 +49,7 @@ def export(
         show("importing torch")
         from harness.export.constants import constants
         from harness.export.weights import WeightStore
-        from harness.llama.checkpoint import load_checkpoint
+        from harness.models.checkpoint import load_checkpoint
 
         show("loading the checkpoint")
         store = WeightStore(config, load_checkpoint(checkpoint, config, options), options)

@@ -23,7 +23,7 @@ from harness.errors import HarnessError, NotInstalledError
 from harness.export import Progress
 from harness.export.options import ExportOptions, check_fit
 from harness.files import partial_pte, private_folder
-from harness.llama.config import load_params
+from harness.models.config import load_params
 
 CHILD = "harness.export._executorch_child"
 CHECKING = "checking the checkpoint"
@@ -33,8 +33,8 @@ STARTING = "importing the exporter"
 STAGES = {
     "Loading model": "loading the checkpoint",
     "Splitting linear layers": "splitting linear layers",
-    "Quantizing embeddings": "quantising the embedding",
-    "Quantizing linear layers": "quantising linear layers",
+    "Quantizing embeddings": "quantizing the embedding",
+    "Quantizing linear layers": "quantizing linear layers",
     "Testing eager execution": "running the model once in eager PyTorch",
     "Exporting model": "capturing the graph",
     "Exporting decode": "capturing the decode graph",
@@ -53,7 +53,7 @@ def export(
     output: str | Path,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the ``.pte`` of a Meta-style checkpoint to `output`, whole or not at all.
+    """Write the `.pte` of a Meta-style checkpoint to `output`, whole or not at all.
 
     Raises HarnessError for options, params and weights that do not fit, and for a failed export:
     with the stage, the reason and the log of the exporter, which is kept only then;
@@ -70,7 +70,7 @@ def export(
         private_folder("harness-export") as folder,
     ):
         show(CHECKING)
-        from harness.llama.checkpoint import load_checkpoint
+        from harness.models.checkpoint import load_checkpoint
 
         load_checkpoint(checkpoint, config, options)  # mapped, and let go: the child reads its own
         request = {

@@ -1,6 +1,6 @@
 """Puts weights into a lowered function, in the place of the inputs that stand for them.
 
-A weight becomes a constant, or, quantised, a `constexpr_blockwise_shift_scale`, right before the
+A weight becomes a constant, or, quantized, a `constexpr_blockwise_shift_scale`, right before the
 first operation that reads it. Numbers go to a weight file; the function refers to them.
 A matrix product with such an input becomes a `linear`, which wants a constant weight: that is why
 coremltools did not make one. Source of the operations' rules: coremltools' iOS 18 opset.
@@ -28,14 +28,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight in a weight file: its data, and its scale when it is quantised."""
+    """A weight in a weight file: its data, and its scale when it is quantized."""
 
     data: Stored
     scale: Stored | None = None
 
 
 def fill(function: Any, weights: Mapping[str, Weight], weight_file: str) -> None:
-    """Replace the inputs of a `Function` that ``weights`` name; ``weight_file`` is how the program
+    """Replace the inputs of a `Function` that `weights` name; `weight_file` is how the program
     writes the file's path.
     """
     block = function.block_specializations[function.opset]
@@ -93,7 +93,7 @@ def _as_linear(product: Any, constants: Mapping[str, Any]) -> Any:
 
 
 def _weight_operation(like: Any, name: str, weight: Weight, weight_file: str) -> Any:
-    """Return the operation that makes a weight; ``like`` is any operation, for its class."""
+    """Return the operation that makes a weight; `like` is any operation, for its class."""
     operation = type(like)()
     output = operation.outputs.add(name=name)
     _set_text(operation.attributes["name"], name)

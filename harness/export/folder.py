@@ -30,7 +30,7 @@ def write_package(
 ) -> None:
     """Write a package's specification, manifest and `metadata.json` beside its weight file.
 
-    ``functions`` holds a `Function` message for each member. Identifiers come from the content.
+    `functions` holds a `Function` message for each member. Identifiers come from the content.
     """
     specification = _model(plan, functions).SerializeToString(deterministic=True)
     (data_folder(folder / MODEL) / SPECIFICATION).write_bytes(specification)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.export.plan import Stage
-from harness.llama.config import LlamaConfig
+from harness.models.config import LlamaConfig
 
 Weights = Mapping[str, Sequence[torch.Tensor]]  # a weight's pieces, cut by rows
 Step = Callable[..., tuple[torch.Tensor, ...]]

@@ -44,7 +44,7 @@ def weight_input(number: int) -> str:
 
 
 def _rename(operation: Any, names: Mapping[str, str], prefix: str) -> None:
-    """Rename all values of an operation: by ``names``, or else with the prefix."""
+    """Rename all values of an operation: by `names`, or else with the prefix."""
 
     def renamed(name: str) -> str:
         return names.get(name, f"{prefix}{name}")

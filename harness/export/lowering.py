@@ -23,13 +23,13 @@ from harness.errors import HarnessError
 from harness.export.graph import StageModule
 from harness.export.plan import FLOATS, Stage
 from harness.files import private_folder
-from harness.llama.config import LlamaConfig
+from harness.models.config import LlamaConfig
 
 _CORE_ML_DTYPES = {"int64": torch.int32}  # Core ML has no int64: the caller converts
 
 
 def lower(config: LlamaConfig, stage: Stage, dtype: str) -> Any:
-    """Return the stage's `Function` message, for iOS 18; ``dtype`` is ``fp16`` or ``fp32``.
+    """Return the stage's `Function` message, for iOS 18; `dtype` is `fp16` or `fp32`.
 
     Its inputs are the stage's, then its weight pieces; its block's outputs are the stage's; all in
     order, under names of no meaning. Raises HarnessError with coremltools' reason when it cannot

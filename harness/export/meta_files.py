@@ -1,6 +1,6 @@
 """A checkpoint and its sizes in the form that ExecuTorch's exporter reads: Meta's own.
 
-The exporter takes a ``.pth`` of Meta's names and a ``params.json`` of Meta's keys, nothing else.
+The exporter takes a `.pth` of Meta's names and a `params.json` of Meta's keys, nothing else.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 
 from harness.errors import HarnessError
 from harness.files import writing
-from harness.llama.checkpoint import is_tied, load_checkpoint
-from harness.llama.config import LlamaConfig, RopeScaling, load_params
-from harness.llama.tensor_files import is_torch_file, read_tensors
+from harness.models.checkpoint import is_tied, load_checkpoint
+from harness.models.config import LlamaConfig, RopeScaling, load_params
+from harness.models.tensor_files import is_torch_file, read_tensors
 
 _COPIED = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.llama.config import LlamaConfig
+from harness.models.config import LlamaConfig
 
 CHOICES = {
     "mode": ("single", "multifunction"),
@@ -68,14 +68,14 @@ class ExportOptions:
 
     @property
     def embedding_scheme(self) -> tuple[int, int] | None:
-        """Bits, and columns that share a scale (0: the whole row); None: not quantised."""
+        """Bits, and columns that share a scale (0: the whole row); None: not quantized."""
         if self.embedding_quantize is None:
             return None
         bits, group = self.embedding_quantize.split(",")
         return int(bits), int(group)
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as JSON values; ``ExportOptions(**d)`` takes them back."""
+        """The options as JSON values; `ExportOptions(**d)` takes them back."""
         return asdict(self)
 
 

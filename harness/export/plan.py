@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions, split_count
-from harness.llama.config import LlamaConfig
+from harness.models.config import LlamaConfig
 
 FLOATS = {"fp16": "float16", "fp32": "float32"}
 
@@ -19,7 +19,7 @@ FLOATS = {"fp16": "float16", "fp32": "float32"}
 class Value:
     """A named tensor that goes into a method, out of it, or between two of its partitions.
 
-    ``dtype`` is what the program declares; a Core ML function takes int64 as int32.
+    `dtype` is what the program declares; a Core ML function takes int64 as int32.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a weight, ``start`` to ``stop``: the whole of it where it is not split."""
+    """Rows of a weight, `start` to `stop`: the whole of it where it is not split."""
 
     weight: str
     start: int
@@ -41,7 +41,7 @@ class Piece:
 class Stage:
     """One step of a method: the embedding, one block, or the head.
 
-    Stages of a ``kind`` differ in names only: ``prefix`` starts the names of a stage's weights.
+    Stages of a `kind` differ in names only: `prefix` starts the names of a stage's weights.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """One method. ``prefix`` starts the names of the constants that describe it."""
+    """One method. `prefix` starts the names of the constants that describe it."""
 
     name: str
     prefix: str
@@ -94,7 +94,7 @@ class MethodPlan:
 class PackagePlan:
     """One package: a partition of each of its methods, as a function named like the method.
 
-    A package that is not ``multifunction`` has one member, and its function is asked for without a
+    A package that is not `multifunction` has one member, and its function is asked for without a
     name.
     """
 
@@ -110,7 +110,7 @@ class PackagePlan:
 def plan_packages(methods: Sequence[MethodPlan], weight_sharing: str) -> tuple[PackagePlan, ...]:
     """Distribute partitions over packages.
 
-    With ``positional`` sharing, partition i of every method goes into package i; otherwise each
+    With `positional` sharing, partition i of every method goes into package i; otherwise each
     has a package of its own. Raises HarnessError, naming the methods, when their numbers of
     partitions differ: then position does not say what belongs together.
     """

@@ -1,4 +1,4 @@
-"""Stores a model's weights in a weight file: cast, quantised and packed as an export asks for."""
+"""Stores a model's weights in a weight file: cast, quantized and packed as an export asks for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from harness.artifact.blob import Blob
 from harness.export.filling import Stored, Weight
 from harness.export.options import ExportOptions
 from harness.export.plan import Piece
-from harness.llama.config import LlamaConfig
-from harness.llama.quantize import DTYPES, quantize, schemes
+from harness.models.config import LlamaConfig
+from harness.models.quantize import DTYPES, quantize, schemes
 from harness.packages.weight_file import WeightFile
 
 _MIL_NAMES = {torch.float16: "FLOAT16", torch.float32: "FLOAT32"}
@@ -31,7 +31,7 @@ class WeightStore:
         self._schemes = schemes(config, options)
 
     def add(self, piece: Piece, file: WeightFile) -> Weight:
-        """Write a piece to a weight file, quantised by its weight's scheme."""
+        """Write a piece to a weight file, quantized by its weight's scheme."""
         values = self._weights[piece.weight][piece.start : piece.stop].to(self._dtype)
         scheme = self._schemes.get(piece.weight)
         if scheme is None:

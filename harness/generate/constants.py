@@ -1,6 +1,6 @@
 """Read the constant methods that describe how a language model is to be called.
 
-An artefact is untrusted: every reader below answers with a value of the promised type, or raises
+An artifact is untrusted: every reader below answers with a value of the promised type, or raises
 a HarnessError that names the constant.
 """
 
@@ -22,7 +22,7 @@ Constants = Mapping[str, "bool | int | float | str | numpy.ndarray"]
 
 @dataclass(frozen=True)
 class ConstantReader:
-    """The constants of one artefact, read by name and type."""
+    """The constants of one artifact, read by name and type."""
 
     constants: Constants
 
@@ -51,7 +51,7 @@ class ConstantReader:
         return tuple(tuple(row) for row in value.reshape(-1, columns).tolist())
 
     def frequencies(self, name: str) -> torch.Tensor:
-        """A RoPE table [positions, width], floating, as a tensor of the artefact's own values."""
+        """A RoPE table [positions, width], floating, as a tensor of the artifact's own values."""
         import torch
 
         value = self._get(name)
@@ -63,12 +63,12 @@ class ConstantReader:
             )
         if not numpy.isfinite(value).all():
             raise HarnessError(f"constant '{name}' holds values that are not finite")
-        return torch.from_numpy(numpy.array(value))  # a copy: the artefact's is read-only
+        return torch.from_numpy(numpy.array(value))  # a copy: the artifact's is read-only
 
     def _get(self, name: str) -> bool | int | float | str | numpy.ndarray:
         if name not in self.constants:
             raise HarnessError(
-                f"constant '{name}' is missing: the artefact does not say how its language model "
+                f"constant '{name}' is missing: the artifact does not say how its language model "
                 "is to be called; export it with ExecuTorch's static language model exporter"
             )
         return self.constants[name]

@@ -1,4 +1,4 @@
-"""Where a language model's inputs and outputs are, parsed once from an artefact's constants.
+"""Where a language model's inputs and outputs are, parsed once from an artifact's constants.
 
 Both modes of the exporter end in the same `ModelLayout`. The single-method mode has one `Phase`,
 used for prefill and for decode; the multifunction mode has two, on one set of caches.
@@ -67,13 +67,13 @@ class ModelLayout:
 
 
 def mode_of(constants: Constants) -> Mode:
-    """The mode that an artefact's constants describe; HarnessError when they describe neither."""
+    """The mode that an artifact's constants describe; HarnessError when they describe neither."""
     if "forward_input_len" in constants:
         return "single"
     if "decode_input_len" in constants or "prefill_input_len" in constants:
         return "multifunction"
     raise HarnessError(
-        "there is neither a constant 'forward_input_len' nor 'decode_input_len': the artefact does "
+        "there is neither a constant 'forward_input_len' nor 'decode_input_len': the artifact does "
         "not say how its language model is to be called; export it with ExecuTorch's static "
         "language model exporter"
     )

@@ -1,4 +1,4 @@
-"""From an artefact and a runtime to a session."""
+"""From an artifact and a runtime to a session."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.artifact import Artifact
-    from harness.llama.model import Freqs
+    from harness.models.model import Freqs
     from harness.runtimes.base import Runtime
 
 
 def open_session(artifact: Artifact, runtime: Runtime, tables: Freqs | None = None) -> Session:
-    """Load an artefact's methods on a runtime, parse its layout, and start a session.
+    """Load an artifact's methods on a runtime, parse its layout, and start a session.
 
-    ``tables``, cosines and sines as long as the artefact's own, are used instead of those.
-    Raises NotInstalledError if the runtime cannot be used here, HarnessError if the artefact does
+    `tables`, cosines and sines as long as the artifact's own, are used instead of those.
+    Raises NotInstalledError if the runtime cannot be used here, HarnessError if the artifact does
     not describe a language model.
     """
     reason = runtime.unavailable()

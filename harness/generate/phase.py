@@ -73,7 +73,7 @@ def parse_phase(
     if method_name not in methods:
         raise HarnessError(
             f"constant '{prefix}kv_cache_specs' describes a method '{method_name}' that the "
-            "artefact does not have"
+            "artifact does not have"
         )
     method = methods[method_name]
     input_len = reader.integer(f"{prefix or 'forward_'}input_len")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from harness.checks.finding import Finding
 from harness.installation.files import check_files
 from harness.installation.headers import check_compile, check_headers
 from harness.installation.libraries import check_flattening, check_libraries
 from harness.installation.modules import check_modules
 from harness.installation.tree import Installation
+from harness.results import Finding
 
 CHECKS: dict[str, Callable[[Installation], Iterator[Finding]]] = {
     "install-files": check_files,

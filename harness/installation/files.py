@@ -6,8 +6,8 @@ import base64
 import hashlib
 from collections.abc import Iterator
 
-from harness.checks.finding import Finding
 from harness.installation.tree import Installation, Recorded
+from harness.results import Finding
 
 
 def check_files(installation: Installation) -> Iterator[Finding]:

@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.checks.finding import Finding
 from harness.errors import NotInstalledError
 from harness.installation.tree import Installation
+from harness.results import Finding
 
 HEADERS = {
     "install-runtime-headers": (

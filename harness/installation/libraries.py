@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.checks.finding import Finding
 from harness.installation.tree import Installation
+from harness.results import Finding
 
 LIBRARIES = {"linux": ("executorch",), "darwin": ("executorch", "executorch_backend_coreml")}
 """The libraries that a runner links, by platform; off a Mac there is no Core ML to link."""

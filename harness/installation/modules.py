@@ -10,8 +10,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.checks.finding import Finding
 from harness.installation.tree import Installation
+from harness.results import Finding
 
 _LLAMA = "executorch.examples.apple.coreml.llama"
 MODULES = {

@@ -21,7 +21,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Installation:
-    """An ExecuTorch below ``site``, a `site-packages` folder. Nothing of it is imported."""
+    """An ExecuTorch below `site`, a `site-packages` folder. Nothing of it is imported."""
 
     site: Path
 

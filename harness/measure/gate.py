@@ -1,7 +1,7 @@
 """The gate: what a head run does worse than a base run, metric by metric.
 
 Three kinds of metric, by case: its outcome, its deterministic facts, its measured figures. Each
-gets one of the ``VERDICTS``.
+gets one of the `VERDICTS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.measure.verdicts import (
     figure_verdict,
     outcome_verdict,
 )
-from harness.report.records import Case, Run
+from harness.results import Case, Run
 
 # Only these outcomes come with facts and figures that can be compared.
 MEASURED = {"pass", "known", "fail"}
@@ -35,9 +35,9 @@ KINDS: dict[str, tuple[Callable[..., Margin], Callable[..., Verdict], Callable[.
 
 @dataclass(frozen=True)
 class Metric:
-    """One thing that the gate compared, or could not; ``base`` and ``head`` are as a person reads.
+    """One thing that the gate compared, or could not; `base` and `head` are as a person reads.
 
-    ``kind`` is "outcome", "fact" or "figure".
+    `kind` is "outcome", "fact" or "figure".
     """
 
     case: str
@@ -84,8 +84,8 @@ class GateResult:
 def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = None) -> GateResult:
     """Compare two runs.
 
-    ``margins`` maps the name of a figure, or of a fact with a better direction, to the percent of
-    the base's value by which it may be worse; others have the defaults of ``margins.py``.
+    `margins` maps the name of a figure, or of a fact with a better direction, to the percent of
+    the base's value by which it may be worse; others have the defaults of `margins.py`.
 
     Raises HarnessError when nothing could be compared, and for a margin that applies to nothing.
     """

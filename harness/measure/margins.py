@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from harness.errors import HarnessError
-from harness.report.figures import Figure
-from harness.report.records import Fact
+from harness.results import Figure
+from harness.results.records import Fact
 
 
 @dataclass(frozen=True)
 class Margin:
     """How much worse a value may be, and which way worse is.
 
-    ``better`` is "lower", "higher" or "exact"; ``percent`` is of the base's value; a value that is
-    ``of_the_machine`` means nothing when the two runs come from different ones.
+    `better` is "lower", "higher" or "exact"; `percent` is of the base's value; a value that is
+    `of_the_machine` means nothing when the two runs come from different ones.
     """
 
     better: str
@@ -33,7 +33,7 @@ FACTS = {
 }
 EXACT = Margin("exact", 0.0)
 
-# unit -> (percent, of the machine). A figure's own ``better`` says which way worse is.
+# unit -> (percent, of the machine). A figure's own `better` says which way worse is.
 FIGURES = {
     "s": (10.0, True),
     "ms": (10.0, True),
@@ -52,7 +52,7 @@ OTHER_FIGURES = (10.0, False)
 
 
 def parse_margins(words: Iterable[str]) -> dict[str, float]:
-    """``NAME=PERCENT`` words as a mapping; raises HarnessError for one that is not so."""
+    """`NAME=PERCENT` words as a mapping; raises HarnessError for one that is not so."""
     margins = {}
     for word in words:
         name, _, text = word.rpartition("=")
@@ -85,5 +85,5 @@ def figure_margin(name: str, figure: Figure, overrides: Mapping[str, float]) -> 
 
 
 def plain_name(name: str) -> str:
-    """A name without the place that ``case_from_findings`` may have added after ``@``."""
+    """A name without the place that `case_from_findings` may have added after `@`."""
     return name.partition("@")[0]

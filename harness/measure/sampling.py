@@ -13,19 +13,19 @@ Timed = Callable[[], float]
 
 @dataclass(frozen=True)
 class Samples:
-    """Pairs of times in seconds: ``pairs`` of (base, head), ``control`` of (base, base)."""
+    """Pairs of times in seconds: `pairs` of (base, head), `control` of (base, base)."""
 
     pairs: tuple[tuple[float, float], ...]
     control: tuple[tuple[float, float], ...]
 
 
 def sample_in_abba_order(base: Timed, head: Timed, pairs: int, warmup: int = 1) -> Samples:
-    """Time ``pairs`` pairs of each, in blocks of base head head base, base base base base.
+    """Time `pairs` pairs of each, in blocks of base head head base, base base base base.
 
     Whatever drifts slowly (heat, another process) then weighs on both sides alike; the control's
     blocks lie between the others, so that they see the same machine. Warm-up calls are not kept.
 
-    Raises HarnessError unless ``pairs`` is even and at least 2.
+    Raises HarnessError unless `pairs` is even and at least 2.
     """
     if pairs < 2 or pairs % 2:
         raise HarnessError(f"{pairs} pairs were asked for: ABBA order needs an even number.")

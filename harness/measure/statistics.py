@@ -30,7 +30,7 @@ Pairs = Sequence[tuple[float, float]]
 class Comparison:
     """What timing in pairs says: "faster", "same", "slower" or "inconclusive", and why.
 
-    ``ratio`` is the geometric mean of head / base, ``control_ratio`` that of base / base; ``p``
+    `ratio` is the geometric mean of head / base, `control_ratio` that of base / base; `p`
     the probability of a mean at least this far from 1 if head were base.
     """
 
@@ -45,12 +45,12 @@ class Comparison:
 def compare(
     pairs: Pairs, control: Pairs, *, margin: float = 0.03, alpha: float = 0.01
 ) -> Comparison:
-    """Judge ``(base, head)`` pairs of times with a control of ``(base, base)`` pairs.
+    """Judge `(base, head)` pairs of times with a control of `(base, base)` pairs.
 
-    ``slower`` and ``faster``: the sign-flip test rejects "no difference" at ``alpha``, and the
-    mean ratio is off 1 by more than ``margin`` and by more than the control's. ``same``: two
-    one-sided tests at ``alpha`` show that the ratio is within the margin. Otherwise, and whenever
-    the control shows a difference or there are too few pairs, ``inconclusive``.
+    `slower` and `faster`: the sign-flip test rejects "no difference" at `alpha`, and the
+    mean ratio is off 1 by more than `margin` and by more than the control's. `same`: two
+    one-sided tests at `alpha` show that the ratio is within the margin. Otherwise, and whenever
+    the control shows a difference or there are too few pairs, `inconclusive`.
 
     Raises HarnessError for no pairs, a time that is not positive and finite, and a margin or an
     alpha outside (0, 1).
@@ -90,12 +90,12 @@ def log_ratios(pairs: Pairs, name: str) -> NDArray[np.float64]:
 
 
 def p_two_sided(ratios: NDArray[np.float64]) -> float:
-    """Share of sign flips whose mean is at least as far from 0 as that of ``ratios``."""
+    """Share of sign flips whose mean is at least as far from 0 as that of `ratios`."""
     return _share_of_flips(ratios, two_sided=True)
 
 
 def p_above(ratios: NDArray[np.float64]) -> float:
-    """Share of sign flips whose mean is at least that of ``ratios``: small when it is above 0."""
+    """Share of sign flips whose mean is at least that of `ratios`: small when it is above 0."""
     return _share_of_flips(ratios, two_sided=False)
 
 

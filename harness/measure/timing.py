@@ -18,13 +18,13 @@ import torch
 
 from harness.checks.metrics import error
 from harness.checks.parity import prompt_length, sequence, tolerances
-from harness.checks.reference import reference
-from harness.checks.subject import Subject
 from harness.errors import HarnessError
 from harness.generate.load import open_session
 from harness.generate.session import Session
 from harness.runtimes import isolated_runtime
 from harness.runtimes.isolated import away_ns
+from harness.subject import Subject
+from harness.subject.reference import reference
 
 WARM_UP_ROUNDS = 1
 
@@ -46,9 +46,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes of a process that did nothing but load an artefact and run it one round.
+    """Peak bytes of a process that did nothing but load an artifact and run it one round.
 
-    ``before`` is what Python, torch and the runtime's libraries took before it loaded.
+    `before` is what Python, torch and the runtime's libraries took before it loaded.
     """
 
     before: int
@@ -100,7 +100,7 @@ class Stopwatch:
         self._wanted = logits[self._n_prompt - 1 :]
 
     def rounds(self, runtimes: list[str], count: int) -> dict[str, list[Round]]:
-        """Time ``count`` rounds on each runtime, interleaved, after a warm-up."""
+        """Time `count` rounds on each runtime, interleaved, after a warm-up."""
         rounds: dict[str, list[Round]] = {runtime: [] for runtime in runtimes}
         for number in range(WARM_UP_ROUNDS + count):
             for runtime in runtimes:

@@ -6,8 +6,9 @@ import math
 from typing import TypeGuard
 
 from harness.measure.margins import Margin
-from harness.report.figures import Figure, number, with_unit
-from harness.report.records import Case, Fact
+from harness.results import Case, Figure
+from harness.results.figures import number, with_unit
+from harness.results.records import Fact
 
 # One of VERDICTS, and why.
 Verdict = tuple[str, str]

@@ -35,7 +35,7 @@ def built(operation: Operation) -> Run:
 
 
 def _rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
-    """Return ``run`` with its FLOAT16 results rounded."""
+    """Return `run` with its FLOAT16 results rounded."""
     halves = [isinstance(o, TensorType) and o.dtype.name == "FLOAT16" for o in outputs]
     if not any(halves):
         return run
@@ -77,7 +77,7 @@ def built_at_call(operation: Operation, computed: Mapping[str, ValueType]) -> Ru
 
 def with_blocks(run: Run, blocks: Sequence[Block], captured: Sequence[int]) -> Run:
     """Return a function that takes what the blocks capture after the tensors, and gives the blocks
-    to ``run`` as functions of their inputs."""
+    to `run` as functions of their inputs."""
 
     def bound(*values: Any) -> Any:
         end = len(values)

@@ -40,7 +40,7 @@ class Scope:
 
 
 def compile_function(package: Package, function: str, policy: Policy, weights: Weights) -> Plan:
-    """Compile a function; ``weights`` holds what functions of the package share, and is filled.
+    """Compile a function; `weights` holds what functions of the package share, and is filled.
 
     Raises ArtifactError, naming function, operation and opset, for an operation that is not
     implemented, a value that is not defined before its use, or a constant that contradicts itself.
@@ -54,7 +54,7 @@ def compile_function(package: Package, function: str, policy: Policy, weights: W
 
 
 class Compiler:
-    """Compiles one block. A nested one sees the names of the block around it, its ``outer``."""
+    """Compiles one block. A nested one sees the names of the block around it, its `outer`."""
 
     def __init__(self, scope: Scope, outer: Compiler | None = None) -> None:
         self._scope = scope

@@ -27,8 +27,8 @@ from harness.mil.weights import Weights
 class Function:
     """One function, compiled. Calls are independent of each other, but for a `State` given to them.
 
-    ``inputs`` and ``states`` are the declared types by name, ``outputs`` too; a classifier's labels
-    and probabilities are not tensors. ``allowed`` says which shapes flexible inputs may have.
+    `inputs` and `states` are the declared types by name, `outputs` too; a classifier's labels
+    and probabilities are not tensors. `allowed` says which shapes flexible inputs may have.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Function:
     def constant(self, name: str) -> torch.Tensor | None:
         """Return the tensor of a constant or a weight that operations read, None for any other.
 
-        One that is packed is dequantised anew.
+        One that is packed is dequantized anew.
         """
         slot = self._plan.names.get(name)
         value = None if slot is None else self._plan.slots[slot]
-        return value.dequantised() if isinstance(value, PackedWeight) else value
+        return value.dequantized() if isinstance(value, PackedWeight) else value
 
     @property
     def plan(self) -> Plan:
@@ -144,7 +144,7 @@ def load_function(
 ) -> Function:
     """Load a function; functions of one package share the tensors of the weights they share.
 
-    One that keeps states is for callers that say ``stateful``, and give each call a `State`.
+    One that keeps states is for callers that say `stateful`, and give each call a `State`.
     Raises ArtifactError for it otherwise, and as `compile_function` does.
     """
     weights = _SHARED.setdefault(package, {}).setdefault(policy.name, Weights())

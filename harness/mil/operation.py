@@ -2,9 +2,9 @@
 
 To add an operation:
 1. Find the module of its kind in `harness/mil/ops`.
-2. Write a builder, decorated with ``@operation(name, inputs=...)``: it is called once at load with
+2. Write a builder, decorated with `@operation(name, inputs=...)`: it is called once at load with
    an `Operation`, reads the constant parameters from it, and returns a function of the tensors
-   named in ``inputs`` (None for one that is absent). Parameters named in ``computed`` may be
+   named in `inputs` (None for one that is absent). Parameters named in `computed` may be
    computed by the program; then the builder is called when their values are known.
 3. Add its names and parameters to `operations.toml`, if they are not there.
 4. Add its rule to the tests with expected values from numpy or PyTorch.
@@ -37,7 +37,7 @@ MOST_PER_BYTE = 4  # of a package's files: 2 are in a byte of 4-bit weights
 
 
 def most_elements(stored: int) -> int:
-    """How many elements a value may have in a program whose files have ``stored`` bytes.
+    """How many elements a value may have in a program whose files have `stored` bytes.
 
     A program of some kilobytes that asks for gigabytes is damaged, or hostile.
     """
@@ -71,11 +71,11 @@ def operation(
     types: Mapping[str, Kinds] | None = None,
     packed: tuple[str, ...] = (),
 ) -> Callable[[Builder], Builder]:
-    """Register a builder. One that ``moves_data`` makes no new values: nothing is rounded.
+    """Register a builder. One that `moves_data` makes no new values: nothing is rounded.
 
-    The function of an operation with ``blocks`` takes them after its tensors, as functions of the
+    The function of an operation with `blocks` takes them after its tensors, as functions of the
     blocks' inputs that return a tuple. Inputs are tensors, but for those whose types are given;
-    a quantised weight comes as a `PackedWeight` where an input is among ``packed``.
+    a quantized weight comes as a `PackedWeight` where an input is among `packed`.
     """
 
     def register(build: Builder) -> Builder:
@@ -92,8 +92,8 @@ def operation(
 class Operation:
     """An operation at load.
 
-    ``constants`` holds the inputs and attributes that are known at load, one or several for each
-    name; ``weights`` the inputs that constexpr operations made, tensors or packed; ``given`` the
+    `constants` holds the inputs and attributes that are known at load, one or several for each
+    name; `weights` the inputs that constexpr operations made, tensors or packed; `given` the
     names of all inputs that the program gives.
     """
 
@@ -109,7 +109,7 @@ class Operation:
     read: set[str] = field(default_factory=set)
 
     def constant(self, name: str, default: Any = None) -> Any:
-        """Return a parameter as Python's own value, ``default`` when it is not given.
+        """Return a parameter as Python's own value, `default` when it is not given.
 
         Raises ArtifactError when it is given but not known at load.
         """
@@ -147,7 +147,7 @@ class Operation:
         return name in self.constants and not any(c.array.any() for c in self.constants[name])
 
     def check_count(self, count: int, what: str) -> None:
-        """Raise ArtifactError when a result of ``count`` elements, which ``what`` asks for, is not
+        """Raise ArtifactError when a result of `count` elements, which `what` asks for, is not
         as large as declared: asked before it is made, nothing larger is ever made.
 
         Where the declared shape is flexible, the limit is `most_elements` of the program's files.
@@ -158,7 +158,7 @@ class Operation:
             raise self.error(f"{what} ask for {count} elements; the most is {self.most}")
 
     def check_room(self, shape: Sequence[int], what: str) -> None:
-        """Raise ArtifactError when ``what``, of this shape and made on the way to the result, has
+        """Raise ArtifactError when `what`, of this shape and made on the way to the result, has
         more elements than any value of the program may have: asked before it is made."""
         if math.prod(max(0, size) for size in shape) > self.most:
             raise self.error(f"{what} would be of shape {list(shape)}; the most is {self.most}")
@@ -189,7 +189,7 @@ class Operation:
         return self.policy.carrier(self.output.dtype)
 
     def since(self, opset: str) -> bool:
-        """Whether the program's opset is ``opset`` or a later one."""
+        """Whether the program's opset is `opset` or a later one."""
         return self.opset >= opset  # CoreML5 to CoreML9: their order is that of their names
 
     def error(self, problem: str) -> ArtifactError:

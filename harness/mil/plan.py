@@ -13,7 +13,7 @@ from harness.mil.types import ValueType
 class Step:
     """One operation: what to call, the slots it reads (-1: absent), writes, and may free.
 
-    ``names`` are those of its results, ``types`` what the program declares of them.
+    `names` are those of its results, `types` what the program declares of them.
     """
 
     run: Callable[..., Any]
@@ -30,8 +30,8 @@ class Step:
 class Plan:
     """A compiled block.
 
-    ``slots`` is the state before a run, with all constants in place; ``names`` gives the slot of
-    every named value; ``results`` the slots of the outputs, in order; ``captures`` the slots that
+    `slots` is the state before a run, with all constants in place; `names` gives the slot of
+    every named value; `results` the slots of the outputs, in order; `captures` the slots that
     a nested block fills from the block around it: (its own, the other's).
     """
 

@@ -21,7 +21,7 @@ def straight_function(
 ) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
     """Return a function of slots in which the inputs stand, that returns the results.
 
-    ``gives_tuple`` says for each step whether what it calls returns a tuple.
+    `gives_tuple` says for each step whether what it calls returns a tuple.
     """
     entering = [slot for slot, _ in (*plan.inputs.values(), *plan.captures)]
     known = {slot: f"c{slot}" for slot, value in enumerate(plan.slots) if value is not None}

@@ -23,7 +23,7 @@ Shape = tuple[int | None, ...]
 class TensorType:
     """A declared tensor: its dtype and its shape, None where a dimension is flexible.
 
-    Where the rank itself is flexible (``variadic``), the shape says nothing.
+    Where the rank itself is flexible (`variadic`), the shape says nothing.
     """
 
     dtype: MilType
@@ -109,7 +109,7 @@ ValueType = TensorType | ListType | StateType | DictionaryType
 def value_type(message: Any, where: str) -> ValueType:
     """Return the type that a `ValueType` message declares.
 
-    Raises ArtifactError, naming ``where``, for one that cannot be executed.
+    Raises ArtifactError, naming `where`, for one that cannot be executed.
     """
     kind = message.WhichOneof("type")
     if kind not in _KINDS:

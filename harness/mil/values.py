@@ -64,7 +64,7 @@ class Constant:
 
 
 def read_constant(value: Any, package: Package, where: str) -> Constant:
-    """Decode a `Value`; raises ArtifactError, naming ``where``, when it contradicts itself.
+    """Decode a `Value`; raises ArtifactError, naming `where`, when it contradicts itself.
 
     A list of scalars, as the labels of a classifier are, comes as an array with one axis.
     """

@@ -1,4 +1,4 @@
-"""Core ML packages out of other artefacts: combined into one, or taken out of a .pte. No torch."""
+"""Core ML packages out of other artifacts: combined into one, or taken out of a .pte. No torch."""
 
 from harness.packages.combine import Combined, Part, combine_packages
 from harness.packages.extract import Extraction, extract_packages

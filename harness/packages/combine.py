@@ -62,11 +62,11 @@ def combine_packages(
     default_function: str | None = None,
     replace: bool = False,
 ) -> Combined:
-    """Write a package of the functions ``parts``: (package, its function, name in the new one).
+    """Write a package of the functions `parts`: (package, its function, name in the new one).
 
-    ``default_function`` is a name in the new package, the first part's unless given. The same
-    parts give the same bytes. ``output`` appears whole or not at all; an .mlpackage that stands
-    there is replaced only when ``replace`` is set. Raises HarnessError when names collide, when a
+    `default_function` is a name in the new package, the first part's unless given. The same
+    parts give the same bytes. `output` appears whole or not at all; an .mlpackage that stands
+    there is replaced only when `replace` is set. Raises HarnessError when names collide, when a
     function is not there, or when packages cannot be combined; ArtifactError when one is damaged.
     """
     chosen = [Part(Path(package), source, target) for package, source, target in parts]

@@ -1,6 +1,6 @@
-"""Writes the Core ML packages inside an artefact to a folder, and who uses each of them.
+"""Writes the Core ML packages inside an artifact to a folder, and who uses each of them.
 
-Folders have names of ours (`package_0`), whatever an artefact calls its parts, and below them the
+Folders have names of ours (`package_0`), whatever an artifact calls its parts, and below them the
 files of a payload stand as they are: flattened again, they are the payload.
 """
 
@@ -26,7 +26,7 @@ _METADATA = "metadata.json"
 
 @dataclass(frozen=True)
 class Use:
-    """A delegate that runs a package; ``function`` is the ML Program function that runs."""
+    """A delegate that runs a package; `function` is the ML Program function that runs."""
 
     method: str
     delegate: int
@@ -37,8 +37,8 @@ class Use:
 class Extracted:
     """One package: where it stands below the output folder, what it holds, who uses it.
 
-    ``key`` is its name in the program's named data, None when a delegate holds it itself;
-    ``sha256`` is that of its files' names and contents.
+    `key` is its name in the program's named data, None when a delegate holds it itself;
+    `sha256` is that of its files' names and contents.
     """
 
     package: str
@@ -53,9 +53,9 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extraction:
-    """All packages of an artefact, and named data (key and size) that no Core ML delegate uses."""
+    """All packages of an artifact, and named data (key and size) that no Core ML delegate uses."""
 
-    artefact: str
+    artifact: str
     packages: tuple[Extracted, ...]
     unused: dict[str, int]
 
@@ -75,10 +75,10 @@ class _Source:
 
 
 def extract_packages(artifact: Artifact, output: Path, replace: bool = False) -> Extraction:
-    """Write every package once to ``output``, a new folder, with a list in `extracted.json`.
+    """Write every package once to `output`, a new folder, with a list in `extracted.json`.
 
-    ``output`` appears whole or not at all; an earlier extraction there is replaced only when
-    ``replace`` is set. Raises ArtifactError when a reference does not resolve (a key, a function, a
+    `output` appears whole or not at all; an earlier extraction there is replaced only when
+    `replace` is set. Raises ArtifactError when a reference does not resolve (a key, a function, a
     method's names), when a payload is damaged or holds no package, and when a name of a file in it
     could leave the folder or cannot be written; HarnessError when the folder cannot be written.
     """

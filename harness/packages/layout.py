@@ -23,7 +23,7 @@ def data_folder(package: Path) -> Path:
 
 
 def write_manifest(package: Path, digest: bytes) -> None:
-    """Write `Manifest.json`; ``digest`` stands for the package's content.
+    """Write `Manifest.json`; `digest` stands for the package's content.
 
     Without it a folder is no package: write it last.
     """

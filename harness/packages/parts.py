@@ -11,7 +11,7 @@ from harness.packages.combine import Part
 
 
 def parse_parts(texts: Sequence[str]) -> list[Part]:
-    """Return the functions that ``texts`` name.
+    """Return the functions that `texts` name.
 
     `A.mlpackage` names all its functions, by their own names. `A.mlpackage:source=target` names
     one and renames it. `A.mlpackage:name` names the function `name`, or, of a package with a single

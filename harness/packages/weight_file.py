@@ -15,7 +15,7 @@ _ALIGNMENT = 64
 
 
 class WeightFile:
-    """A weight file under construction, in ``file``, which is empty and can seek.
+    """A weight file under construction, in `file`, which is empty and can seek.
 
     Bytes go from the source's memory map to the file: each weight is read for its digest, and
     again, from the page cache, when it is new. No copy is held in memory.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.report.files import write_whole
+from harness.files import write_whole
 from harness.report.junit import junit_xml
 from harness.report.page import html_page
-from harness.report.records import Run
 from harness.report.table import run_table
+from harness.results import Run
 
 DRAWINGS = {
     "table.txt": lambda run: run_table(run) + "\n",
@@ -18,7 +18,7 @@ DRAWINGS = {
 
 
 def write_report(run: Run, folder: Path) -> list[Path]:
-    """Write ``table.txt``, ``junit.xml`` and ``index.html`` into a folder; returns their paths.
+    """Write `table.txt`, `junit.xml` and `index.html` into a folder; returns their paths.
 
     Raises HarnessError when the folder or a file cannot be written.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from xml.etree import ElementTree
 
-from harness.report.outcomes import OUTCOMES
-from harness.report.records import Case, Run
+from harness.results import Case, Run
+from harness.results.outcomes import OUTCOMES
 from harness.text import printable
 
 # JUnit's counters, by the element that a case holds.
@@ -16,7 +16,7 @@ COUNTERS = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 def junit_xml(run: Run) -> str:
     """The run as JUnit XML: a test suite per suite, a test case per case.
 
-    ``fail`` is a failure; ``error``, ``crash`` and ``timeout`` are errors; ``skip`` and ``known``
+    `fail` is a failure; `error`, `crash` and `timeout` are errors; `skip` and `known`
     are skipped, with their reason.
     """
     root = ElementTree.Element("testsuites", name="coreml-llm-harness")

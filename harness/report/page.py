@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from harness.report.records import Case, Run
 from harness.report.table import key_figures, summary_line
+from harness.results import Case, Run
 from harness.text import printable
 
 # The policy forbids every fetch and every script: were some text not escaped, it still could do

@@ -10,9 +10,8 @@ from typing import IO
 
 from tabulate import tabulate
 
-from harness.report.figures import Figure
-from harness.report.outcomes import OUTCOMES
-from harness.report.records import Case, Footer, Run
+from harness.results import Case, Figure, Footer, Run
+from harness.results.outcomes import OUTCOMES
 from harness.text import clip, one_line
 
 WIDTH = 120
@@ -49,7 +48,7 @@ def case_table(cases: Iterable[Case], colours: bool = False) -> str:
 def fit(
     rows: Iterable[Sequence[str]], columns: Mapping[str, int], width: int = WIDTH
 ) -> list[list[str]]:
-    """Rows with each cell cut to its column's width, and the last to what is left of ``width``."""
+    """Rows with each cell cut to its column's width, and the last to what is left of `width`."""
     cut = [[*map(clip, row[:-1], columns.values()), row[-1]] for row in rows]
     used = sum(
         max(len(header) + HEADER_PADDING, *(len(row[index]) for row in cut)) + GAP

@@ -1,4 +1,4 @@
-"""Runtimes by name, ``kind[:option]``; a runtime's module is imported when it is asked for."""
+"""Runtimes by name, `kind[:option]`; a runtime's module is imported when it is asked for."""
 
 from __future__ import annotations
 

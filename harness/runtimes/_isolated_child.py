@@ -31,7 +31,7 @@ _GRACE_SECONDS = 5.0
 
 
 class Server:
-    """One runtime and one artefact, with the methods that were loaded."""
+    """One runtime and one artifact, with the methods that were loaded."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
@@ -130,7 +130,7 @@ def _end_with_the_parent(folder: str) -> None:
 
 
 def main() -> None:
-    """Serve the artefact that the command line names."""
+    """Serve the artifact that the command line names."""
     setup = json.loads(sys.argv[1])
     watcher = threading.Thread(target=_end_with_the_parent, args=(setup["folder"],), daemon=True)
     watcher.start()

@@ -1,23 +1,15 @@
-"""The smallest runtime interface there is: load a method of an artefact, call it with tensors."""
+"""The smallest runtime interface there is: load a method of an artifact, call it with tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from harness.pte.signature import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
     from harness.artifact import Artifact
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output: its name, its shape and its dtype ("float16", "int32", "int64")."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class Method(Protocol):
@@ -38,7 +30,7 @@ class Method(Protocol):
 
 
 class Runtime(Protocol):
-    """Something that executes artefacts, named ``kind[:option]``."""
+    """Something that executes artifacts, named `kind[:option]`."""
 
     name: str
 
@@ -47,5 +39,5 @@ class Runtime(Protocol):
         ...
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load one method of an artefact; raises HarnessError with a sentence."""
+        """Load one method of an artifact; raises HarnessError with a sentence."""
         ...

@@ -1,4 +1,4 @@
-"""A child process that serves one artefact on one runtime; see `_isolated_child` for its side.
+"""A child process that serves one artifact on one runtime; see `_isolated_child` for its side.
 
 It is a new Python process, not a fork or a `multiprocessing` one: those copy the state of torch and
 Core ML, or run the caller's main script once more.
@@ -35,7 +35,7 @@ _LAST_WORDS_SECONDS = 10.0  # from the end of its connection to the end of a pro
 
 
 class CrashError(HarnessError):
-    """The runtime's process died; ``signal`` says how ("SIGSEGV", "exit status 3")."""
+    """The runtime's process died; `signal` says how ("SIGSEGV", "exit status 3")."""
 
     def __init__(self, message: str, signal: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class CallTimeoutError(HarnessError):
 
 @dataclass(frozen=True)
 class Served:
-    """What a child serves: a runtime's class with its arguments, and the artefact, if any."""
+    """What a child serves: a runtime's class with its arguments, and the artifact, if any."""
 
     module: str
     class_name: str
@@ -89,7 +89,7 @@ class ChildProcess:
         """Send a request, and wait for its answer.
 
         Raises what the runtime raised, CrashError when the process dies, CallTimeoutError when it
-        takes longer than ``seconds``.
+        takes longer than `seconds`.
         """
         asked = f"asked to {verb} method '{method}'" if method else f"asked for '{verb}'"
         places = self._sent.write(tensors)

@@ -19,8 +19,8 @@ import torch
 from harness.artifact import Artifact, ArtifactError, Delegate, Package
 from harness.artifact.dtypes import FEATURE_TYPES
 from harness.errors import HarnessError
+from harness.pte.program import DelegateRunner, ProgramMethod
 from harness.runtimes.base import Method, TensorSpec
-from harness.runtimes.program import DelegateRunner, ProgramMethod
 from harness.shim import is_installed
 
 # Option, coremltools' name of the compute units, and the device without which they mean the CPU.

@@ -1,6 +1,6 @@
-"""`eager:fp16`, `eager:fp32`, `eager:fp64`: the artefact's own model in eager PyTorch.
+"""`eager:fp16`, `eager:fp32`, `eager:fp64`: the artifact's own model in eager PyTorch.
 
-The weights are read out of the artefact and dequantised; the program is not executed. What differs
+The weights are read out of the artifact and dequantized; the program is not executed. What differs
 from `mil` in the same precision is what the exporter did to the computation, not to the weights.
 """
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from harness.artifact import Artifact
-from harness.llama.model import StaticLlama
-from harness.mil.llama import read_llama
+from harness.models.model import StaticLlama
+from harness.models.recognise import read_llama
+from harness.pte.signature import method_signature
 from harness.runtimes.base import Method
-from harness.runtimes.signature import method_signature
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 class EagerRuntime:
-    """Runs the Llama that an artefact holds, in one dtype throughout."""
+    """Runs the Llama that an artifact holds, in one dtype throughout."""
 
     def __init__(self, option: str) -> None:
         self.name = f"eager:{option}"

@@ -1,7 +1,7 @@
 """Runs another runtime in a child process, so that its crash or hang is an outcome, not our end.
 
-One child per artefact, for all its methods; it is started when it is first needed, and again after
-it has died. It lives as long as the artefact or one of the methods.
+One child per artifact, for all its methods; it is started when it is first needed, and again after
+it has died. It lives as long as the artifact or one of the methods.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Limits:
 
 
 class IsolatedRuntime:
-    """The runtime ``make(*arguments)``, in child processes; its class must be importable there.
+    """The runtime `make(*arguments)`, in child processes; its class must be importable there.
 
-    With ``ask_here``, this process asks the runtime whether it is available: right where that is
+    With `ask_here`, this process asks the runtime whether it is available: right where that is
     cheap and safe.
     """
 
@@ -69,7 +69,7 @@ class IsolatedRuntime:
         return _why_unavailable(self._served(None), self._limits)
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method in the artefact's child.
+        """Load a method in the artifact's child.
 
         Raises what the runtime raises, CrashError when the child dies, CallTimeoutError when it
         does not answer.
@@ -77,7 +77,7 @@ class IsolatedRuntime:
         return _RemoteMethod(self._child(artifact), method)
 
     def memory(self, artifact: Artifact) -> tuple[int, int]:
-        """Return the peak memory of the artefact's child in bytes: before it loaded, and by now."""
+        """Return the peak memory of the artifact's child in bytes: before it loaded, and by now."""
         before, now = self._child(artifact).ask(self._limits.other, "measure").value
         return int(before), int(now)
 
@@ -114,7 +114,7 @@ class _RemoteMethod:
 
 
 class _Child:
-    """An artefact's process, and the next one after it has died."""
+    """An artifact's process, and the next one after it has died."""
 
     def __init__(self, served: Served, limits: Limits) -> None:
         self._served = served

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from harness.artifact import Artifact, ArtifactError, Delegate
-from harness.mil import Function, Policy, State, TensorType, get_policy, load_function
-from harness.runtimes.base import Method, TensorSpec
-from harness.runtimes.program import DelegateRunner, ProgramMethod
+from harness.mil import Function, Policy, TensorType, get_policy, load_function
+from harness.pte.delegate import call_function, mil_delegate
+from harness.pte.program import DelegateRunner, ProgramMethod
+from harness.pte.signature import TensorSpec
+from harness.runtimes.base import Method
 
 
 class MilRuntime:
@@ -38,29 +38,6 @@ class MilRuntime:
         return mil_delegate(delegate, self._policy)
 
 
-def mil_delegate(delegate: Delegate, policy: Policy, *, stateful: bool = False) -> DelegateRunner:
-    """Return a delegate as a function of tensors, both in the order of `metadata.json`.
-
-    One that keeps states is for callers that say ``stateful``: they start at zero, and go on from
-    call to call, as with ExecuTorch's Core ML backend. Raises ArtifactError for it otherwise, for
-    names that are not the function's own, and as `load_function` does.
-    """
-    name = delegate.program_function
-    function = load_function(delegate.bundle.package, name, policy, stateful=stateful)
-    state = function.new_state() if function.states else None
-    inputs, outputs = delegate.names.input_names, delegate.names.output_names
-    for kind, named, own in (
-        ("inputs", inputs, function.inputs),
-        ("outputs", outputs, function.outputs),
-    ):
-        if set(named) != set(own):
-            raise ArtifactError(
-                f"{delegate.where}: the {kind} in metadata.json and those of function '{name}' "
-                f"differ in {', '.join(sorted(set(named) ^ set(own)))}"
-            )
-    return lambda tensors: _call(function, policy, inputs, outputs, tensors, state)
-
-
 class _PackageMethod:
     """A function of an .mlpackage, called in the order of its declared inputs."""
 
@@ -78,31 +55,7 @@ class _PackageMethod:
             raise ArtifactError(
                 f"function '{self.name}': called with {len(tensors)} inputs, it has {len(names)}"
             )
-        return tuple(_call(self._function, self._policy, names, outputs, tensors))
-
-
-def _call(
-    function: Function,
-    policy: Policy,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    tensors: Sequence[torch.Tensor],
-    state: State | None = None,
-) -> list[torch.Tensor]:
-    """Call by position. A strict result leaves in its declared dtype, which holds it exactly.
-
-    Core ML has no tensor of rank 0: a program that takes one has an input of shape (1,).
-    """
-    given = dict(zip(inputs, tensors, strict=True))
-    for name, tensor in given.items():
-        if tensor.shape == () and name in function.inputs and function.inputs[name].shape == (1,):
-            given[name] = tensor.reshape(1)
-    results = function(given, state)
-    if not policy.rounds_half:
-        return [results[name] for name in outputs]
-    return [
-        results[name].to(getattr(torch, function.outputs[name].dtype.numpy)) for name in outputs
-    ]
+        return tuple(call_function(self._function, self._policy, names, outputs, tensors))
 
 
 def _spec(name: str, declared: TensorType) -> TensorSpec:

@@ -60,7 +60,7 @@ def open_compiled(path: str) -> Package:
 
 
 def compile_model(path: str) -> str:
-    """Write the model at ``path`` as a compiled one of ours; return where.
+    """Write the model at `path` as a compiled one of ours; return where.
 
     The folder is the caller's. Raises ArtifactError when it holds no ML Program.
     """
@@ -70,7 +70,7 @@ def compile_model(path: str) -> str:
 
 
 def write_compiled(package: Package, folder: Path, source: Path) -> Path:
-    """Write a package below ``folder`` as a compiled model, named after its source."""
+    """Write a package below `folder` as a compiled model, named after its source."""
     _ = package.model  # what cannot be parsed is no model
     root = folder / f"{source.stem}{COMPILED}"
     for name, data in package.files.items():

@@ -20,8 +20,8 @@ from harness.artifact import Artifact
 from harness.artifact.pte import TensorValue, Value
 from harness.errors import HarnessError
 from harness.mil import get_policy
-from harness.runtimes.interpreter import Interpreter
-from harness.runtimes.mil import mil_delegate
+from harness.pte.delegate import mil_delegate
+from harness.pte.interpreter import Interpreter
 from harness.shim.install import POLICY_VARIABLE
 
 # Of ExecuTorch's `runtime/core/error.h`.
@@ -140,7 +140,7 @@ class MethodProxy:
 
 @contextmanager
 def _failing(what: str) -> Iterator[None]:
-    """Turn a HarnessError into a RuntimeError that begins with ``what``."""
+    """Turn a HarnessError into a RuntimeError that begins with `what`."""
     try:
         yield
     except HarnessError as error:

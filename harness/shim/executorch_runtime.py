@@ -65,7 +65,7 @@ class ModuleProxy:
         return self._method(method_name).call(inputs, clone_outputs)
 
     def forward(self, inputs: Any = (), clone_outputs: bool = True) -> Any:
-        """Run ``forward``; a tensor alone is its only input."""
+        """Run `forward`; a tensor alone is its only input."""
         return self.run_method("forward", inputs, clone_outputs)
 
     __call__ = forward

@@ -62,7 +62,7 @@ def _found(name: str, environment: Mapping[str, str]) -> str:
     """Return the program's path.
 
     One beside this Python comes before those in PATH: the stand-in is installed here, and the first
-    ``pytest`` in PATH may be another environment's, or a shell script that looks for one.
+    `pytest` in PATH may be another environment's, or a shell script that looks for one.
     """
     beside = str(Path(sys.executable).parent)
     program = shutil.which(name, path=beside) or shutil.which(name, path=environment.get("PATH"))

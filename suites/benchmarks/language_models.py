@@ -10,10 +10,10 @@ from dataclasses import replace
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
 from fixtures.cache import exported, fixture
-from harness.checks import Subject
 from harness.errors import HarnessError
 from harness.measure.timing import Stopwatch, load_times
 from harness.runtimes import RUNTIMES, get_runtime
+from harness.subject import Subject
 
 PROFILES = {
     "fast": (["tiny"], 3),

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from harness.checks import Check, Finding, Subject
+from harness.checks import Check
 from harness.errors import HarnessError, NotInstalledError
-from harness.report import Case, Writer, case_from_findings
+from harness.results import Case, Finding, Writer, case_from_findings
 from harness.runtimes import get_runtime
+from harness.subject import Subject
 from suites.conformance.subjects import Subjects
 from suites.known import known_issue
 
@@ -35,7 +36,7 @@ class Judge:
         find: Callable[[Subject], Iterable[Finding]],
         runtime: str | None = None,
     ) -> None:
-        """Record what ``find`` finds as one case, and tell pytest how it went."""
+        """Record what `find` finds as one case, and tell pytest how it went."""
         names = {**self._name, "check": check, "runtime": runtime or "-"}
         start = time.perf_counter()
         stage = "runtime"

@@ -18,7 +18,8 @@ import pytest
 from fixtures.matrix import matrix
 from fixtures.models import model
 from harness.export import EXPORTERS
-from harness.report import Header, Writer, read_run, run_table, write_report
+from harness.report import run_table, write_report
+from harness.results import Header, Writer, read_run
 from suites.conformance.cases import Judge
 from suites.conformance.subjects import Subjects
 

@@ -1,4 +1,4 @@
-"""The artefacts under test: exports of fixture models, made on first use, opened once."""
+"""The artifacts under test: exports of fixture models, made on first use, opened once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fixtures.cache import exported, fixture
-from harness.checks import Subject
 from harness.errors import HarnessError
 from harness.export.options import CHOICES, ExportOptions
+from harness.subject import Subject
 
 
 @dataclass(frozen=True)
 class SubjectName:
     """The parts of a subject's name, "EXPORTER:MODEL+SCHEME".
 
-    Without an exporter it is ExecuTorch's; "+b4w" is the model with that linear quantisation.
+    Without an exporter it is ExecuTorch's; "+b4w" is the model with that linear quantization.
     """
 
     exporter: str
@@ -32,7 +32,7 @@ class SubjectName:
 
 
 class Subjects:
-    """Subjects by fixture name and mode; ``progress`` is told what is being made.
+    """Subjects by fixture name and mode; `progress` is told what is being made.
 
     Only the last one is kept open: with its oracle and its sessions it may take gigabytes.
     """

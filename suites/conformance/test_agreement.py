@@ -1,4 +1,4 @@
-"""What must hold between the exporters: of one model, they make artefacts that compute alike."""
+"""What must hold between the exporters: of one model, they make artifacts that compute alike."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What must hold when the artefact is executed: it computes what its checkpoint computes."""
+"""What must hold when the artifact is executed: it computes what its checkpoint computes."""
 
 import pytest
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from fixtures.cache import fixture
-from harness.checks import Finding
 from harness.checks.parity import greedy_findings
 from harness.generate.tokenizer import load_tokenizer
+from harness.results import Finding
 from suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("smollm2")

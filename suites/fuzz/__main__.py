@@ -1,4 +1,4 @@
-"""`python -m suites.fuzz`: ten thousand mutated artefacts; exit status 1 when one is not borne."""
+"""`python -m suites.fuzz`: ten thousand mutated artifacts; exit status 1 when one is not borne."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from suites.fuzz.run import counted, results
 
 
 def main() -> int:
-    """Make the sound artefacts, run the cases, print every failure and the counts."""
+    """Make the sound artifacts, run the cases, print every failure and the counts."""
     parser = argparse.ArgumentParser(prog="python -m suites.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=20_26)

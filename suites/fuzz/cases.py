@@ -1,4 +1,4 @@
-"""A case: a mutated artefact, made of the seed and the case's number alone; and its attempt."""
+"""A case: a mutated artifact, made of the seed and the case's number alone; and its attempt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("fields",) * 9 + ("bytes",) * 6 + ("weights",) * 3 + ("pte",) * 2
 
 @dataclass(frozen=True)
 class Case:
-    """What is attempted: ``size`` is that of the file, ``run`` says whether it was executed."""
+    """What is attempted: `size` is that of the file, `run` says whether it was executed."""
 
     kind: str
     size: int
@@ -32,16 +32,16 @@ class Case:
 
 
 class Sources:
-    """The sound artefacts: .mlpackage folders, and .pte files, in one folder."""
+    """The sound artifacts: .mlpackage folders, and .pte files, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.packages = [Package.from_folder(path) for path in sorted(folder.glob("*.mlpackage"))]
         self.programs = {path: path.read_bytes() for path in sorted(folder.glob("*.pte"))}
-        assert self.packages, f"no sound artefacts in {folder}"
+        assert self.packages, f"no sound artifacts in {folder}"
 
     def check(self) -> None:
-        """Execute every sound artefact: what is not executed sound proves nothing when mutated."""
+        """Execute every sound artifact: what is not executed sound proves nothing when mutated."""
         for package in self.packages:
             assert _call_package(package.files, package.what)
         for path in self.programs:

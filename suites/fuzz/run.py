@@ -25,9 +25,9 @@ SOUND = frozenset({"executed", "loaded", "refused"})
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case: ``executed``, ``loaded`` (not called: its inputs are too large to be
-    made), ``refused`` with a sentence; or ``exception``, ``nameless`` (a sentence that does not say
-    which artefact), ``memory``, ``hang``, ``crash``."""
+    """What became of a case: `executed`, `loaded` (not called: its inputs are too large to be
+    made), `refused` with a sentence; or `exception`, `nameless` (a sentence that does not say
+    which artifact), `memory`, `hang`, `crash`."""
 
     case: int
     kind: str
@@ -38,7 +38,7 @@ class Result:
 
     @property
     def passes(self) -> bool:
-        """Whether it is what may become of a mutated artefact."""
+        """Whether it is what may become of a mutated artifact."""
         return self.outcome in SOUND
 
 

@@ -1,6 +1,6 @@
 """A child process that attempts cases, in limited memory: a line of JSON before and after each.
 
-``python -m suites.fuzz.worker FOLDER SEED FIRST END``. The parent counts the seconds and sees a
+`python -m suites.fuzz.worker FOLDER SEED FIRST END`. The parent counts the seconds and sees a
 crash; this side knows the memory, and what kind of error ended an attempt.
 """
 

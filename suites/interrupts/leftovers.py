@@ -24,10 +24,10 @@ def content(path: Path) -> Content:
 def taken_for_whole(
     folder: Path, whole: Content, older: Content, finished: Path | None = None
 ) -> Iterator[str]:
-    """Say what below ``folder`` `harness inspect` accepts although it is not whole.
+    """Say what below `folder` `harness inspect` accepts although it is not whole.
 
-    ``whole`` is the content of the finished output, and ``older`` that of what stood there before.
-    ``finished`` is an output with random identifiers, and what differs in these alone is whole too.
+    `whole` is the content of the finished output, and `older` that of what stood there before.
+    `finished` is an output with random identifiers, and what differs in these alone is whole too.
     A package inside an unfinished folder may be whole itself; it is compared with its own.
     """
     for path in sorted(folder.iterdir()):
@@ -45,7 +45,7 @@ def is_whole(path: Path, whole: Content, finished: Path | None = None) -> bool:
 
 
 def _equal(finished: Path, path: Path) -> bool:
-    """Whether `harness diff` finds two artefacts the same, but for identifiers."""
+    """Whether `harness diff` finds two artifacts the same, but for identifiers."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         status = harness(["diff", "--json", str(finished), str(path)])

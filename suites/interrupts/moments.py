@@ -29,9 +29,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, and how it ends: at a moment, by ``signal`` SIGINT or SIGKILL; or at a size.
+    """A command line, and how it ends: at a moment, by `signal` SIGINT or SIGKILL; or at a size.
 
-    ``watched`` are the folders that count; ``stand_in`` is a module that takes the place of the
+    `watched` are the folders that count; `stand_in` is a module that takes the place of the
     process which runs ExecuTorch's exporter.
     """
 

@@ -29,9 +29,9 @@ KEPT_BY_TORCH = "torchinductor_"  # its cache, made when it is imported
 
 @dataclass(frozen=True)
 class Command:
-    """A command that writes ``output``. ``older`` is what stands there before it is run.
+    """A command that writes `output`. `older` is what stands there before it is run.
 
-    ``moments`` are tried by default beside the last two, none at all where that is None; ``limits``
+    `moments` are tried by default beside the last two, none at all where that is None; `limits`
     are sizes of a file, in bytes, at which the process is killed.
     """
 

@@ -1,7 +1,7 @@
 """Speed, memory and load time of multifunction exports, against the figures that they must reach.
 
 Decode and prefill are timed in one process, one step of our executor and one of eager PyTorch in
-fp32 (`eager:fp32`, the artefact's own weights, expanded) in turn; the median of the ratios counts.
+fp32 (`eager:fp32`, the artifact's own weights, expanded) in turn; the median of the ratios counts.
 Memory is that of a process which only loads and runs. A quiet machine is needed: two cores, and
 12 GB for eager's side of llama-1b.
 """

@@ -1,1 +1,1 @@
-"""Broken copies of real artefacts: each must be caught by a check."""
+"""Broken copies of real artifacts: each must be caught by a check."""

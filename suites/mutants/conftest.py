@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from harness.checks import Subject
+from harness.subject import Subject
 from suites.conformance.subjects import Subjects
 from suites.mutants.edit import Export
 from suites.mutants.judge import opened
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "mutant: a broken copy of an artefact is judged")
+    config.addinivalue_line("markers", "mutant: a broken copy of an artifact is judged")
 
 
 class Sources:

@@ -186,20 +186,20 @@ def _put(out: bytearray, table: Table, field: int, number: int) -> None:
 
 
 def scale_half(weights: bytearray, reference: Any, index: int, factor: float) -> None:
-    """Multiply one fp16 value of the blob that ``reference`` (a `blobFileValue`) names."""
+    """Multiply one fp16 value of the blob that `reference` (a `blobFileValue`) names."""
     start = struct.unpack_from("<IIQQ", weights, reference.offset)[3] + 2 * index
     (value,) = struct.unpack_from("<e", weights, start)
     struct.pack_into("<e", weights, start, value * factor)
 
 
 def put_half(weights: bytearray, reference: Any, index: int, value: float) -> None:
-    """Set one fp16 value of the blob that ``reference`` (a `blobFileValue`) names."""
+    """Set one fp16 value of the blob that `reference` (a `blobFileValue`) names."""
     start = struct.unpack_from("<IIQQ", weights, reference.offset)[3] + 2 * index
     struct.pack_into("<e", weights, start, value)
 
 
 def copy_blob(weights: bytearray, reference: Any) -> int:
-    """Store the blob that ``reference`` names a second time, at the end; return where."""
+    """Store the blob that `reference` names a second time, at the end; return where."""
     _, _, size, start = struct.unpack_from("<IIQQ", weights, reference.offset)
     entry = bytearray(weights[reference.offset : reference.offset + 64])
     content = bytes(weights[start : start + size])

@@ -10,7 +10,7 @@ PREFIXES = {"single": ("",), "multifunction": ("decode_", "prefill_")}
 
 
 def tensors(export: Export, name: str) -> list[np.ndarray]:
-    """A constant of a phase, of every phase that the artefact has; once where they share one."""
+    """A constant of a phase, of every phase that the artifact has; once where they share one."""
     mode = "single" if len(export.functions) == 1 else "multifunction"
     found = [export.constant(prefix + name) for prefix in PREFIXES[mode]]
     return list({array.ctypes.data: array for array in found}.values())

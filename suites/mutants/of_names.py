@@ -120,5 +120,5 @@ def describe_functions(export: Export) -> None:
 
 
 def call_it_single(export: Export) -> None:
-    """The constants are those of a single-method artefact, but its delegates name functions."""
+    """The constants are those of a single-method artifact, but its delegates name functions."""
     export.rename_method("prefill_input_len", "forward_input_len")

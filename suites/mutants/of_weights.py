@@ -45,7 +45,7 @@ def leave_a_weight_behind(export: Export) -> None:
 
 
 def perturb_a_scale(export: Export) -> None:
-    """One row of a quantised linear is 1 % too large."""
+    """One row of a quantized linear is 1 % too large."""
     payload = blocks(export)
     operation = payload.operations(export.functions[0], QUANTISED)[0]
     reference = operation.inputs["scale"].arguments[0].value.blobFileValue

@@ -1,4 +1,4 @@
-"""`harness bench` and `gate` on real artefacts, sound and broken, as a user calls them."""
+"""`harness bench` and `gate` on real artifacts, sound and broken, as a user calls them."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_bench_of_wrong_logits_is_an_error_and_no_result(command, broken):
     assert (status, out) == (2, "") and "its time is no result" in err
 
 
-def test_gate_of_an_artefact_against_itself_passes(command, subject):
+def test_gate_of_an_artifact_against_itself_passes(command, subject):
     path = subject.artifact.path
     status, out, _ = command("gate", path, path, "--json", "--runtime", "mil:widen")
     verdicts = {m["name"]: m["verdict"] for m in json.loads(out)["metrics"]}
@@ -60,7 +60,7 @@ def test_gate_of_an_artefact_against_itself_passes(command, subject):
     assert status in (0, 1)
 
 
-def test_gate_of_a_broken_artefact_is_a_regression(command, subject, broken):
+def test_gate_of_a_broken_artifact_is_a_regression(command, subject, broken):
     status, out, _ = command("gate", subject.artifact.path, broken(programs.leak_fp32), "--json")
     assert status == 0, "the same operations and logits"
     status, out, _ = command(
@@ -70,6 +70,6 @@ def test_gate_of_a_broken_artefact_is_a_regression(command, subject, broken):
     assert status == 1 and verdicts["parity"] == "regression" and "decode" not in verdicts
 
 
-def test_gate_of_a_run_and_an_artefact_is_refused(command, subject, tmp_path):
+def test_gate_of_a_run_and_an_artifact_is_refused(command, subject, tmp_path):
     status, _, err = command("gate", subject.artifact.path, tmp_path / "run.jsonl")
     assert status == 2 and "give two result files" in err

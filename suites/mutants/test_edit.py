@@ -1,4 +1,4 @@
-"""Taking an artefact apart and putting it together changes nothing but what a mutation changes."""
+"""Taking an artifact apart and putting it together changes nothing but what a mutation changes."""
 
 from __future__ import annotations
 

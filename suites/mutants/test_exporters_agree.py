@@ -1,4 +1,4 @@
-"""The comparison of two exporters can fail: one of the two artefacts is broken, ours or theirs."""
+"""The comparison of two exporters can fail: one of the two artifacts is broken, ours or theirs."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import torch
 
 from harness.artifact import open_artifact
 from harness.checks.agreement import agreement
-from harness.report import case_from_findings
+from harness.results import case_from_findings
 from suites.conformance.subjects import Subjects
 from suites.mutants import of_constants as constants
 from suites.mutants import of_programs as programs
@@ -68,7 +68,7 @@ def test_a_broken_export_of_executorchs_is_caught(ours, mutant, what, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_broken_export_of_ours_is_caught(ours, sources, tmp_path, mode):
-    """One scale of one quantised linear is 1 % too large."""
+    """One scale of one quantized linear is 1 % too large."""
     sound = ours(mode)
     folder = shutil.copytree(sound.artifact.path, tmp_path / "mutant")
     package = open_artifact(folder / "blocks" / "model.mlpackage").package

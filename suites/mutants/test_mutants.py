@@ -1,4 +1,4 @@
-"""Every check can fail: for each, artefacts that it must catch, and a control that it must not.
+"""Every check can fail: for each, artifacts that it must catch, and a control that it must not.
 
 A row names what is broken, the mutation, the modes that have the part, and by check what its
 sentence must say: a mutant that is caught for another reason is not caught.
@@ -12,8 +12,9 @@ import re
 import pytest
 import torch
 
-from harness.checks import CHECKS, Subject
+from harness.checks import CHECKS
 from harness.errors import HarnessError
+from harness.subject import Subject
 from suites.mutants import of_constants as constants
 from suites.mutants import of_names as names
 from suites.mutants import of_programs as programs

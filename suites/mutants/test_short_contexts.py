@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from fixtures.cache import exported, fixture
-from harness.checks import CHECKS, Subject
-from harness.report import case_from_findings
+from harness.checks import CHECKS
+from harness.results import case_from_findings
+from harness.subject import Subject
 
 
 @pytest.mark.parametrize(("input_len", "context"), [(1, 8), (16, 20)])

@@ -15,9 +15,9 @@ LIST = Path(__file__).with_name("impossible.toml")
 
 @dataclass(frozen=True)
 class Impossible:
-    """A listed test function; ``parameters`` are patterns, one of which must match, or none.
+    """A listed test function; `parameters` are patterns, one of which must match, or none.
 
-    One that is ``unsteady`` may also pass.
+    One that is `unsteady` may also pass.
     """
 
     test: str

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.report import Header, Writer, read_run, write_report
+from harness.report import write_report
+from harness.results import Header, Writer, read_run
 from suites.operators.selection import NO_OPSET, Target
 from suites.operators.tally import Result, case_of, opset_table, rows_of
 

@@ -58,7 +58,7 @@ def is_fp32(item: pytest.Item) -> bool:
 
 
 def sample(items: Iterable[pytest.Item], count: int) -> set[pytest.Item]:
-    """Choose ``count`` configurations of each test function and opset, the same ones every time."""
+    """Choose `count` configurations of each test function and opset, the same ones every time."""
     groups: dict[tuple[str, str], list[tuple[bytes, str, pytest.Item]]] = defaultdict(list)
     for item in items:
         target = target_of(item)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
-from harness.report import Case
+from harness.results import Case
 from suites.operators.selection import Target
 
 COLUMNS = {

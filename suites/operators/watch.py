@@ -16,8 +16,8 @@ _FLOAT16 = 10  # in MIL.proto's DataType
 
 @dataclass
 class Sight:
-    """What one test did; ``values`` counts array elements that were compared after a prediction,
-    ``at_half`` comparisons that held at fp16 resolution only."""
+    """What one test did; `values` counts array elements that were compared after a prediction,
+    `at_half` comparisons that held at fp16 resolution only."""
 
     loads: int = 0
     predictions: int = 0

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.report import Case, Header, Writer, read_run, write_report
+from harness.report import write_report
+from harness.results import Case, Header, Writer, read_run
 from suites.operators.impossible import Impossible, read_impossible, unused
 from suites.operators.selection import NO_OPSET, Target
 from suites.upstream.gates import Asked, open_gates, read_asked

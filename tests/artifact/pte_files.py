@@ -8,14 +8,14 @@ from executorch.exir.scalar_type import ScalarType
 
 
 def tensor(*shape, dtype="FLOAT", buffer=0, order=None):
-    """A tensor value; ``buffer`` is 0 for none, else the number of a constant from 1 up."""
+    """A tensor value; `buffer` is 0 for none, else the number of a constant from 1 up."""
     order = list(order or range(len(shape)))
     static = schema.TensorShapeDynamism.STATIC
     return schema.Tensor(ScalarType[dtype], 0, list(shape), order, False, 0, buffer, None, static)
 
 
 def plan(name, values, inputs=(), outputs=(), instructions=(), operators=(), delegates=()):
-    """A method; ``delegates`` holds (backend, number of its payload)."""
+    """A method; `delegates` holds (backend, number of its payload)."""
     return schema.ExecutionPlan(
         name=name,
         container_meta_type=schema.ContainerMetadata("", ""),

@@ -26,7 +26,7 @@ X = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
 @pytest.fixture(scope="module")
 def files():
     """The helper, imported late: ExecuTorch's serializer takes ten seconds."""
-    import pte_files
+    from tests.artifact import pte_files
 
     return pte_files
 
@@ -237,7 +237,7 @@ def test_two_methods_of_one_name_are_refused(files, tmp_path):
 
 
 def delegated(files, payload, named=None):
-    """A program of one method, whose one delegate gets ``payload``."""
+    """A program of one method, whose one delegate gets `payload`."""
     from executorch.exir import schema as s
 
     values = [files.tensor(1), files.tensor(1)]
@@ -268,7 +268,7 @@ def test_a_payload_that_is_no_package_is_named_with_its_method(files, tmp_path, 
 
 
 def crowded(count):
-    """A program of ``count`` values, all of them one tensor with ``count`` sizes."""
+    """A program of `count` values, all of them one tensor with `count` sizes."""
     builder = flatbuffers.Builder()
 
     def vector(size, items, prepend):

@@ -1,4 +1,4 @@
-"""`harness check` on real artefacts, sound and broken, as a user calls it."""
+"""`harness check` on real artifacts, sound and broken, as a user calls it."""
 
 import json
 import platform
@@ -55,7 +55,7 @@ def check(capsys):
     return call
 
 
-def test_a_sound_artefact_passes_every_check_that_applies(check, sound, source):
+def test_a_sound_artifact_passes_every_check_that_applies(check, sound, source):
     status, out, err = check(sound, *source)
     assert (status, err) == (0, "")
     outcomes = [line.split()[0] for line in out.splitlines()[:-2]]
@@ -76,7 +76,7 @@ def test_without_a_checkpoint_what_needs_one_is_skipped_with_its_reason(check, s
         assert f"skip  {name}: needs the checkpoint and its params" in out
 
 
-def test_a_broken_artefact_fails_and_every_finding_is_printed_in_full(check, broken, source):
+def test_a_broken_artifact_fails_and_every_finding_is_printed_in_full(check, broken, source):
     status, out, err = check(broken(names.swap_outputs), *source, "--check", "metadata-names")
     assert (status, err) == (1, "")
     first, *findings, blank, summary = out.splitlines()

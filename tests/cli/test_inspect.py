@@ -108,7 +108,7 @@ def test_a_reader_that_goes_away_is_no_error(mixed_program):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_an_artefact_names_cannot_drive_a_terminal(mixed_program, capsys, monkeypatch):
+def test_what_an_artifact_names_cannot_drive_a_terminal(mixed_program, capsys, monkeypatch):
     import harness.cli.inspect as command
     from harness.artifact.facts import ArtifactFacts
 

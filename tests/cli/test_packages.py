@@ -175,14 +175,14 @@ def test_diff_prints_json(one, four, capsys):
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
-def test_diff_of_what_is_no_artefact_is_2(one, tmp_path, capsys, name):
+def test_diff_of_what_is_no_artifact_is_2(one, tmp_path, capsys, name):
     (tmp_path / "empty").write_bytes(b"")
     assert main(["diff", str(one), str(tmp_path / name)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and str(tmp_path / name) in captured.err
 
 
-def test_what_artefacts_name_cannot_drive_a_terminal(one, four, capsys, monkeypatch):
+def test_what_artifacts_name_cannot_drive_a_terminal(one, four, capsys, monkeypatch):
     import harness.cli.diff as command
     from harness.diff import Difference
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from coremltools.proto.Model_pb2 import Model
-from programs import save
 from safetensors.torch import save_file
 
 from harness.artifact import open_artifact
 from harness.cli import main
 from harness.runtimes import get_runtime
 from suites.conformance.subjects import Subjects
+from tests.mil.programs import save
 
 
 def norm(mb, a):

@@ -1,16 +1,16 @@
-"""Each broken artefact is located: at the operation that is broken, or the one that reads it."""
+"""Each broken artifact is located: at the operation that is broken, or the one that reads it."""
 
 import itertools
 import json
 
 import pytest
 
-from harness.checks.subject import Subject
 from harness.cli import main
 from harness.divergence.drive import drive
 from harness.divergence.model import ModelJudge
 from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge
+from harness.subject import Subject
 from suites.conformance.subjects import Subjects
 from suites.mutants import of_constants as constants
 from suites.mutants import of_names as names
@@ -34,7 +34,7 @@ LOCATED = [
     ("joined as halves", programs.join_as_halves, "stack", "layers.0.keys: even columns, rotated"),
     ("add is sub", programs.retype("add", "sub", 1), "sub", ""),
     ("silu is sigmoid", programs.retype("silu", "sigmoid", 0), "sigmoid", "feed_forward.w1"),
-    ("a quantised weight", weights.perturb_a_scale, "linear", "layers.0.attention_norm"),
+    ("a quantized weight", weights.perturb_a_scale, "linear", "layers.0.attention_norm"),
     ("a norm's weight", weights.perturb_a_norm, "mul", "layers.0.attention_norm: x / rms"),
     ("a bias", weights.add_a_bias, "linear", "layers.0.attention_norm"),
     ("two weights swapped", weights.swap_two_weights, "silu", "layers.0.feed_forward.w3"),
@@ -67,7 +67,7 @@ def judged(subject, part=None):
 
 
 @pytest.mark.parametrize("mode", BOTH)
-def test_every_operation_of_a_sound_artefact_is_a_value_of_the_model(sources, mode):
+def test_every_operation_of_a_sound_artifact_is_a_value_of_the_model(sources, mode):
     report = judged(sources[mode])
     assert report.first is None and not report.output
     assert report.matched > 1500 and report.excused == 0 and report.calls == 6
@@ -175,7 +175,7 @@ def test_the_command_names_the_operation_and_fails(mutated, capsys):
     assert status == 1 and found["result"] == "aten_mul_tensor_2"
 
 
-def test_without_a_checkpoint_the_weights_are_the_artefacts_own(mutated, capsys):
+def test_without_a_checkpoint_the_weights_are_the_artifacts_own(mutated, capsys):
     subject = mutated(weights.perturb_a_norm, "single")
     status, out, _ = call(capsys, subject.artifact.path)
     assert status == 0 and "no checkpoint" in out

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from programs import save
 
 from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge
 from harness.divergence.recording import Place, Recorder, record
 from harness.mil import get_policy, load_function
 from harness.mil.operation import IMPLEMENTATIONS
+from tests.mil.programs import save
 
 PLACE = Place("forward", 0, "main")
 

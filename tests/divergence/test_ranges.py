@@ -6,14 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from programs import save
 
 from harness.cli import main
-from harness.divergence.ranges import RangeMonitor, to_json
+from harness.divergence.ranges import to_json
 from harness.mil import get_policy, load_function, observed
+from harness.mil.ranges import RangeMonitor
 from suites.conformance.subjects import Subjects
 from suites.mutants import of_weights as weights
 from suites.mutants.edit import Export
+from tests.mil.programs import save
 
 
 def measured(build, array):

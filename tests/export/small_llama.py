@@ -5,10 +5,10 @@ import json
 import torch
 
 from fixtures.random_llama import random_weights
-from harness.checks import Subject
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
-from harness.llama.config import parse_params
+from harness.models.config import parse_params
+from harness.subject import Subject
 
 PARAMS = {
     "dim": 64,
@@ -34,13 +34,13 @@ def write_model(folder, tied=False):
 
 
 def export_small(folder, output, **options):
-    """Export the model that stands in ``folder``."""
+    """Export the model that stands in `folder`."""
     chosen = ExportOptions(**OPTIONS | options)
     return export(folder / "checkpoint.pth", folder / "params.json", chosen, output)
 
 
 def subject(folder, path, **options):
-    """The export at ``path`` of the model that stands in ``folder``, as checks take it."""
+    """The export at `path` of the model that stands in `folder`, as checks take it."""
     chosen = ExportOptions(**OPTIONS | options)
     return Subject(path, folder / "checkpoint.pth", folder / "params.json", chosen)
 

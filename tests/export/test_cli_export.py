@@ -1,4 +1,4 @@
-"""``harness export`` and ``harness models``, with a stand-in for what exports."""
+"""`harness export` and `harness models`, with a stand-in for what exports."""
 
 import json
 

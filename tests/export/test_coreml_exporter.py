@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small_llama import content, export_small, subject, write_model
 
 from harness.artifact import open_artifact
 from harness.checks import CHECKS
@@ -10,7 +9,8 @@ from harness.errors import HarnessError
 from harness.export import weights as stored_weights
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
-from harness.report import case_from_findings
+from harness.results import case_from_findings
+from tests.export.small_llama import content, export_small, subject, write_model
 
 RUNTIMES = ("mil:widen", "mil:strict")
 EXPORTS = {
@@ -84,7 +84,7 @@ def test_the_same_inputs_give_the_same_bytes(model, exports, tmp_path):
     assert content(again) == content(first) and len(content(first)) == 14
 
 
-def test_every_option_changes_the_artefact(exports):
+def test_every_option_changes_the_artifact(exports):
     packages = {name: content(exports(name)) for name in EXPORTS}
     assert len({repr(sorted(files.items())) for files in packages.values()}) == len(packages)
 

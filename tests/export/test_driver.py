@@ -15,7 +15,7 @@ from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.export import executorch
 from harness.export.options import ExportOptions
-from harness.llama.config import parse_params
+from harness.models.config import parse_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = {"dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 64, "hidden_dim": 64}

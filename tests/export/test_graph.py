@@ -10,7 +10,7 @@ from harness.export.graph import rms_norm
 from harness.export.options import ExportOptions
 from harness.export.plan import plan_methods, plan_packages
 from harness.export.weights import pack_int4
-from harness.llama.config import parse_params
+from harness.models.config import parse_params
 
 EPS = 1e-5
 CONFIG = parse_params({"dim": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 96, "hidden_dim": 64})

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.export.meta_files import meta_files
-from harness.llama.checkpoint import load_checkpoint
-from harness.llama.config import load_params, parse_params
+from harness.models.checkpoint import load_checkpoint
+from harness.models.config import load_params, parse_params
 
 PARAMS = {"dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 64, "use_scaled_rope": True}
 WEIGHTS = random_weights(parse_params(PARAMS), seed=0)

@@ -4,7 +4,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions, check_fit, split_count
-from harness.llama.config import parse_params
+from harness.models.config import parse_params
 
 CONFIG = parse_params(
     {"dim": 96, "n_layers": 2, "n_heads": 4, "vocab_size": 300, "hidden_dim": 192}

@@ -17,8 +17,8 @@ from fixtures.matrix import build, matrix
 from fixtures.models import MODELS, all_models, model
 from harness.errors import HarnessError
 from harness.export.options import check_fit
-from harness.llama.checkpoint import is_tied, load_checkpoint
-from harness.llama.config import load_params, parse_params
+from harness.models.checkpoint import is_tied, load_checkpoint
+from harness.models.config import load_params, parse_params
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED = {  # as the issue that asked for the matrix lists them

@@ -7,9 +7,9 @@ import torch
 
 from fixtures import smollm2
 from harness.errors import HarnessError, NotInstalledError
-from harness.llama.checkpoint import is_tied, load_checkpoint
-from harness.llama.config import load_params
-from harness.llama.model import Llama
+from harness.models.checkpoint import is_tied, load_checkpoint
+from harness.models.config import load_params
+from harness.models.model import Llama
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 

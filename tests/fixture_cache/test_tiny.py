@@ -12,10 +12,10 @@ from fixtures.quality import MASTERED, cases, quality, tokens_of
 from fixtures.train_tiny import SCHEMES, train, train_tokenizer
 from fixtures.trainable import logits, rounded
 from harness.generate.tokenizer import load_tokenizer
-from harness.llama.checkpoint import load_checkpoint
-from harness.llama.config import load_params
-from harness.llama.model import Llama
-from harness.llama.quantize import exported_weights
+from harness.models.checkpoint import load_checkpoint
+from harness.models.config import load_params
+from harness.models.model import Llama
+from harness.models.quantize import exported_weights
 
 RECIPE = json.loads((tiny.STORED / "recipe.json").read_text())
 TOKENIZER = tiny.STORED / "tokenizer.model"
@@ -49,7 +49,7 @@ def test_it_speaks_as_the_recipe_says_and_nearly_always_right(weights, scheme):
 
 
 def test_every_case_of_the_conformance_suite_is_right_with_a_margin(weights):
-    """In each scheme: a wrong word in the suite is then the artefact's, not the model's."""
+    """In each scheme: a wrong word in the suite is then the artifact's, not the model's."""
     tokenizer = load_tokenizer(TOKENIZER)
     for options in SCHEMES.values():
         oracle = Llama(CONFIG, exported_weights(weights, CONFIG, options), torch.float32)

@@ -1,4 +1,4 @@
-"""A sample of mutated artefacts, and proof that each kind of failure is seen as one."""
+"""A sample of mutated artifacts, and proof that each kind of failure is seen as one."""
 
 import os
 import time
@@ -44,7 +44,7 @@ def attempted(run, monkeypatch, what="mutated"):
     return worker.attempt(Case("fields", 1000, run), what)
 
 
-def test_an_error_of_ours_passes_when_it_names_the_artefact(monkeypatch):
+def test_an_error_of_ours_passes_when_it_names_the_artifact(monkeypatch):
     def refuse():
         raise HarnessError("mutated, function 'main': nothing to run")
 

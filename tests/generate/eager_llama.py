@@ -1,6 +1,6 @@
-"""A Llama behind a Session, without an artefact: methods and constants as the exporter writes them.
+"""A Llama behind a Session, without an artifact: methods and constants as the exporter writes them.
 
-The expected values come from `harness.llama.model.Llama`, which sees the whole sequence at once.
+The expected values come from `harness.models.model.Llama`, which sees the whole sequence at once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from harness.generate.constants import Constants
 from harness.generate.layout import parse_layout
 from harness.generate.session import Session
-from harness.llama.config import LlamaConfig
-from harness.llama.model import Llama, StaticLlama
-from harness.llama.rope import rope_tables
+from harness.models.config import LlamaConfig
+from harness.models.model import Llama, StaticLlama
+from harness.models.rope import rope_tables
 from harness.runtimes.base import TensorSpec
 
 VOCAB = 40

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy
 import pytest
-from eager_llama import EagerModel, eager_model
 
 from harness.errors import HarnessError
 from harness.generate.layout import ModelLayout, method_names, parse_layout
+from tests.generate.eager_llama import EagerModel, eager_model
 
 INPUT_LEN, CONTEXT = 4, 15
 
@@ -80,7 +80,7 @@ def test_rows_that_pair_layers_rightly_in_any_order_are_followed() -> None:
         ]
 
 
-def test_outputs_swapped_for_another_reason_are_left_as_the_artefact_has_them() -> None:
+def test_outputs_swapped_for_another_reason_are_left_as_the_artifact_has_them() -> None:
     model = model_of("single")
     rows = numpy.array([[4, 2, 6, 3, 11], [5, 1, 7, 4, 11]])
     layout = parse_layout(model.constants | {"kv_cache_specs": rows}, model.methods)
@@ -183,5 +183,5 @@ def test_caches_that_differ_between_the_phases_are_refused() -> None:
 def test_a_method_that_is_described_but_not_there_is_named() -> None:
     model = model_of("multifunction")
     del model.methods["prefill"]
-    with pytest.raises(HarnessError, match="a method 'prefill' that the artefact does not have"):
+    with pytest.raises(HarnessError, match="a method 'prefill' that the artifact does not have"):
         layout_of(model)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from eager_llama import VOCAB, EagerMethod, EagerModel, eager_model
 
 import harness.artifact
 import harness.runtimes
 from harness.cli import main
 from harness.generate.session import Session
+from tests.generate.eager_llama import VOCAB, EagerMethod, EagerModel, eager_model
 
 CONTEXT = 15
 LETTERS = [*string.ascii_letters[: VOCAB - 1], "</s>"]
@@ -45,7 +45,7 @@ class EagerRuntime:
 
 @pytest.fixture(params=["single", "multifunction"])
 def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> EagerRuntime:
-    """Makes `model.pte` an artefact that holds a small model, on a runtime that runs it eagerly."""
+    """Makes `model.pte` an artifact that holds a small model, on a runtime that runs it eagerly."""
     runtime = EagerRuntime(eager_model(request.param, 4, CONTEXT))
     model = runtime.model
     monkeypatch.setattr(
@@ -255,7 +255,7 @@ def test_a_file_that_is_no_program_is_one_sentence(
     assert "broken.pte" in sentence(capsys)
 
 
-def test_an_artefact_without_a_language_model_is_one_sentence(
+def test_an_artifact_without_a_language_model_is_one_sentence(
     runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tokenizer: Path
 ) -> None:
     runtime.model.constants.clear()

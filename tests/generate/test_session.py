@@ -6,10 +6,10 @@ import random
 
 import pytest
 import torch
-from eager_llama import VOCAB, EagerModel, eager_model
 
 from harness.errors import HarnessError
 from harness.generate.session import Session
+from tests.generate.eager_llama import VOCAB, EagerModel, eager_model
 
 INPUT_LEN, CONTEXT = 4, 15
 MODES = ["single", "multifunction"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from eager_llama import EagerModel, eager_model
 
 from harness.errors import HarnessError
 from harness.generate.text import generate
+from tests.generate.eager_llama import EagerModel, eager_model
 
 CONTEXT = 15
 PROMPT = [3, 1, 4, 1, 5]

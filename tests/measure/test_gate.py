@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from runs import HEADER, PARITY, SKIPPED, write_run
 
 from harness.cli import main
-from harness.report import Figure
+from harness.results import Figure
+from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
 SLOW = replace(HEADER, machine={**HEADER.machine, "cpu": "another"})
 
@@ -116,12 +116,12 @@ def test_a_bad_margin_is_refused(gate):
     assert status == 2 and "NAME=PERCENT" in message
 
 
-def test_a_runtime_is_for_artefacts(gate):
+def test_a_runtime_is_for_artifacts(gate):
     status, message = gate(PARITY, arguments=["--runtime", "mil:strict"])
-    assert status == 2 and "--runtime is for artefacts" in message
+    assert status == 2 and "--runtime is for artifacts" in message
 
 
-def test_a_run_and_an_artefact_are_not_compared(tmp_path, capsys):
+def test_a_run_and_an_artifact_are_not_compared(tmp_path, capsys):
     run = write_run(tmp_path / "run.jsonl", PARITY)
     assert main(["gate", str(run), str(tmp_path / "model.pte")]) == 2
     assert "give two result files" in capsys.readouterr().err

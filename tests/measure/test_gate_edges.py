@@ -5,11 +5,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from runs import HEADER, PARITY, SKIPPED, write_run
 
 from harness.cli import main
 from harness.measure.gate import compare_runs
-from harness.report import Figure, read_run
+from harness.results import Figure, read_run
+from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
 GREEDY = replace(PARITY, check="greedy", figures={}, facts={})
 FAILED = replace(PARITY, outcome="fail", reason="off")

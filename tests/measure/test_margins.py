@@ -4,7 +4,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.measure.margins import fact_margin, figure_margin, parse_margins
-from harness.report import Figure
+from harness.results import Figure
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fixtures.cache import exported, fixture
-from harness.checks import Subject
 from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.measure import timing
 from harness.measure.timing import Stopwatch, WrongAnswerError, load_times, milliseconds
+from harness.subject import Subject
 
 STEPS = 32
 
@@ -120,7 +120,7 @@ def test_a_wrong_answer_has_no_memory_either(stopwatch, bent):
         stopwatch.memory("mil:widen")
 
 
-def test_memory_is_that_of_a_process_with_the_artefact(stopwatch):
+def test_memory_is_that_of_a_process_with_the_artifact(stopwatch):
     memory = stopwatch.memory("mil:widen")
     assert 50e6 < memory.before < memory.peak < memory.before + 300e6
 

@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from programs import execute
 
 from harness.artifact import Package
+from tests.mil.programs import execute
 
 
 def check(case, tolerance=2e-6):
@@ -22,7 +22,7 @@ def check(case, tolerance=2e-6):
 
 
 def save_flexible(build, specs, target="iOS18"):
-    """Save ``build(mb, *inputs)`` with inputs [(shape, dtype)]; a dimension that is None may have
+    """Save `build(mb, *inputs)` with inputs [(shape, dtype)]; a dimension that is None may have
     any size up to 64.
     """
     import coremltools as ct

@@ -13,9 +13,9 @@ from harness.mil import get_policy, load_function
 
 
 def save(build, shapes, target="iOS18", dtype="fp32", dtypes=None):
-    """Build a program of ``build(mb, *inputs)`` and return its Package.
+    """Build a program of `build(mb, *inputs)` and return its Package.
 
-    ``shapes`` gives the inputs a, b, ...; their dtypes are fp32 unless ``dtypes`` says otherwise.
+    `shapes` gives the inputs a, b, ...; their dtypes are fp32 unless `dtypes` says otherwise.
     """
     ct, mb, types = _coremltools()
     kinds = {"fp32": types.fp32, "fp16": types.fp16, "int32": types.int32, "bool": types.bool}

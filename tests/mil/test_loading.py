@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from programs import execute, run, save
 
 from harness.artifact import ArtifactError, Package
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function, observed
 from harness.mil.values import Constant, TensorType, _from_bytes
+from tests.mil.programs import execute, run, save
 
 RNG = np.random.default_rng(5)
 X = RNG.standard_normal((2, 4)).astype(np.float32)
@@ -31,7 +31,7 @@ def find(block, kind):
 
 @pytest.fixture(scope="module")
 def affine():
-    """``relu(a @ w.T) + 1``, with a weight large enough to stand in the weight file."""
+    """`relu(a @ w.T) + 1`, with a weight large enough to stand in the weight file."""
     weight = RNG.standard_normal((16, 4)).astype(np.float32)
     return save(
         lambda mb, a: mb.add(x=mb.relu(x=mb.linear(x=a, weight=weight)), y=np.float32(1)), [(2, 4)]

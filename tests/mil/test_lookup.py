@@ -55,12 +55,12 @@ def weight(rows):
 
 small, large = weight(48), weight(4096)
 x = torch.randn(16, 192, generator=torch.Generator().manual_seed(1))
-expected = small.linear(x), large.linear(x), large.dequantised()
+expected = small.linear(x), large.linear(x), large.dequantized()
 wrong = []
 
 def work():
     for _ in range(60):
-        found = small.linear(x), large.linear(x), large.dequantised()
+        found = small.linear(x), large.linear(x), large.dequantized()
         wrong.extend(i for i in range(3) if not torch.equal(found[i], expected[i]))
 
 threads = [threading.Thread(target=work) for _ in range(4)]

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from programs import execute
 
 from harness.errors import HarnessError
+from tests.mil.programs import execute
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((2, 3, 4)).astype(np.float32)

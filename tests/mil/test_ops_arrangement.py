@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from cases import check, save_flexible
-from programs import execute, run
 
 from harness.errors import HarnessError
+from tests.mil.cases import check, save_flexible
+from tests.mil.programs import execute, run
 
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((2, 3, 4)).astype(np.float32)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from programs import run, save
 
 from harness.artifact import ArtifactError
 from harness.mil import get_policy, load_function
+from tests.mil.programs import run, save
 
 RNG = np.random.default_rng(29)
 SHAPE = (6, 8)
@@ -23,7 +23,7 @@ def kind(name):
 
 
 def made(weight, shape=SHAPE, target="iOS18", policy="widen"):
-    """Return the weight that ``weight(mb)`` makes, as a program adds it to its input."""
+    """Return the weight that `weight(mb)` makes, as a program adds it to its input."""
     package = save(lambda mb, a: mb.add(x=a, y=weight(mb)), [shape], target)
     return run(package, np.zeros(shape, np.float32), policy=policy)[0]
 
@@ -126,7 +126,7 @@ def test_sparse_to_dense():
     np.testing.assert_array_equal(made(lambda mb: sparse(mb, data)), expected)
 
 
-def test_sparse_weights_are_dequantised_before_they_are_spread():
+def test_sparse_weights_are_dequantized_before_they_are_spread():
     scale = RNG.random((1, 8)).astype(np.float32)
     offset = RNG.integers(-8, 8, (1, 8)).astype(np.int8)
 
@@ -162,7 +162,7 @@ def test_sparse_indices_are_looked_up_before_they_are_spread(length):
 
 
 def test_a_weight_is_made_of_another():
-    """A table of int8, dequantised: what coremltools makes of joint compression."""
+    """A table of int8, dequantized: what coremltools makes of joint compression."""
     lut = RNG.integers(-128, 128, (1, 1, 16, 1)).astype(np.int8)
     scale = RNG.random((6, 1)).astype(np.float16)
 
@@ -198,7 +198,7 @@ def test_a_weight_made_of_others_is_shared_by_functions():
 
 
 def test_a_mask_that_sets_another_number_of_elements_is_refused():
-    from test_loading import edited, find
+    from tests.mil.test_loading import edited, find
 
     def change(block):
         value = find(block, "constexpr_sparse_to_dense").attributes["mask"]

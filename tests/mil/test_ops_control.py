@@ -1,14 +1,14 @@
-"""Control flow, lists, states, classification, random values and quantisation."""
+"""Control flow, lists, states, classification, random values and quantization."""
 
 import numpy as np
 import pytest
 import torch
-from cases import check, to_package
-from programs import execute, run, save
 
 from harness.artifact import ArtifactError
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function, observed
+from tests.mil.cases import check, to_package
+from tests.mil.programs import execute, run, save
 
 RNG = np.random.default_rng(19)
 X = RNG.standard_normal((2, 3)).astype(np.float32)
@@ -234,7 +234,7 @@ def test_a_program_with_states_is_refused_to_callers_that_keep_none(counter):
 
 
 def test_a_state_where_a_tensor_is_expected_is_refused_at_load(counter):
-    from test_loading import edited, find
+    from tests.mil.test_loading import edited, find
 
     def change(block):
         find(block, "add").inputs["y"].arguments[0].name = "total"
@@ -328,7 +328,7 @@ QUANTISATION = {
 
 
 @pytest.mark.parametrize("name", QUANTISATION)
-def test_quantisation_of_activations(name):
+def test_quantization_of_activations(name):
     check(QUANTISATION[name], 1e-6)
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from cases import check
-from programs import execute, run, save
 from torch.nn import functional
 
 from harness.errors import HarnessError
+from tests.mil.cases import check
+from tests.mil.programs import execute, run, save
 
 RNG = np.random.default_rng(13)
 IMAGE = RNG.standard_normal((2, 4, 7, 9)).astype(np.float32)

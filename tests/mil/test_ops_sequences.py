@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from cases import check
-from programs import execute
 from torch.nn import functional
 
 from harness.artifact import ArtifactError
+from tests.mil.cases import check
+from tests.mil.programs import execute
 
 RNG = np.random.default_rng(17)
 STEPS, BATCH, WIDTH, HIDDEN = 5, 2, 3, 4
@@ -204,9 +204,8 @@ def test_a_direction_that_there_is_not_is_named():
             weight_hh=np.ones((HIDDEN, HIDDEN), np.float32),
         )
 
-    from programs import save
-
     from harness.mil import get_policy, load_function
+    from tests.mil.programs import save
 
     package = save(build, [X.shape, H.shape])
     function = package.functions["main"]

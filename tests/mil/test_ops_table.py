@@ -6,13 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from programs import save
-from test_loading import edited, find
 
 from harness.artifact import ArtifactError
 from harness.mil import get_policy, load_function
 from harness.mil.operation import IMPLEMENTATIONS
 from harness.mil.table import operations
+from tests.mil.programs import save
+from tests.mil.test_loading import edited, find
 
 OPSETS = {"iOS15": "CoreML5", "iOS16": "CoreML6", "iOS17": "CoreML7", "iOS18": "CoreML8"}
 NOT_IN_PROGRAMS = {"conv_quantized", "_const_symbolic"}
@@ -55,7 +55,7 @@ def test_what_moves_data_is_exact():
 def test_every_operation_is_executed_by_a_test():
     modules = ("operations", "ops_arrangement", "ops_images", "ops_sequences", "ops_control")
     sources = "".join(
-        inspect.getsource(importlib.import_module(f"test_{name}"))
+        inspect.getsource(importlib.import_module(f"tests.mil.test_{name}"))
         for name in (*modules, "ops_constexpr")
     )
     used = set(re.findall(r"\bmb\.(\w+)\(", sources)) | set(re.findall(r'"(\w+)":', sources))

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from programs import run, save
 
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
 from harness.mil.packed import PackedWeight, forms, lookup
 from harness.mil.packed.forms import Blocks, Tables
+from tests.mil.programs import run, save
 
 RNG = np.random.default_rng(33)
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A quantisation: shape, blocks of rows and columns, bits, sign, offset, dtype."""
+    """A quantization: shape, blocks of rows and columns, bits, sign, offset, dtype."""
 
     shape: tuple[int, int]
     blocks: tuple[int, int]
@@ -92,7 +92,7 @@ def test_values_are_the_declared_ones_to_the_last_bit(scheme):
     blocks, weight = make(scheme)
     packed = PackedWeight(blocks, torch.float32)
     assert packed.shape == weight.shape
-    np.testing.assert_array_equal(packed.dequantised(), weight)
+    np.testing.assert_array_equal(packed.dequantized(), weight)
     indices = torch.tensor([0, weight.shape[0] - 1, 0])
     np.testing.assert_array_equal(packed.rows(indices), weight[indices.numpy()])
     columns = torch.eye(weight.shape[1], dtype=torch.float64)
@@ -147,7 +147,7 @@ def test_a_weight_that_overflows_fp16_is_infinite_and_has_no_table():
     assert np.isinf(weight).any()
     packed = PackedWeight(blocks, torch.float32)
     assert isinstance(packed._fast, Blocks)
-    np.testing.assert_array_equal(packed.dequantised(), weight)
+    np.testing.assert_array_equal(packed.dequantized(), weight)
 
 
 def test_nan_and_infinity_in_x_come_through():
@@ -176,8 +176,8 @@ def test_a_product_that_broadcasts_its_right_side_is_numpys(left, right):
 # --- in a program
 
 
-def quantised(numbers, scale, dtype, *, offset=None):
-    """A linear layer of x and a quantised weight, as the exporter writes one."""
+def quantized(numbers, scale, dtype, *, offset=None):
+    """A linear layer of x and a quantized weight, as the exporter writes one."""
     from coremltools.converters.mil.mil import types
 
     kind = types.nptype_from_builtin(types.string_to_builtin(dtype))
@@ -198,7 +198,7 @@ def test_a_linear_layer_of_a_packed_weight_is_that_of_the_expanded_one(policy, d
     numbers = RNG.integers(low, high, (320, 128))
     scale = RNG.random((320, blocks)).astype(np.float16)
     offset = RNG.integers(low, high, scale.shape)
-    package = save(quantised(numbers, scale, dtype, offset=offset), [(3, 128)], dtypes=["fp16"])
+    package = save(quantized(numbers, scale, dtype, offset=offset), [(3, 128)], dtypes=["fp16"])
     plan = load_function(package, "main", get_policy(policy))._plan
     assert any(isinstance(value, PackedWeight) for value in plan.slots)
     spread = np.ones((1, 128 // blocks), int)
@@ -239,7 +239,7 @@ def test_an_affine_weight_of_ios_16_stays_packed(policy, axis, scales, zeros):
 def test_blocks_of_few_columns_are_expanded(columns):
     numbers = RNG.integers(-128, 128, (512, 128))
     scale = (RNG.random((512, 128 // columns)) + 0.1).astype(np.float16)
-    package = save(quantised(numbers, scale, "int8"), [(2, 128)], dtypes=["fp16"])
+    package = save(quantized(numbers, scale, "int8"), [(2, 128)], dtypes=["fp16"])
     plan = load_function(package, "main", get_policy("widen"))._plan
     assert not any(isinstance(value, PackedWeight) for value in plan.slots)
     x = RNG.standard_normal((2, 128)).astype(np.float16)
@@ -253,7 +253,7 @@ def test_blocks_of_few_columns_are_expanded(columns):
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 def test_no_rows_at_all(policy, dtype):
     numbers = RNG.integers(-8, 8, (512, 128))
-    layer = quantised(numbers, np.full((512, 1), 0.5, np.float16), dtype)
+    layer = quantized(numbers, np.full((512, 1), 0.5, np.float16), dtype)
 
     def build(mb, a):
         rows = mb.gather(x=a, indices=mb.squeeze(x=mb.non_zero(x=mb.reduce_sum(x=a, axes=[1]))))
@@ -313,9 +313,9 @@ def test_an_operation_that_takes_no_packed_weight_gets_its_values():
         np.testing.assert_array_equal(result, wanted.astype(np.float32))
 
 
-def test_a_loaded_function_shows_a_packed_weight_dequantised():
+def test_a_loaded_function_shows_a_packed_weight_dequantized():
     numbers, scale = RNG.integers(-8, 8, (384, 96)), RNG.random((384, 1)).astype(np.float16)
-    package = save(quantised(numbers, scale, "int4"), [(1, 96)], dtypes=["fp16"])
+    package = save(quantized(numbers, scale, "int4"), [(1, 96)], dtypes=["fp16"])
     function = load_function(package, "main", get_policy("widen"))
     block = package.operations("main").operations
     name = next(op.outputs[0].name for op in block if op.type.startswith("constexpr"))
@@ -345,7 +345,7 @@ def test_a_loaded_function_holds_no_expanded_weight():
             for _ in range(count):
                 numbers = RNG.integers(-8, 8, (1024, 1024))
                 scale = RNG.random((1024, 1)).astype(np.float32)
-                layer = quantised(numbers, scale, "int4")
+                layer = quantized(numbers, scale, "int4")
                 a, b = layer(mb, a), layer(mb, b)
             return a, b
 

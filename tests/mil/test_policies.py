@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from programs import execute, save
 
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
+from tests.mil.programs import execute, save
 
 RNG = np.random.default_rng(21)
 A, B = (RNG.standard_normal((8, 16)).astype(np.float16) * 8 for _ in range(2))

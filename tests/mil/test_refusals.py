@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from programs import save
 
 from harness.artifact import ArtifactError, Package
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
+from tests.mil.programs import save
 
 RNG = np.random.default_rng(8)
 X = RNG.standard_normal((2, 4)).astype(np.float32)
@@ -29,7 +29,7 @@ def program():
 
 
 def edited(package, change):
-    """Return the package with ``change(function, block)`` made."""
+    """Return the package with `change(function, block)` made."""
     model = type(package.model)()
     model.CopyFrom(package.model)
     function = model.mlProgram.functions["main"]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from programs import save
 
 from harness.artifact import ArtifactError, Package
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
 from harness.mil.operation import MOST_ELEMENTS, most_elements
+from tests.mil.programs import save
 
 KERNEL = np.ones((1, 1, 2, 2), np.float32)
 HUGE = 1 << 30

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from cases import to_package
 
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
+from tests.mil.cases import to_package
 
 
 def flexible(*shapes):

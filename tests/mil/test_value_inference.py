@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from programs import save
 
 from harness.mil import get_policy, load_function
+from tests.mil.programs import save
 
 RNG = np.random.default_rng(9)
 FLOATS = np.float32([[2.5, -2.5, 0.5, -0.5], [3.5, -7.25, 1e-3, -4.0]])

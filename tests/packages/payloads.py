@@ -8,8 +8,8 @@ from harness.artifact.proto import parse_model
 
 
 def payload(package, **methods):
-    """A flattened package; ``methods`` gives (input names, output names) by method;
-    a method named ``single`` stands for a model that has but one.
+    """A flattened package; `methods` gives (input names, output names) by method;
+    a method named `single` stands for a model that has but one.
     """
     names = {name: {"inputNames": i, "outputNames": o} for name, (i, o) in methods.items()}
     content = names.get("single", {"methods": names})
@@ -24,7 +24,7 @@ def reference(key, function, version=1):
 
 
 def edited(package, change):
-    """A package in memory whose specification ``change`` has edited."""
+    """A package in memory whose specification `change` has edited."""
     model = parse_model(package.files[package.spec_path], "here")
     change(model)
     files = {**package.files, package.spec_path: memoryview(model.SerializeToString())}
@@ -32,7 +32,7 @@ def edited(package, change):
 
 
 def with_tree(data, change):
-    """A payload whose file tree, a list of nodes, ``change`` has edited."""
+    """A payload whose file tree, a list of nodes, `change` has edited."""
     nodes = _read_tree(memoryview(data), "payload")
     tree = json.dumps({"nodes": nodes}, separators=(",", ":")).encode()[::-1]
     contents = data.removesuffix(tree)
@@ -42,7 +42,7 @@ def with_tree(data, change):
 
 
 def rename(old, new):
-    """A change of a tree: the file ``old`` of the root, or of a folder, is now called ``new``."""
+    """A change of a tree: the file `old` of the root, or of a folder, is now called `new`."""
 
     def change(nodes):
         (children,) = [node["children"] for node in nodes if old in node["children"]]
@@ -52,7 +52,7 @@ def rename(old, new):
 
 
 def program(path, methods, named=None):
-    """Write a .pte; ``methods`` gives each method's delegates, the bytes that each is handed."""
+    """Write a .pte; `methods` gives each method's delegates, the bytes that each is handed."""
     # imported late: ExecuTorch's serializer takes ten seconds
     from executorch.exir.schema import DelegateCall
 

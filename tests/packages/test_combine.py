@@ -24,7 +24,7 @@ WEIGHT = "Data/com.apple.CoreML/weights/weight.bin"
 
 
 def two_layers(other, activation):
-    """A program of two linear layers: SHARED, then ``other``."""
+    """A program of two linear layers: SHARED, then `other`."""
 
     def build(mb, a):
         hidden = getattr(mb, activation)(x=mb.linear(x=a, weight=SHARED))
@@ -78,7 +78,7 @@ def sample(rows):
 
 
 def edited(package, folder, change):
-    """A copy of a package whose specification ``change`` has edited."""
+    """A copy of a package whose specification `change` has edited."""
     copy = Path(shutil.copytree(path(package), folder / f"{len(list(folder.iterdir()))}.mlpackage"))
     model = parse_model(memoryview((copy / MODEL).read_bytes()), "here")
     change(model)

@@ -28,7 +28,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def write(shared, tmp_path):
-    """Return a function that writes a folder whose methods call the package ``blocks``."""
+    """Return a function that writes a folder whose methods call the package `blocks`."""
 
     def make(name, call="blocks", constant=7):
         metadata = {m: {"inputNames": ["a"], "outputNames": ["out"]} for m in METHODS}

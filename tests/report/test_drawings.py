@@ -6,12 +6,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from runs import PARITY, SKIPPED, write_run
 
-from harness.checks import Finding
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.report import Figure, case_from_findings, read_run, run_table
+from harness.report import run_table
+from harness.results import Figure, Finding, case_from_findings, read_run
+from tests.results.runs import PARITY, SKIPPED, write_run
 
 HOSTILE = '<script>alert("x")</script>&\x1b[31m\x00'
 FAILED = replace(PARITY, check="greedy", outcome="fail", reason=HOSTILE, figures={})

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-import harness.report
-from harness.report import OUTCOMES, read_run
+import harness.results
+from harness.results import OUTCOMES, read_run
 
 README = Path(__file__).parents[2] / "results" / "README.md"
-SCHEMA = Path(harness.report.__file__).parent / "schema.json"
+SCHEMA = Path(harness.results.__file__).parent / "schema.json"
 NAMED = set(re.findall(r"`([^`\n]+)`", README.read_text()))
 
 
 def block(language):
-    (found,) = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = re.findall(rf"``{language}\n(.*?)``", README.read_text(), re.DOTALL)
     return found
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.artifact import ArtifactError, open_artifact
-from harness.mil.llama import _config, _cut, _named, _Parts, read_llama
+from harness.models.recognise import _config, _cut, _named, _Parts, read_llama
 from harness.runtimes import get_runtime
 
 

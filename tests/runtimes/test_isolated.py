@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from crashing import Misbehaving
 
 from harness.artifact import open_artifact
 from harness.errors import HarnessError, NotInstalledError
@@ -25,12 +24,13 @@ from harness.runtimes.isolated import (
     away_ns,
 )
 from harness.runtimes.mil import MilRuntime
+from tests.runtimes.crashing import Misbehaving
 
 # A script without `if __name__ == "__main__"`: it must not run a second time in the child.
 CALLER = """
 import sys
 import torch
-from crashing import Misbehaving
+from tests.runtimes.crashing import Misbehaving
 from harness.artifact import open_artifact
 from harness.runtimes.isolated import IsolatedRuntime, Limits
 
@@ -154,7 +154,7 @@ def test_an_unknown_method_is_the_runtimes_own_sentence(artifact):
     assert str(isolated.value) == str(own.value)
 
 
-def test_methods_share_a_child_that_ends_with_the_last_of_them_and_the_artefact(mixed_program):
+def test_methods_share_a_child_that_ends_with_the_last_of_them_and_the_artifact(mixed_program):
     before = children()
     artifact = open_artifact(mixed_program[0])
     runtime = IsolatedRuntime(MilRuntime, "widen")

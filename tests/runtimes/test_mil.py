@@ -37,7 +37,7 @@ class Scalars(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def scalars(tmp_path_factory):
-    """(artefact, module, inputs) of an fp16 program whose arguments crashed ExecuTorch once."""
+    """(artifact, module, inputs) of an fp16 program whose arguments crashed ExecuTorch once."""
     module = Scalars()
     inputs = (
         torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).half(),

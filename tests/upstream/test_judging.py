@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.report import Run, read_run
+from harness.results import Run, read_run
 
 LYING = Path(__file__).with_name("lying.py")
 SHIM = [sys.executable, "-m", "harness.cli", "shim", "--"]

@@ -36,7 +36,7 @@ _WITH_ALPHA: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 @operation(*_WITH_ALPHA, inputs=("x",))
 def with_alpha(op: Operation) -> Run:
-    """Apply a function of one element and ``alpha``."""
+    """Apply a function of one element and `alpha`."""
     function, alpha = _WITH_ALPHA[op.type], op.required("alpha")
     return lambda x: function(x, alpha)
 
@@ -51,7 +51,7 @@ _WITH_ALPHA_AND_BETA: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 
 @operation(*_WITH_ALPHA_AND_BETA, inputs=("x",))
 def with_alpha_and_beta(op: Operation) -> Run:
-    """Apply a function of one element, ``alpha`` and ``beta``."""
+    """Apply a function of one element, `alpha` and `beta`."""
     function = _WITH_ALPHA_AND_BETA[op.type]
     alpha, beta = op.required("alpha"), op.required("beta")
     return lambda x: function(x, alpha, beta)
@@ -59,7 +59,7 @@ def with_alpha_and_beta(op: Operation) -> Run:
 
 @operation("prelu", inputs=("x", "alpha"))
 def prelu(op: Operation) -> Run:
-    """Leaky ReLU with a slope ``alpha`` [C] for each channel, the second axis of ``x``."""
+    """Leaky ReLU with a slope `alpha` [C] for each channel, the second axis of `x`."""
 
     def run(x: Tensor, alpha: Tensor) -> Tensor:
         slope = alpha.reshape(1, -1, *[1] * (x.dim() - 2))
@@ -70,7 +70,7 @@ def prelu(op: Operation) -> Run:
 
 @operation("softplus_parametric", inputs=("x", "alpha", "beta"))
 def softplus_parametric(op: Operation) -> Run:
-    """``alpha * log(1 + exp(beta * x))``, with both [C] for the channels, the second axis."""
+    """`alpha * log(1 + exp(beta * x))`, with both [C] for the channels, the second axis."""
 
     def run(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.dim() - 2))

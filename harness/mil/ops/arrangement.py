@@ -13,14 +13,14 @@ from harness.mil.operation import Operation, Run, operation
 
 @operation("reverse", inputs=("x",), moves_data=True)
 def reverse(op: Operation) -> Run:
-    """Reverse along ``axes``, or all of them."""
+    """Reverse along `axes`, or all of them."""
     axes = op.constant("axes")
     return lambda x: x.flip(tuple(range(x.dim())) if axes is None else tuple(axes))
 
 
 @operation("reverse_sequence", inputs=("x", "lengths"), moves_data=True)
 def reverse_sequence(op: Operation) -> Run:
-    """Reverse the first elements along ``seq_axis``, as many as each batch's length says."""
+    """Reverse the first elements along `seq_axis`, as many as each batch's length says."""
     sequence, batch = op.constant("seq_axis", 0), op.constant("batch_axis", 0)
 
     def run(x: Tensor, lengths: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def band_part(op: Operation) -> Run:
 
 @operation("pad", inputs=("x",), computed=("pad",), moves_data=True)
 def pad(op: Operation) -> Run:
-    """Pad the last axes: ``pad`` holds two sizes for each of them, first axis first."""
+    """Pad the last axes: `pad` holds two sizes for each of them, first axis first."""
     sizes, mode = op.required("pad"), op.constant("mode", "constant")
     value = op.constant("constant_val", 0.0)
     if mode not in ("constant", "reflect", "replicate"):
@@ -86,7 +86,7 @@ def _beyond(op: Operation, size: int, pair: list[int], mode: str) -> Tensor:
 
 @operation("flatten2d", inputs=("x",), moves_data=True)
 def flatten2d(op: Operation) -> Run:
-    """Two axes: the product of those before ``axis``, and of the rest."""
+    """Two axes: the product of those before `axis`, and of the rest."""
     axis = op.constant("axis", 1)
 
     def run(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from harness.mil.packed.pack import packed, packed_affine
 
 @operation("constexpr_blockwise_shift_scale", inputs=())
 def blockwise_shift_scale(op: Operation) -> Run:
-    """``scale * (data - offset)``, each scale and offset for a block of the data (iOS 18).
+    """`scale * (data - offset)`, each scale and offset for a block of the data (iOS 18).
 
     It stays packed where it can.
     """
@@ -33,7 +33,7 @@ def blockwise_shift_scale(op: Operation) -> Run:
 
 @operation("constexpr_affine_dequantize", inputs=())
 def affine_dequantize(op: Operation) -> Run:
-    """``scale * (data - zero point)``, one of each or one along ``axis`` (iOS 16).
+    """`scale * (data - zero point)`, one of each or one along `axis` (iOS 16).
 
     It stays packed where it can.
     """
@@ -129,7 +129,7 @@ def _shift_scale(
 
 
 def _looked_up(op: Operation, indices: Tensor, lut: Tensor, axis: int | None) -> Tensor:
-    """Look up indices [*D] in tables [*blocks, entries, vector]; vectors lie along ``axis``."""
+    """Look up indices [*D] in tables [*blocks, entries, vector]; vectors lie along `axis`."""
     rank, (entries, length) = indices.dim(), lut.shape[-2:]
     if lut.dim() != rank + 2 or not _divides(lut.shape[:rank], indices.shape):
         raise op.error(f"tables {list(lut.shape)} do not divide indices {list(indices.shape)}")
@@ -174,7 +174,7 @@ def _sparse(op: Operation, mask: Tensor, values: Tensor) -> Run:
 
 
 def _unpacked(op: Operation, packed: Tensor, bits: int, count: int) -> Tensor:
-    """Return unsigned integers of ``bits`` bits, packed from the lowest bit up, as int64."""
+    """Return unsigned integers of `bits` bits, packed from the lowest bit up, as int64."""
     if packed.dtype != torch.uint8 or packed.numel() != (count * bits + 7) // 8:
         raise op.error(f"{packed.numel()} bytes do not hold {count} integers of {bits} bits")
     stream = np.unpackbits(packed.numpy(), bitorder="little")[: count * bits]

@@ -20,7 +20,7 @@ _UNDER_WAY: ContextVar[Iterator[int] | None] = ContextVar("rounds of the outermo
 
 @operation("cond", inputs=("pred",), blocks=2, moves_data=True)
 def cond(op: Operation) -> Run:
-    """Run the first block where ``pred`` holds, else the second."""
+    """Run the first block where `pred` holds, else the second."""
 
     def run(pred: Any, then: _Nested, otherwise: _Nested) -> tuple[Any, ...]:
         return then() if bool(pred) else otherwise()

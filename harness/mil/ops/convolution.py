@@ -21,7 +21,7 @@ _TRANSPOSED = {
 def conv(op: Operation) -> Run:
     """Convolve x [N, C, *D] with weight [O, C / groups, *K]; bias is [O].
 
-    ``pad_type`` same puts the odd element of padding at the end, same_lower at the beginning.
+    `pad_type` same puts the odd element of padding at the end, same_lower at the beginning.
     """
     strides, dilations, pad = op.constant("strides"), op.constant("dilations"), op.constant("pad")
     groups, pad_type = op.constant("groups", 1), pad_type_of(op)
@@ -44,8 +44,8 @@ def conv(op: Operation) -> Run:
 def conv_transpose(op: Operation) -> Run:
     """The transpose of `conv`, of x [N, C, *D] and weight [C, O / groups, *K]; bias is [O].
 
-    Padding is what is cut off the full result. ``output_shape`` says how much remains, where
-    several sizes would be convolved to that of ``x``; what lies beyond the full result is bias.
+    Padding is what is cut off the full result. `output_shape` says how much remains, where
+    several sizes would be convolved to that of `x`; what lies beyond the full result is bias.
     """
     strides, dilations, pad = op.constant("strides"), op.constant("dilations"), op.constant("pad")
     groups, pad_type = op.constant("groups", 1), pad_type_of(op)
@@ -100,7 +100,7 @@ def padding(
 ) -> list[int]:
     """Return the padding before and after each spatial axis; same gives ceil(size / step) results.
 
-    ``kernel`` is how far a kernel reaches, its dilation included.
+    `kernel` is how far a kernel reaches, its dilation included.
     """
     if pad_type == "custom" and pad is not None:
         return pad

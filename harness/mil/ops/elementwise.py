@@ -32,7 +32,7 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @operation(*_BINARY, inputs=("x", "y"))
 def binary(op: Operation) -> Run:
-    """Broadcast ``x`` and ``y`` as numpy does."""
+    """Broadcast `x` and `y` as numpy does."""
     return _BINARY[op.type]
 
 
@@ -80,12 +80,12 @@ _WITH_EPSILON: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "inverse": (torch.reciprocal, 1e-4),
     "log": (torch.log, 1e-45),
 }
-"""Functions of ``x + epsilon``, each with the default that its page gives."""
+"""Functions of `x + epsilon`, each with the default that its page gives."""
 
 
 @operation(*_WITH_EPSILON, inputs=("x",))
 def with_epsilon(op: Operation) -> Run:
-    """Add ``epsilon``, then apply a function of one element."""
+    """Add `epsilon`, then apply a function of one element."""
     function, default = _WITH_EPSILON[op.type]
     # a tensor: torch takes twice as long to add a number of Python's
     epsilon = torch.tensor(op.constant("epsilon", default), dtype=op.carrier)
@@ -94,21 +94,21 @@ def with_epsilon(op: Operation) -> Run:
 
 @operation("threshold", inputs=("x",))
 def threshold(op: Operation) -> Run:
-    """The larger of each element and ``alpha``."""
+    """The larger of each element and `alpha`."""
     alpha = op.required("alpha")
     return lambda x: torch.clamp(x, min=alpha)
 
 
 @operation("clip", inputs=("x",))
 def clip(op: Operation) -> Run:
-    """Limit to the range from ``alpha`` to ``beta``."""
+    """Limit to the range from `alpha` to `beta`."""
     low, high = op.required("alpha"), op.required("beta")
     return lambda x: torch.clamp(x, low, high)
 
 
 @operation("select", inputs=("cond", "a", "b"))
 def select(op: Operation) -> Run:
-    """Take ``a`` where ``cond`` holds, else ``b``."""
+    """Take `a` where `cond` holds, else `b`."""
     return torch.where
 
 

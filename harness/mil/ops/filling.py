@@ -27,7 +27,7 @@ def fill_like(op: Operation) -> Run:
 
 @operation("range_1d", inputs=(), computed=("start", "end", "step"))
 def range_1d(op: Operation) -> Run:
-    """The numbers from ``start`` on, ``step`` apart, up to ``end``, which is not among them."""
+    """The numbers from `start` on, `step` apart, up to `end`, which is not among them."""
     start, end, step = op.required("start"), op.required("end"), op.required("step")
     count = max(0, math.ceil((end - start) / step))
     op.check_count(count, f"{start} to {end} in steps of {step}")
@@ -37,7 +37,7 @@ def range_1d(op: Operation) -> Run:
 
 @operation("shape", inputs=("x",), moves_data=True)
 def shape(op: Operation) -> Run:
-    """The sizes of ``x``."""
+    """The sizes of `x`."""
     return lambda x: torch.tensor(x.shape, dtype=torch.int32)
 
 
@@ -48,7 +48,7 @@ def shape(op: Operation) -> Run:
     moves_data=True,
 )
 def one_hot(op: Operation) -> Run:
-    """A new axis in which ``on_value`` stands at the index, ``off_value`` elsewhere."""
+    """A new axis in which `on_value` stands at the index, `off_value` elsewhere."""
     size, axis = op.required("one_hot_vector_size"), op.constant("axis", -1)
     on, off = op.constant("on_value", 1), op.constant("off_value", 0)
 

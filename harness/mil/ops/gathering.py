@@ -14,7 +14,7 @@ from harness.mil.packed import PackedWeight
 
 @operation("gather", inputs=("x", "indices"), moves_data=True, packed=("x",))
 def gather(op: Operation) -> Run:
-    """Take slices of ``x`` along ``axis``; the first ``batch_dims`` axes of both go together."""
+    """Take slices of `x` along `axis`; the first `batch_dims` axes of both go together."""
     axis, batch = op.constant("axis", 0), op.constant("batch_dims", 0)
     op.constant("validate_indices", False)
 
@@ -40,7 +40,7 @@ def gather(op: Operation) -> Run:
 
 @operation("gather_along_axis", inputs=("x", "indices"), moves_data=True)
 def gather_along_axis(op: Operation) -> Run:
-    """Take, along ``axis``, the element that ``indices`` names at each other place."""
+    """Take, along `axis`, the element that `indices` names at each other place."""
     axis = op.constant("axis", 0)
     op.constant("validate_indices", False)
     return lambda x, indices: x.gather(axis, in_range(op, indices, x.shape[axis]))
@@ -48,7 +48,7 @@ def gather_along_axis(op: Operation) -> Run:
 
 @operation("gather_nd", inputs=("x", "indices"), moves_data=True)
 def gather_nd(op: Operation) -> Run:
-    """Take slices of ``x`` at the places that stand along the last axis of ``indices``."""
+    """Take slices of `x` at the places that stand along the last axis of `indices`."""
     batch = op.constant("batch_dims", 0)
     op.constant("validate_indices", False)
 
@@ -76,7 +76,7 @@ def in_range(op: Operation, indices: Tensor, size: int) -> Tensor:
 
 
 def place_columns(op: Operation, indices: Tensor, shape: torch.Size) -> list[Tensor]:
-    """Return the columns of places [..., depth] in a tensor of ``shape``, one for each axis."""
+    """Return the columns of places [..., depth] in a tensor of `shape`, one for each axis."""
     if indices.shape[-1] > len(shape):
         raise op.error(f"places of {indices.shape[-1]} indices in a shape of {len(shape)} axes")
     columns = zip(indices.unbind(-1), shape, strict=False)
@@ -84,7 +84,7 @@ def place_columns(op: Operation, indices: Tensor, shape: torch.Size) -> list[Ten
 
 
 def _grid(batch: torch.Size, rank: int) -> list[Tensor]:
-    """Return an index of each batch axis, shaped to broadcast with indices of ``rank`` axes."""
+    """Return an index of each batch axis, shaped to broadcast with indices of `rank` axes."""
     return [
         torch.arange(size).reshape([-1 if a == axis else 1 for a in range(rank)])
         for axis, size in enumerate(batch)

@@ -15,7 +15,7 @@ from harness.mil.packed import PackedWeight
 
 @operation("linear", inputs=("x", "weight", "bias"), packed=("weight",))
 def linear(op: Operation) -> Run:
-    """``x @ weight.T + bias``, with weight [out, in] and bias [out]."""
+    """`x @ weight.T + bias`, with weight [out, in] and bias [out]."""
 
     adds_nothing = op.is_zero("bias")  # as the exporter gives to layers without one
 
@@ -82,7 +82,7 @@ def einsum(op: Operation) -> Run:
 
 @operation("scaled_dot_product_attention", inputs=("query", "key", "value", "attn_mask"))
 def scaled_dot_product_attention(op: Operation) -> Run:
-    """``softmax(q @ k.T / sqrt(E) + mask) @ v``; where a mask of booleans is false, -inf is added.
+    """`softmax(q @ k.T / sqrt(E) + mask) @ v`; where a mask of booleans is false, -inf is added.
 
     Rounded once, at the end.
     """

@@ -17,7 +17,7 @@ _TAKES: dict[str, Kinds] = {"ls": ListType}
 
 @operation("make_list", inputs=(), computed=("init_length",), moves_data=True)
 def make_list(op: Operation) -> Run:
-    """A list of ``init_length`` elements that nothing was written to."""
+    """A list of `init_length` elements that nothing was written to."""
     length = op.constant("init_length", 1)
     for name in ("dynamic_length", "dtype", "elem_shape"):
         op.all_of(name)  # the declared type says the same
@@ -40,7 +40,7 @@ def list_write(op: Operation) -> Run:
 
 @operation("list_scatter", inputs=("ls", "indices", "value"), types=_TAKES, moves_data=True)
 def list_scatter(op: Operation) -> Run:
-    """Write the slices of ``value``, each to the element whose index stands at the same place."""
+    """Write the slices of `value`, each to the element whose index stands at the same place."""
 
     def run(ls: TensorList, indices: Tensor, value: Tensor) -> TensorList:
         return _written(op, ls, list(zip(indices.tolist(), value.unbind(0), strict=True)))

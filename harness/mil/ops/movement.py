@@ -11,13 +11,13 @@ from harness.mil.operation import Operation, Run, operation
 
 @operation("identity", inputs=("x",), moves_data=True)
 def identity(op: Operation) -> Run:
-    """Return ``x``."""
+    """Return `x`."""
     return lambda x: x
 
 
 @operation("reshape", inputs=("x",), computed=("shape",), moves_data=True)
 def reshape(op: Operation) -> Run:
-    """Give ``x`` another shape; -1 stands for what is left.
+    """Give `x` another shape; -1 stands for what is left.
 
     0 stands for the size before: of the same axis, from iOS 17 on counted from the last.
     """
@@ -37,7 +37,7 @@ def reshape(op: Operation) -> Run:
 
 @operation("reshape_like", inputs=("x", "ref_tensors"), moves_data=True)
 def reshape_like(op: Operation) -> Run:
-    """Give ``x`` the shape that parts of the reference tensors' shapes make, one after another."""
+    """Give `x` the shape that parts of the reference tensors' shapes make, one after another."""
     begins, ends = op.all_of("begins"), op.all_of("ends")
     to_the_end = op.all_of("end_masks")
     parts = [
@@ -61,7 +61,7 @@ def transpose(op: Operation) -> Run:
 
 @operation("expand_dims", inputs=("x",), moves_data=True)
 def expand_dims(op: Operation) -> Run:
-    """Insert axes of size 1; ``axes`` count in the result."""
+    """Insert axes of size 1; `axes` count in the result."""
     axes = op.required("axes")
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def squeeze(op: Operation) -> Run:
 
 @operation("concat", inputs=("values",), moves_data=True)
 def concat(op: Operation) -> Run:
-    """Join along an axis, one after another or, with ``interleave``, element by element."""
+    """Join along an axis, one after another or, with `interleave`, element by element."""
     axis, interleave = op.required("axis"), op.constant("interleave", False)
     if not interleave:
         return lambda *values: torch.cat(values, axis) if len(values) > 1 else values[0]

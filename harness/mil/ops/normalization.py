@@ -11,7 +11,7 @@ from harness.mil.operation import Operation, Run, operation
 
 @operation("layer_norm", inputs=("x", "gamma", "beta"))
 def layer_norm(op: Operation) -> Run:
-    """Normalise over ``axes`` (all by default); gamma and beta are shaped like those axes."""
+    """Normalise over `axes` (all by default); gamma and beta are shaped like those axes."""
     axes, epsilon = op.constant("axes"), op.constant("epsilon", 1e-5)
 
     def run(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
@@ -53,14 +53,14 @@ def batch_norm(op: Operation) -> Run:
 
 @operation("l2_norm", inputs=("x",))
 def l2_norm(op: Operation) -> Run:
-    """``x / sqrt(sum(x * x) + epsilon)`` over the last three axes."""
+    """`x / sqrt(sum(x * x) + epsilon)` over the last three axes."""
     epsilon = op.constant("epsilon", 1e-6)
     return lambda x: x * torch.rsqrt((x * x).sum((-3, -2, -1), keepdim=True) + epsilon)
 
 
 @operation("local_response_norm", inputs=("x",))
 def local_response_norm(op: Operation) -> Run:
-    """Divide by ``(k + alpha * mean of x * x over size neighbouring channels) ** beta``."""
+    """Divide by `(k + alpha * mean of x * x over size neighbouring channels) ** beta`."""
     size, alpha = op.required("size"), op.constant("alpha", 1e-4)
     beta, k = op.constant("beta", 0.75), op.constant("k", 1.0)
     return lambda x: functional.local_response_norm(x, size, alpha, beta, k)

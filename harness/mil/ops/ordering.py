@@ -10,16 +10,16 @@ from harness.mil.operation import Operation, Run, operation
 
 @operation("argsort", inputs=("x",), moves_data=True)
 def argsort(op: Operation) -> Run:
-    """The order along ``axis``, largest first unless ``ascending``; equals stay in order."""
+    """The order along `axis`, largest first unless `ascending`; equals stay in order."""
     axis, ascending = op.constant("axis", -1), op.constant("ascending", False)
     return lambda x: _order(x, axis, ascending).to(torch.int32)
 
 
 @operation("topk", inputs=("x",), computed=("k",), moves_data=True)
 def topk(op: Operation) -> Run:
-    """The ``k`` largest (or smallest) along ``axis``, and where they stand; ordered.
+    """The `k` largest (or smallest) along `axis`, and where they stand; ordered.
 
-    A ``k`` of -1 stands for all.
+    A `k` of -1 stands for all.
     """
     k, axis = op.constant("k", 1), op.constant("axis", -1)
     ascending = op.constant("ascending", False)

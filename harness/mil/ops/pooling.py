@@ -19,8 +19,8 @@ from harness.mil.ops.convolution import flat, pad_type_of, padded_shape, padding
 
 @dataclass(frozen=True)
 class _Windows:
-    """Where the windows lie: ``pads`` before and after each axis, ``extra`` after all that, which
-    a last window reaches into when results are counted upward (``ceil_mode``)."""
+    """Where the windows lie: `pads` before and after each axis, `extra` after all that, which
+    a last window reaches into when results are counted upward (`ceil_mode`)."""
 
     kernel: list[int]
     steps: list[int]
@@ -42,7 +42,7 @@ class _Windows:
         return _unfolded(self.padded(x, 0.0), self).sum(_last(self))
 
     def counts(self, x: Tensor, with_padding: bool) -> Tensor:
-        """Return how many elements of each window count in a mean: never those in ``extra``."""
+        """Return how many elements of each window count in a mean: never those in `extra`."""
         ones = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype)
         inner = functional.pad(ones, flat(self.pads), value=float(with_padding))
         outside = [size for more in self.extra for size in (0, more)]

@@ -1,4 +1,4 @@
-"""Affine quantisation of activations (iOS 17): ``scale * (quantised - zero point)``."""
+"""Affine quantization of activations (iOS 17): `scale * (quantized - zero point)`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 @operation("quantize", inputs=("input", "scale", "zero_point"))
 def quantize(op: Operation) -> Run:
-    """``round(input / scale) + zero_point``, limited to the range of the dtype; ties to even."""
+    """`round(input / scale) + zero_point`, limited to the range of the dtype; ties to even."""
     dtype, axis = op.required("output_dtype"), op.constant("axis")
     if dtype not in _RANGES:
         raise op.error(f"output_dtype '{dtype}'; the dtypes: {', '.join(_RANGES)}")
@@ -29,7 +29,7 @@ def quantize(op: Operation) -> Run:
 
 @operation("dequantize", inputs=("input", "scale", "zero_point"))
 def dequantize(op: Operation) -> Run:
-    """``scale * (input - zero_point)``."""
+    """`scale * (input - zero_point)`."""
     axis = op.constant("axis")
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -41,7 +41,7 @@ def dequantize(op: Operation) -> Run:
 
 
 def along(op: Operation, parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """Return a scalar, or a vector shaped to broadcast along ``axis`` of ``x``."""
+    """Return a scalar, or a vector shaped to broadcast along `axis` of `x`."""
     if parameter.dim() == 0:
         return parameter
     if axis is None or parameter.shape != (x.shape[axis],):

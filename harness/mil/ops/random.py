@@ -23,21 +23,21 @@ def random_normal(op: Operation) -> Run:
 
 @operation("random_uniform", inputs=(), computed=("shape",))
 def random_uniform(op: Operation) -> Run:
-    """Values spread evenly from ``low`` up to ``high``, which is not among them."""
+    """Values spread evenly from `low` up to `high`, which is not among them."""
     low, high = op.constant("low", 0.0), op.constant("high", 1.0)
     return _drawing(op, lambda shape, g: torch.rand(shape, generator=g) * (high - low) + low)
 
 
 @operation("random_bernoulli", inputs=(), computed=("shape",))
 def random_bernoulli(op: Operation) -> Run:
-    """Ones with probability ``prob``, zeros otherwise."""
+    """Ones with probability `prob`, zeros otherwise."""
     probability = op.constant("prob", 0.5)
     return _drawing(op, lambda shape, g: torch.rand(shape, generator=g) < probability)
 
 
 @operation("random_categorical", inputs=("x",))
 def random_categorical(op: Operation) -> Run:
-    """Draw ``size`` indices of the last axis, which holds probabilities or their logarithms."""
+    """Draw `size` indices of the last axis, which holds probabilities or their logarithms."""
     mode, size = op.constant("mode", "logits"), op.constant("size", 1)
     generator = _generator(op)
     if mode not in ("logits", "probs"):

@@ -32,7 +32,7 @@ _LAYER = ("x", "initial_h", "weight_ih", "weight_hh", "bias")
 
 @operation("rnn", inputs=_LAYER)
 def rnn(op: Operation) -> Run:
-    """``h' = activation(W x + R h + b)``."""
+    """`h' = activation(W x + R h + b)`."""
     activation, walk = _activation(op, "activation", "tanh"), _Walk(op)
 
     def run(x: Tensor, h: Tensor, w: Tensor, r: Tensor, bias: Tensor | None) -> _State:
@@ -46,10 +46,10 @@ def rnn(op: Operation) -> Run:
 
 @operation("gru", inputs=(*_LAYER, "input_bias"))
 def gru(op: Operation) -> Run:
-    """Gates in the order reset, output, update: ``h' = (1 - z) o + z h``.
+    """Gates in the order reset, output, update: `h' = (1 - z) o + z h`.
 
     The reset gate multiplies h before the product with its weight, or what comes of the product
-    and ``bias`` when ``reset_after`` (iOS 18).
+    and `bias` when `reset_after` (iOS 18).
     """
     gate = _activation(op, "recurrent_activation", "sigmoid")
     activation = _activation(op, "activation", "tanh")
@@ -86,7 +86,7 @@ _DIRECTION = ("weight_ih", "weight_hh", "bias", "peephole")
     inputs=("x", "initial_h", "initial_c", *_DIRECTION, *(f"{name}_back" for name in _DIRECTION)),
 )
 def lstm(op: Operation) -> Run:
-    """Gates in the order input, forget, output, cell; ``clip`` limits the memory.
+    """Gates in the order input, forget, output, cell; `clip` limits the memory.
 
     In two directions, the halves of the states' last axis are forward and backward.
     """

@@ -42,7 +42,7 @@ _NOT_INTEGRAL = {"reduce_l2_norm", "reduce_log_sum", "reduce_log_sum_exp", "redu
 
 @operation(*_REDUCTIONS, inputs=("x",))
 def reduction(op: Operation) -> Run:
-    """Reduce ``axes``, or all of them when the parameter is not given."""
+    """Reduce `axes`, or all of them when the parameter is not given."""
     function, axes, keep = (
         _REDUCTIONS[op.type],
         op.constant("axes"),
@@ -74,7 +74,7 @@ def argument(op: Operation) -> Run:
 
 @operation("reduce_prod", inputs=("x",))
 def product(op: Operation) -> Run:
-    """Multiply along ``axes``, or all of them when none are given."""
+    """Multiply along `axes`, or all of them when none are given."""
     axes, keep = op.constant("axes"), op.constant("keep_dims", False)
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def product(op: Operation) -> Run:
 
 @operation("cumsum", inputs=("x",))
 def cumsum(op: Operation) -> Run:
-    """Sum up along ``axis``, backwards in ``reverse``; ``exclusive`` leaves each itself out."""
+    """Sum up along `axis`, backwards in `reverse`; `exclusive` leaves each itself out."""
     axis, exclusive = op.constant("axis", 0), op.constant("exclusive", False)
     reverse = op.constant("reverse", False)
 
@@ -103,6 +103,6 @@ def cumsum(op: Operation) -> Run:
 
 @operation("softmax", inputs=("x",))
 def softmax(op: Operation) -> Run:
-    """Normalise the exponentials along ``axis``."""
+    """Normalise the exponentials along `axis`."""
     axis = op.constant("axis", -1)
     return lambda x: torch.softmax(x, axis)

@@ -15,10 +15,10 @@ _CENTERS = {"CENTER_SIZE_HEIGHT_FIRST": (0, 1, 2, 3), "CENTER_SIZE_WIDTH_FIRST":
 
 @operation("crop_resize", inputs=("x", "roi", "boxes", "box_indices"))
 def crop_resize(op: Operation) -> Run:
-    """Sample boxes of images [B, C, H, W] in a grid of given size; outside stands ``pad_value``.
+    """Sample boxes of images [B, C, H, W] in a grid of given size; outside stands `pad_value`.
 
-    Up to iOS 16 ``roi`` [N, 1, 4 or 5, 1, 1] is for all images or starts with an image's number,
-    and gives [N, B or 1, C, h, w]; later ``boxes`` [N, 4] belong to images ``box_indices`` [N],
+    Up to iOS 16 `roi` [N, 1, 4 or 5, 1, 1] is for all images or starts with an image's number,
+    and gives [N, B or 1, C, h, w]; later `boxes` [N, 4] belong to images `box_indices` [N],
     and give [N, C, h, w].
     """
     boxes_of = _Boxes(op)
@@ -67,7 +67,7 @@ class _Boxes:
             raise op.error(f"unknown box_coordinate_mode '{self._mode}'")
 
     def corners(self, boxes: Tensor, x: Tensor) -> Tensor:
-        """Return top, left, bottom and right [N, 4] in pixels of ``x``."""
+        """Return top, left, bottom and right [N, 4] in pixels of `x`."""
         ordered = boxes.double()[:, list((_CORNERS | _CENTERS)[self._mode])]
         if self._mode in _CENTERS:
             center, size = ordered[:, :2], ordered[:, 2:]

@@ -20,7 +20,7 @@ def resize_bilinear(op: Operation) -> Run:
 
 @operation("resize_nearest_neighbor", inputs=("x",), moves_data=True)
 def resize_nearest_neighbor(op: Operation) -> Run:
-    """Resize the last two axes to given sizes: result i is pixel ``floor(i * size / new size)``."""
+    """Resize the last two axes to given sizes: result i is pixel `floor(i * size / new size)`."""
     high, wide = op.required("target_size_height"), op.required("target_size_width")
     return lambda x: _floor(op, x, (high, wide))
 
@@ -45,7 +45,7 @@ def upsample_bilinear(op: Operation) -> Run:
 
 @operation("resize", inputs=("x",), computed=("shape",))
 def resize(op: Operation) -> Run:
-    """Resize the last ``resized_dims`` axes to the last sizes of ``shape``; 0 keeps a size."""
+    """Resize the last `resized_dims` axes to the last sizes of `shape`; 0 keeps a size."""
     shape, count = op.required("shape"), op.required("resized_dims")
     interpolation = op.constant("interpolation_mode", "LINEAR")
     mode = op.constant("sampling_mode", "DEFAULT")

@@ -13,9 +13,9 @@ _BAND = 1 << 20  # places that are sampled together
 
 
 def grid(op: Operation, mode: str, first: Tensor, last: Tensor, count: int) -> Tensor:
-    """Return the places, as fp64, at which ``count`` samples of an interval are taken.
+    """Return the places, as fp64, at which `count` samples of an interval are taken.
 
-    The interval reaches from pixel ``first`` to pixel ``last``, both [N]; the result is [N, count].
+    The interval reaches from pixel `first` to pixel `last`, both [N]; the result is [N, count].
     Source: the notes on `resize_bilinear` in the MIL reference, which state the modes for the
     interval from 0 to size - 1.
     """
@@ -42,7 +42,7 @@ def axis_grid(op: Operation, mode: str, size: int, count: int) -> Tensor:
 
 
 def linear_along(x: Tensor, axis: int, places: Tensor) -> Tensor:
-    """Interpolate between the two neighbours of each place along an axis of ``x``."""
+    """Interpolate between the two neighbours of each place along an axis of `x`."""
     low = places.floor().long().clamp(0, x.shape[axis] - 1)
     high = (low + 1).clamp(max=x.shape[axis] - 1)
     shape = [1] * x.dim()
@@ -53,7 +53,7 @@ def linear_along(x: Tensor, axis: int, places: Tensor) -> Tensor:
 
 
 def nearest_along(x: Tensor, axis: int, places: Tensor) -> Tensor:
-    """Take the pixel nearest to each place along an axis of ``x``; halves go to the higher one."""
+    """Take the pixel nearest to each place along an axis of `x`; halves go to the higher one."""
     return x.index_select(axis, (places + 0.5).floor().long().clamp(0, x.shape[axis] - 1))
 
 

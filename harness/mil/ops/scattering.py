@@ -1,6 +1,6 @@
 """Values put, or added and the like, at places given by index.
 
-All three operations are one: each update goes to one element of ``data``, whose number is found
+All three operations are one: each update goes to one element of `data`, whose number is found
 by gathering from the numbers of all elements.
 """
 
@@ -37,7 +37,7 @@ _MODES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 @operation("scatter", inputs=("data", "indices", "updates"))
 def scatter(op: Operation) -> Run:
-    """Put slices along ``axis``."""
+    """Put slices along `axis`."""
     axis = op.constant("axis", 0)
 
     def places(numbers: Tensor, indices: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def scatter(op: Operation) -> Run:
 
 @operation("scatter_along_axis", inputs=("data", "indices", "updates"))
 def scatter_along_axis(op: Operation) -> Run:
-    """Put each update, along ``axis``, where ``indices`` says at the same place."""
+    """Put each update, along `axis`, where `indices` says at the same place."""
     axis = op.constant("axis", 0)
 
     def places(numbers: Tensor, indices: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def scatter_along_axis(op: Operation) -> Run:
 
 @operation("scatter_nd", inputs=("data", "indices", "updates"))
 def scatter_nd(op: Operation) -> Run:
-    """Put slices at the places that stand along the last axis of ``indices``."""
+    """Put slices at the places that stand along the last axis of `indices`."""
     return _scattering(
         op, lambda numbers, indices: numbers[tuple(place_columns(op, indices, numbers.shape))]
     )

@@ -12,7 +12,7 @@ Cut = int | slice
 
 @operation("slice_by_size", inputs=("x",), computed=("begin", "size"), moves_data=True)
 def slice_by_size(op: Operation) -> Run:
-    """Slice from ``begin``, ``size`` elements of each axis; -1 stands for all that follow."""
+    """Slice from `begin`, `size` elements of each axis; -1 stands for all that follow."""
     begin, size = op.required("begin"), op.required("size")
 
     def run(x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def slice_by_index(op: Operation) -> Run:
 
 @operation("slice_update", inputs=("x", "update"), computed=("begin", "end"), moves_data=True)
 def slice_update(op: Operation) -> Run:
-    """Replace the slice of ``x`` that `slice_by_index` would take."""
+    """Replace the slice of `x` that `slice_by_index` would take."""
     cuts = _cuts(op)
 
     def run(x: Tensor, update: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def slice_update(op: Operation) -> Run:
 
 @operation("sliding_windows", inputs=("x",), moves_data=True)
 def sliding_windows(op: Operation) -> Run:
-    """All windows of ``size`` along ``axis``, ``stride`` apart, on a new axis that follows it."""
+    """All windows of `size` along `axis`, `stride` apart, on a new axis that follows it."""
     axis, size, stride = op.required("axis"), op.required("size"), op.constant("stride", 1)
 
     def run(x: Tensor) -> Tensor:

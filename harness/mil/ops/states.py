@@ -24,7 +24,7 @@ def read_state(op: Operation) -> Run:
 
 @operation("write_state", inputs=("input", "data"), types=_TAKES, moves_data=True)
 def write_state(op: Operation) -> Run:
-    """Let the state hold a copy of ``data``."""
+    """Let the state hold a copy of `data`."""
 
     def run(cell: StateCell, data: Tensor) -> tuple[Any, ...]:
         if not cell.declared.fits(data):

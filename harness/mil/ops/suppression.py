@@ -12,7 +12,7 @@ from harness.mil.operation import Operation, Run, operation
 def non_maximum_suppression(op: Operation) -> Run:
     """Select boxes [n, B, 4] (center x, center y, width, height) by scores [n, B, K], best first.
 
-    A box's score is the best of its classes'; with ``per_class_suppression`` only boxes of the
+    A box's score is the best of its classes'; with `per_class_suppression` only boxes of the
     same best class suppress each other. Results are padded with zeros, indices with -1; where no
     box passes the threshold, the best one is selected. Until iOS 16 there are a score threshold
     and a fourth result, the number of boxes; from iOS 17 on the boxes stand on the last axis.

@@ -1,4 +1,4 @@
-"""Quantised weights that stay packed: multiplied, and taken from, as they stand in their file."""
+"""Quantized weights that stay packed: multiplied, and taken from, as they stand in their file."""
 
 from harness.mil.packed.weight import PackedWeight, expanded
 

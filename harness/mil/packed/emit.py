@@ -16,7 +16,7 @@ def loop(
     first: list[Any],
     step: Callable[[Any, list[Any]], list[Any]],
 ) -> list[Any]:
-    """Emit a loop over 0 to ``count`` that hands values from step to step; return the last ones."""
+    """Emit a loop over 0 to `count` that hands values from step to step; return the last ones."""
     before = builder.block
     body, after = builder.append_basic_block("step"), builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed(">", count, _I64(0)), body, after)
@@ -46,18 +46,18 @@ def function(builder: ir.IRBuilder, name: str, result: Any, arguments: list[Any]
 
 
 def address(builder: ir.IRBuilder, base: Any, number: Any, size: int) -> Any:
-    """Emit the address of an element, ``size`` bytes each."""
+    """Emit the address of an element, `size` bytes each."""
     return builder.add(base, builder.mul(number, _I64(size)))
 
 
 def load(builder: ir.IRBuilder, address: Any, kind: Any, offset: int = 0) -> Any:
-    """Emit a load from ``offset`` bytes after an address, aligned or not."""
+    """Emit a load from `offset` bytes after an address, aligned or not."""
     place = builder.add(address, _I64(offset))
     return builder.load(builder.inttoptr(place, ir.PointerType(kind)), align=1)
 
 
 def store(builder: ir.IRBuilder, value: Any, address: Any, offset: int = 0) -> None:
-    """Emit a store ``offset`` bytes after an address, aligned or not."""
+    """Emit a store `offset` bytes after an address, aligned or not."""
     place = builder.add(address, _I64(offset))
     builder.store(value, builder.inttoptr(place, ir.PointerType(value.type)), align=1)
 

@@ -1,7 +1,7 @@
 """The two forms in which a packed weight is multiplied; each has its own order of columns.
 
-Both have ``products`` of x, contiguous, fp32 and m times the columns. `Blocks` can ``expand`` too:
-write rows as fp32, their columns in an ``order`` (None: their own).
+Both have `products` of x, contiguous, fp32 and m times the columns. `Blocks` can `expand` too:
+write rows as fp32, their columns in an `order` (None: their own).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Blocks:
     """Codes uint8 [rows, columns], or [rows, columns / 2] where two share a byte (low half first),
     with a scale and an offset, fp32, for each block of rows and columns.
 
-    ``flip`` is 8 or 128 for signed codes of 4 or 8 bits, 0 for unsigned ones; ``rounds`` says that
+    `flip` is 8 or 128 for signed codes of 4 or 8 bits, 0 for unsigned ones; `rounds` says that
     the values are fp16.
     """
 
@@ -48,7 +48,7 @@ class Blocks:
         return torch.arange(self.columns).reshape(-1, 2).T.reshape(-1)
 
     def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
-        """Write ``x @ weight.T`` into ``out``."""
+        """Write `x @ weight.T` into `out`."""
         x = x.reshape(m, self.columns)
         ordered = x if self.order is None else x.index_select(1, self.order)
         kernels.block_products(
@@ -56,7 +56,7 @@ class Blocks:
         )
 
     def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
-        """Write the rows from ``start`` on into ``tile`` [n, columns]."""
+        """Write the rows from `start` on into `tile` [n, columns]."""
         kernels.expand_blocks(*self._arguments, start, tile, parts)
 
     @property
@@ -94,7 +94,7 @@ class Tables:
         return (starts[:, None] + torch.tensor(lookup.ORDER)).reshape(-1)
 
     def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
-        """Write ``x @ weight.T`` into ``out``."""
+        """Write `x @ weight.T` into `out`."""
         multiply = kernels.table_products if m <= FEW_ROWS else kernels.table_panels
         multiply(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
 

@@ -61,8 +61,8 @@ def table_products(
     """Multiply x [m, columns], its columns in their own order, by the weight.
 
     All arrays are contiguous, and given by their addresses, because a language model calls this
-    hundreds of times for each token: ``unit`` fp32 [rows] is what a 1 in a row's table stands for,
-    over 65536; ``order`` int64 [columns] is the order of the tables' form.
+    hundreds of times for each token: `unit` fp32 [rows] is what a 1 in a row's table stands for,
+    over 65536; `order` int64 [columns] is the order of the tables' form.
     """
     given = carray(_pointer(x), (m, columns), np.float32)
     places = carray(_pointer(order), (columns,), np.int64)
@@ -126,9 +126,9 @@ def expand_blocks(
     tile: Any,
     parts: int,
 ) -> None:
-    """Write rows from ``start`` on into ``tile`` [n, columns]; ``rounds`` to fp16.
+    """Write rows from `start` on into `tile` [n, columns]; `rounds` to fp16.
 
-    A signed code c stands as ``c ^ flip``, as unsigned ones do with a ``flip`` of 0, less ``flip``.
+    A signed code c stands as `c ^ flip`, as unsigned ones do with a `flip` of 0, less `flip`.
     """
     rows = tile.shape[0]
     if parts == 1:
@@ -279,7 +279,7 @@ def _expand_row(
 
 @_serial
 def _value(code: int, flip: int, zero: float, scale: float, rounds: bool) -> Any:
-    """Return what a code, as it stands, is worth; ``flip`` is in ``zero`` already."""
+    """Return what a code, as it stands, is worth; `flip` is in `zero` already."""
     value = (np.float32(np.int32(code ^ flip)) - zero) * scale
     rounded = _rounded(value)
     return rounded if rounds else value

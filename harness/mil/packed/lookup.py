@@ -88,7 +88,7 @@ ORDER = _order(_WIDTH)
 
 @_intrinsic
 def dot(typing: Any, codes: Any, table: Any, x: Any, count: Any) -> Any:
-    """Sum table[code] * x over ``count`` steps of 32 columns, times 65536.
+    """Sum table[code] * x over `count` steps of 32 columns, times 65536.
 
     Addresses: of the codes, of the table (32 bytes), and of x, fp32 in the order `ORDER`.
     """
@@ -101,7 +101,7 @@ def dot(typing: Any, codes: Any, table: Any, x: Any, count: Any) -> Any:
 
 @_intrinsic
 def expand(typing: Any, codes: Any, table: Any, out: Any, count: Any) -> Any:
-    """Write table[code] * 65536, ``count`` times 32 of them in the order `ORDER`, as fp32.
+    """Write table[code] * 65536, `count` times 32 of them in the order `ORDER`, as fp32.
 
     Addresses: of the codes, of the table (32 bytes), and of what is written.
     """

@@ -1,4 +1,4 @@
-"""Which quantised weights can stay packed: those of two axes with codes of 4 or 8 bits."""
+"""Which quantized weights can stay packed: those of two axes with codes of 4 or 8 bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXACT = ("FLOAT16", "FLOAT32")  # a scale times a code is exact in fp32, or rou
 
 
 def packed(op: Operation) -> PackedWeight | None:
-    """Return a ``constexpr_blockwise_shift_scale`` whose shapes fit as a packed weight.
+    """Return a `constexpr_blockwise_shift_scale` whose shapes fit as a packed weight.
 
     None where its codes, its scales or its shape are not of the kinds that stay packed.
     """
@@ -28,7 +28,7 @@ def packed(op: Operation) -> PackedWeight | None:
 
 
 def packed_affine(op: Operation) -> PackedWeight | None:
-    """Return a ``constexpr_affine_dequantize`` as `packed` does its own operation.
+    """Return a `constexpr_affine_dequantize` as `packed` does its own operation.
 
     A scale and a zero point for each row are blocks of one row; those for each column would be
     blocks too narrow to multiply fast.
@@ -55,7 +55,7 @@ def _weight(
 ) -> PackedWeight | None:
     """Return codes with a scale and an offset for each block, packed; None where they do not fit.
 
-    ``dtype`` is that of the scales in the program.
+    `dtype` is that of the scales in the program.
     """
     if not (_has_codes(data) and _fits(op, data, scale, offset, dtype)):
         return None

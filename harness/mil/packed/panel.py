@@ -29,7 +29,7 @@ _PLACES = [(row, start) for row in range(ROWS) for start in range(0, WIDTH, _LAN
 
 @_intrinsic
 def accumulate(typing: Any, tile: Any, panel: Any, sums: Any, count: Any) -> Any:
-    """Add tile @ panel to ``sums``: [ROWS, count] times [count, WIDTH], all fp32.
+    """Add tile @ panel to `sums`: [ROWS, count] times [count, WIDTH], all fp32.
 
     Addresses: of the tile, whose rows are BLOCK floats apart, and of the others, contiguous.
     """

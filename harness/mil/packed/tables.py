@@ -1,6 +1,6 @@
 """The sixteen values of a 4-bit code in each row, as integers of 16 bits and what 1 stands for.
 
-A weight is ``scale * (code - offset)``, rounded to its dtype. In fp16 every such value is a
+A weight is `scale * (code - offset)`, rounded to its dtype. In fp16 every such value is a
 multiple of the scale's unit in the last place, at most 30 * 2**11 of them: where that does not hold
 (an overflow, say), there are no tables.
 """
@@ -23,7 +23,7 @@ def integer_tables(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return tables uint8 [n, 32], 16 low bytes and 16 high ones, and units fp32 [n] over `UNITS`.
 
-    ``scale`` and ``offset`` are fp32 [n]; ``rounds`` says that the weights are fp16. None where a
+    `scale` and `offset` are fp32 [n]; `rounds` says that the weights are fp16. None where a
     value is not exactly an integer of 16 bits times the unit.
     """
     steps = signed_codes(flip) - offset[:, None]  # [n, 16]

@@ -1,7 +1,7 @@
-"""A quantised weight of two axes that stays packed: its codes as they stand in their file.
+"""A quantized weight of two axes that stays packed: its codes as they stand in their file.
 
-Its values are those that the program declares: ``scale * (code - offset)``, rounded to the declared
-dtype. Products are summed in fp32, or in fp64 where ``x`` is: they differ from products with the
+Its values are those that the program declares: `scale * (code - offset)`, rounded to the declared
+dtype. Products are summed in fp32, or in fp64 where `x` is: they differ from products with the
 expanded weight by the order of the sum only.
 """
 
@@ -23,7 +23,7 @@ _TILE = 1 << 19
 
 
 class PackedWeight:
-    """A weight [rows, columns]; ``carrier`` is the dtype of what is taken out of it."""
+    """A weight [rows, columns]; `carrier` is the dtype of what is taken out of it."""
 
     def __init__(self, blocks: Blocks, carrier: torch.dtype) -> None:
         self.shape = torch.Size((len(blocks.codes), blocks.columns))
@@ -32,7 +32,7 @@ class PackedWeight:
         self._fast = best_form(blocks)
 
     def linear(self, x: Tensor) -> Tensor:
-        """Return ``x @ weight.T`` for x [*, columns], fp32 or fp64, in the dtype of x."""
+        """Return `x @ weight.T` for x [*, columns], fp32 or fp64, in the dtype of x."""
         rows, columns = self.shape
         if x.shape[-1] != columns:
             raise ValueError(f"{list(x.shape)} times the transpose of {list(self.shape)}")
@@ -50,14 +50,14 @@ class PackedWeight:
         """Return some rows [n, columns], by an int64 tensor [n] of indices in range."""
         return self._blocks.rows(indices.numpy()).to(self.dtype)
 
-    def dequantised(self) -> Tensor:
+    def dequantized(self) -> Tensor:
         """Return the whole weight, made anew."""
         return _expanded(self._blocks).to(self.dtype)
 
     @cached_property
     def tensor(self) -> Tensor:
         """The whole weight, kept from now on: for operations that cannot take it packed."""
-        return self.dequantised()
+        return self.dequantized()
 
     def _product_by_tiles(self, x: Tensor) -> Tensor:
         """Expand some rows at a time into one tile, and multiply by that.

@@ -1,4 +1,4 @@
-"""Activations in 8 bits, their ranges found by predicting: after the guide's page on quantisation.
+"""Activations in 8 bits, their ranges found by predicting: after the guide's page on quantization.
 
 coremltools itself predicts here, once for each sample and intermediate value.
 """
@@ -37,4 +37,4 @@ exact = np.stack([model.predict({"x": sample})["y"] for sample in samples])
 rough = np.stack([compressed.predict({"x": sample})["y"] for sample in samples])
 np.testing.assert_allclose(exact, expected, atol=3e-3 * largest)
 np.testing.assert_allclose(rough, expected, atol=0.05 * largest)
-assert np.abs(rough - exact).max() > 2e-4 * largest, "nothing was quantised"
+assert np.abs(rough - exact).max() > 2e-4 * largest, "nothing was quantized"

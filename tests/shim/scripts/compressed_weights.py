@@ -1,4 +1,4 @@
-"""Quantised, palettised and pruned weights: after the guide's pages on optimisation.
+"""Quantized, palettised and pruned weights: after the guide's pages on optimisation.
 
 What each way of compressing makes of the weight is computed here again, in numpy.
 """

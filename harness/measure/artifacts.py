@@ -1,0 +1,111 @@
+"""The gate on two artifacts: what is inside, whether each is right, and which is slower.
+
+They are timed in turn, in ABBA order, in one session; see `statistics`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from harness.artifact.facts import artifact_facts
+from harness.checks import CHECKS
+from harness.errors import HarnessError, NotInstalledError
+from harness.measure.gate import GateResult, Metric
+from harness.measure.margins import fact_margin
+from harness.measure.sampling import sample_in_abba_order
+from harness.measure.statistics import compare
+from harness.measure.timing import Stopwatch
+from harness.measure.verdicts import fact_text, fact_verdict, outcome_verdict
+from harness.results import Case, case_from_findings
+from harness.results.records import Fact
+from harness.runtimes import get_runtime
+from harness.subject import Subject
+
+PAIRS = 12
+_TIME_VERDICTS = {"slower": "regression", "faster": "better"}
+
+
+def compare_artifacts(base: Path, head: Path, runtime: str) -> GateResult:
+    """Compare two artifacts, .pte files or exported folders, on a runtime.
+
+    Raises NotInstalledError when the runtime cannot be used here, HarnessError for a bad file.
+    """
+    if reason := get_runtime(runtime).unavailable():
+        raise NotInstalledError(f"runtime {runtime} cannot be used here: {reason}")
+    subjects = Subject(base), Subject(head)
+    for path, subject in zip((base, head), subjects, strict=True):
+        if subject.artifact.pte is None:
+            raise HarnessError(f"{path}: only .pte files and exported folders can be compared")
+    parity = tuple(_parity(subject, runtime) for subject in subjects)
+    metrics = [*_fact_metrics(*subjects), _parity_metric(*parity)]
+    if all(case.outcome == "pass" for case in parity):
+        metrics.append(_time_metric(*subjects, runtime))
+    return GateResult(tuple(metrics), ())
+
+
+def _fact_metrics(base: Subject, head: Subject) -> Iterator[Metric]:
+    ours, theirs = _facts(base), _facts(head)
+    for name in dict.fromkeys([*ours, *theirs]):
+        if name not in theirs:
+            text = "HEAD does not have it"
+            yield Metric("artifact", name, "fact", fact_text(ours[name]), "", "regression", text)
+            continue
+        if name not in ours:
+            yield Metric("artifact", name, "fact", "", fact_text(theirs[name]), "new")
+            continue
+        margin = fact_margin(name, ours[name], {})
+        texts = fact_text(ours[name]), fact_text(theirs[name])
+        verdict, reason = fact_verdict(ours[name], theirs[name], margin)
+        yield Metric("artifact", name, "fact", *texts, verdict, reason)
+
+
+def _facts(subject: Subject) -> dict[str, Fact]:
+    """Return what a change of the exporter must not change unseen."""
+    facts = artifact_facts(subject.artifact)
+    found: dict[str, Fact] = {"pte bytes": facts.size, "packages": len(facts.packages)}
+    for method in facts.methods:
+        for kind, tensors in (("inputs", method.inputs), ("outputs", method.outputs)):
+            shapes = [f"{t.dtype}{list(t.shape)}" for t in tensors]
+            found[f"{method.name} {kind}"] = " ".join(shapes)
+    for number, package in enumerate(facts.packages):
+        found[f"package {number} weight bytes"] = package.sharing.stored
+        for function in package.functions:
+            name = f"package {number} {function.name} operations"
+            found[name] = sum(function.operations.values())
+    return found
+
+
+def _parity(subject: Subject, runtime: str) -> Case:
+    findings = CHECKS["parity"].findings(subject, runtime)
+    return case_from_findings(findings, suite="gate", check="parity", runtime=runtime)
+
+
+def _parity_metric(base: Case, head: Case) -> Metric:
+    verdict, reason = outcome_verdict(base, head)
+    return Metric("artifact", "parity", "outcome", base.outcome, head.outcome, verdict, reason)
+
+
+def _time_metric(base: Subject, head: Subject, runtime: str) -> Metric:
+    """Time decoding of both; each round checks its own logits."""
+    base_round, head_round = (_timed(subject, runtime) for subject in (base, head))
+    samples = sample_in_abba_order(base_round, head_round, PAIRS)
+    found = compare(samples.pairs, samples.control)
+    ours, theirs = (
+        f"{statistics.median(pair[side] for pair in samples.pairs) * 1000:.3g} ms/token"
+        for side in (0, 1)
+    )
+    verdict = _TIME_VERDICTS.get(found.verdict, found.verdict)
+    reason = f"{found.verdict}: {found.reason}"
+    return Metric("artifact", "decode", "figure", ours, theirs, verdict, reason)
+
+
+def _timed(subject: Subject, runtime: str) -> Callable[[], float]:
+    stopwatch = Stopwatch(subject)
+
+    def run() -> float:
+        steps = stopwatch.round(runtime).decode
+        return sum(steps) / len(steps) / 1000
+
+    return run

@@ -1,0 +1,142 @@
+"""A Llama's weights by Meta's names, from Meta's or Hugging Face's files, held against a config.
+
+A checkpoint without an output layer has tied embeddings: `output.weight` becomes the very tensor
+of `tok_embeddings.weight`. ExecuTorch's static exporter does not know of tying: it prints the
+missing key and goes on with an output layer on the meta device, which cannot be lowered.
+:mod:`harness.export._executorch_child` therefore fills the layer in the exporter's own model.
+
+Hugging Face rotates the first half of a head's columns against the second where Meta rotates
+neighbours, so that the rows of its queries and keys come in another order. They are put into
+Meta's here: copies, the only ones that are made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.errors import HarnessError
+from harness.models import hugging_face
+from harness.models.config import LlamaConfig
+from harness.models.limits import beyond
+from harness.models.quantize import schemes
+from harness.models.tensor_files import read_tensors
+
+if TYPE_CHECKING:
+    from harness.export.options import ExportOptions
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_LISTED = 8
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a family of checkpoints names tensors, from Meta's names, and orders RoPE's rows."""
+
+    name: Callable[[str], str]
+    unused: str  # computed from the config instead
+    interleaved: bool
+
+
+_META = _Layout(name=lambda name: name, unused=r"rope\.freqs", interleaved=True)
+_HUGGING_FACE = _Layout(
+    name=hugging_face.tensor_name,
+    unused=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    interleaved=False,
+)
+
+
+def load_checkpoint(
+    path: str | Path, config: LlamaConfig, options: ExportOptions | None = None
+) -> dict[str, torch.Tensor]:
+    """Weights by Meta name, memory-mapped, in the dtype of the file.
+
+    `path` is a file of `torch.save`, a safetensors file, the index of several, or a folder with
+    one of them. Raises HarnessError that lists every missing, unexpected and misshapen tensor.
+    Nothing in the file is executed. Where it is to be exported with `options`, its values are read
+    too: one that the export cannot hold is an error.
+    """
+    found = read_tensors(Path(path))
+    layout = _layout_of(found)
+    tensors = {k: v for k, v in found.items() if not re.fullmatch(layout.unused, str(k))}
+    names = {meta: layout.name(meta) for meta in config.weight_shapes}
+    shapes = {names[meta]: shape for meta, shape in config.weight_shapes.items()}
+    problems = _tie(tensors, layout, config) + _problems(tensors, shapes)
+    if problems:
+        raise HarnessError(f"{path} does not fit its params: {_listed(problems)}")
+    if options is not None:
+        by_name = {names[meta]: scheme for meta, scheme in schemes(config, options).items()}
+        if bad := list(beyond({name: tensors[name] for name in shapes}, by_name, options.dtype)):
+            raise HarnessError(f"{path} cannot be exported in {options.dtype}: {_listed(bad)}")
+    weights = {meta: tensors[name] for meta, name in names.items()}
+    return weights if layout.interleaved else _interleaved(weights, config)
+
+
+def _layout_of(names: Iterable[Any]) -> _Layout:
+    """The layout that most names are of: a stray one of the other is then told as such."""
+    prefixed = [str(name).startswith(("model.", "lm_head.")) for name in names]
+    return _HUGGING_FACE if 2 * sum(prefixed) > len(prefixed) else _META
+
+
+def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the output layer is the embedding table itself."""
+    return weights["output.weight"] is weights["tok_embeddings.weight"]
+
+
+def _tie(tensors: dict[Any, Any], layout: _Layout, config: LlamaConfig) -> list[str]:
+    """Make the output layer the embedding where it is; says what speaks against it."""
+    embedding, output = layout.name("tok_embeddings.weight"), layout.name("output.weight")
+    if config.tied is False or embedding not in tensors:
+        return []
+    if output not in tensors:
+        tensors[output] = tensors[embedding]
+    elif config.tied:
+        if not _equal(tensors[output], tensors[embedding]):
+            return [f"{output} differs from {embedding}, although tie_word_embeddings is true"]
+        tensors[output] = tensors[embedding]
+    return []
+
+
+def _equal(one: Any, other: Any) -> bool:
+    both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    return both and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _listed(problems: list[str]) -> str:
+    shown = "; ".join(problems[:MAX_LISTED])
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return shown + more
+
+
+def _problems(tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    missing = [f"{name} is missing" for name in shapes if name not in tensors]
+    extra = [f"{name!r} is not expected" for name in tensors if name not in shapes]
+    wrong = []
+    for name, shape in shapes.items():
+        if (value := tensors.get(name)) is None:
+            continue
+        if not isinstance(value, torch.Tensor) or value.dtype not in FLOAT_DTYPES:
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            wrong.append(f"{name} is {kind}, not a floating-point tensor")
+        elif tuple(value.shape) != shape:
+            wrong.append(f"{name} has shape {list(value.shape)}, not {list(shape)}")
+    return missing + extra + wrong
+
+
+def _interleaved(weights: dict[str, torch.Tensor], config: LlamaConfig) -> dict[str, torch.Tensor]:
+    """Put the rows of queries and keys into Meta's order: halves of a head become pairs."""
+
+    def paired(weight: torch.Tensor) -> torch.Tensor:
+        halves = weight.reshape(-1, 2, config.head_dim // 2, config.dim)
+        return halves.transpose(1, 2).reshape(weight.shape)
+
+    rotated = (".attention.wq.weight", ".attention.wk.weight")
+    return {
+        name: paired(weight) if name.endswith(rotated) else weight
+        for name, weight in weights.items()
+    }

@@ -1,0 +1,183 @@
+"""The Llama that an artifact holds: its weights, dequantized, found by what the program does.
+
+Quantized weights have no names in an ML Program, so they are recognised by structure: linear
+operations that read the same value are one group, and the groups of a Llama come in a fixed order
+(queries, keys and values; attention output; gate and up; down; ...; logits). A linear layer that
+was split by rows is joined again, in program order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from harness.artifact import Artifact, ArtifactError
+from harness.artifact.pte import DelegateCall
+from harness.mil.function import Function, load_function
+from harness.mil.policy import get_policy
+from harness.models.config import LlamaConfig
+
+
+@dataclass
+class _Parts:
+    """What stands in a method's programs, in order of execution."""
+
+    embeddings: list[torch.Tensor] = field(default_factory=list)
+    norms: list[torch.Tensor] = field(default_factory=list)
+    epsilons: list[float] = field(default_factory=list)
+    groups: list[list[torch.Tensor]] = field(default_factory=list)
+
+
+def read_llama(artifact: Artifact, method: str) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
+    """Return the sizes of the Llama that a method computes, and its weights by Meta's names.
+
+    Weights are fp32 tensors of the values that the artifact holds, dequantized. The config's RoPE
+    parameters are not the model's: RoPE tables are inputs of the method. Raises ArtifactError when
+    the program is not recognised as a Llama, with what was found.
+    """
+    parts = _Parts()
+    for function, block in _functions(artifact, method):
+        _collect(function, block, parts)
+    where = f"{artifact.path}, method '{method}'"
+    n_layers, odd = divmod(len(parts.groups) - 1, 4)
+    if odd or n_layers < 1 or len(parts.norms) != 2 * n_layers + 1 or not parts.embeddings:
+        raise ArtifactError(
+            f"{where}: not recognised as a Llama: {len(parts.embeddings)} embeddings, "
+            f"{len(parts.groups)} groups of linears (4 per layer and 1 are expected), "
+            f"{len(parts.norms)} norms (2 per layer and 1 are expected)"
+        )
+    config = _config(artifact, parts, n_layers, where)
+    return config, _named(config, parts, where)
+
+
+def _functions(artifact: Artifact, method: str) -> Iterator[tuple[Function, Any]]:
+    """Yield the functions of a method's Core ML delegates, in call order, with their blocks."""
+    if artifact.pte is None or method not in artifact.methods:
+        raise ArtifactError(f"{artifact.path}: no program method '{method}' to read weights from")
+    delegates = {delegate.index: delegate for delegate in artifact.delegates[method]}
+    for call in artifact.pte.methods[method].instructions:
+        if isinstance(call, DelegateCall) and call.delegate in delegates:
+            delegate = delegates[call.delegate]
+            package, name = delegate.bundle.package, delegate.program_function
+            yield load_function(package, name, get_policy("widen")), package.operations(name)
+
+
+def _collect(function: Function, block: Any, parts: _Parts) -> None:
+    last_source = None
+    scalars: dict[str, float] = {}  # what a scalar constant was added to, or divided: the constant
+    for operation in block.operations:
+        names = {
+            key: argument.arguments[0].name
+            for key, argument in operation.inputs.items()
+            if argument.arguments
+        }
+        constants = {key: function.constant(name) for key, name in names.items() if name}
+        match operation.type:
+            case "linear":
+                weight = constants["weight"]
+                if weight is None:
+                    continue
+                if names["x"] != last_source:
+                    parts.groups.append([])
+                last_source = names["x"]
+                parts.groups[-1].append(weight)
+            case "gather" if (table := constants["x"]) is not None and table.dim() == 2:
+                parts.embeddings.append(table)
+            case "add" | "mul":
+                for constant in (constants.get("x"), constants.get("y")):
+                    if constant is None or not constant.is_floating_point():
+                        continue
+                    if constant.dim() == 1 and operation.type == "mul":
+                        parts.norms.append(constant)
+                    elif constant.dim() == 0 and operation.type == "add":
+                        scalars[operation.outputs[0].name] = float(constant)
+                if operation.type == "add" and names["y"] in scalars:  # an epsilon, rescaled
+                    scalars[operation.outputs[0].name] = scalars[names["y"]]
+            case "real_div":
+                constant = constants["x"]
+                if constant is not None and constant.dim() == 0:
+                    scalars[operation.outputs[0].name] = float(constant)
+                elif names["x"] in scalars:
+                    scalars[operation.outputs[0].name] = scalars[names["x"]]
+            case "rsqrt" if names["x"] in scalars:
+                parts.epsilons.append(scalars[names["x"]])
+
+
+def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> LlamaConfig:
+    try:
+        head_dim = int(artifact.constants["head_dim"])
+        n_kv_heads = int(artifact.constants["n_heads_per_cache"])
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(
+            f"{where}: constant methods 'head_dim' and 'n_heads_per_cache' are needed"
+        ) from None
+    vocab_size, dim = parts.embeddings[0].shape
+    rows = sum(weight.shape[0] for weight in parts.groups[0])
+    n_heads = rows // head_dim - 2 * n_kv_heads if head_dim > 0 else 0
+    if min(n_heads, n_kv_heads) < 1 or n_heads % n_kv_heads:
+        raise ArtifactError(
+            f"{where}: not recognised as a Llama: {rows} rows of queries, keys and values make no "
+            f"heads of {head_dim}, {n_kv_heads} of them of keys"
+        )
+    if len(set(parts.epsilons)) != 1:
+        raise ArtifactError(f"{where}: its norms have {len(set(parts.epsilons))} epsilons, not one")
+    return LlamaConfig(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        hidden_dim=sum(weight.shape[0] for weight in parts.groups[2]) // 2,
+        vocab_size=vocab_size,
+        norm_eps=parts.epsilons[0],
+        attention_scale=_rounded(artifact, head_dim**-0.5),
+    )
+
+
+def _rounded(artifact: Artifact, value: float) -> float:
+    """A constant in the artifact's own dtype, that of its RoPE tables.
+
+    Not read from the program: what is compared with a scale that the program holds must be able to
+    differ from it.
+    """
+    dtype = str(getattr(artifact.constants.get("freqs_cos"), "dtype", "float32"))
+    kept = torch.float16 if dtype == "float16" else torch.float32
+    return float(torch.tensor(value, dtype=kept))
+
+
+_GROUPS = (
+    ("attention.wq", "attention.wk", "attention.wv"),
+    ("attention.wo",),
+    ("feed_forward.w1", "feed_forward.w3"),
+    ("feed_forward.w2",),
+)
+
+
+def _named(config: LlamaConfig, parts: _Parts, where: str) -> dict[str, torch.Tensor]:
+    weights = {"tok_embeddings.weight": parts.embeddings[0], "norm.weight": parts.norms[-1]}
+    for layer in range(config.n_layers):
+        prefix = f"layers.{layer}."
+        weights[f"{prefix}attention_norm.weight"] = parts.norms[2 * layer]
+        weights[f"{prefix}ffn_norm.weight"] = parts.norms[2 * layer + 1]
+        for names, group in zip(_GROUPS, parts.groups[4 * layer : 4 * layer + 4], strict=True):
+            full = [f"{prefix}{name}.weight" for name in names]
+            weights |= _cut(group, full, config, where)
+    return weights | _cut(parts.groups[-1], ["output.weight"], config, where)
+
+
+def _cut(
+    group: list[torch.Tensor], names: list[str], config: LlamaConfig, where: str
+) -> dict[str, torch.Tensor]:
+    """Cut the rows of a group among its layers, by the sizes that the config implies."""
+    shapes = [config.linears[name] for name in names]
+    sizes, width = [rows for rows, _ in shapes], shapes[0][1]
+    found = [list(weight.shape) for weight in group]
+    if any(shape[1:] != [width] for shape in found) or sum(rows for rows, _ in found) != sum(sizes):
+        raise ArtifactError(
+            f"{where}: not recognised as a Llama: {', '.join(names)} are made of {found}, "
+            f"{shapes} are expected"
+        )
+    return dict(zip(names, torch.cat(group).split(sizes), strict=True))

@@ -1,0 +1,1 @@
+"""Executes a program (`.pte`): kernels by PyTorch, delegate calls by whoever is given."""

@@ -1,0 +1,214 @@
+"""Executes the instructions of a method of a .pte: delegate and kernel calls, moves and jumps.
+
+What a delegate does is the runtime's own; this module hands it tensors in the order of
+`metadata.json`'s names and takes the results in that order. A buffer that a kernel writes in place
+lives from call to call: it starts with the bytes that the program has for it, or with zeros, as
+ExecuTorch's memory does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from harness.artifact import Artifact, ArtifactError, Delegate
+from harness.artifact.pte import (
+    DelegateCall,
+    FreeCall,
+    Instruction,
+    JumpFalseCall,
+    KernelCall,
+    ListValue,
+    MoveCall,
+    PteMethod,
+    TensorValue,
+    Value,
+)
+from harness.errors import HarnessError
+from harness.mil.operation import MOST_ELEMENTS, most_elements
+from harness.pte.kernels import call_kernel, writes_in_place
+
+DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+DelegateFactory = Callable[[Delegate], DelegateRunner]
+_MOST_STEPS = 1_000_000  # a jump backwards may loop; a method of a real model has a few hundred
+
+
+class Interpreter:
+    """A method whose Core ML delegates are run by what `factory` makes of each.
+
+    `output_names` name the outputs in messages. Raises ArtifactError where a delegate is not Core
+    ML's, or is not called with a tensor for each name.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        method: str,
+        factory: DelegateFactory,
+        output_names: Sequence[str],
+    ) -> None:
+        assert artifact.pte is not None, "a method to interpret is a program's"
+        self._plan = artifact.pte.methods[method]
+        self._where = f"{artifact.path}, method '{method}'"
+        self._output_names = output_names
+        delegates = {d.index: d for d in artifact.delegates[method]}
+        self._check_delegates(delegates)
+        self._delegates = {index: (d, factory(d)) for index, d in delegates.items()}
+        self._buffers = _buffers(self._plan, delegates.values(), self._where)
+
+    def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
+        """Raise ArtifactError unless each call hands over as many tensors as there are names."""
+        for instruction in self._plan.instructions:
+            if not isinstance(instruction, DelegateCall):
+                continue
+            if instruction.delegate not in delegates:
+                backend = self._plan.delegates[instruction.delegate].backend
+                raise ArtifactError(
+                    f"{self._where}: calls delegate {instruction.delegate} of {backend}; only "
+                    "Core ML delegates can be executed"
+                )
+            names = delegates[instruction.delegate].names
+            expected = len(names.input_names) + len(names.output_names)
+            if len(instruction.args) != expected:
+                raise ArtifactError(
+                    f"{self._where}, delegate {instruction.delegate}: called with "
+                    f"{len(instruction.args)} values, metadata.json names {expected}"
+                )
+            for name, index in zip(
+                names.input_names + names.output_names, instruction.args, strict=True
+            ):
+                if not isinstance(self._plan.values[index], TensorValue):
+                    kind = type(self._plan.values[index]).__name__
+                    raise ArtifactError(
+                        f"{self._where}, delegate {instruction.delegate}: '{name}' is handed over "
+                        f"as {kind}; a Core ML delegate takes and gives tensors only"
+                    )
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Execute once on inputs that have been checked; results may share memory with them.
+
+        Raises HarnessError, naming the delegate or kernel at fault.
+        """
+        values = [_initial(value) for value in self._plan.values]
+        for index, buffer in self._buffers.items():
+            values[index] = buffer
+        for index, given in zip(self._plan.inputs, inputs, strict=True):
+            values[index] = given
+        position = steps = 0
+        while position < len(self._plan.instructions):
+            steps += 1
+            if steps > _MOST_STEPS:
+                raise HarnessError(f"{self._where}: did not end after {_MOST_STEPS} instructions")
+            position = self._execute(self._plan.instructions[position], values, position)
+        self._buffers = {index: values[index] for index in self._buffers}
+        return [
+            self._made(values, index, f"output '{name}'")
+            for index, name in zip(self._plan.outputs, self._output_names, strict=True)
+        ]
+
+    def _made(self, values: list[Any], index: int, what: str) -> Any:
+        """Return a value; raises HarnessError, naming `what`, when nothing has made it yet."""
+        if values[index] is None and self._plan.values[index] is not None:
+            raise HarnessError(f"{self._where}: {what} is value {index}, which nothing has made")
+        return values[index]
+
+    def _execute(self, instruction: Instruction, values: list[Any], position: int) -> int:
+        """Execute one instruction; return the position of the next."""
+        match instruction:
+            case DelegateCall(number, args):
+                self._delegate(number, args, values)
+            case KernelCall(operator, args):
+                self._kernel(operator, args, values)
+            case MoveCall(source, target):
+                values[target] = values[source]
+            case JumpFalseCall(condition, destination):
+                if not self._holds(values, condition):
+                    return destination
+            case FreeCall(freed):
+                values[freed] = None
+        return position + 1
+
+    def _holds(self, values: list[Any], condition: int) -> bool:
+        value = self._made(values, condition, "a jump's condition")
+        if torch.is_tensor(value) and value.numel() != 1:
+            shape = list(value.shape)
+            raise HarnessError(f"{self._where}: a jump's condition has shape {shape}, not one bool")
+        return bool(value)
+
+    def _delegate(self, number: int, args: tuple[int, ...], values: list[Any]) -> None:
+        delegate, run = self._delegates[number]
+        names, split = delegate.names, len(delegate.names.input_names)
+        tensors = [values[index] for index in args[:split]]
+        if any(tensor is None for tensor in tensors):
+            for index, name in zip(args[:split], names.input_names, strict=True):
+                self._made(values, index, f"delegate {number}'s input '{name}'")
+        for index, name, result in zip(args[split:], names.output_names, run(tensors), strict=True):
+            declared = self._plan.values[index]
+            assert isinstance(declared, TensorValue), "checked at load"
+            if declared.shape == () and tuple(result.shape) == (1,):  # as Core ML gives a scalar
+                result = result.reshape(())
+            if not declared.allows(result.shape):
+                raise HarnessError(
+                    f"{self._where}, delegate {number}: output '{name}' has shape "
+                    f"{list(result.shape)}, the program declares {list(declared.shape)}"
+                )
+            if not declared.dtype.startswith(("float", "bfloat")):
+                result = result.to(getattr(torch, declared.dtype))
+            values[index] = result
+
+    def _kernel(self, operator: str, args: tuple[int, ...], values: list[Any]) -> None:
+        declared = [self._plan.values[index] for index in args]
+        given = [
+            [None if item == -1 else values[item] for item in value.items]
+            if isinstance(value, ListValue)
+            else values[index]
+            for index, value in zip(args, declared, strict=True)
+        ]
+        results = call_kernel(operator, given, declared, self._where)
+        # The last argument is the returned value: a tensor, or a list of them.
+        last = declared[-1]
+        targets = last.items if isinstance(last, ListValue) else args[-1:]
+        for index, result in zip(targets, results, strict=True):
+            values[index] = result
+
+
+def _initial(value: Value) -> Any:
+    """Return what a value is before the first instruction; a tensor that is no constant is None."""
+    if isinstance(value, TensorValue):
+        return None if value.data is None else torch.from_numpy(value.array().copy())
+    return value
+
+
+def _buffers(plan: PteMethod, delegates: Iterable[Delegate], where: str) -> dict[int, torch.Tensor]:
+    """Return the tensors that live from call to call, by index, as they are before the first.
+
+    Raises ArtifactError for more elements than a program with these delegates may have.
+    """
+    written = {
+        instruction.args[0]
+        for instruction in plan.instructions
+        if isinstance(instruction, KernelCall) and writes_in_place(instruction.operator)
+    }
+    declared = {
+        index: value
+        for index, value in enumerate(plan.values)
+        if isinstance(value, TensorValue)
+        and index not in plan.inputs
+        and (index in written or value.initial is not None)
+    }
+    count = sum(math.prod(value.shape) for value in declared.values())
+    if count > MOST_ELEMENTS:  # a look at the packages is not free
+        packages = {id(d.bundle): d.bundle.package for d in delegates}.values()
+        if count > (most := most_elements(sum(package.size for package in packages))):
+            raise ArtifactError(f"{where}: declares buffers of over {most} elements")
+    return {index: _first(value) for index, value in declared.items()}
+
+
+def _first(value: TensorValue) -> torch.Tensor:
+    if value.initial is None:
+        return torch.zeros(value.shape, dtype=getattr(torch, value.dtype))
+    return torch.from_numpy(replace(value, data=value.initial).array().copy())

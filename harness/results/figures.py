@@ -1,0 +1,109 @@
+"""A figure: a measured number with its unit, its bound, and the direction that is better."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, SupportsFloat, SupportsIndex
+
+from harness.errors import HarnessError
+
+# JSON has no such numbers: a stream spells them as these strings.
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+# better -> (the sign between value and bound, does value meet bound)
+DIRECTIONS = {
+    "lower": ("<=", lambda value, bound: value <= bound),
+    "higher": (">=", lambda value, bound: value >= bound),
+    "exact": ("==", lambda value, bound: value == bound),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number.
+
+    `unit` is how a reader says it ("dB", "ms/token", "bytes", "" for a ratio); `bound` is what
+    the value had to meet, None when it is reported only; `better` is "lower", "higher" or
+    "exact". A scalar of numpy's or torch's is accepted; it is kept as a float or an int.
+
+    Raises HarnessError for an unknown `better` and for a bound that is not finite.
+    """
+
+    value: float
+    unit: str = ""
+    bound: float | None = None
+    better: str = "lower"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", plain_number(self.value))
+        if self.better not in DIRECTIONS:
+            raise HarnessError(
+                f"A figure's better is {self.better!r}: it must be one of {', '.join(DIRECTIONS)}."
+            )
+        if self.bound is not None:
+            object.__setattr__(self, "bound", plain_number(self.bound))
+            if not math.isfinite(self.bound):
+                raise HarnessError(f"A figure's bound is {self.bound}: a bound is a finite number.")
+
+    @property
+    def finite(self) -> bool:
+        """Whether the value is neither NaN nor infinite."""
+        return math.isfinite(self.value)
+
+    @property
+    def within_bound(self) -> bool:
+        """Whether the value meets its bound. NaN and infinities never do; no bound is always met.
+
+        An infinity in the better direction does not pass either: a check that can measure one
+        (the SQNR of two equal tensors) states a finite ceiling for it.
+        """
+        if self.bound is None:
+            return True
+        return self.finite and DIRECTIONS[self.better][1](self.value, self.bound)
+
+    def __str__(self) -> str:
+        text = with_unit(self.value, self.unit)
+        if self.bound is None:
+            return text
+        return f"{text} ({DIRECTIONS[self.better][0]} {number(self.bound)})"
+
+    def to_json(self) -> dict[str, Any]:
+        """The figure as a JSON object."""
+        value = self.value if self.finite else _spelling(self.value)
+        return {"value": value, "unit": self.unit, "bound": self.bound, "better": self.better}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Figure:
+        """The figure that `to_json` wrote; `data` has been validated against the schema."""
+        value = data["value"]
+        return cls(
+            value=NON_FINITE[value] if isinstance(value, str) else value,
+            unit=data["unit"],
+            bound=data["bound"],
+            better=data["better"],
+        )
+
+
+def plain_number(value: SupportsFloat | SupportsIndex) -> float:
+    """A Python int or float of the same value; JSON and equality know nothing of array scalars."""
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        return float(value)
+
+
+def number(value: float) -> str:
+    """A number for a person: four digits, or all of them for an integer."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A number for a person, followed by its unit if it has one."""
+    return f"{number(value)} {unit}".rstrip()
+
+
+def _spelling(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,0 +1,86 @@
+"""One line of a result stream: JSON without surprises, valid against `schema.json`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+
+MAX_LINE_BYTES = 1 << 20
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
+
+
+def format_line(record: Mapping[str, Any]) -> str:
+    """The line of a record, without its newline; ASCII, so that any text survives any encoding.
+
+    Raises ValueError with a sentence when the record is not one that `parse_line` accepts.
+    """
+    try:
+        line = json.dumps(record, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"the record holds what JSON cannot: {error}") from error
+    parse_line(line.encode())
+    return line
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The record of a line; raises ValueError with a sentence that says what is wrong with it."""
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+    try:
+        record = json.loads(
+            line.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    _validate(record)
+    return record
+
+
+def _validate(record: Any) -> None:
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator().iter_errors(record))
+    if error is not None:
+        where = "".join(f"{part}: " for part in error.absolute_path)
+        raise ValueError(f"{where}{error.message[:300]}")
+
+
+@functools.cache
+def _validator() -> Draft202012Validator:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a name given twice has no one meaning."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object names the same key twice")
+    return found
+
+
+def _constant(spelling: str) -> NoReturn:
+    raise ValueError(f"{spelling} is not JSON; a figure spells it as a string")
+
+
+def _finite(spelling: str) -> float:
+    """A float; 1e999 is JSON, but no number that can be compared."""
+    value = float(spelling)
+    if not math.isfinite(value):
+        raise ValueError(f"{spelling[:40]} is out of range")
+    return value

@@ -1,0 +1,172 @@
+"""A result stream on disk: written line by line, read back whole or refused with a sentence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from harness.errors import HarnessError
+from harness.files import temporary_name
+from harness.results.lines import format_line, parse_line
+from harness.results.records import Case, Footer, Header, Run
+
+MAX_FILE_BYTES = 256 << 20
+
+
+class InvalidStream(HarnessError):
+    """A result stream that cannot be trusted: what is wrong, in which file and line."""
+
+
+class MissingFooter(InvalidStream):
+    """A result stream that ends before its footer: the run did not finish."""
+
+
+class Writer:
+    """Writes the stream of one run, a context manager.
+
+    Lines go to `PATH.XXXXXXXX.partial`, each flushed as it comes. Leaving the block writes the
+    footer and moves the file to `path`; leaving it by an exception leaves the partial stream.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = Path(path)
+        self.partial = temporary_name(self.path, ".partial")
+        self._cases: dict[str, Case] = {}
+        self._start = time.monotonic()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise HarnessError(f"{path} cannot be written: {error.strerror or error}.") from error
+        self._write(header.to_json())
+
+    def add(self, case: Case) -> None:
+        """Append a case; raises HarnessError when its id has been written before."""
+        if case.id in self._cases:
+            raise HarnessError(f"Case {case.id} ran twice: give each case of a run its own name.")
+        self._write(case.to_json())
+        self._cases[case.id] = case
+
+    def finish(self) -> Footer:
+        """Write the footer and put the stream in place; raises HarnessError when it cannot."""
+        footer = Footer.of(self._cases.values(), round(time.monotonic() - self._start, 3))
+        self._write(footer.to_json())
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self.partial.replace(self.path)
+        except OSError as error:
+            raise HarnessError(
+                f"{self.path} cannot be written: {error.strerror or error}. The results are in"
+                f" {self.partial}."
+            ) from error
+        return footer
+
+    def abandon(self) -> None:
+        """Stop without a footer; the partial stream stays under its own name."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file.closed:  # finished by hand
+            return
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        try:
+            line = format_line(record)
+        except ValueError as error:
+            what = record.get("id", record["type"])
+            raise HarnessError(f"{self.path}: {what} cannot be recorded: {error}.") from error
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise HarnessError(f"{self.partial} cannot be written: {error.strerror}.") from error
+
+
+def read_run(path: Path) -> Run:
+    """Read a finished run.
+
+    Raises InvalidStream (MissingFooter for an unfinished one) unless the file is a regular one of
+    at most 256 MiB, every line is valid, the header comes first, ids are unique, and the footer
+    comes last and agrees with the cases.
+    """
+    path = Path(path)
+    header: Header | None = None
+    footer: Footer | None = None
+    cases: dict[str, Case] = {}
+    for line, record in _records(path):
+        where = f"{path}, line {line}"
+        if (record["type"] == "header") != (header is None):
+            raise InvalidStream(f"{where}: a stream starts with its header and has only one.")
+        if footer is not None:
+            raise InvalidStream(f"{where}: the footer must be the last line.")
+        try:
+            if record["type"] == "header":
+                header = Header.from_json(record)
+            elif record["type"] == "footer":
+                footer = Footer.from_json(record)
+            else:
+                case = Case.from_json(record)
+                if case.id in cases:
+                    raise HarnessError(f"case {case.id} is there twice.")
+                cases[case.id] = case
+        except HarnessError as error:
+            raise InvalidStream(f"{where}: {error}") from error
+    if header is None:
+        raise InvalidStream(f"{path} is empty: it is no result stream.")
+    if footer is None:
+        raise MissingFooter(
+            f"{path} has no footer after {len(cases)} cases: its run did not finish, so it is not a"
+            " result. Run it again."
+        )
+    run = Run(header, tuple(cases.values()), footer)
+    _check_footer(path, run)
+    return run
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and record of each line."""
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            yield number, parse_line(line.rstrip(b"\r\n"))
+        except ValueError as error:
+            raise InvalidStream(f"{path}, line {number}: {error}.") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        # A pipe would never end, a folder is another thing.
+        if path.exists() and not path.is_file():
+            raise InvalidStream(f"{path} is no regular file: give the JSON Lines file of a run.")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise InvalidStream(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: no run is.")
+            yield from file
+    except OSError as error:
+        raise InvalidStream(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _check_footer(path: Path, run: Run) -> None:
+    expected = Footer.of(run.cases, run.footer.seconds).to_json()
+    for name, value in run.footer.to_json().items():
+        if value != expected[name]:
+            raise InvalidStream(
+                f"{path}: the footer says {name} {value}, its cases say {expected[name]}:"
+                " the stream was changed or cut after the run."
+            )

@@ -1,0 +1,157 @@
+"""A result stream comes back as it was written, or is refused with a sentence."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import harness.results
+from harness.errors import HarnessError
+from harness.results import Case, Figure, InvalidStream, MissingFooter, Writer, read_run
+from tests.results.runs import HEADER, PARITY, SKIPPED, lines_of, write_lines, write_run
+
+
+@pytest.fixture
+def stream(tmp_path):
+    return write_run(tmp_path / "run.jsonl", PARITY, SKIPPED)
+
+
+def test_a_run_comes_back_as_it_was_written(stream):
+    run = read_run(stream)
+    assert (run.header, run.cases) == (HEADER, (PARITY, SKIPPED))
+    assert run.footer.passed and run.footer.comparisons == 1000
+    assert run.footer.counts["pass"] == run.footer.counts["skip"] == 1
+
+
+def test_every_line_is_valid_by_the_published_schema(stream):
+    schema = json.loads((Path(harness.results.__file__).parent / "schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    for record in lines_of(stream):
+        validator.validate(record)
+    assert not validator.is_valid({"type": "case", "outcome": "fine"})
+
+
+def test_an_interrupted_run_leaves_a_partial_stream_and_no_result(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with pytest.raises(KeyboardInterrupt), Writer(path, HEADER) as writer:
+        writer.add(PARITY)
+        raise KeyboardInterrupt
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.endswith(".partial")
+    with pytest.raises(MissingFooter, match="no footer after 1 cases"):
+        read_run(partial)
+
+
+def break_footer(records):
+    records[-1]["counts"]["pass"] += 1
+
+
+def drop_a_case(records):
+    del records[1]
+
+
+def repeat_a_case(records):
+    records.insert(2, records[1])
+
+
+def second_header(records):
+    records.insert(1, records[0])
+
+
+def unknown_outcome(records):
+    records[1]["outcome"] = "fine"
+
+
+def pass_of_nothing(records):
+    records[1]["comparisons"] = 0
+
+
+def pass_beyond_a_bound(records):
+    records[1]["figures"]["decode error"]["value"] = 1.0
+
+
+def other_id(records):
+    records[1]["id"] = "conformance/parity[big,single,mil:widen]"
+
+
+def after_the_footer(records):
+    records.append(records[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (break_footer, "the footer says counts"),
+        (drop_a_case, "the footer says"),
+        (repeat_a_case, "line 3: .* is there twice"),
+        (second_header, "line 2: a stream starts with its header"),
+        (unknown_outcome, "line 2"),
+        (pass_of_nothing, "line 2: comparisons: 0 is less than the minimum of 1"),
+        (pass_beyond_a_bound, "line 2: .*passed although its figure decode error"),
+        (other_id, "line 2: The id .* does not belong"),
+        (after_the_footer, "line 5: the footer must be the last line"),
+        (lambda records: records.pop(), "no footer"),
+        (lambda records: records.clear(), "is empty"),
+    ],
+)
+def test_a_stream_that_lies_is_refused(stream, change, problem):
+    records = lines_of(stream)
+    change(records)
+    with pytest.raises(InvalidStream, match=problem):
+        read_run(write_lines(stream, records))
+
+
+def test_bad_json_is_named_with_its_line(stream):
+    lines = stream.read_text().splitlines()
+    stream.write_text("\n".join([lines[0], lines[1][:-5], *lines[2:]]))
+    with pytest.raises(InvalidStream, match=r"run\.jsonl, line 2"):
+        read_run(stream)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    with pytest.raises(InvalidStream, match="cannot be read"):
+        read_run(tmp_path / "missing.jsonl")
+    with pytest.raises(InvalidStream, match="no regular file"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_kept_and_never_passes(tmp_path, value):
+    figure = Figure(value, "", bound=1.0)
+    assert not figure.within_bound
+    with pytest.raises(HarnessError, match="passed although"):
+        replace(PARITY, figures={"error": figure})
+    case = replace(PARITY, figures={"error": figure}, outcome="fail", reason="not finite")
+    (back,) = read_run(write_run(tmp_path / "run.jsonl", case)).cases
+    have = back.figures["error"].value
+    assert have == value or (math.isnan(have) and math.isnan(value))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"outcome": "skip"}, "needs a reason"),
+        ({"outcome": "error", "reason": "x"}, "needs a stage"),
+        ({"outcome": "crash", "reason": "x"}, "needs a signal"),
+        ({"outcome": "known", "reason": "x"}, "needs a issue"),
+        ({"check": "a,b"}, "its check is"),
+        ({"facts": {"x": [1]}}, "a fact is"),
+    ],
+)
+def test_a_case_that_does_not_say_what_it_must_is_refused(fields, problem):
+    with pytest.raises(HarnessError, match=problem):
+        Case(**{"suite": "s", "check": "c", "comparisons": 1, **fields})
+
+
+def test_a_known_defect_that_stops_showing_is_a_failure():
+    failed = replace(PARITY, outcome="fail", reason="off", figures={})
+    assert failed.judged_against_known("issue 1").outcome == "known"
+    assert PARITY.judged_against_known("issue 1").outcome == "fail"
+    assert SKIPPED.judged_against_known("issue 1") == SKIPPED
+
+
+def test_a_run_in_which_nothing_passed_has_not_passed(tmp_path):
+    assert not read_run(write_run(tmp_path / "run.jsonl", SKIPPED)).footer.passed
