@@ -26,7 +26,7 @@ from harness.checks.parity import (
 )
 from harness.checks.weights import table_error
 from harness.generate.layout import ModelLayout
-from harness.generate.load import open_session
+from harness.generate.session import open_session
 from harness.models.model import Freqs
 from harness.results import Figure, Finding
 from harness.runtimes import get_runtime

@@ -15,8 +15,8 @@ import torch
 
 from harness.checks.metrics import Error, error, kl_divergence, top_agreement
 from harness.errors import HarnessError
+from harness.generate import generate
 from harness.generate.session import Session
-from harness.generate.text import generate
 from harness.results import Figure, Finding
 from harness.subject import Subject
 from harness.subject.reference import reference, tables

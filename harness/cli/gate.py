@@ -71,7 +71,7 @@ def _compare(args: argparse.Namespace) -> GateResult:
         runtime = get_runtime(args.runtime).name if args.runtime else default_runtime()
         return compare_artifacts(args.base, args.head, runtime)
     from harness.measure.gate import compare_runs
-    from harness.measure.margins import parse_margins
+    from harness.measure.verdicts import parse_margins
     from harness.results import read_run
 
     if args.runtime:

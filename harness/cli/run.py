@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.generate import GeneratedToken
     from harness.generate.session import Session
-    from harness.generate.text import GeneratedToken
     from harness.generate.tokenizer import Tokenizer
 
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[Session, str]:
     from harness.artifact import open_artifact
-    from harness.generate.load import open_session
+    from harness.generate.session import open_session
     from harness.runtimes import default_runtime, get_runtime
 
     artifact = open_artifact(args.file)
@@ -91,9 +91,7 @@ def _open(args: argparse.Namespace) -> tuple[Session, str]:
 def _generate(
     args: argparse.Namespace, session: Session, tokenizer: Tokenizer, prompt: list[int]
 ) -> _Result:
-    from harness.generate.sampling import make_sampler
-    from harness.generate.stream import TextStream
-    from harness.generate.text import generate
+    from harness.generate import TextStream, generate, make_sampler
 
     result = _Result(prompt)
     stream = TextStream(tokenizer.decode, before=prompt)

@@ -11,7 +11,7 @@ import torch
 
 from harness.divergence.part import Part
 from harness.errors import HarnessError
-from harness.generate.load import open_session
+from harness.generate.session import open_session
 from harness.mil.operation import most_elements
 from harness.runtimes.base import Runtime, TensorSpec
 from harness.subject import Subject

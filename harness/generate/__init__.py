@@ -1,4 +1,156 @@
-"""Tokens in, tokens out: layout, caches and masks, prefill and decode, sampling, tokenizers.
+"""Tokens in, tokens out: the loop that continues a prompt, and how it chooses and shows tokens.
 
-Import the module that is needed: `session` and `sampling` import torch, `tokenizer` does not.
+    tokenizer = load_tokenizer(path)                        tokenizer.py, vocabulary.py
+    session = open_session(open_artifact(file), runtime)    session.py, layout.py, phase.py
+    stream = TextStream(tokenizer.decode, before=prompt)
+    for step in generate(session, prompt, 100, tokenizer.stop_tokens):
+        print(stream.push(step.token), end="")
+
+`generate` calls `session.prefill` once and `session.decode` for every token after; each of these
+calls a method of the artifact. Only `session` and `make_sampler` import torch.
 """
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.generate.session import Session
+
+    Sampler = Callable[[torch.Tensor], int]  # logits [vocab], any floating dtype -> token
+
+Finish = Literal["stop_token", "max_new_tokens", "context"]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """A new token; `seconds` is the prefill's time for the first one, a decode step's after.
+
+    Only the last token has a `finish`, the reason why it is the last: it is a stop token (yielded,
+    but without text), it is the last that was asked for, or the context is full and the token
+    could not be fed.
+    """
+
+    token: int
+    seconds: float
+    finish: Finish | None
+
+
+def greedy(logits: torch.Tensor) -> int:
+    """Return the token of the largest logit, the first of equals, without rounding.
+
+    Raises HarnessError if a logit is NaN or infinite: such a model has no answer.
+    """
+    _require_finite(logits)
+    return int(logits.argmax())
+
+
+def make_sampler(temperature: float, top_p: float, seed: int) -> Sampler:
+    """Return `greedy` at temperature 0, else a sampler of softmax(logits / temperature).
+
+    It draws from the nucleus: the smallest set of most probable tokens whose probability reaches
+    `top_p` (Holtzman et al., 2020), which always holds one token. It computes in fp64; the same
+    seed draws the same tokens.
+    """
+    if temperature == 0:
+        return greedy
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def sample(logits: torch.Tensor) -> int:
+        _require_finite(logits)
+        scaled = logits.double() - logits.double().max()  # before dividing: it cannot overflow
+        probabilities, tokens = torch.softmax(scaled / temperature, dim=-1).sort(
+            descending=True, stable=True
+        )
+        before = probabilities.cumsum(dim=-1) - probabilities
+        nucleus = torch.where(before < top_p, probabilities, 0.0)
+        nucleus[0] = probabilities[0]
+        return int(tokens[torch.multinomial(nucleus, 1, generator=generator)])
+
+    return sample
+
+
+def generate(
+    session: Session,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    stop_tokens: Collection[int] = (),
+    sampler: Sampler = greedy,
+) -> Iterator[GeneratedToken]:
+    """Feed the prompt, then yield up to `max_new_tokens` tokens; the last has a `finish`.
+
+    Generation continues at the session's position: reset the session for a new sequence. Raises
+    HarnessError for an empty prompt, and for one longer than the context that is left.
+    """
+    step = partial(session.prefill, prompt_tokens)
+    for count in range(1, max_new_tokens + 1):
+        start = time.perf_counter()
+        token = sampler(step())
+        seconds = time.perf_counter() - start
+        finish: Finish | None = None
+        if token in stop_tokens:
+            finish = "stop_token"
+        elif count == max_new_tokens:
+            finish = "max_new_tokens"
+        elif session.room == 0:
+            finish = "context"
+        yield GeneratedToken(token, seconds, finish)
+        if finish is not None:
+            return
+        step = partial(session.decode, token)
+
+
+class TextStream:
+    """Turns tokens into pieces of text; joined, the pieces are the text of all tokens.
+
+    A character may take several tokens, and a tokenizer may drop a space in front of the first
+    token that it decodes. So each piece is the difference between two decodings that start at the
+    same earlier token, and `push` holds text back while it ends inside a character. `before` holds
+    the tokens in front of the first one: the end of the prompt.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
+        self._decode = decode
+        self._known = list(before[-8:])  # enough for a character and a space before it
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """Return the text that this token completes, empty while it ends inside a character."""
+        self._pending.append(token)
+        text = self._new_text()
+        if text.endswith(_REPLACEMENT):
+            return ""
+        if text:
+            self._known, self._pending = self._pending, []
+        return text
+
+    def end(self) -> str:
+        """Return the text held back, with U+FFFD for a character that was never completed."""
+        text = self._new_text()
+        self._pending = []
+        return text
+
+    def _new_text(self) -> str:
+        before = self._decode(self._known)
+        return self._decode([*self._known, *self._pending])[len(before) :]
+
+
+def _require_finite(logits: torch.Tensor) -> None:
+    bad = int((~logits.isfinite()).sum())
+    if bad:
+        raise HarnessError(
+            f"{bad} of {logits.numel()} logits are NaN or infinite: the model overflowed, or its "
+            "weights are damaged; `harness run --runtime mil:widen` computes without fp16 range"
+        )

@@ -9,18 +9,23 @@ to its last position, and nothing wraps around.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from harness.errors import HarnessError
-from harness.generate.layout import ModelLayout
+from harness.errors import HarnessError, NotInstalledError
+from harness.generate.layout import ModelLayout, method_names, parse_layout
 from harness.generate.phase import LOGITS_OUTPUT, TOKENS_INPUT, Phase
 
 if TYPE_CHECKING:
-    from harness.runtimes.base import Method
+    from pathlib import Path
+
+    from harness.artifact import Artifact
+    from harness.models.model import Freqs
+    from harness.runtimes.base import Method, Runtime
 
 PhaseName = Literal["prefill", "decode"]
 
@@ -215,3 +220,37 @@ def _bind(methods: Mapping[str, Method], phase: Phase) -> _Bound:
         mask=mask,
         last_valid_token_pos=torch.zeros(1, dtype=torch.int64),
     )
+
+
+def open_session(artifact: Artifact, runtime: Runtime, tables: Freqs | None = None) -> Session:
+    """Load an artifact's methods on a runtime, parse its layout, and start a session.
+
+    `tables`, cosines and sines as long as the artifact's own, are used instead of those.
+    Raises NotInstalledError if the runtime cannot be used here, HarnessError if the artifact does
+    not describe a language model.
+    """
+    reason = runtime.unavailable()
+    if reason is not None:
+        raise NotInstalledError(f"runtime {runtime.name} cannot be used here: {reason}")
+    with _naming(artifact.path):
+        names = method_names(artifact.constants)
+        missing = [name for name in names if name not in artifact.methods]
+        if missing:
+            raise HarnessError(
+                f"its constants describe a method '{missing[0]}' that is not among its methods "
+                f"({', '.join(artifact.methods)})"
+            )
+    methods = {name: runtime.load(artifact, name) for name in names}
+    with _naming(artifact.path):
+        layout = parse_layout(artifact.constants, methods)
+    if tables is not None:
+        layout = replace(layout, freqs_cos=tables[0], freqs_sin=tables[1])
+    return Session(methods, layout)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except HarnessError as error:
+        raise HarnessError(f"{path}: {error}") from error

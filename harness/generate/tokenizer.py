@@ -7,19 +7,21 @@ What the vocabulary's own file does not say stands in files beside it: `tokenize
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.errors import HarnessError
-from harness.generate.chat import render_chat
 from harness.generate.vocabulary import Vocabulary, read_bounded, read_vocabulary
 
 LARGEST_SETTINGS = 8 << 20  # bytes; tokenizer_config.json repeats every added token
 LARGEST_TEMPLATE = 256 << 10
 SMALLEST_SHARE = 0.9  # exporters pad a vocabulary up to a round number, by a few hundred at most
+
+Message = dict[str, str]  # "role" and "content"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Tokenizer:
                 "chat_template.jinja): run without --chat"
             )
         message = {"role": "user", "content": _require_utf8(text)}
-        rendered = render_chat(self.chat_template, [message], dict(self.special_tokens))
+        rendered = _render_chat(self.chat_template, [message], dict(self.special_tokens))
         return self.vocabulary.encode(_require_utf8(rendered), parse_special=True)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -191,3 +193,36 @@ def _require_utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise HarnessError("the prompt is not valid UTF-8: check the terminal's encoding") from None
     return text
+
+
+def _render_chat(template: str, messages: list[Message], special_tokens: dict[str, str]) -> str:
+    """The prompt that a model's chat format makes of messages, up to where it is to answer.
+
+    The template sees what Hugging Face's `apply_chat_template` gives it: `messages`,
+    `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`, and a
+    `tojson` that does not escape for HTML. Raises HarnessError with the template's own complaint.
+    """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True, **special_tokens
+        )
+    except Exception as error:  # a template may fail in any way that an expression can
+        raise HarnessError(
+            f"the tokenizer's chat template cannot be rendered: {error}; run without --chat"
+        ) from error
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> NoReturn:
+    raise ValueError(message)

@@ -13,11 +13,9 @@ from harness.artifact.facts import artifact_facts
 from harness.checks import CHECKS
 from harness.errors import HarnessError, NotInstalledError
 from harness.measure.gate import GateResult, Metric
-from harness.measure.margins import fact_margin
-from harness.measure.sampling import sample_in_abba_order
-from harness.measure.statistics import compare
+from harness.measure.statistics import compare, sample_in_abba_order
 from harness.measure.timing import Stopwatch
-from harness.measure.verdicts import fact_text, fact_verdict, outcome_verdict
+from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
 from harness.results import Case, case_from_findings
 from harness.results.records import Fact
 from harness.runtimes import get_runtime

@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.measure.margins import Margin, fact_margin, figure_margin, plain_name
 from harness.measure.verdicts import (
     VERDICTS,
+    Margin,
     Verdict,
+    fact_margin,
     fact_text,
     fact_verdict,
+    figure_margin,
     figure_text,
     figure_verdict,
     outcome_verdict,
+    plain_name,
 )
 from harness.results import Case, Run
 

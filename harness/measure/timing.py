@@ -19,8 +19,7 @@ import torch
 from harness.checks.metrics import error
 from harness.checks.parity import prompt_length, sequence, tolerances
 from harness.errors import HarnessError
-from harness.generate.load import open_session
-from harness.generate.session import Session
+from harness.generate.session import Session, open_session
 from harness.runtimes import isolated_runtime
 from harness.runtimes.isolated import away_ns
 from harness.subject import Subject

@@ -137,7 +137,7 @@ class Subject:
 
         Raises NotInstalledError when the runtime cannot be used here.
         """
-        from harness.generate.load import open_session
+        from harness.generate.session import open_session
         from harness.runtimes import get_runtime
 
         if runtime not in self._sessions:

@@ -8,7 +8,7 @@ import pytest
 
 from fixtures.cache import fixture
 from fixtures.quality import MASTERED, cases, tokens_of
-from harness.generate.text import generate
+from harness.generate import generate
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
 from suites.conformance.subjects import SubjectName

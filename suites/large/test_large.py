@@ -20,7 +20,7 @@ import torch
 from fixtures.cache import exported
 from fixtures.models import model
 from harness.artifact import open_artifact
-from harness.generate.load import open_session
+from harness.generate.session import open_session
 from harness.runtimes import get_runtime
 
 ROUNDS, STEPS, PROMPT = 5, 16, 64
@@ -83,7 +83,7 @@ CHILD = """
 import sys, time
 import torch
 from harness.artifact import open_artifact
-from harness.generate.load import open_session
+from harness.generate.session import open_session
 from harness.runtimes import get_runtime
 from harness.runtimes._isolated_child import peak_memory
 runtime = get_runtime("mil:widen")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.generate.sampling import greedy, make_sampler
+from harness.generate import greedy, make_sampler
 
 LOGITS = torch.tensor([math.log(p) for p in (0.1, 0.5, 0.15, 0.25)], dtype=torch.float64)
 

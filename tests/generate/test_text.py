@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import HarnessError
-from harness.generate.text import generate
+from harness.generate import generate
 from tests.generate.eager_llama import EagerModel, eager_model
 
 CONTEXT = 15

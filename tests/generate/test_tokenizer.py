@@ -12,7 +12,7 @@ import sentencepiece
 import tokenizers
 
 from harness.errors import HarnessError
-from harness.generate.stream import TextStream
+from harness.generate import TextStream
 from harness.generate.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 
 TEMPLATE = (

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.errors import HarnessError
-from harness.measure.margins import fact_margin, figure_margin, parse_margins
+from harness.measure.verdicts import fact_margin, figure_margin, parse_margins
 from harness.results import Figure
 
 

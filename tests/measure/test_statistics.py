@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError
-from harness.measure.sampling import sample_in_abba_order
-from harness.measure.statistics import compare
+from harness.measure.statistics import compare, sample_in_abba_order
 
 
 def pairs(ratio, count=30, noise=0.01, seed=0):
