@@ -16,8 +16,7 @@ from harness.measure.gate import GateResult, Metric
 from harness.measure.statistics import compare, sample_in_abba_order
 from harness.measure.timing import Stopwatch
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
-from harness.results import Case, case_from_findings
-from harness.results.records import Fact
+from harness.results import Case, Fact, case_from_findings
 from harness.runtimes import get_runtime
 from harness.subject import Subject
 

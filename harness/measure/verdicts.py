@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from harness.errors import HarnessError
-from harness.results import Case, Figure
+from harness.results import Case, Fact, Figure
 from harness.results.figures import number, with_unit
-from harness.results.records import Fact
 
 # One of VERDICTS, and why.
 Verdict = tuple[str, str]

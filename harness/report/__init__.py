@@ -1,6 +1,33 @@
-"""Draws a run: a table for the terminal, JUnit XML and an HTML page. No torch."""
+"""Draws a run: a table for the terminal, JUnit XML and an HTML page. No torch.
 
-from harness.report.draw import write_report
+A drawing is a function from a `Run` to a text. To add one, write it in a module of its own and add
+a row to `DRAWINGS`; `harness report` and every suite then write it beside the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.files import write_whole
+from harness.report.junit import junit_xml
+from harness.report.page import html_page
 from harness.report.table import run_table
+from harness.results import Run
 
-__all__ = ["run_table", "write_report"]
+__all__ = ["DRAWINGS", "run_table", "write_report"]
+
+# file name -> text of a run
+DRAWINGS: dict[str, Callable[[Run], str]] = {
+    "table.txt": lambda run: run_table(run) + "\n",
+    "junit.xml": junit_xml,
+    "index.html": html_page,
+}
+
+
+def write_report(run: Run, folder: Path) -> list[Path]:
+    """Write every drawing of a run into a folder and return the paths.
+
+    Raises HarnessError when the folder or a file cannot be written.
+    """
+    return [write_whole(Path(folder) / name, draw(run)) for name, draw in DRAWINGS.items()]

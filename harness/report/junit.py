@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from xml.etree import ElementTree
 
-from harness.results import Case, Run
-from harness.results.outcomes import OUTCOMES
+from harness.results import OUTCOMES, Case, Run
 from harness.text import printable
 
 # JUnit's counters, by the element that a case holds.

@@ -10,8 +10,7 @@ from typing import IO
 
 from tabulate import tabulate
 
-from harness.results import Case, Figure, Footer, Run
-from harness.results.outcomes import OUTCOMES
+from harness.results import OUTCOMES, Case, Figure, Footer, Run
 from harness.text import clip, one_line
 
 WIDTH = 120

@@ -9,11 +9,52 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+SCHEMA = 1
 PACKAGES = ("coreml-llm-harness", "torch", "executorch", "coremltools", "torchao", "numpy")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a run depends on: when, with which versions, on what machine, with which options."""
+
+    started: str
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    options: Mapping[str, Any]
+    project: Mapping[str, Any]
+
+    @classmethod
+    def here(cls, options: Mapping[str, Any]) -> Header:
+        """The header of a run that starts now, on this machine, in this checkout."""
+        return cls(
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=installed_versions(),
+            machine=this_machine(),
+            options=options,
+            project=project_state(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The header as a JSON object."""
+        return {"type": "header", "schema": SCHEMA} | {
+            "started": self.started,
+            "versions": dict(self.versions),
+            "machine": dict(self.machine),
+            "options": dict(self.options),
+            "project": dict(self.project),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Header:
+        """The header that `to_json` wrote; `data` has been validated against the schema."""
+        names = ("started", "versions", "machine", "options", "project")
+        return cls(**{name: data[name] for name in names})
 
 
 def this_machine() -> dict[str, Any]:

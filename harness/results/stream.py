@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from harness.errors import HarnessError
 from harness.files import temporary_name
+from harness.results.cases import OUTCOMES, Case
 from harness.results.lines import format_line, parse_line
-from harness.results.records import Case, Footer, Header, Run
+from harness.results.machine import Header
 
 MAX_FILE_BYTES = 256 << 20
 
@@ -23,6 +26,56 @@ class InvalidStream(HarnessError):
 
 class MissingFooter(InvalidStream):
     """A result stream that ends before its footer: the run did not finish."""
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the cases of a run add up to. A stream without one is not a result."""
+
+    counts: Mapping[str, int]
+    comparisons: int
+    seconds: float
+    passed: bool
+
+    @classmethod
+    def of(cls, cases: Iterable[Case], seconds: float) -> Footer:
+        """The footer of these cases.
+
+        A run passes when no case has an outcome that fails it, and something was compared.
+        """
+        cases = tuple(cases)
+        found = Counter(case.outcome for case in cases)
+        comparisons = sum(case.comparisons for case in cases)
+        compared = any(case.outcome == "pass" for case in cases)
+        return cls(
+            counts={name: found[name] for name in OUTCOMES},
+            comparisons=comparisons,
+            seconds=seconds,
+            passed=compared and all(case.passes for case in cases),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The footer as a JSON object."""
+        return {"type": "footer", "counts": dict(self.counts)} | {
+            "comparisons": self.comparisons,
+            "seconds": self.seconds,
+            "passed": self.passed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Footer:
+        """The footer that `to_json` wrote; `data` has been validated against the schema."""
+        names = ("counts", "comparisons", "seconds", "passed")
+        return cls(**{name: data[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as read from its stream."""
+
+    header: Header
+    cases: tuple[Case, ...]
+    footer: Footer
 
 
 class Writer:

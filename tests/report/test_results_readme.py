@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import harness.report
 import harness.results
 from harness.results import OUTCOMES, read_run
 
@@ -44,4 +45,4 @@ def test_every_field_of_the_schema_is_described(record):
 
 def test_every_outcome_and_drawing_is_described():
     assert not set(OUTCOMES) - NAMED
-    assert not set(harness.report.draw.DRAWINGS) - NAMED
+    assert not set(harness.report.DRAWINGS) - NAMED

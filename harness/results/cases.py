@@ -1,65 +1,57 @@
-"""The records of a run: a header, one record per case, a footer; and the run that they make."""
+"""A case: what a check found about one subject, and one of seven outcomes."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import HarnessError
 from harness.results.figures import Figure
-from harness.results.machine import installed_versions, project_state, this_machine
-from harness.results.outcomes import DETAILS, OUTCOMES
+from harness.text import clip
 
-SCHEMA = 1
 NOT_APPLICABLE = "-"
 NAME_PARTS = ("suite", "check", "fixture", "mode", "runtime")
 # What separates the parts of an id must not occur in one, or two cases could share an id.
 _NAME = re.compile(r"[^\[\],\x00-\x1f\x7f]{1,200}")
+MAX_FAILURES = 10
+MAX_SENTENCE = 400
 
 Fact = bool | int | float | str
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a run depends on: when, with which versions, on what machine, with which options."""
+class Outcome:
+    """One outcome.
 
-    started: str
-    versions: Mapping[str, str]
-    machine: Mapping[str, Any]
-    options: Mapping[str, Any]
-    project: Mapping[str, Any]
+    `detail` is the field of a record that this outcome alone must fill ("" when none);
+    `junit` the element that stands for it in JUnit XML ("" for none); `colour` its ANSI code.
+    """
 
-    @classmethod
-    def here(cls, options: Mapping[str, Any]) -> Header:
-        """The header of a run that starts now, on this machine, in this checkout."""
-        return cls(
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=installed_versions(),
-            machine=this_machine(),
-            options=options,
-            project=project_state(),
-        )
+    name: str
+    passes: bool
+    detail: str
+    junit: str
+    colour: int
+    needs_reason: bool = True
 
-    def to_json(self) -> dict[str, Any]:
-        """The header as a JSON object."""
-        return {"type": "header", "schema": SCHEMA} | {
-            "started": self.started,
-            "versions": dict(self.versions),
-            "machine": dict(self.machine),
-            "options": dict(self.options),
-            "project": dict(self.project),
-        }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Header:
-        """The header that `to_json` wrote; `data` has been validated against the schema."""
-        names = ("started", "versions", "machine", "options", "project")
-        return cls(**{name: data[name] for name in names})
+_ROWS = (
+    Outcome("pass", True, "", "", 32, needs_reason=False),
+    Outcome("fail", False, "", "failure", 31),
+    Outcome("skip", True, "", "skipped", 33),
+    Outcome("error", False, "stage", "error", 31),
+    Outcome("crash", False, "signal", "error", 31),
+    Outcome("timeout", False, "", "error", 31),
+    Outcome("known", True, "issue", "skipped", 36),
+)
+
+OUTCOMES = {outcome.name: outcome for outcome in _ROWS}
+DETAILS = tuple(outcome.detail for outcome in _ROWS if outcome.detail)
 
 
 @dataclass(frozen=True)
@@ -186,50 +178,84 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Footer:
-    """What the cases of a run add up to. A stream without one is not a result."""
+class Finding:
+    """One finding: where it was looked, whether all is well there, and what was compared.
 
-    counts: Mapping[str, int]
-    comparisons: int
-    seconds: float
-    passed: bool
+    `message` is a sentence when something is wrong. `comparisons` counts what was compared; a
+    check whose findings compared nothing has not passed. `facts` are deterministic, `figures`
+    measured.
+    """
 
-    @classmethod
-    def of(cls, cases: Iterable[Case], seconds: float) -> Footer:
-        """The footer of these cases.
-
-        A run passes when no case has an outcome that fails it, and something was compared.
-        """
-        cases = tuple(cases)
-        found = Counter(case.outcome for case in cases)
-        comparisons = sum(case.comparisons for case in cases)
-        compared = any(case.outcome == "pass" for case in cases)
-        return cls(
-            counts={name: found[name] for name in OUTCOMES},
-            comparisons=comparisons,
-            seconds=seconds,
-            passed=compared and all(case.passes for case in cases),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The footer as a JSON object."""
-        return {"type": "footer", "counts": dict(self.counts)} | {
-            "comparisons": self.comparisons,
-            "seconds": self.seconds,
-            "passed": self.passed,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Footer:
-        """The footer that `to_json` wrote; `data` has been validated against the schema."""
-        names = ("counts", "comparisons", "seconds", "passed")
-        return cls(**{name: data[name] for name in names})
+    check: str
+    where: str
+    ok: bool = True
+    message: str = ""
+    comparisons: int = 0
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run, as read from its stream."""
+def case_from_findings(
+    findings: Iterable[Finding],
+    *,
+    suite: str,
+    check: str,
+    fixture: str = NOT_APPLICABLE,
+    mode: str = NOT_APPLICABLE,
+    runtime: str = NOT_APPLICABLE,
+    seconds: float = 0.0,
+) -> Case:
+    """The case that these findings make.
 
-    header: Header
-    cases: tuple[Case, ...]
-    footer: Footer
+    It passes when every finding is ok, every figure is within its bound, and something was
+    compared; otherwise it fails, and its reason says where. A figure or fact that two findings
+    both name is called `name@where`.
+    """
+    findings = tuple(findings)
+    figures = _merged([(finding.where, finding.figures) for finding in findings])
+    facts = _merged([(finding.where, finding.facts) for finding in findings])
+    comparisons = sum(finding.comparisons for finding in findings)
+    failures = [f"{f.where}: {f.message}" if f.where else f.message for f in findings if not f.ok]
+    failures += [
+        f"{name} is {figure}" for name, figure in figures.items() if not figure.within_bound
+    ]
+    if comparisons == 0:
+        failures.append("nothing was compared")
+    return Case(
+        suite=suite,
+        check=check,
+        fixture=fixture,
+        mode=mode,
+        runtime=runtime,
+        outcome="fail" if failures else "pass",
+        reason=_sentence(failures),
+        comparisons=comparisons,
+        figures=figures,
+        facts={name: plain_fact(value) for name, value in facts.items()},
+        seconds=seconds,
+    )
+
+
+def plain_fact(value: Any) -> Fact:
+    """A fact as JSON knows it: numpy's scalars become Python's."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _merged(named: Sequence[tuple[str, Mapping[str, V]]]) -> dict[str, V]:
+    """All values by name; a name with several owners carries the owner's place."""
+    owners = Counter(name for _, values in named for name in values)
+    merged: dict[str, V] = {}
+    for where, values in named:
+        for name, value in values.items():
+            full = name if owners[name] == 1 else f"{name}@{where}"
+            if full in merged:
+                raise HarnessError(f"Two findings at {where or 'the same place'} both name {name}.")
+            merged[full] = value
+    return merged
+
+
+def _sentence(failures: Sequence[str]) -> str:
+    shown = [clip(failure, MAX_SENTENCE) for failure in failures[:MAX_FAILURES]]
+    if len(failures) > MAX_FAILURES:
+        shown.append(f"and {len(failures) - MAX_FAILURES} more")
+    return "; ".join(shown)
