@@ -77,14 +77,14 @@ def test_a_loop_without_end_is_an_error():
             loop_vars=(mb.squeeze(x=b),),
         )
 
-    from harness.mil.ops import control
+    from harness.mil.ops import control_flow
 
-    limit, control._MOST_ROUNDS = control._MOST_ROUNDS, 100
+    limit, control_flow._MAX_ROUNDS = control_flow._MAX_ROUNDS, 100
     try:
         with pytest.raises(HarnessError, match="while_loop '.*has not ended after 100 rounds"):
             execute(build, X, np.int32([1]))
     finally:
-        control._MOST_ROUNDS = limit
+        control_flow._MAX_ROUNDS = limit
 
 
 def test_an_error_inside_a_block_names_the_operation():
@@ -333,7 +333,7 @@ def test_quantization_of_activations(name):
 
 
 def test_rounds_of_inner_loops_count_as_the_outer_ones(monkeypatch):
-    from harness.mil.ops import control
+    from harness.mil.ops import control_flow
 
     def build(mb, a, n):
         def inner():
@@ -349,7 +349,7 @@ def test_rounds_of_inner_loops_count_as_the_outer_ones(monkeypatch):
             loop_vars=(mb.const(val=np.int32(0)), a),
         )
 
-    monkeypatch.setattr(control, "_MOST_ROUNDS", 100)
+    monkeypatch.setattr(control_flow, "_MAX_ROUNDS", 100)
     execute(build, X, np.int32([2]))
     with pytest.raises(HarnessError, match="while_loop '.*has not ended after 100 rounds"):
         execute(build, X, np.int32([20]))

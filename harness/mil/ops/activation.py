@@ -1,4 +1,4 @@
-"""Activation functions: elementwise, some with parameters."""
+"""Activation functions: elementwise, some with parameters; and softmax."""
 
 from __future__ import annotations
 
@@ -92,3 +92,10 @@ def gelu(op: Operation) -> Run:
         case "SIGMOID_APPROXIMATION":
             return lambda x: x * torch.sigmoid(1.702 * x)
     raise op.error(f"unknown mode '{mode}'")
+
+
+@operation("softmax", inputs=("x",))
+def softmax(op: Operation) -> Run:
+    """Normalise the exponentials along `axis`."""
+    axis = op.constant("axis", -1)
+    return lambda x: torch.softmax(x, axis)

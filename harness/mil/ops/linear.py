@@ -1,8 +1,7 @@
-"""Matrix products, and attention, which is made of them."""
+"""Matrix products."""
 
 from __future__ import annotations
 
-import math
 import re
 
 import torch
@@ -76,23 +75,5 @@ def einsum(op: Operation) -> Run:
         # as matrices for each h: [*, H, C, W] times [*, H, W, U]
         left, right = x.transpose(-3, -2), y.transpose(-3, -2)
         return torch.matmul(left, right).transpose(-3, -2)
-
-    return run
-
-
-@operation("scaled_dot_product_attention", inputs=("query", "key", "value", "attn_mask"))
-def scaled_dot_product_attention(op: Operation) -> Run:
-    """`softmax(q @ k.T / sqrt(E) + mask) @ v`; where a mask of booleans is false, -inf is added.
-
-    Rounded once, at the end.
-    """
-
-    def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        scores = query @ key.mT / math.sqrt(query.shape[-1])
-        if mask is not None and mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, -math.inf)
-        elif mask is not None:
-            scores = scores + mask
-        return torch.softmax(scores, -1) @ value
 
     return run

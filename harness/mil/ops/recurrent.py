@@ -23,9 +23,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
 }
 
+
 _State = tuple[Tensor, ...]
+
+
 _Cell = Callable[[Tensor, _State], _State]
 """One step: what the input contributes [B, gates], and the state before -> the state after."""
+
 
 _LAYER = ("x", "initial_h", "weight_ih", "weight_hh", "bias")
 

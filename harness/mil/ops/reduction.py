@@ -1,4 +1,4 @@
-"""Operations that reduce axes, and softmax, which is made of reductions."""
+"""Operations that reduce axes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.mil.operation import Operation, Run, operation
 
 
-def _mean(x: torch.Tensor, dim: list[int], keepdim: bool) -> torch.Tensor:
+def _mean(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
     """The mean over some axes, in a third of the time of `torch.mean`."""
     shape = x.shape
     total = torch.sum(x, dim, keepdim)
@@ -20,12 +21,12 @@ def _mean(x: torch.Tensor, dim: list[int], keepdim: bool) -> torch.Tensor:
 
 
 @lru_cache(256)
-def _divisor(count: int, dtype: torch.dtype) -> torch.Tensor:
+def _divisor(count: int, dtype: torch.dtype) -> Tensor:
     """Return a count as a tensor: torch takes twice as long to divide by a number of Python's."""
     return torch.tensor(count, dtype=dtype)
 
 
-_REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+_REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "reduce_l1_norm": lambda x, dim, keepdim: torch.sum(torch.abs(x), dim, keepdim),
     "reduce_log_sum": lambda x, dim, keepdim: torch.log(torch.sum(x, dim, keepdim)),
     "reduce_log_sum_exp": torch.logsumexp,
@@ -36,6 +37,8 @@ _REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "reduce_sum_square": lambda x, dim, keepdim: torch.sum(x * x, dim, keepdim),
     "reduce_l2_norm": lambda x, dim, keepdim: torch.linalg.vector_norm(x, 2, dim, keepdim),
 }
+
+
 _NOT_INTEGRAL = {"reduce_l2_norm", "reduce_log_sum", "reduce_log_sum_exp", "reduce_mean"}
 """Of integers, these are computed in fp64 and truncated, as coremltools folds them."""
 
@@ -49,12 +52,12 @@ def reduction(op: Operation) -> Run:
         op.constant("keep_dims", False),
     )
 
-    def run(x: torch.Tensor) -> Any:
+    def run(x: Tensor) -> Any:
         if axes == []:  # of each element alone; torch takes it for all
             return run_over(x.unsqueeze(-1), [-1], False)
         return run_over(x, list(range(x.dim())) if axes is None else axes, keep)
 
-    def run_over(x: torch.Tensor, dims: list[int], keep: bool) -> Any:
+    def run_over(x: Tensor, dims: list[int], keep: bool) -> Any:
         exact = x if x.is_floating_point() or op.type not in _NOT_INTEGRAL else x.double()
         result = function(exact, dim=dims, keepdim=keep)
         # torch sums integers to int64
@@ -77,32 +80,10 @@ def product(op: Operation) -> Run:
     """Multiply along `axes`, or all of them when none are given."""
     axes, keep = op.constant("axes"), op.constant("keep_dims", False)
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: Tensor) -> Tensor:
         chosen = range(x.dim()) if axes is None else [axis % x.dim() for axis in axes]
         for axis in sorted(chosen, reverse=True):
             x = torch.prod(x, axis, keepdim=keep).to(x.dtype)
         return x
 
     return run
-
-
-@operation("cumsum", inputs=("x",))
-def cumsum(op: Operation) -> Run:
-    """Sum up along `axis`, backwards in `reverse`; `exclusive` leaves each itself out."""
-    axis, exclusive = op.constant("axis", 0), op.constant("exclusive", False)
-    reverse = op.constant("reverse", False)
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        ordered = x.flip(axis) if reverse else x
-        total = torch.cumsum(ordered, axis).to(x.dtype)
-        total = total - ordered if exclusive else total
-        return total.flip(axis) if reverse else total
-
-    return run
-
-
-@operation("softmax", inputs=("x",))
-def softmax(op: Operation) -> Run:
-    """Normalise the exponentials along `axis`."""
-    axis = op.constant("axis", -1)
-    return lambda x: torch.softmax(x, axis)

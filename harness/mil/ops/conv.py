@@ -10,6 +10,8 @@ from torch.nn import functional
 from harness.mil.operation import Operation, Run, operation
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
 _TRANSPOSED = {
     1: functional.conv_transpose1d,
     2: functional.conv_transpose2d,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.mil.operation import Operation, Run, operation
-from harness.mil.ops.convolution import flat, pad_type_of, padded_shape, padding
+from harness.mil.ops.conv import flat, pad_type_of, padded_shape, padding
 
 
 @dataclass(frozen=True)
