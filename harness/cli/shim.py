@@ -7,8 +7,7 @@ import os
 import sys
 
 from harness.errors import HarnessError
-from harness.shim.install import POLICY_VARIABLE
-from harness.shim.launch import python_command
+from harness.shim.launch import POLICY_VARIABLE, python_command
 
 _POLICIES = ("strict", "widen", "double")
 

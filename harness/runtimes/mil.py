@@ -6,8 +6,7 @@ import torch
 
 from harness.artifact import Artifact, ArtifactError, Delegate
 from harness.mil import Function, Policy, TensorType, get_policy, load_function
-from harness.pte.delegate import call_function, mil_delegate
-from harness.pte.program import DelegateRunner, ProgramMethod
+from harness.pte.program import DelegateRunner, ProgramMethod, call_function, mil_delegate
 from harness.pte.signature import TensorSpec
 from harness.runtimes.base import Method
 

@@ -10,6 +10,7 @@ macOS only. `install` provides a module of that name, and coremltools' own Pytho
 `harness shim -- COMMAND ...` does the same for a command, before its first line runs.
 """
 
-from harness.shim.install import POLICY_VARIABLE, install, is_installed
+from harness.shim.install import install, is_installed
+from harness.shim.launch import POLICY_VARIABLE, SITE
 
-__all__ = ["POLICY_VARIABLE", "install", "is_installed"]
+__all__ = ["POLICY_VARIABLE", "SITE", "install", "is_installed"]

@@ -1,20 +1,29 @@
-"""Models as files and in memory: .mlpackage, bytes, and what stands for a compiled model.
+"""Models in files and in memory: `.mlpackage` folders, bytes, and compiled models.
 
-A compiled model (.mlmodelc) of ours is a folder with the package's files and a note that says so.
-One that Core ML compiled is for Core ML alone.
+A compiled model (`.mlmodelc`) of the stand-in is a folder with the package's files and a note. Only
+Core ML can load a model that Core ML compiled. The rules of specification versions come from
+coremltools' `Model.proto`.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from harness.artifact import ArtifactError, Package
 from harness.artifact.flattened import checked_path
-from harness.shim.refusal import as_runtime_error
+from harness.artifact.proto import parse_model
+from harness.errors import HarnessError
+
+NEWEST_VERSION = 10
+_OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9, "CoreML9": 10}
+_ARRAY_NEEDS = {65552: 7, 131080: 10}  # FLOAT16 and INT8 arrays, by ArrayDataType
+_STATES = _SEVERAL_FUNCTIONS = 9
 
 COMPILED = ".mlmodelc"
 _NOTE = "compiled-by-harness.txt"
@@ -136,3 +145,42 @@ def _stamps(folder: Path, package: Package) -> list[object]:
         found = (folder / name).stat()
         stamps.append((name, found.st_ino, found.st_size, found.st_mtime_ns))
     return stamps
+
+
+def with_lowest_version(specification: bytes) -> bytes:
+    """Return a model with the lowest version that has its opset, arrays, states and functions.
+
+    Raises ArtifactError for what is not an ML Program of a known opset.
+    """
+    if not isinstance(specification, bytes):
+        raise TypeError(f"a model is bytes, not {type(specification).__name__}")
+    model = parse_model(memoryview(specification), "the model in memory")
+    model.specificationVersion = max(_needs(model))
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _needs(model: Any) -> list[int]:
+    opsets = [function.opset for function in model.mlProgram.functions.values()]
+    unknown = set(opsets) - _OPSETS.keys()
+    if unknown or not opsets:
+        raise ArtifactError(f"the model in memory: no known opset ({', '.join(unknown) or 'none'})")
+    needs = [_OPSETS[opset] for opset in opsets]
+    if model.description.functions:
+        needs.append(_SEVERAL_FUNCTIONS)
+    for description in (model.description, *model.description.functions):
+        if description.state:
+            needs.append(_STATES)
+        for feature in (*description.input, *description.output):
+            array = feature.type.multiArrayType
+            needs.append(_ARRAY_NEEDS.get(array.dataType, 0))
+    return needs
+
+
+@contextmanager
+def as_runtime_error() -> Iterator[None]:
+    """Turn a HarnessError into a RuntimeError: coremltools catches no other."""
+    try:
+        yield
+    except HarnessError as error:
+        raise RuntimeError(str(error)) from error

@@ -18,9 +18,6 @@ from typing import Any
 
 from harness.errors import HarnessError
 
-POLICY_VARIABLE = "HARNESS_POLICY"
-"""The environment variable that names the number policy of predictions; `strict` by default."""
-
 NATIVE_MODULE = "coremltools.libcoremlpython"
 EXECUTORCH_RUNTIME = "executorch.extension.pybindings._portable_lib"
 MACOS_VERSION = (26, 0)
@@ -37,7 +34,7 @@ def _patch_deps(module: Any) -> None:
 
 
 def _patch_runtime(module: Any) -> None:
-    from harness.shim.executorch_runtime import patch
+    from harness.shim.executorch import patch
 
     patch(module)
 
@@ -100,9 +97,9 @@ class _NativeLoader(Loader):
     """Fills the module with the stand-in's classes."""
 
     def exec_module(self, module: ModuleType) -> None:
-        from harness.shim.native import NAMES
+        from harness.shim.model import NATIVE_NAMES
 
-        vars(module).update(NAMES)
+        vars(module).update(NATIVE_NAMES)
 
 
 class _PatchingLoader(Loader):

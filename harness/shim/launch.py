@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.shim.install import POLICY_VARIABLE
+
+POLICY_VARIABLE = "HARNESS_POLICY"
+"""The environment variable that names the number policy of predictions; `strict` by default."""
 
 SITE = Path(__file__).parent / "site"
+"""The folder whose `sitecustomize` installs the stand-in."""
+
 _PYTHON = re.compile(r"python[\d.]*(\.exe)?")
 _OWN_ARGUMENT = "WX"  # options of Python that take the next word
 _UNREACHABLE = "IES"  # options of Python that make it ignore PYTHONPATH or sitecustomize

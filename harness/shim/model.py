@@ -1,4 +1,7 @@
-"""A loaded model, as `MLModel` and `CompiledMLModel` use it."""
+"""The classes of `coremltools.libcoremlpython`: a loaded model and its state.
+
+`MLModel` and `CompiledMLModel` of coremltools call them.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.artifact import Package
 from harness.errors import HarnessError
-from harness.mil import get_policy, load_function
-from harness.shim import specification
+from harness.mil import State, get_policy, load_function
 from harness.shim.asset import (
     COMPILED,
+    NEWEST_VERSION,
     ModelAssetProxy,
+    as_runtime_error,
     asset_of_memory,
     asset_of_path,
     compile_model,
     open_compiled,
     open_model,
+    with_lowest_version,
     write_compiled,
 )
-from harness.shim.devices import devices
-from harness.shim.features import read_signature
-from harness.shim.install import POLICY_VARIABLE
-from harness.shim.plan import ComputePlanProxy
-from harness.shim.refusal import as_runtime_error
-from harness.shim.state import StateProxy
-from harness.shim.structure import model_structure
-from harness.shim.values import python_of_outputs, tensors_of_inputs
+from harness.shim.features import ArrayFeature, Feature, read_signature
+from harness.shim.launch import POLICY_VARIABLE
+from harness.shim.structure import (
+    ComputePlanProxy,
+    CPUDeviceProxy,
+    GPUDeviceProxy,
+    LayerProxy,
+    NeuralEngineDeviceProxy,
+    OperationProxy,
+    devices,
+    model_structure,
+)
+from harness.shim.values import (
+    array_of_tensor,
+    python_of_outputs,
+    tensor_of_array,
+    tensors_of_inputs,
+)
+
+
+class StateProxy:
+    """A tensor for each state, zero at first; predictions that are given it continue from it."""
+
+    def __init__(self, state: State, features: dict[str, Feature], where: str) -> None:
+        self.state = state
+        self._features = features
+        self._where = where
+
+    def read_state(self, name: str) -> np.ndarray:
+        """Return a copy of a state, FLOAT16 as float32; RuntimeError when there is none."""
+        with as_runtime_error():
+            tensor = self.state.read(name)
+        feature = self._features.get(name)
+        dtype = feature.dtype if isinstance(feature, ArrayFeature) else "float32"
+        return array_of_tensor(tensor, dtype)
+
+    def write_state(self, name: str, value: Any) -> None:
+        """Replace a state; RuntimeError for an unknown name, or a value of another shape."""
+        with as_runtime_error():
+            self.state.write(name, tensor_of_array(value, name, self._where))
 
 
 class ModelProxy:
@@ -104,13 +143,13 @@ class ModelProxy:
     @staticmethod
     def maximum_supported_specification_version() -> int:
         """Return the newest specification version that can be loaded."""
-        return specification.NEWEST
+        return NEWEST_VERSION
 
     @staticmethod
     def auto_set_specification_version(model: bytes) -> bytes:
         """Return a model with the lowest specification version that has all that it uses."""
         with as_runtime_error():
-            return specification.lowered(model)
+            return with_lowest_version(model)
 
     @staticmethod
     def compileModel(path: str) -> str:
@@ -171,3 +210,16 @@ def _wrapped(asset: ModelAssetProxy) -> Any:
     from coremltools.models.model import MLModelAsset
 
     return MLModelAsset(asset)
+
+
+NATIVE_NAMES = {
+    "_MLModelProxy": ModelProxy,
+    "_MLModelAssetProxy": ModelAssetProxy,
+    "_MLComputePlanProxy": ComputePlanProxy,
+    "_MLCPUComputeDeviceProxy": CPUDeviceProxy,
+    "_MLGPUComputeDeviceProxy": GPUDeviceProxy,
+    "_MLNeuralEngineComputeDeviceProxy": NeuralEngineDeviceProxy,
+    "_State": StateProxy,
+    "_MLModelStructureProgramOperationProxy": OperationProxy,
+    "_MLModelStructureNeuralNetworkLayerProxy": LayerProxy,
+}

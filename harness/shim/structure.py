@@ -1,11 +1,42 @@
-"""The structure of an ML Program, as coremltools' `MLModelStructure` shows it."""
+"""The structure and the compute plan of an ML Program, and the compute devices.
+
+coremltools wraps these objects as `MLModelStructure`, `MLComputePlan` and `MLComputeDevice`. The
+stand-in has one device, the CPU, and runs every operation on it. Where Core ML would place an
+operation, and at which cost, only a Mac can say.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from harness.artifact import Package
+
+
+class CPUDeviceProxy:
+    """The CPU."""
+
+
+class GPUDeviceProxy:
+    """A GPU; none is found here."""
+
+
+class NeuralEngineDeviceProxy:
+    """A Neural Engine; none is found here."""
+
+    def get_total_core_count(self) -> int:
+        """Raise RuntimeError: there is none whose cores could be counted."""
+        raise RuntimeError(
+            "there is no Neural Engine here; the stand-in for Core ML computes on the CPU"
+        )
+
+
+def devices() -> list[Any]:
+    """Return the compute devices, as coremltools wraps them."""
+    from coremltools.models.compute_device import MLCPUComputeDevice
+
+    return [MLCPUComputeDevice(CPUDeviceProxy())]
 
 
 class OperationProxy:
@@ -73,3 +104,39 @@ def _named(messages: Iterable[Any]) -> list[Any]:
         )
         for message in messages
     ]
+
+
+class ComputePlanProxy:
+    """The plan of one package; without one, a base for coremltools' plan of a remote device."""
+
+    def __init__(self, package: Package | None = None, compute_units: str = "CPU_ONLY") -> None:
+        self._structure = None if package is None else model_structure(package)
+        if compute_units != "CPU_ONLY":
+            warnings.warn(
+                f"compute units {compute_units} were asked for; placement on a GPU or a Neural "
+                "Engine can be had on a Mac only: this plan has every operation on the CPU",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def model_structure(self) -> Any:
+        """The `MLModelStructure` whose operations can be asked for."""
+        return self._structure
+
+    def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
+        """Return the CPU as preferred and only device; None for a constant, which runs nowhere."""
+        from coremltools.models.compute_plan import MLComputePlanDeviceUsage
+
+        if operation.operator_name == "const":
+            return None
+        here = devices()
+        return MLComputePlanDeviceUsage(here[0], here)
+
+    def get_compute_device_usage_for_neuralnetwork_layer(self, layer: Any) -> None:
+        """Return None: the stand-in loads no neural networks."""
+        return None
+
+    def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> None:
+        """Return None, as Core ML does where it has no estimate."""
+        return None

@@ -67,7 +67,7 @@ def _executing(execute: Callable[..., Any], sight: Sight) -> Callable[..., Any]:
 
 def _is_delegated(method: Any) -> bool:
     """Whether Core ML's part is in it: on a Mac that is the runtime's own affair."""
-    from harness.shim.executorch_method import MethodProxy
+    from harness.shim.executorch import MethodProxy
 
     return sys.platform == "darwin" or isinstance(method._method, MethodProxy)
 

@@ -4,7 +4,7 @@ import pytest
 
 from harness.artifact import ArtifactError
 from harness.artifact.proto import new_model, parse_model
-from harness.shim.specification import lowered
+from harness.shim.asset import with_lowest_version
 
 FLOAT16, FLOAT32, INT8 = 65552, 65568, 131080
 
@@ -25,7 +25,7 @@ def model(opset="CoreML5", version=10, input_kind=FLOAT32, output_kind=FLOAT32, 
 
 
 def version(data):
-    return parse_model(memoryview(lowered(data)), "a test").specificationVersion
+    return parse_model(memoryview(with_lowest_version(data)), "a test").specificationVersion
 
 
 def with_state(description):
@@ -62,31 +62,33 @@ def test_a_version_is_what_its_parts_need(options, needed):
 
 
 def test_nothing_but_the_version_changes():
-    before, after = (parse_model(memoryview(d), "a test") for d in (model(), lowered(model())))
+    before, after = (
+        parse_model(memoryview(d), "a test") for d in (model(), with_lowest_version(model()))
+    )
     before.specificationVersion = after.specificationVersion
     assert before == after
 
 
 def test_an_opset_that_is_not_known_is_named():
     with pytest.raises(ArtifactError, match="no known opset.*CoreML99"):
-        lowered(model(opset="CoreML99"))
+        with_lowest_version(model(opset="CoreML99"))
 
 
 def test_a_program_without_functions_has_no_opset():
     message = new_model()
     message.mlProgram.version = 1
     with pytest.raises(ArtifactError, match="no known opset.*none"):
-        lowered(message.SerializeToString())
+        with_lowest_version(message.SerializeToString())
 
 
 def test_a_model_of_another_kind_is_refused():
     message = new_model()
     message.neuralNetwork.SetInParent()
     with pytest.raises(ArtifactError, match="holds neuralNetwork; only an ML Program"):
-        lowered(message.SerializeToString())
+        with_lowest_version(message.SerializeToString())
 
 
 @pytest.mark.parametrize("value", [None, "model.mlpackage"])
 def test_what_is_not_bytes_is_a_type_error(value):
     with pytest.raises(TypeError, match="a model is bytes, not"):
-        lowered(value)
+        with_lowest_version(value)

@@ -14,7 +14,7 @@ from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 from executorch.exir import to_edge, to_edge_transform_and_lower
 from executorch.runtime import Runtime
 
-from harness.shim.executorch_method import MethodProxy
+from harness.shim.executorch import MethodProxy
 
 gc.freeze()  # coremltools collects garbage per conversion: see tests/mil/programs.py
 

@@ -8,8 +8,8 @@ from conftest import Affine, X, Y, delegated, is_ours, load, portable
 from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Runtime
 
-from harness.shim import executorch_runtime
-from harness.shim.executorch_method import MethodProxy
+from harness.shim import executorch
+from harness.shim.executorch import MethodProxy
 
 
 def close(actual, desired):
@@ -156,9 +156,9 @@ def test_a_method_is_driven_step_by_step(affine):
 
 def test_a_program_that_only_the_runtime_can_read(affine, monkeypatch):
     def unreadable(data, what):
-        raise executorch_runtime.ArtifactError(f"{what}: of a later version")
+        raise executorch.ArtifactError(f"{what}: of a later version")
 
-    monkeypatch.setattr(executorch_runtime, "parse_pte", unreadable)
+    monkeypatch.setattr(executorch, "parse_pte", unreadable)
     close(load(affine[1]).execute((X, Y)), Affine()(X, Y))
     with pytest.raises(RuntimeError, match="^Failed to load program: .* of a later version"):
         load(affine[0])
