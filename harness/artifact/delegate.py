@@ -14,12 +14,12 @@ from functools import cached_property
 
 from harness.artifact.errors import ArtifactError
 from harness.artifact.flattened import read_flattened
+from harness.artifact.limits import MAX_REFERENCE_BYTES
 from harness.artifact.metadata import MethodMetadata, ModelMetadata, parse_metadata
 from harness.artifact.package import Package, SubFiles
 
 BACKEND = "CoreMLBackend"
 REFERENCE_MAGIC = b"CMJR"
-_LARGEST_REFERENCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def parse_reference(data: memoryview, what: str) -> Reference | None:
     if bytes(data[:4]) != REFERENCE_MAGIC:
         return None
     try:
-        content = json.loads(bytes(data[4:_LARGEST_REFERENCE]))
+        content = json.loads(bytes(data[4:MAX_REFERENCE_BYTES]))
     except (ValueError, RecursionError):
         content = None
     match content:

@@ -25,6 +25,7 @@ import numpy as np
 from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC, Bundle
 from harness.artifact.dtypes import SCALAR_TYPES
 from harness.artifact.errors import ArtifactError
+from harness.artifact.limits import MAX_AXES, MAX_AXIS_SIZE, MAX_PROGRAM_BYTES
 from harness.artifact.mapped import cut
 from harness.artifact.package import FolderFiles, SubFiles
 from harness.artifact.pte import DelegateCall, DelegateData, Pte, PteMethod, TensorValue, Value
@@ -33,9 +34,6 @@ from harness.files import Kind
 PROGRAM, CONSTANTS = "program.json", "constants.bin"
 EXPORT = Kind(PROGRAM, (CONSTANTS, "*/metadata.json", "*/model.mlpackage/*"))
 FORMAT, VERSION = "harness-export", 1
-_LARGEST = 1 << 26  # bytes of program.json; a model of 1,000 layers has under 1 MB
-_LARGEST_SIZE = 1 << 31
-_MOST_DIMENSIONS = 16
 _DTYPES = frozenset(SCALAR_TYPES.values()) - {"bfloat16"}
 
 
@@ -75,8 +73,8 @@ def read_exported(folder: Path) -> tuple[Pte, dict[str, Bundle]]:
 def _content(files: FolderFiles, folder: Path) -> dict[str, Any]:
     where = folder / PROGRAM
     data = files[PROGRAM]
-    if len(data) > _LARGEST:
-        raise ArtifactError(f"{where}: {len(data)} bytes; {_LARGEST} are allowed")
+    if len(data) > MAX_PROGRAM_BYTES:
+        raise ArtifactError(f"{where}: {len(data)} bytes; {MAX_PROGRAM_BYTES} are allowed")
     try:
         content = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
@@ -180,7 +178,7 @@ def _numbers(names: list[Any], numbers: dict[str, int], where: str) -> tuple[int
 
 def _tensor(name: str, fact: Any, where: str) -> TensorValue:
     match fact:
-        case [str(dtype), list(shape)] if dtype in _DTYPES and len(shape) <= _MOST_DIMENSIONS:
-            if all(type(size) is int and 0 <= size < _LARGEST_SIZE for size in shape):
+        case [str(dtype), list(shape)] if dtype in _DTYPES and len(shape) <= MAX_AXES:
+            if all(type(size) is int and 0 <= size <= MAX_AXIS_SIZE for size in shape):
                 return TensorValue(dtype, tuple(shape), None)
     raise ArtifactError(f"{where}: '{name}' is {fact!r:.80}, not a dtype and a shape")

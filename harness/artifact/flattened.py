@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.artifact.errors import ArtifactError
+from harness.artifact.limits import MAX_TREE_BYTES, MAX_TREE_DEPTH
 from harness.artifact.mapped import cut
 
 _FILE, _FOLDER = 0, 1  # the kinds of node
 _FIRST_LOOK = 1 << 16
-_LARGEST_TREE = 1 << 26  # bytes of JSON; a package has a few files, so this is far beyond any
-_LARGEST_DEPTH = 64
 
 
 def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
@@ -36,7 +35,7 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
     def walk(index: Any, path: tuple[str, ...]) -> None:
         if not isinstance(index, int) or not 0 <= index < len(nodes):
             raise ArtifactError(f"{what}: its file tree names node {index} of {len(nodes)}")
-        if index in seen or len(path) > _LARGEST_DEPTH:
+        if index in seen or len(path) > MAX_TREE_DEPTH:
             raise ArtifactError(f"{what}: its file tree is no tree (node {index})")
         seen.add(index)
         try:
@@ -140,7 +139,7 @@ def _read_tree(data: memoryview, what: str) -> list[dict[str, Any]]:
                 return nodes
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
-        if look >= min(len(data), _LARGEST_TREE) or not tail.startswith(b"{"):
+        if look >= min(len(data), MAX_TREE_BYTES) or not tail.startswith(b"{"):
             raise ArtifactError(
                 f"{what}: not a flattened package (no file tree at its end); "
                 "the payload is truncated or damaged"

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.artifact.errors import ArtifactError
-
-_LARGEST = 1 << 24  # bytes; a model of 1,000 layers has under 1 MB
+from harness.artifact.limits import MAX_METADATA_BYTES
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,10 @@ def _names(method: MethodMetadata) -> dict[str, list[str]]:
 
 def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
     """Parse a `metadata.json`; raises ArtifactError, naming `what` and the key at fault."""
-    if len(data) > _LARGEST:
-        raise ArtifactError(f"{what}: metadata.json has {len(data)} bytes; {_LARGEST} are allowed")
+    if len(data) > MAX_METADATA_BYTES:
+        raise ArtifactError(
+            f"{what}: metadata.json has {len(data)} bytes; {MAX_METADATA_BYTES} are allowed"
+        )
     try:
         content = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:

@@ -11,16 +11,19 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.artifact.blob import Blob, read_blob
 from harness.artifact.errors import ArtifactError
+from harness.artifact.limits import MAX_MANIFEST_BYTES, MAX_PACKAGE_FILES
 from harness.artifact.mapped import is_folder, map_file
 from harness.artifact.proto import parse_model
 
+if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import Block, Function
+    from coremltools.proto.Model_pb2 import Model
+
 _MODEL_PATH = "@model_path/"  # how a program writes "the folder of model.mlmodel"
-_LARGEST_MANIFEST = 1 << 20
-_MOST_FILES = 10_000
 
 
 class Package:
@@ -53,7 +56,7 @@ class Package:
         if manifest is None:
             raise ArtifactError(f"{self.what}: not an .mlpackage (no Manifest.json)")
         try:
-            content = json.loads(bytes(manifest[:_LARGEST_MANIFEST]))
+            content = json.loads(bytes(manifest[:MAX_MANIFEST_BYTES]))
             path = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ArtifactError(f"{self.what}: Manifest.json names no root model") from None
@@ -62,22 +65,21 @@ class Package:
         return f"Data/{path}"
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The parsed `Model` message."""
         return parse_model(self.files[self.spec_path], self.what)
 
     @property
-    def functions(self) -> Mapping[str, Any]:
-        """The ML Program's functions by name, `Function` messages."""
-        functions: Mapping[str, Any] = self.model.mlProgram.functions
-        return functions
+    def functions(self) -> Mapping[str, Function]:
+        """The ML Program's functions by name."""
+        return self.model.mlProgram.functions
 
     @property
     def is_multifunction(self) -> bool:
         """Whether the functions are described each for itself, and must be loaded by name."""
         return len(self.model.description.functions) > 0
 
-    def operations(self, function: str) -> Any:
+    def operations(self, function: str) -> Block:
         """Return the operations of a function's block for its opset.
 
         Raises ArtifactError when the function, or that block, is not there.
@@ -115,7 +117,7 @@ class Package:
         return sum(len(self.files[name]) for name in self.files)
 
 
-def _block_weights(block: Any) -> Iterator[tuple[str, int]]:
+def _block_weights(block: Block) -> Iterator[tuple[str, int]]:
     for operation in block.operations:
         values = list(operation.attributes.values())
         values += [a.value for v in operation.inputs.values() for a in v.arguments]
@@ -154,8 +156,8 @@ class FolderFiles(Mapping[str, memoryview]):
 def _files_below(folder: Path) -> Iterator[Path]:
     root = folder.resolve()
     for number, path in enumerate(folder.rglob("*")):
-        if number == _MOST_FILES:
-            raise ArtifactError(f"{folder}: more than {_MOST_FILES} files; not a package")
+        if number == MAX_PACKAGE_FILES:
+            raise ArtifactError(f"{folder}: more than {MAX_PACKAGE_FILES} files; not a package")
         if path.is_file():
             if not path.resolve().is_relative_to(root):
                 raise ArtifactError(f"{path}: a link that leaves the package; remove it")

@@ -1,8 +1,9 @@
-"""The protobuf classes of a Core ML model, without importing coremltools.
+"""The protobuf messages of a Core ML model, without importing coremltools.
 
-coremltools carries generated classes in `coremltools/proto`. Importing them the ordinary way
-imports all of coremltools (9 s); a package of our own that has the same folder as its path gives
-the same classes in 40 ms.
+coremltools carries the generated classes in `coremltools/proto`. The ordinary import of them
+imports all of coremltools, which takes 9 s; a package of our own with the same folder as its path
+gives the same classes in 40 ms. coremltools has no types for them; ours are in
+`stubs/coremltools/proto`, for mypy only.
 """
 
 from __future__ import annotations
@@ -10,38 +11,43 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import types
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
 from harness.artifact.errors import ArtifactError
+from harness.artifact.limits import MAX_SPEC_BYTES
 from harness.errors import NotInstalledError
 
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import Model
+
 _PACKAGE = "harness.artifact._coremltools_proto"
-_LARGEST_SPEC = 1 << 30  # bytes; protobuf itself ends at 2 GB
 
 
-def _module(name: str) -> Any:
+def proto_module(name: str) -> ModuleType:
+    """Return a module of `coremltools.proto`; raises NotInstalledError without coremltools."""
     if _PACKAGE not in sys.modules:
         spec = importlib.util.find_spec("coremltools")
         if spec is None or spec.origin is None:
             raise NotInstalledError("coremltools is not installed: pip install 'coremltools==9.0'")
-        package = types.ModuleType(_PACKAGE)
+        package = ModuleType(_PACKAGE)
         package.__path__ = [str(Path(spec.origin).parent / "proto")]
         sys.modules[_PACKAGE] = package
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
 
-def new_model() -> Any:
+def new_model() -> Model:
     """Return an empty `Model` message."""
-    return _module("Model_pb2").Model()
+    model: Model = proto_module("Model_pb2").Model()
+    return model
 
 
-def parse_model(data: memoryview, what: str) -> Any:
-    """Parse a `model.mlmodel` (message `Model`); raises ArtifactError, naming `what`."""
-    if len(data) > _LARGEST_SPEC:
+def parse_model(data: memoryview, what: str) -> Model:
+    """Return the `Model` message of a `model.mlmodel`; raises ArtifactError, naming `what`."""
+    if len(data) > MAX_SPEC_BYTES:
         raise ArtifactError(f"{what}: model.mlmodel has {len(data)} bytes; 1 GB is the limit")
     model = new_model()
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.artifact.dtypes import SCALAR_TYPES
 from harness.artifact.errors import ArtifactError
 from harness.artifact.flatbuffer import Table, damaged
+from harness.artifact.limits import MAX_AXES
 from harness.artifact.mapped import cut, map_file
 from harness.artifact.pte import (
     DelegateCall,
@@ -34,7 +35,6 @@ _EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segme
 _IN_SEGMENT = 1  # DataLocation.SEGMENT
 _DYNAMISMS = range(3)  # TensorShapeDynamism
 _STATIC = 0
-_MOST_AXES = 16  # of a tensor; the runtime's own limit
 
 
 def read_pte(path: Path) -> Pte:
@@ -131,11 +131,11 @@ class _Reader:
         if scalar_type not in SCALAR_TYPES:
             raise damaged(f"a tensor of unknown scalar type {scalar_type}")
         shape = table.numbers(2, "int32")
-        if min(shape, default=0) < 0 or len(shape) > _MOST_AXES:
-            raise damaged(f"a tensor of shape {shape[: _MOST_AXES + 1]}")
+        if min(shape, default=0) < 0 or len(shape) > MAX_AXES:
+            raise damaged(f"a tensor of shape {shape[: MAX_AXES + 1]}")
         dim_order = table.numbers(3, "uint8")
         if dim_order and sorted(dim_order) != list(range(len(shape))):
-            raise damaged(f"a tensor of {len(shape)} axes in the order {dim_order[:_MOST_AXES]}")
+            raise damaged(f"a tensor of {len(shape)} axes in the order {dim_order[:MAX_AXES]}")
         if table.scalar(1, "int32"):
             raise damaged("a tensor that begins inside its data")
         data = initial = None

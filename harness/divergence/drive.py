@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from harness.artifact.limits import max_elements
 from harness.divergence.part import Part
 from harness.errors import HarnessError
 from harness.generate.session import open_session
-from harness.mil.operation import most_elements
 from harness.runtimes.base import Runtime, TensorSpec
 from harness.subject import Subject
 
@@ -59,18 +59,18 @@ def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] 
             method(*_in_order(method.inputs, given, where))
             continue
         assert artifact.package is not None, "a program is fed a prompt, or is given tensors"
-        most = most_elements(artifact.package.size)
+        limit = max_elements(artifact.package.size)
         generator = torch.Generator().manual_seed(_SEED)
-        method(*(_seeded(spec, generator, most, where) for spec in method.inputs))
+        method(*(_seeded(spec, generator, limit, where) for spec in method.inputs))
 
 
-def _seeded(spec: TensorSpec, generator: torch.Generator, most: int, where: str) -> torch.Tensor:
+def _seeded(spec: TensorSpec, generator: torch.Generator, limit: int, where: str) -> torch.Tensor:
     if -1 in spec.shape:
         raise HarnessError(
             f"{where}: input '{spec.name}' has a flexible shape: give tensors with --inputs"
         )
-    if prod(spec.shape) > most:
-        raise HarnessError(f"{where}: input '{spec.name}' is declared with over {most} elements")
+    if prod(spec.shape) > limit:
+        raise HarnessError(f"{where}: input '{spec.name}' is declared with over {limit} elements")
     if spec.dtype.startswith("float"):
         return torch.randn(spec.shape, generator=generator)
     integers = torch.randint(2, spec.shape, generator=generator)

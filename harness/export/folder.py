@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from harness.artifact.metadata import MethodMetadata, ModelMetadata
 from harness.artifact.proto import new_model
 from harness.export.plan import MethodPlan, PackagePlan, Partition, Value
 from harness.packages.layout import SPECIFICATION, data_folder, write_manifest
+
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
 
 SPECIFICATION_VERSION = 9  # iOS 18: int4 data, blockwise scales, several functions
 SINGLE_FUNCTION = "main"
@@ -49,7 +52,8 @@ def _model(plan: PackagePlan, functions: Mapping[str, Any]) -> Any:
     model = new_model()
     model.specificationVersion, model.mlProgram.version = SPECIFICATION_VERSION, 1
     for method, partition in plan.members:
-        name, description = SINGLE_FUNCTION, model.description
+        name = SINGLE_FUNCTION
+        description: FunctionDescription | ModelDescription = model.description
         if plan.multifunction:
             name, description = method, model.description.functions.add(name=method)
         model.mlProgram.functions[name].CopyFrom(functions[method])

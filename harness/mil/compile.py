@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.artifact.errors import ArtifactError
+from harness.artifact.limits import max_elements
 from harness.artifact.package import Package
 from harness.mil import ops as _registers_them  # noqa: F401
 from harness.mil.binding import built, built_at_call, with_blocks
 from harness.mil.block import Block
-from harness.mil.operation import IMPLEMENTATIONS, Operation, most_elements
+from harness.mil.operation import IMPLEMENTATIONS, Operation
 from harness.mil.packed.weight import PackedWeight
 from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
@@ -36,7 +37,7 @@ class Scope:
     opset: str
     policy: Policy
     weights: Weights
-    most: int
+    max_elements: int
 
 
 def compile_function(package: Package, function: str, policy: Policy, weights: Weights) -> Plan:
@@ -48,8 +49,8 @@ def compile_function(package: Package, function: str, policy: Policy, weights: W
     block = package.operations(function)
     message = package.functions[function]
     where = f"{package.what}, function '{function}'"
-    most = most_elements(package.size)
-    scope = Scope(package, where, message.opset, policy, weights, most)
+    limit = max_elements(package.size)
+    scope = Scope(package, where, message.opset, policy, weights, limit)
     return Compiler(scope).compile(message.inputs, block)
 
 
@@ -91,8 +92,10 @@ class Compiler:
     def _input(self, value: Any) -> tuple[int, ValueType]:
         where = f"{self._where}, input '{value.name}'"
         declared = value_type(value.type, where)
-        if isinstance(declared, StateType) and declared.wrapped.count > self._scope.most:
-            raise ArtifactError(f"{where}: declares a state of over {self._scope.most} elements")
+        if isinstance(declared, StateType) and declared.wrapped.count > self._scope.max_elements:
+            raise ArtifactError(
+                f"{where}: declares a state of over {self._scope.max_elements} elements"
+            )
         return self._define(value.name, declared), declared
 
     def _define(self, name: str, declared: ValueType) -> int:
@@ -129,8 +132,10 @@ class Compiler:
         where = f"{self._where}, {message.type} '{name}'"
         outputs = tuple(value_type(output.type, where) for output in message.outputs)
         counts = [declared.count for declared in outputs if isinstance(declared, TensorType)]
-        if max(counts, default=0) > self._scope.most:
-            raise ArtifactError(f"{where}: declares a result of over {self._scope.most} elements")
+        if max(counts, default=0) > self._scope.max_elements:
+            raise ArtifactError(
+                f"{where}: declares a result of over {self._scope.max_elements} elements"
+            )
         if message.type == "const":
             if "val" not in message.attributes:
                 raise ArtifactError(f"{where}: a const without 'val'")
@@ -195,7 +200,7 @@ class Compiler:
             given,
             opset,
             policy,
-            self._scope.most,
+            self._scope.max_elements,
         )
         check_known(operation)
         return operation, bound

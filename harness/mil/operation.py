@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from harness.artifact.errors import ArtifactError
+from harness.artifact.limits import MAX_ELEMENTS
 from harness.mil.packed.weight import expanded
 from harness.mil.policy import Policy
 from harness.mil.types import TensorType, ValueType
@@ -31,17 +32,6 @@ Run = Callable[..., Any]
 Builder = Callable[["Operation"], Run]
 Kinds = type[Any] | tuple[type[Any], ...]
 """What `isinstance` takes: the types of value that an input may have."""
-
-MOST_ELEMENTS = 1 << 26  # 256 MB as fp32; of packages that are small themselves
-MOST_PER_BYTE = 4  # of a package's files: 2 are in a byte of 4-bit weights
-
-
-def most_elements(stored: int) -> int:
-    """How many elements a value may have in a program whose files have `stored` bytes.
-
-    A program of some kilobytes that asks for gigabytes is damaged, or hostile.
-    """
-    return max(MOST_ELEMENTS, MOST_PER_BYTE * stored)
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,7 @@ class Operation:
     given: frozenset[str]
     opset: str
     policy: Policy
-    most: int = MOST_ELEMENTS
+    max_elements: int = MAX_ELEMENTS
     read: set[str] = field(default_factory=set)
 
     def constant(self, name: str, default: Any = None) -> Any:
@@ -150,18 +140,19 @@ class Operation:
         """Raise ArtifactError when a result of `count` elements, which `what` asks for, is not
         as large as declared: asked before it is made, nothing larger is ever made.
 
-        Where the declared shape is flexible, the limit is `most_elements` of the program's files.
+        Where the declared shape is flexible, `max_elements` is the limit.
         """
         if self.output.is_fixed and count != self.output.count:
             raise self.error(f"{what} do not give {list(self.output.shape)}")
-        if not 0 <= count <= self.most:
-            raise self.error(f"{what} ask for {count} elements; the most is {self.most}")
+        if not 0 <= count <= self.max_elements:
+            raise self.error(f"{what} ask for {count} elements; the most is {self.max_elements}")
 
     def check_room(self, shape: Sequence[int], what: str) -> None:
         """Raise ArtifactError when `what`, of this shape and made on the way to the result, has
         more elements than any value of the program may have: asked before it is made."""
-        if math.prod(max(0, size) for size in shape) > self.most:
-            raise self.error(f"{what} would be of shape {list(shape)}; the most is {self.most}")
+        if math.prod(max(0, size) for size in shape) > self.max_elements:
+            limit = f"the most is {self.max_elements}"
+            raise self.error(f"{what} would be of shape {list(shape)}; {limit}")
 
     def checked_shape(self, shape: Sequence[int], what: str) -> tuple[int, ...]:
         """Return a shape to make; raises ArtifactError when it is negative, or as `check_count`."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.artifact.package import Package
 from harness.artifact.proto import new_model
 from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
 
 MULTIFUNCTION_VERSION = 9
 """The first specification version (iOS 18) with several functions."""
@@ -17,13 +20,14 @@ _NAMED = ("predictedFeatureName", "predictedProbabilitiesName")
 _METADATA = ("shortDescription", "versionString", "author", "license")
 
 
-def function_description(package: Package, function: str) -> Any:
+def function_description(package: Package, function: str) -> FunctionDescription:
     """Return a new `FunctionDescription` of a function, without a name.
 
     A package with one function describes it at the top level, which applies to its default
     function only. Raises HarnessError when the function is not described.
     """
     description = package.model.description
+    found: Sequence[FunctionDescription | ModelDescription]
     if package.is_multifunction:
         found = [d for d in description.functions if d.name == function]
     else:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from harness.artifact import Artifact, ArtifactError, Delegate
+from harness.artifact.limits import MAX_ELEMENTS, max_elements
 from harness.artifact.pte import (
     DelegateCall,
     FreeCall,
@@ -29,7 +30,6 @@ from harness.artifact.pte import (
     Value,
 )
 from harness.errors import HarnessError
-from harness.mil.operation import MOST_ELEMENTS, most_elements
 from harness.pte.kernels import call_kernel, writes_in_place
 
 DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -201,10 +201,10 @@ def _buffers(plan: PteMethod, delegates: Iterable[Delegate], where: str) -> dict
         and (index in written or value.initial is not None)
     }
     count = sum(math.prod(value.shape) for value in declared.values())
-    if count > MOST_ELEMENTS:  # a look at the packages is not free
+    if count > MAX_ELEMENTS:  # a look at the packages is not free
         packages = {id(d.bundle): d.bundle.package for d in delegates}.values()
-        if count > (most := most_elements(sum(package.size for package in packages))):
-            raise ArtifactError(f"{where}: declares buffers of over {most} elements")
+        if count > (limit := max_elements(sum(package.size for package in packages))):
+            raise ArtifactError(f"{where}: declares buffers of over {limit} elements")
     return {index: _first(value) for index, value in declared.items()}
 
 

@@ -11,7 +11,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -22,6 +22,9 @@ from harness.errors import HarnessError
 from harness.pte.program import DelegateRunner, ProgramMethod
 from harness.runtimes.base import Method, TensorSpec
 from harness.shim import is_installed
+
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
 
 # Option, coremltools' name of the compute units, and the device without which they mean the CPU.
 _UNITS = {
@@ -148,9 +151,10 @@ def _declared(
     package: Package, function: str
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """A function's inputs and outputs, as the package describes them to its callers."""
-    description = package.model.description
+    model = package.model.description
+    description: FunctionDescription | ModelDescription = model
     if package.is_multifunction:
-        named = {f.name: f for f in description.functions}
+        named = {f.name: f for f in model.functions}
         if function not in named:
             raise ArtifactError(
                 f"{package.what}: describes no function '{function}', only "

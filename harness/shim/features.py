@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.artifact import ArtifactError, Package
 from harness.artifact.dtypes import FEATURE_TYPES
 from harness.mil.shapes import AllowedShapes
+
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
 
 _COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
 _PLAIN = ("int64Type", "stringType", "dictionaryType")  # a classifier's label and probabilities
@@ -58,9 +61,10 @@ class Signature:
 
 def read_signature(package: Package, function: str) -> Signature:
     """Return how a package describes a function; raises ArtifactError for what cannot be had."""
-    description = package.model.description
+    model = package.model.description
+    description: FunctionDescription | ModelDescription = model
     if package.is_multifunction:
-        named = {entry.name: entry for entry in description.functions}
+        named = {entry.name: entry for entry in model.functions}
         if function not in named:
             raise ArtifactError(
                 f"{package.what}: describes no function '{function}', only {', '.join(named)}"

@@ -58,7 +58,7 @@ def test_a_large_folder_that_is_no_package_is_not_walked(tmp_path):
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.artifact.package._MOST_FILES", 3)
+    monkeypatch.setattr("harness.artifact.package.MAX_PACKAGE_FILES", 3)
     for name in ("Manifest.json", "a", "b", "c"):
         (tmp_path / name).write_text("{}")
     refused(tmp_path, "more than 3 files; not a package")

@@ -315,6 +315,6 @@ def test_tables_that_refer_to_one_another_do_not_fill_the_memory(tmp_path):
 
 
 def test_a_crowd_of_allowed_tensors_does_not_either(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.artifact.pte_reader._MOST_AXES", 1 << 30)
+    monkeypatch.setattr("harness.artifact.pte_reader.MAX_AXES", 1 << 30)
     with pytest.raises(ArtifactError, match="more items than the file has bytes"):
         read(crowded(20_000), tmp_path)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from harness.artifact import ArtifactError, Package
+from harness.artifact.limits import MAX_ELEMENTS, max_elements
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
-from harness.mil.operation import MOST_ELEMENTS, most_elements
 from tests.mil.programs import save
 
 KERNEL = np.ones((1, 1, 2, 2), np.float32)
@@ -57,8 +57,8 @@ def test_what_is_made_on_the_way_is_measured_before(build, kind, parameter, what
 
 
 def test_a_program_may_hold_more_the_larger_its_files_are():
-    assert most_elements(1000) == MOST_ELEMENTS
-    assert most_elements(1 << 30) == 1 << 32  # a 1B model's 4-bit weights, and room
+    assert max_elements(1000) == MAX_ELEMENTS
+    assert max_elements(1 << 30) == 1 << 32  # a 1B model's 4-bit weights, and room
 
 
 def test_a_result_that_is_declared_too_large_is_refused_at_load():
@@ -67,7 +67,7 @@ def test_a_result_that_is_declared_too_large_is_refused_at_load():
     model.CopyFrom(package.model)
     function = model.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
-    block.operations[-1].outputs[0].type.tensorType.dimensions[0].constant.size = MOST_ELEMENTS
+    block.operations[-1].outputs[0].type.tensorType.dimensions[0].constant.size = MAX_ELEMENTS
     files = {**package.files, package.spec_path: memoryview(model.SerializeToString())}
-    with pytest.raises(ArtifactError, match=f"relu '.*a result of over {MOST_ELEMENTS} elements"):
+    with pytest.raises(ArtifactError, match=f"relu '.*a result of over {MAX_ELEMENTS} elements"):
         load_function(Package(files, "x"), "main", get_policy("strict"))
