@@ -1,21 +1,23 @@
-"""Runs compiled blocks, and shows what they compute to who wants to see it."""
+"""Evaluation: runs the plan of a block step by step, or as generated code, and calls observers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
 
 from harness.errors import HarnessError
 from harness.mil.plan import Plan, Step
-from harness.mil.straight import failed_step, straight_function
 from harness.mil.types import TensorType
 
 Observer = Callable[[Step, tuple[torch.Tensor, ...]], None]
 _OBSERVERS: list[Observer] = []
-_MOST_LINES = 50_000  # steps that are worth Python's compiler: a second of it
+_MAX_LINES = 50_000  # of generated code: Python compiles so many in a second
+_FILE_NAME = "<plan>"
+_LINES_BEFORE = 2  # before the first step's: the head, and the inputs
 
 
 @contextmanager
@@ -38,23 +40,23 @@ class Block:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._gives_tuple: list[bool] | None = None  # each step, once a run has been checked
-        self._straight: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
+        self._generated: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
 
     def run(self, slots: list[Any]) -> tuple[Any, ...]:
         """Execute over slots in which the inputs stand; return the results.
 
         Raises HarnessError, naming the operation that failed.
         """
-        if self._gives_tuple is None or _OBSERVERS or len(self.plan.steps) > _MOST_LINES:
+        if self._gives_tuple is None or _OBSERVERS or len(self.plan.steps) > _MAX_LINES:
             return self._run_steps(slots)
-        if self._straight is None:
-            self._straight = straight_function(self.plan, self._gives_tuple)
+        if self._generated is None:
+            self._generated = _generate(self.plan, self._gives_tuple)
         try:
-            return self._straight(slots)
+            return self._generated(slots)
         except HarnessError:
             raise
         except Exception as error:
-            step = failed_step(self.plan, error.__traceback__)
+            step = _failed_step(self.plan, error.__traceback__)
             if step is None:
                 raise
             raise _failure(step, error) from error
@@ -112,3 +114,52 @@ def _check_results(results: tuple[Any, ...], step: Step) -> None:
             have = f"shape {list(result.shape)}" if hasattr(result, "shape") else type(result)
             want = list(declared.shape) if isinstance(declared, TensorType) else declared
             raise HarnessError(f"{step.where}: gives {have}, the program declares {want}")
+
+
+def _generate(
+    plan: Plan, gives_tuple: Sequence[bool]
+) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return a plan as one Python function, from slots that hold the inputs to the results.
+
+    A language model's plan has two thousand steps of a few microseconds each; a loop over them
+    would cost a fifth of that. The source has a line for each step. Its names are numbered: it
+    holds no text of the program. `gives_tuple` tells for each step whether it returns a tuple.
+    """
+    entering = [slot for slot, _ in (*plan.inputs.values(), *plan.captures)]
+    known = {slot: f"c{slot}" for slot, value in enumerate(plan.slots) if value is not None}
+    names = [known.get(slot, f"v{slot}") for slot in range(len(plan.slots))]
+    lines = ["def run(slots):"]
+    lines.append("; ".join(f" v{slot} = slots[{slot}]" for slot in entering).strip() or "pass")
+    lines += [
+        _line(number, step, names, tupled)
+        for number, (step, tupled) in enumerate(zip(plan.steps, gives_tuple, strict=True))
+    ]
+    lines.append(f"return ({''.join(f'{names[slot]}, ' for slot in plan.results)})")
+    source = "\n ".join(lines)
+    scope: dict[str, Any] = {f"f{number}": step.run for number, step in enumerate(plan.steps)}
+    scope |= {name: plan.slots[slot] for slot, name in known.items()}
+    exec(compile(source, _FILE_NAME, "exec"), scope)
+    function: Callable[[Sequence[Any]], tuple[Any, ...]] = scope["run"]
+    return function
+
+
+def _failed_step(plan: Plan, traceback: TracebackType | None) -> Step | None:
+    """Return the step whose line raised, in a function that `_generate` made."""
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == _FILE_NAME:
+            index = traceback.tb_lineno - _LINES_BEFORE - 1
+            return plan.steps[index] if 0 <= index < len(plan.steps) else None
+        traceback = traceback.tb_next
+    return None
+
+
+def _line(number: int, step: Step, names: Sequence[str], gives_tuple: bool) -> str:
+    arguments = ", ".join(names[slot] if slot >= 0 else "None" for slot in step.reads)
+    targets = "".join(f"{names[slot]}, " for slot in step.writes)
+    call = f"f{number}({arguments})"
+    if gives_tuple:
+        assigned = f"{targets or '()'} = {call}"
+    else:
+        assigned = f"{targets.removesuffix(', ')} = {call}"
+    freed = "".join(f"; {names[slot]} = None" for slot in step.frees)
+    return assigned + freed

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,14 +14,17 @@ from harness.artifact.package import Package
 from harness.errors import HarnessError
 from harness.mil.block import Block
 from harness.mil.compile import compile_function
-from harness.mil.packed import PackedWeight
+from harness.mil.packed.layouts import FEW_ROWS
+from harness.mil.packed.weight import PackedWeight, multiplied_by
 from harness.mil.plan import Plan
 from harness.mil.policy import Policy
 from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
 from harness.mil.state import State
-from harness.mil.threads import is_small, one_thread
 from harness.mil.types import StateType, TensorType, ValueType
 from harness.mil.weights import Weights
+
+_SMALL_RESULT = 1 << 17  # elements: one step of a language model, with its caches
+_SMALL_CONSTANT = 1 << 16
 
 
 class Function:
@@ -36,7 +39,7 @@ class Function:
     ) -> None:
         self._plan = plan
         self._block = Block(plan)
-        self._is_small = is_small(plan)
+        self._is_small = _is_small(plan)
         self._policy = policy
         self._where = where
         self.allowed = allowed
@@ -107,7 +110,7 @@ class Function:
         slots = list(self._plan.slots)
         for name, (slot, declared) in self._plan.inputs.items():
             slots[slot] = self._entered(name, inputs.get(name), state, declared)
-        with one_thread() if self._is_small else nullcontext():
+        with _one_thread() if self._is_small else nullcontext():
             results = dict(zip(self._plan.results, self._block.run(slots), strict=True))
         return {name: results[slot] for name, (slot, _) in self._plan.outputs.items()}
 
@@ -157,3 +160,35 @@ def load_function(
             f"no state (the states: {', '.join(loaded.states)})"
         )
     return loaded
+
+
+def _is_small(plan: Plan) -> bool:
+    """Whether every result, constant and product of a plan is too small for a second thread.
+
+    Waking a second thread takes about ten microseconds, more than a small operation does, and torch
+    does it from some thousand elements on.
+    """
+    for value in plan.slots:
+        if isinstance(value, torch.Tensor) and value.numel() > _SMALL_CONSTANT:
+            return False
+    for step in plan.steps:
+        results = [declared for declared in step.types if isinstance(declared, TensorType)]
+        if any(not t.is_fixed or t.count > _SMALL_RESULT for t in results):
+            return False
+        packed = [plan.slots[slot] for slot in step.reads if slot >= 0]
+        for weight in packed:
+            if isinstance(weight, PackedWeight) and results[0].count > FEW_ROWS * weight.shape[0]:
+                return False
+    return True
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone; packed weights keep their threads."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with multiplied_by(count):
+            yield
+    finally:
+        torch.set_num_threads(count)

@@ -11,8 +11,8 @@ import torch
 
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
-from harness.mil.packed import PackedWeight, forms, lookup
-from harness.mil.packed.forms import Blocks, Tables
+from harness.mil.packed import PackedWeight, layouts, vector
+from harness.mil.packed.layouts import Blocks, Tables
 from tests.mil.programs import run, save
 
 RNG = np.random.default_rng(33)
@@ -75,12 +75,12 @@ def make(scheme, scale_of=None):
     if scheme.bits == 4:
         codes = codes[:, ::2] | codes[:, 1::2] << 4
     codes.flags.writeable = False
-    flip = 1 << (scheme.bits - 1) if scheme.signed else 0
+    sign_bit = 1 << (scheme.bits - 1) if scheme.signed else 0
     packed = Blocks(
         codes,
         scale.astype(np.float32),
         offset.astype(np.float32),
-        flip,
+        sign_bit,
         scheme.half,
         scheme.bits == 4,
     )
@@ -116,7 +116,7 @@ def test_products_are_fp32_sums_of_exact_weights(scheme, rows):
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_machine_without_the_shuffle_gives_the_same(scheme, monkeypatch):
     blocks, weight = make(scheme)
-    monkeypatch.setattr(lookup, "available", lambda: False)
+    monkeypatch.setattr(vector, "available", lambda: False)
     packed = PackedWeight(blocks, torch.float32)
     assert isinstance(packed._fast, Blocks)
     columns = torch.eye(weight.shape[1])
@@ -125,14 +125,14 @@ def test_a_machine_without_the_shuffle_gives_the_same(scheme, monkeypatch):
     np.testing.assert_array_equal(one_at_a_time.T, weight)
 
 
-@pytest.mark.skipif(not lookup.available(), reason="needs AVX2 or Neon")
+@pytest.mark.skipif(not vector.available(), reason="needs AVX2 or Neon")
 def test_tables_are_used_where_a_row_has_one_scale():
-    fast = {str(s) for s in SCHEMES if isinstance(forms.best_form(make(s)[0]), Tables)}
+    fast = {str(s) for s in SCHEMES if isinstance(layouts.best_layout(make(s)[0]), Tables)}
     wanted = {str(s) for s in SCHEMES if s.bits == 4 and s.blocks[1] == 1 and s.shape[1] % 32 == 0}
     assert fast == wanted
 
 
-@pytest.mark.skipif(not lookup.available(), reason="needs AVX2 or Neon")
+@pytest.mark.skipif(not vector.available(), reason="needs AVX2 or Neon")
 @pytest.mark.parametrize("scale", [0.0, 2.0**-24, 3 * 2.0**-24, 6.1e-5, 1.0, -0.37, 8000.0])
 def test_tables_hold_subnormal_negative_and_large_scales_exactly(scale):
     blocks, weight = make(Scheme((64, 64), (64, 1)), scale)

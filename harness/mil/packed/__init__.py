@@ -1,4 +1,4 @@
-"""Quantized weights that stay packed: multiplied, and taken from, as they stand in their file."""
+"""Quantized weights that stay packed: products and rows are computed from the codes in the file."""
 
 from harness.mil.packed.weight import PackedWeight, expanded
 

@@ -1,8 +1,8 @@
 """Products with packed weights, and rows of them as fp32, compiled by numba for this machine.
 
-Two forms of a weight: by *tables* (`harness.mil.packed.lookup`), for two codes to a byte and a
-table to a row, and by *blocks*, for all others. Each gives the floats of a row in an order of its
-own. Everything is summed in fp32, in any order.
+A weight has one of two layouts (`harness.mil.packed.layouts`): *tables*, for two codes to a byte
+and a table to a row, and *blocks*, for all others. Each gives the floats of a row in an order of
+its own. Everything is summed in fp32, in any order.
 
 Arrays, where not said otherwise: codes uint8 [rows, columns] or, two to a byte,
 [rows, columns / 2]; tables uint8 [rows, 32]; scale and offset fp32 [row blocks, column blocks]; x
@@ -12,6 +12,8 @@ fp32 [m, columns]; out fp32 [m, rows].
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
+from inspect import getsource
 from typing import Any
 
 import numpy as np
@@ -19,23 +21,29 @@ from llvmlite import ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
-from harness.mil.packed import lookup, panel
+from harness.mil.packed import vector
 
-VECTOR_CODE = "8dda86bbe4f5de0c9a6af06048930ea14f988d4d498fc7e07a2f3e30dbddc649"
-"""The SHA-256 of `emit.py`, `lookup.py` and `panel.py`, whose code is part of what is compiled:
-numba takes a kernel that it keeps for a stale one only when this very file has changed."""
-_TILED = 8 * panel.ROWS  # rows that are decoded at a time
-_ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities stay what they are
+_BATCH = 8 * vector.TILE_ROWS  # rows of a weight that are decoded at a time
+_ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities are kept
+
+
+_VECTOR_CODE = sha256(getsource(vector).encode()).hexdigest()[:16]
 
 
 def _compiler(parallel: bool = False) -> Any:
-    """Return a decorator; the machine code is kept for the next process where it can be."""
+    """Return a decorator that compiles; the machine code is kept for the next process.
+
+    numba compiles again when the file of a kernel has changed, but the vector code, which is part
+    of the machine code, is in another file. So a kernel's name, which names the kept file too, ends
+    with a hash of that code.
+    """
 
     def compiled(function: Callable[..., Any]) -> Any:
         options: dict[str, Any] = {"nogil": True, "fastmath": _ANY_ORDER, "parallel": parallel}
+        function.__qualname__ += f"_{_VECTOR_CODE}"
         try:
             return njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder of numba's can be written to
+        except RuntimeError:  # numba can write to none of its folders
             return njit(**options)(function)
 
     return compiled
@@ -61,15 +69,15 @@ def table_products(
     """Multiply x [m, columns], its columns in their own order, by the weight.
 
     All arrays are contiguous, and given by their addresses, because a language model calls this
-    hundreds of times for each token: `unit` fp32 [rows] is what a 1 in a row's table stands for,
-    over 65536; `order` int64 [columns] is the order of the tables' form.
+    hundreds of times for each token. `unit` fp32 [rows] is the value of a 1 in a row's table,
+    over 65536; `order` int64 [columns] is the order of the columns in the tables' layout.
     """
     given = carray(_pointer(x), (m, columns), np.float32)
-    places = carray(_pointer(order), (columns,), np.int64)
+    indices = carray(_pointer(order), (columns,), np.int64)
     ordered = np.empty((m, columns), np.float32)
     for each in range(m):
-        for place in range(columns):
-            ordered[each, place] = given[each, places[place]]
+        for column in range(columns):
+            ordered[each, column] = given[each, indices[column]]
     if parts == 1:
         _table_products(0, rows, codes, tables, unit, rows, ordered, out)
     else:
@@ -80,20 +88,20 @@ def table_products(
 
 @_parallel
 def block_products(
-    codes: Any, scale: Any, offset: Any, flip: int, rounds: bool, x: Any, out: Any, parts: int
+    codes: Any, scale: Any, offset: Any, sign_bit: int, rounds: bool, x: Any, out: Any, parts: int
 ) -> None:
-    """Multiply; the other arguments as those of `expand_blocks`."""
+    """Write the products of x [m, columns] to `out`; `expand_blocks` explains the codes."""
     rows = codes.shape[0]
     if parts == 1:
-        _block_products(0, rows, codes, scale, offset, flip, rounds, x, out)
+        _block_products(0, rows, codes, scale, offset, sign_bit, rounds, x, out)
     else:
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
-            _block_products(first, last, codes, scale, offset, flip, rounds, x, out)
+            _block_products(first, last, codes, scale, offset, sign_bit, rounds, x, out)
 
 
 @_parallel
-def table_panels(
+def table_tiles(
     codes: int,
     tables: int,
     unit: int,
@@ -105,14 +113,14 @@ def table_panels(
     out: int,
     parts: int,
 ) -> None:
-    """Multiply as `table_products`, for more rows of x: a weight is decoded once for them all."""
-    panels = _panels(x, order, m, columns)
+    """Multiply as `table_products`, for more rows of x: a weight is decoded once for all."""
+    x_tiles = _x_tiles(x, order, m, columns)
     if parts == 1:
-        _table_panels(0, rows, codes, tables, unit, rows, panels, m, out)
+        _table_tiles(0, rows, codes, tables, unit, rows, x_tiles, m, out)
     else:
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
-            _table_panels(first, last, codes, tables, unit, rows, panels, m, out)
+            _table_tiles(first, last, codes, tables, unit, rows, x_tiles, m, out)
 
 
 @_parallel
@@ -120,23 +128,23 @@ def expand_blocks(
     codes: Any,
     scale: Any,
     offset: Any,
-    flip: int,
+    sign_bit: int,
     rounds: bool,
     start: int,
     tile: Any,
     parts: int,
 ) -> None:
-    """Write rows from `start` on into `tile` [n, columns]; `rounds` to fp16.
+    """Write rows from `start` on to `tile` [n, columns]; round them to fp16 if `rounds`.
 
-    A signed code c stands as `c ^ flip`, as unsigned ones do with a `flip` of 0, less `flip`.
+    The number of a code c is `(c ^ sign_bit) - sign_bit`; `sign_bit` is 0 where codes are unsigned.
     """
     rows = tile.shape[0]
     if parts == 1:
-        _expand_rows(0, rows, codes, scale, offset, flip, rounds, start, tile)
+        _expand_rows(0, rows, codes, scale, offset, sign_bit, rounds, start, tile)
     else:
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
-            _expand_rows(first, last, codes, scale, offset, flip, rounds, start, tile)
+            _expand_rows(first, last, codes, scale, offset, sign_bit, rounds, start, tile)
 
 
 @_serial
@@ -146,58 +154,59 @@ def _table_products(
     m, columns = x.shape
     units = carray(_pointer(unit), (rows,), np.float32)
     results = carray(_pointer(out), (m, rows), np.float32)
-    steps = columns // lookup.COLUMNS
+    steps = columns // vector.COLUMNS
     for row in range(first, last):
-        row_codes, table = codes + row * (columns // 2), tables + row * lookup.COLUMNS
+        row_codes, table = codes + row * (columns // 2), tables + row * vector.COLUMNS
         for each in range(m):
-            total = lookup.dot(row_codes, table, _row_address(x, each), steps)
+            total = vector.dot(row_codes, table, _row_address(x, each), steps)
             results[each, row] = total * units[row]
 
 
 @_serial
-def _panels(x: int, order: int, m: int, columns: int) -> Any:
-    """Cut x [m, columns] into panels of `panel.WIDTH` rows, the last one filled up with zeros."""
+def _x_tiles(x: int, order: int, m: int, columns: int) -> Any:
+    """Cut x [m, columns] into tiles of `vector.TILE_WIDTH` rows; zeros fill up the last one."""
     given = carray(_pointer(x), (m, columns), np.float32)
-    places = carray(_pointer(order), (columns,), np.int64)
-    panels = np.zeros((-(-m // panel.WIDTH), columns, panel.WIDTH), np.float32)
+    indices = carray(_pointer(order), (columns,), np.int64)
+    x_tiles = np.zeros((-(-m // vector.TILE_WIDTH), columns, vector.TILE_WIDTH), np.float32)
     for each in range(m):
-        for place in range(columns):
-            panels[each // panel.WIDTH, place, each % panel.WIDTH] = given[each, places[place]]
-    return panels
+        tile, place = each // vector.TILE_WIDTH, each % vector.TILE_WIDTH
+        for column in range(columns):
+            x_tiles[tile, column, place] = given[each, indices[column]]
+    return x_tiles
 
 
 @_serial
-def _table_panels(
+def _table_tiles(
     first: int,
     last: int,
     codes: int,
     tables: int,
     unit: int,
     rows: int,
-    panels: Any,
+    x_tiles: Any,
     m: int,
     out: int,
 ) -> None:
-    n_panels, columns, width = panels.shape
+    n_tiles, columns, width = x_tiles.shape
     units = carray(_pointer(unit), (rows,), np.float32)
     results = carray(_pointer(out), (m, rows), np.float32)
-    tile = np.zeros((_TILED, panel.BLOCK), np.float32)
-    sums = np.empty((n_panels, _TILED, width), np.float32)
-    for start in range(first, last, _TILED):
-        count = min(_TILED, last - start)
+    tile = np.zeros((_BATCH, vector.BLOCK), np.float32)
+    sums = np.empty((n_tiles, _BATCH, width), np.float32)
+    for start in range(first, last, _BATCH):
+        count = min(_BATCH, last - start)
         sums[:] = 0
-        for block in range(0, columns, panel.BLOCK):
-            terms = min(panel.BLOCK, columns - block)
+        for block in range(0, columns, vector.BLOCK):
+            terms = min(vector.BLOCK, columns - block)
             for row in range(count):
                 row_codes = codes + (start + row) * (columns // 2) + block // 2
-                row_table = tables + (start + row) * lookup.COLUMNS
-                steps = terms // lookup.COLUMNS
-                lookup.expand(row_codes, row_table, _row_address(tile, row), steps)
-            for each in range(n_panels):
-                for row in range(0, count, panel.ROWS):
-                    x = panels.ctypes.data + each * panels.strides[0] + block * panels.strides[1]
+                row_table = tables + (start + row) * vector.COLUMNS
+                steps = terms // vector.COLUMNS
+                vector.expand(row_codes, row_table, _row_address(tile, row), steps)
+            for each in range(n_tiles):
+                for row in range(0, count, vector.TILE_ROWS):
+                    x = x_tiles.ctypes.data + each * x_tiles.strides[0] + block * x_tiles.strides[1]
                     to = sums.ctypes.data + each * sums.strides[0] + row * sums.strides[1]
-                    panel.accumulate(_row_address(tile, row), x, to, terms)
+                    vector.accumulate(_row_address(tile, row), x, to, terms)
         for each in range(m):
             for row in range(count):
                 total = sums[each // width, row, each % width]
@@ -211,13 +220,13 @@ def _expand_rows(
     codes: Any,
     scale: Any,
     offset: Any,
-    flip: int,
+    sign_bit: int,
     rounds: bool,
     start: int,
     tile: Any,
 ) -> None:
     for row in range(first, last):
-        _expand_row(codes, start + row, scale, offset, flip, rounds, tile[row])
+        _expand_row(codes, start + row, scale, offset, sign_bit, rounds, tile[row])
 
 
 @_serial
@@ -227,60 +236,60 @@ def _block_products(
     codes: Any,
     scale: Any,
     offset: Any,
-    flip: int,
+    sign_bit: int,
     rounds: bool,
     x: Any,
     out: Any,
 ) -> None:
     per_scale, blocks = codes.shape[0] // scale.shape[0], scale.shape[1]
     width, columns = codes.shape[1], x.shape[1]
-    size, flipped = width // blocks, np.uint8(flip)
+    size, sign = width // blocks, np.uint8(sign_bit)
     for row in range(first, last):
         for each in range(x.shape[0]):
             total = np.float32(0)
             for block in range(blocks):
                 s = scale[row // per_scale, block]
-                z = offset[row // per_scale, block] + np.float32(flip)
+                z = offset[row // per_scale, block] + np.float32(sign_bit)
                 start, end = block * size, (block + 1) * size
                 part, low, high = codes[row, start:end], x[each, start:end], x[each, -width:]
                 # loops from 0 on, in which no index can be negative: they become vector code
                 if width == columns:
                     for at in range(size):
-                        total += _value(part[at], flipped, z, s, rounds) * low[at]
+                        total += _value(part[at], sign, z, s, rounds) * low[at]
                 else:
                     high = high[start:end]
                     for at in range(size):
-                        total += _value(part[at] & 15, flipped, z, s, rounds) * low[at]
-                        total += _value(part[at] >> 4, flipped, z, s, rounds) * high[at]
+                        total += _value(part[at] & 15, sign, z, s, rounds) * low[at]
+                        total += _value(part[at] >> 4, sign, z, s, rounds) * high[at]
             out[each, row] = total
 
 
 @_serial
 def _expand_row(
-    codes: Any, row: int, scale: Any, offset: Any, flip: int, rounds: bool, out: Any
+    codes: Any, row: int, scale: Any, offset: Any, sign_bit: int, rounds: bool, out: Any
 ) -> None:
-    """Write a row; of two codes to a byte all the low ones come first, then all the high ones."""
-    place = row // (codes.shape[0] // scale.shape[0])
+    """Write a row; where two codes share a byte, all low ones come first, then all high ones."""
+    row_block = row // (codes.shape[0] // scale.shape[0])
     width, blocks = codes.shape[1], scale.shape[1]
-    size, flipped = width // blocks, np.uint8(flip)
+    size, sign = width // blocks, np.uint8(sign_bit)
     for block in range(blocks):
-        s, z = scale[place, block], offset[place, block] + np.float32(flip)
+        s, z = scale[row_block, block], offset[row_block, block] + np.float32(sign_bit)
         start, end = block * size, (block + 1) * size
         part, low, high = codes[row, start:end], out[start:end], out[-width:]
         if width == out.shape[0]:
             for at in range(size):
-                low[at] = _value(part[at], flipped, z, s, rounds)
+                low[at] = _value(part[at], sign, z, s, rounds)
         else:
             high = high[start:end]
             for at in range(size):
-                low[at] = _value(part[at] & 15, flipped, z, s, rounds)
-                high[at] = _value(part[at] >> 4, flipped, z, s, rounds)
+                low[at] = _value(part[at] & 15, sign, z, s, rounds)
+                high[at] = _value(part[at] >> 4, sign, z, s, rounds)
 
 
 @_serial
-def _value(code: int, flip: int, zero: float, scale: float, rounds: bool) -> Any:
-    """Return what a code, as it stands, is worth; `flip` is in `zero` already."""
-    value = (np.float32(np.int32(code ^ flip)) - zero) * scale
+def _value(code: int, sign_bit: int, zero: float, scale: float, rounds: bool) -> Any:
+    """Return the value of a code; `zero` includes `sign_bit` already."""
+    value = (np.float32(np.int32(code ^ sign_bit)) - zero) * scale
     rounded = _rounded(value)
     return rounded if rounds else value
 
@@ -297,7 +306,7 @@ def _rounded(typing: Any, value: Any) -> Any:
 
 @_intrinsic
 def _pointer(typing: Any, address: Any) -> Any:
-    """Return an address as what `numba.carray` takes."""
+    """Return an address as the pointer that `numba.carray` takes."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         return builder.inttoptr(values[0], ir.PointerType(ir.IntType(8)))

@@ -1,24 +1,24 @@
-"""Which quantized weights can stay packed: those of two axes with codes of 4 or 8 bits."""
+"""Decides which quantized weights stay packed: those of two axes with codes of 4 or 8 bits."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from harness.mil.operation import Operation
-from harness.mil.packed.forms import Blocks
+from harness.mil.packed.layouts import Blocks
 from harness.mil.packed.weight import PackedWeight
 from harness.mil.values import Constant
 
-_FLIPS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
+_SIGN_BITS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
 _SMALL = 1 << 15  # elements up to which packing costs more time than it saves memory
-_NARROW = 16  # columns of a block below which its multiplication is no vector code
+_NARROW = 16  # columns of a block below which the compiler makes no vector code
 _EXACT = ("FLOAT16", "FLOAT32")  # a scale times a code is exact in fp32, or rounded once
 
 
 def packed(op: Operation) -> PackedWeight | None:
-    """Return a `constexpr_blockwise_shift_scale` whose shapes fit as a packed weight.
+    """Return the result of a `constexpr_blockwise_shift_scale` as a packed weight.
 
-    None where its codes, its scales or its shape are not of the kinds that stay packed.
+    Return None where its codes, its scales or its shape cannot stay packed.
     """
     data, scale, offset = (_constant(op, name) for name in ("data", "scale", "offset"))
     if data is None or scale is None or (offset is None and "offset" in op.given):
@@ -28,10 +28,10 @@ def packed(op: Operation) -> PackedWeight | None:
 
 
 def packed_affine(op: Operation) -> PackedWeight | None:
-    """Return a `constexpr_affine_dequantize` as `packed` does its own operation.
+    """Return the result of a `constexpr_affine_dequantize` as a packed weight, or None.
 
-    A scale and a zero point for each row are blocks of one row; those for each column would be
-    blocks too narrow to multiply fast.
+    A scale and a zero point for each row make blocks of one row. Those for each column would make
+    blocks that are too narrow to multiply fast.
     """
     data, scale, zero = (_constant(op, n) for n in ("quantized_data", "scale", "zero_point"))
     if data is None or scale is None or zero is None or len(data.type.shape) != 2:
@@ -53,22 +53,27 @@ def _constant(op: Operation, name: str) -> Constant | None:
 def _weight(
     op: Operation, data: Constant, scale: np.ndarray, offset: np.ndarray | None, dtype: str
 ) -> PackedWeight | None:
-    """Return codes with a scale and an offset for each block, packed; None where they do not fit.
+    """Return a packed weight of codes, and of a scale and an offset for each block.
 
-    `dtype` is that of the scales in the program.
+    `dtype` is the dtype of the scales in the program. Return None where the shapes or dtypes do
+    not fit.
     """
     if not (_has_codes(data) and _fits(op, data, scale, offset, dtype)):
         return None
     op.read.update(op.given)
     scales = scale.astype(np.float32)
     offsets = np.zeros_like(scales) if offset is None else offset.astype(np.float32)
-    codes, flip, is_paired = _codes(data, scales.shape[1])
-    blocks = Blocks(codes, scales, offsets, flip, dtype == "FLOAT16", is_paired)
+    codes, sign_bit, is_paired = _codes(data, scales.shape[1])
+    blocks = Blocks(codes, scales, offsets, sign_bit, dtype == "FLOAT16", is_paired)
     return PackedWeight(blocks, op.carrier)
 
 
 def _has_codes(data: Constant) -> bool:
-    return data.type.dtype.name in _FLIPS and len(data.type.shape) == 2 and data.type.count > _SMALL
+    return (
+        data.type.dtype.name in _SIGN_BITS
+        and len(data.type.shape) == 2
+        and data.type.count > _SMALL
+    )
 
 
 def _fits(
@@ -89,20 +94,20 @@ def _fits(
 
 
 def _codes(data: Constant, column_blocks: int) -> tuple[np.ndarray, int, bool]:
-    """Return codes as bytes, what they are flipped by, and whether two share each byte.
+    """Return codes as bytes, their sign bit (0: unsigned), and whether two share each byte.
 
     Where a block would end inside a byte, each code gets a byte of its own.
     """
     columns = data.type.shape[1]
     if data.type.dtype.bits == 8:
-        return _bytes(data.array), _FLIPS[data.type.dtype.name], False
+        return _bytes(data.array), _SIGN_BITS[data.type.dtype.name], False
     if columns is None or columns % (2 * column_blocks):
-        return _bytes(data.array), _FLIPS[data.type.dtype.name.replace("4", "8")], False
-    return _bytes(data.stored.reshape(-1, columns // 2)), _FLIPS[data.type.dtype.name], True
+        return _bytes(data.array), _SIGN_BITS[data.type.dtype.name.replace("4", "8")], False
+    return _bytes(data.stored.reshape(-1, columns // 2)), _SIGN_BITS[data.type.dtype.name], True
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of an array, read-only as those of a file are: one type to compile for."""
+    """Return the bytes of an array, read-only like a file's: kernels compile for one type."""
     view = array.view(np.uint8)
     view.flags.writeable = False
     return view

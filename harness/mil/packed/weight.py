@@ -1,8 +1,8 @@
-"""A quantized weight of two axes that stays packed: its codes as they stand in their file.
+"""A quantized weight of two axes that stays packed: its codes are read from the mapped file.
 
 Its values are those that the program declares: `scale * (code - offset)`, rounded to the declared
-dtype. Products are summed in fp32, or in fp64 where `x` is: they differ from products with the
-expanded weight by the order of the sum only.
+dtype. Products are summed in fp32, or in fp64 if `x` is fp64: they differ from products with the
+expanded weight in the order of the sum only.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mil.packed.forms import FEW_ROWS, Blocks, best_form
+from harness.mil.packed.layouts import FEW_ROWS, Blocks, best_layout
 
 _ALONE = 1 << 18  # multiplications below which waking another thread costs more than it saves
 _TILE = 1 << 19
 
 
 class PackedWeight:
-    """A weight [rows, columns]; `carrier` is the dtype of what is taken out of it."""
+    """A weight [rows, columns]; `carrier` is the dtype of the rows and tensors that it returns."""
 
     def __init__(self, blocks: Blocks, carrier: torch.dtype) -> None:
         self.shape = torch.Size((len(blocks.codes), blocks.columns))
         self.dtype = carrier
         self._blocks = blocks
-        self._fast = best_form(blocks)
+        self._fast = best_layout(blocks)
 
     def linear(self, x: Tensor) -> Tensor:
         """Return `x @ weight.T` for x [*, columns], fp32 or fp64, in the dtype of x."""
@@ -51,18 +51,18 @@ class PackedWeight:
         return self._blocks.rows(indices.numpy()).to(self.dtype)
 
     def dequantized(self) -> Tensor:
-        """Return the whole weight, made anew."""
+        """Return the whole weight; each call expands it again."""
         return _expanded(self._blocks).to(self.dtype)
 
     @cached_property
     def tensor(self) -> Tensor:
-        """The whole weight, kept from now on: for operations that cannot take it packed."""
+        """The whole weight, expanded once and kept: for operations that cannot read it packed."""
         return self.dequantized()
 
     def _product_by_tiles(self, x: Tensor) -> Tensor:
-        """Expand some rows at a time into one tile, and multiply by that.
+        """Expand some rows at a time to one tile, and multiply by that.
 
-        The tile stands on the left, where the BLAS is faster for few rows of x.
+        The tile is the left operand: with few rows of x the BLAS is faster so.
         """
         n_rows, n_columns = self.shape
         x_rows = x.reshape(-1, n_columns)
@@ -85,7 +85,7 @@ _THREADS, _NOTHING = threading.Lock(), nullcontext()
 
 @contextmanager
 def multiplied_by(threads: int) -> Iterator[None]:
-    """Let packed weights be multiplied by so many threads, not by as many as torch's."""
+    """Multiply packed weights by so many threads, instead of as many as torch uses."""
     before = getattr(_held, "threads", None)
     _held.threads = threads
     try:
@@ -95,20 +95,22 @@ def multiplied_by(threads: int) -> Iterator[None]:
 
 
 def _parts(count: int) -> int:
-    """Return how many threads so many multiplications are worth."""
+    """Return how many threads to use for so many multiplications."""
     if count < _ALONE:
         return 1
     return getattr(_held, "threads", None) or torch.get_num_threads()
 
 
 def _turn(parts: int) -> AbstractContextManager[Any]:
-    """Wait for numba's threads, if any are needed: some kinds end a process that calls them twice
-    at the same time."""
+    """Return a lock on numba's threads, if any are needed.
+
+    Some of its threading layers end a process that calls them twice at the same time.
+    """
     return _THREADS if parts > 1 else _NOTHING
 
 
 def _tile(rows: int, columns: int) -> Tensor:
-    """Return a place for a tile, the same one again: new memory costs more than filling it."""
+    """Return the memory of a tile, reused by each call: new memory costs more than filling it."""
     held: Tensor | None = getattr(_held, "tile", None)
     if held is None or held.numel() < rows * columns:
         held = _held.tile = torch.empty(max(_TILE, rows * columns))
@@ -116,12 +118,12 @@ def _tile(rows: int, columns: int) -> Tensor:
 
 
 def expanded(value: Any) -> Any:
-    """Return the tensor of a packed weight, kept with it; any other value as it is."""
+    """Return the tensor of a packed weight; return any other value unchanged."""
     return value.tensor if isinstance(value, PackedWeight) else value
 
 
 def _expanded(blocks: Blocks) -> Tensor:
-    """Return all values as fp32, columns in their own order."""
+    """Return all values as fp32, with the columns in the weight's order."""
     values = torch.empty((len(blocks.codes), blocks.columns))
     with _THREADS:
         blocks.expand(0, values.numpy(), torch.get_num_threads())

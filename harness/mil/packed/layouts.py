@@ -1,0 +1,157 @@
+"""The two layouts in which a packed weight is multiplied; each has its own order of columns.
+
+Both compute `products` with x, which is contiguous fp32 [m, columns]. `Blocks` can also `expand`
+rows to fp32; `order` gives the order of their columns, None for the weight's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.mil.packed import kernels, vector
+
+FEW_ROWS = 3  # rows of x up to which decoding the weight for each of them is fastest
+_LEVELS = np.arange(16)
+_UNITS = 65536  # a lookup gives an integer times this: in the upper half of 32 bits
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Codes with a scale and an offset for each block of rows and columns.
+
+    `codes` are uint8 [rows, columns], or [rows, columns / 2] where two share a byte (low half
+    first); `scale` and `offset` are fp32 [row blocks, column blocks]. `sign_bit` is 8 or 128 for
+    signed codes of 4 or 8 bits, 0 for unsigned ones; `rounds` is true where the values are fp16.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    sign_bit: int
+    rounds: bool
+    is_paired: bool
+
+    @property
+    def columns(self) -> int:
+        """The number of the weight's columns; two may share a byte."""
+        return self.codes.shape[1] * (2 if self.is_paired else 1)
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """The order of expanded columns: the low codes of all bytes first, then the high ones."""
+        if not self.is_paired:
+            return None
+        return torch.arange(self.columns).reshape(-1, 2).T.reshape(-1)
+
+    def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
+        """Write `x @ weight.T` to `out`."""
+        x = x.reshape(m, self.columns)
+        ordered = x if self.order is None else x.index_select(1, self.order)
+        kernels.block_products(
+            *self._arguments, ordered.numpy(), out.view(m, len(self.codes)).numpy(), parts
+        )
+
+    def expand(self, start: int, tile: np.ndarray, parts: int) -> None:
+        """Write the rows from `start` on to `tile` [n, columns]."""
+        kernels.expand_blocks(*self._arguments, start, tile, parts)
+
+    @property
+    def _arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, bool]:
+        return self.codes, self.scale, self.offset, self.sign_bit, self.rounds
+
+    def rows(self, indices: np.ndarray) -> Tensor:
+        """Return some rows as fp32, with the columns in the weight's order."""
+        of_row = indices // (len(self.codes) // len(self.scale))
+        scale, offset = (
+            torch.from_numpy(values[of_row])[:, :, None] for values in (self.scale, self.offset)
+        )
+        codes = torch.from_numpy(self.codes[indices])
+        if self.is_paired:
+            codes = torch.stack((codes & 15, codes >> 4), -1)
+        blocks = codes.reshape(*scale.shape[:2], self.columns // scale.shape[1]).int()
+        values = (((blocks ^ self.sign_bit) - self.sign_bit) - offset) * scale
+        return (values.half().float() if self.rounds else values).reshape(
+            len(indices), self.columns
+        )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Codes two to a byte, and for each row a table of sixteen integers and the value of a 1."""
+
+    codes: np.ndarray
+    tables: np.ndarray
+    unit: np.ndarray
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The order of looked-up columns: `vector.ORDER` in each 32."""
+        starts = torch.arange(0, 2 * self.codes.shape[1], vector.COLUMNS)
+        return (starts[:, None] + torch.tensor(vector.ORDER)).reshape(-1)
+
+    def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
+        """Write `x @ weight.T` to `out`."""
+        multiply = kernels.table_products if m <= FEW_ROWS else kernels.table_tiles
+        multiply(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
+
+    @cached_property
+    def _addresses(self) -> tuple[int, ...]:
+        arrays = (self.codes, self.tables, self.unit, self.order.numpy())
+        assert all(array.flags.c_contiguous for array in arrays)
+        return (*(array.ctypes.data for array in arrays), *self._sizes)
+
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        """Return the fields of a copy, without addresses: its arrays have others."""
+        return {"codes": self.codes, "tables": self.tables, "unit": self.unit}
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return len(self.codes), 2 * self.codes.shape[1]
+
+
+def best_layout(blocks: Blocks) -> Blocks | Tables:
+    """Return the layout that is faster, of those that are exact and that this machine supports."""
+    fits = (
+        blocks.is_paired
+        and blocks.scale.shape[1] == 1
+        and blocks.columns % vector.COLUMNS == 0
+        and vector.available()
+    )
+    made = fits and _integer_tables(
+        blocks.scale[:, 0], blocks.offset[:, 0], blocks.sign_bit, blocks.rounds
+    )
+    if not made:
+        return blocks
+    tables, unit = (np.repeat(values, len(blocks.codes) // len(values), axis=0) for values in made)
+    return Tables(blocks.codes, tables, unit)
+
+
+def _integer_tables(
+    scale: np.ndarray, offset: np.ndarray, sign_bit: int, rounds: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the sixteen values of a 4-bit code in each row: integers of 16 bits, and their units.
+
+    The tables are uint8 [n, 32], 16 low bytes and 16 high bytes; the units are fp32 [n], over
+    65536. `scale` and `offset` are fp32 [n]; `rounds` is true for fp16 weights. A weight is
+    `scale * (code - offset)`, rounded to its dtype. In fp16 every such value is a multiple of the
+    scale's unit in the last place, at most 30 * 2**11 of them. Return None where a value is not
+    exactly an integer of 16 bits times the unit: where it overflows, for example.
+    """
+    steps = ((_LEVELS ^ sign_bit) - sign_bit) - offset[:, None]  # [n, 16]
+    if rounds:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = (steps.astype(np.float32) * scale[:, None]).astype(np.float16)
+            unit = np.spacing(np.abs(scale).astype(np.float16)).astype(np.float32)
+            integers = values.astype(np.float32) / unit[:, None]
+    else:
+        unit, integers = scale, steps.astype(np.float32)  # a rounding of fp32 less than a product
+    if not (np.abs(integers) < 1 << 15).all() or (integers != np.rint(integers)).any():
+        return None
+    pairs = integers.astype("<i2")[..., None].view(np.uint8)  # [n, 16, 2]
+    tables = np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(len(scale), 32)
+    return tables, (unit / _UNITS).astype(np.float32)
