@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+
+import torch
 
 from harness.mil.block import Block
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
@@ -42,7 +43,7 @@ def _rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
     if len(outputs) == 1:
         return lambda *values: policy.rounded(run(*values))
 
-    def rounded(*values: Any) -> tuple[Any, ...]:
+    def rounded(*values: object) -> tuple[object, ...]:
         pairs = zip(run(*values), halves, strict=True)
         return tuple(policy.rounded(result) if half else result for result, half in pairs)
 
@@ -54,9 +55,9 @@ def built_at_call(operation: Operation, computed: Mapping[str, ValueType]) -> Ru
 
     What was built last is used again while the parameters stay the same.
     """
-    last: tuple[Any, Run] | None = None
+    last: tuple[list[tuple[tuple[int, ...], bytes]], Run] | None = None
 
-    def run(*values: Any) -> Any:
+    def run(*values: torch.Tensor) -> object:
         nonlocal last
         cut = len(values) - len(computed)
         arrays = [value.numpy() for value in values[cut:]]
@@ -79,9 +80,9 @@ def with_blocks(run: Run, blocks: Sequence[Block], captured: Sequence[int]) -> R
     """Return a function that takes what the blocks capture after the tensors, and gives the blocks
     to `run` as functions of their inputs."""
 
-    def bound(*values: Any) -> Any:
+    def bound(*values: object) -> object:
         end = len(values)
-        functions: list[Callable[..., Any]] = []
+        functions: list[Run] = []
         for block, count in zip(reversed(blocks), reversed(captured), strict=True):
             functions.append(partial(_call, block, values[end - count : end]))
             end -= count
@@ -90,5 +91,5 @@ def with_blocks(run: Run, blocks: Sequence[Block], captured: Sequence[int]) -> R
     return bound
 
 
-def _call(block: Block, captured: Sequence[Any], *inputs: Any) -> tuple[Any, ...]:
+def _call(block: Block, captured: Sequence[object], *inputs: object) -> tuple[object, ...]:
     return block.nested(inputs, captured)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,6 +14,7 @@ from harness.mil.plan import Plan, Step
 from harness.mil.types import TensorType
 
 Observer = Callable[[Step, tuple[torch.Tensor, ...]], None]
+Evaluate = Callable[[Sequence[object]], tuple[Any, ...]]
 _OBSERVERS: list[Observer] = []
 _MAX_LINES = 50_000  # of generated code: Python compiles so many in a second
 _FILE_NAME = "<plan>"
@@ -40,9 +41,9 @@ class Block:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._gives_tuple: list[bool] | None = None  # each step, once a run has been checked
-        self._generated: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
+        self._generated: Evaluate | None = None
 
-    def run(self, slots: list[Any]) -> tuple[Any, ...]:
+    def run(self, slots: list[object]) -> tuple[object, ...]:
         """Execute over slots in which the inputs stand; return the results.
 
         Raises HarnessError, naming the operation that failed.
@@ -61,7 +62,7 @@ class Block:
                 raise
             raise _failure(step, error) from error
 
-    def nested(self, inputs: Sequence[Any], captured: Sequence[Any]) -> tuple[Any, ...]:
+    def nested(self, inputs: Sequence[object], captured: Sequence[object]) -> tuple[object, ...]:
         """Execute as a block in an operation: on its inputs, and what it takes from around it."""
         slots = list(self.plan.slots)
         for (slot, _), value in zip(self.plan.inputs.values(), inputs, strict=True):
@@ -70,13 +71,13 @@ class Block:
             slots[slot] = value
         return self.run(slots)
 
-    def _run_steps(self, slots: list[Any]) -> tuple[Any, ...]:
+    def _run_steps(self, slots: list[object]) -> tuple[object, ...]:
         gives_tuple = [self._execute(step, slots) for step in self.plan.steps]
         results = tuple(slots[slot] for slot in self.plan.results)
         self._gives_tuple = gives_tuple
         return results
 
-    def _execute(self, step: Step, slots: list[Any]) -> bool:
+    def _execute(self, step: Step, slots: list[object]) -> bool:
         """Execute one step; return whether it gave a tuple."""
         try:
             result = step.run(*[slots[slot] if slot >= 0 else None for slot in step.reads])
@@ -103,7 +104,7 @@ def _failure(step: Step, error: Exception) -> HarnessError:
     return HarnessError(f"{step.where}: {type(error).__name__}: {first}")
 
 
-def _check_results(results: tuple[Any, ...], step: Step) -> None:
+def _check_results(results: tuple[object, ...], step: Step) -> None:
     """Raise HarnessError when first results are not as many, and shaped, as declared."""
     if len(results) != len(step.types):
         raise HarnessError(
@@ -116,9 +117,7 @@ def _check_results(results: tuple[Any, ...], step: Step) -> None:
             raise HarnessError(f"{step.where}: gives {have}, the program declares {want}")
 
 
-def _generate(
-    plan: Plan, gives_tuple: Sequence[bool]
-) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+def _generate(plan: Plan, gives_tuple: Sequence[bool]) -> Evaluate:
     """Return a plan as one Python function, from slots that hold the inputs to the results.
 
     A language model's plan has two thousand steps of a few microseconds each; a loop over them
@@ -136,11 +135,10 @@ def _generate(
     ]
     lines.append(f"return ({''.join(f'{names[slot]}, ' for slot in plan.results)})")
     source = "\n ".join(lines)
-    scope: dict[str, Any] = {f"f{number}": step.run for number, step in enumerate(plan.steps)}
+    scope: dict[str, object] = {f"f{number}": step.run for number, step in enumerate(plan.steps)}
     scope |= {name: plan.slots[slot] for slot, name in known.items()}
     exec(compile(source, _FILE_NAME, "exec"), scope)
-    function: Callable[[Sequence[Any]], tuple[Any, ...]] = scope["run"]
-    return function
+    return cast(Evaluate, scope["run"])
 
 
 def _failed_step(plan: Plan, traceback: TracebackType | None) -> Step | None:

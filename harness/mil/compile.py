@@ -6,9 +6,9 @@ looked up, constexpr weights computed. What remains for a call is one loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.artifact.errors import ArtifactError
 from harness.artifact.limits import max_elements
@@ -16,7 +16,7 @@ from harness.artifact.package import Package
 from harness.mil import ops as _registers_them  # noqa: F401
 from harness.mil.binding import built, built_at_call, with_blocks
 from harness.mil.block import Block
-from harness.mil.operation import IMPLEMENTATIONS, Operation
+from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
 from harness.mil.packed.weight import PackedWeight
 from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
@@ -24,6 +24,10 @@ from harness.mil.table import check_known
 from harness.mil.types import StateType, TensorType, ValueType, value_type
 from harness.mil.values import Constant, read_constant
 from harness.mil.weights import Weights
+
+if TYPE_CHECKING:
+    from coremltools.proto import MIL_pb2
+
 
 _WITHOUT_RESULT = ("write_state",)
 
@@ -67,8 +71,8 @@ class Compiler:
         self._constants: dict[int, Constant] = {}
         self._captures: list[tuple[int, int]] = []
 
-    def compile(self, inputs: Any, block: Any) -> Plan:
-        """Return the plan of a block with these inputs, `NamedValueType` messages."""
+    def compile(self, inputs: Iterable[MIL_pb2.NamedValueType], block: MIL_pb2.Block) -> Plan:
+        """Return the plan of a block with these inputs."""
         defined = {value.name: self._input(value) for value in inputs}
         steps = [
             step
@@ -89,7 +93,7 @@ class Compiler:
             tuple(self._captures),
         )
 
-    def _input(self, value: Any) -> tuple[int, ValueType]:
+    def _input(self, value: MIL_pb2.NamedValueType) -> tuple[int, ValueType]:
         where = f"{self._where}, input '{value.name}'"
         declared = value_type(value.type, where)
         if isinstance(declared, StateType) and declared.wrapped.count > self._scope.max_elements:
@@ -124,7 +128,7 @@ class Compiler:
             self._captures.append((here, there))
         return here
 
-    def _compile(self, message: Any, index: int) -> Step | None:
+    def _compile(self, message: MIL_pb2.Operation, index: int) -> Step | None:
         """Return the step for an operation; None for one that is done at load."""
         if not message.outputs and message.type not in _WITHOUT_RESULT:
             raise ArtifactError(f"{self._where}: operation {index}, {message.type}, has no output")
@@ -157,7 +161,7 @@ class Compiler:
         return Step(run, reads, writes, (), where, outputs, message.type, names)
 
     def _bind(
-        self, message: Any, outputs: tuple[ValueType, ...], where: str, index: int
+        self, message: MIL_pb2.Operation, outputs: tuple[ValueType, ...], where: str, index: int
     ) -> tuple[Operation, dict[str, tuple[int, ...]]]:
         """Return the operation as its builder sees it, and the slots of each of its inputs."""
         implementation = IMPLEMENTATIONS.get(message.type)
@@ -205,7 +209,7 @@ class Compiler:
         check_known(operation)
         return operation, bound
 
-    def _argument(self, binding: Any, where: str) -> int:
+    def _argument(self, binding: MIL_pb2.Argument.Binding, where: str) -> int:
         if binding.WhichOneof("binding") == "name":
             return self._lookup(binding.name, where)
         constant = read_constant(binding.value, self._scope.package, where)
@@ -214,8 +218,11 @@ class Compiler:
         return slot
 
     def _step(
-        self, operation: Operation, bound: Mapping[str, tuple[int, ...]], blocks: Sequence[Any]
-    ) -> tuple[Callable[..., Any], tuple[int, ...]]:
+        self,
+        operation: Operation,
+        bound: Mapping[str, tuple[int, ...]],
+        blocks: Sequence[MIL_pb2.Block],
+    ) -> tuple[Run, tuple[int, ...]]:
         """Return what to call at each execution, and the slots that it reads."""
         implementation = IMPLEMENTATIONS[operation.type]
         for name in implementation.inputs:

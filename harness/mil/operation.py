@@ -23,14 +23,15 @@ import torch
 
 from harness.artifact.errors import ArtifactError
 from harness.artifact.limits import MAX_ELEMENTS
-from harness.mil.packed.weight import expanded
+from harness.mil.packed.weight import PackedWeight, expanded
 from harness.mil.policy import Policy
 from harness.mil.types import TensorType, ValueType
 from harness.mil.values import Constant
 
 Run = Callable[..., Any]
+"""Computes an operation: takes the values of its inputs, returns its result or a tuple of them."""
 Builder = Callable[["Operation"], Run]
-Kinds = type[Any] | tuple[type[Any], ...]
+Kinds = type[object] | tuple[type[object], ...]
 """What `isinstance` takes: the types of value that an input may have."""
 
 
@@ -91,7 +92,7 @@ class Operation:
     where: str
     outputs: tuple[ValueType, ...]
     constants: Mapping[str, tuple[Constant, ...]]
-    weights: Mapping[str, Any]
+    weights: Mapping[str, torch.Tensor | PackedWeight]
     given: frozenset[str]
     opset: str
     policy: Policy

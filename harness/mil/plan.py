@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.mil.operation import Run
 from harness.mil.types import ValueType
 
 
@@ -16,12 +16,12 @@ class Step:
     `names` are those of its results, `types` what the program declares of them.
     """
 
-    run: Callable[..., Any]
+    run: Run
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     frees: tuple[int, ...]
     where: str
-    types: tuple[Any, ...]
+    types: tuple[ValueType, ...]
     operation: str = ""
     names: tuple[str, ...] = ()
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from harness.mil.plan import Step
+from harness.mil.types import TensorType
 
 _HALF = torch.finfo(torch.float16)
 LARGEST: float = _HALF.max
@@ -84,7 +85,7 @@ class RangeMonitor:
     def __call__(self, step: Step, results: tuple[torch.Tensor, ...]) -> None:
         """Take in an operation's FLOAT16 results."""
         for result, declared in zip(results, step.types, strict=True):
-            if declared.dtype.name != "FLOAT16":
+            if not isinstance(declared, TensorType) or declared.dtype.name != "FLOAT16":
                 continue
             if step.where not in self.ranges:
                 self.ranges[step.where] = Range(step.where, step.operation, _squares(step))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.artifact.package import Package
 from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from coremltools.proto.FeatureTypes_pb2 import ArrayFeatureType
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def allowed_shapes(package: Package, function: str) -> dict[str, AllowedShapes]:
     return found
 
 
-def _allowed(array: Any) -> AllowedShapes | None:
+def _allowed(array: ArrayFeatureType) -> AllowedShapes | None:
     match array.WhichOneof("ShapeFlexibility"):
         case "enumeratedShapes":
             shapes = tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes)

@@ -9,12 +9,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.artifact.dtypes import MIL_TYPES, MilType
 from harness.artifact.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from coremltools.proto import MIL_pb2
+
 
 Shape = tuple[int | None, ...]
 
@@ -45,7 +49,7 @@ class TensorType:
         """Whether every dimension is declared."""
         return not self.variadic and None not in self.shape
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Whether a tensor is shaped as declared."""
         if isinstance(value, torch.Tensor) and value.shape == self.shape:
             return True
@@ -76,7 +80,7 @@ class ListType:
 
     element: TensorType
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Whether a value is a list."""
         return isinstance(value, TensorList)
 
@@ -87,7 +91,7 @@ class StateType:
 
     wrapped: TensorType
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """States are checked where they enter a function."""
         return True
 
@@ -98,7 +102,7 @@ class DictionaryType:
 
     key: TensorType
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Whether a value is a dictionary."""
         return isinstance(value, dict)
 
@@ -106,7 +110,7 @@ class DictionaryType:
 ValueType = TensorType | ListType | StateType | DictionaryType
 
 
-def value_type(message: Any, where: str) -> ValueType:
+def value_type(message: MIL_pb2.ValueType, where: str) -> ValueType:
     """Return the type that a `ValueType` message declares.
 
     Raises ArtifactError, naming `where`, for one that cannot be executed.
@@ -117,7 +121,7 @@ def value_type(message: Any, where: str) -> ValueType:
     return _KINDS[kind](getattr(message, kind), where)
 
 
-def tensor_type(message: Any, where: str) -> TensorType:
+def tensor_type(message: MIL_pb2.ValueType, where: str) -> TensorType:
     """Return the tensor type of a `ValueType`; raises ArtifactError for any other type."""
     if message.WhichOneof("type") != "tensorType":
         kind = message.WhichOneof("type") or "nothing"
@@ -125,7 +129,7 @@ def tensor_type(message: Any, where: str) -> TensorType:
     return _tensor(message.tensorType, where)
 
 
-def _tensor(declared: Any, where: str) -> TensorType:
+def _tensor(declared: MIL_pb2.TensorType, where: str) -> TensorType:
     if declared.dataType not in MIL_TYPES:
         raise ArtifactError(f"{where}: unknown MIL dtype {declared.dataType}")
     shape = tuple(
@@ -138,7 +142,7 @@ def _tensor(declared: Any, where: str) -> TensorType:
     return TensorType(MIL_TYPES[declared.dataType], () if variadic else shape, variadic)
 
 
-def _held(message: Any, kind: str, where: str) -> TensorType:
+def _held(message: MIL_pb2.ValueType, kind: str, where: str) -> TensorType:
     if message.WhichOneof("type") != "tensorType":
         raise ArtifactError(f"{where}: a value of kind {kind}; only tensors can stand in it")
     return _tensor(message.tensorType, where)

@@ -6,8 +6,9 @@ packed from the lowest bit up.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ import torch
 from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
 from harness.mil.types import ListType, TensorType, tensor_type, value_type
+
+if TYPE_CHECKING:
+    from coremltools.proto import MIL_pb2
+
 
 _LISTS = {
     "BOOL": "bools",
@@ -63,7 +68,7 @@ class Constant:
         return torch.from_numpy(array.copy())
 
 
-def read_constant(value: Any, package: Package, where: str) -> Constant:
+def read_constant(value: MIL_pb2.Value, package: Package, where: str) -> Constant:
     """Decode a `Value`; raises ArtifactError, naming `where`, when it contradicts itself.
 
     A list of scalars, as the labels of a classifier are, comes as an array with one axis.
@@ -84,7 +89,9 @@ def read_constant(value: Any, package: Package, where: str) -> Constant:
     return Constant(declared, _immediate(value.immediateValue.tensor, declared, where))
 
 
-def _list(values: Any, element: TensorType, package: Package, where: str) -> Constant:
+def _list(
+    values: Iterable[MIL_pb2.Value], element: TensorType, package: Package, where: str
+) -> Constant:
     items = [read_constant(value, package, where) for value in values]
     if any(item.type != element or element.shape != () for item in items):
         raise ArtifactError(f"{where}: a constant list must hold scalars of {element.dtype.name}")
@@ -93,7 +100,7 @@ def _list(values: Any, element: TensorType, package: Package, where: str) -> Con
     return Constant(TensorType(element.dtype, (len(items),)), array)
 
 
-def _immediate(tensor: Any, declared: TensorType, where: str) -> np.ndarray:
+def _immediate(tensor: MIL_pb2.TensorValue, declared: TensorType, where: str) -> np.ndarray:
     field = _LISTS.get(declared.dtype.name, "bytes")
     if field == "ints" and tensor.WhichOneof("value") == "bytes" and declared.dtype.bits == 16:
         field = "bytes"  # where coremltools' own comment says that it will move them

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
-from harness.mil.operation import Operation
+from harness.mil.operation import Operation, Run
 from harness.mil.policy import Policy
 from harness.mil.values import Constant
 
 _SMALL = 64  # elements up to which a constant in the program's text is compared by its values
+
+_Source = tuple[object, ...]
+"""The file and offset, or the values, that a tensor was made of, with its type."""
 
 
 class Weights:
     """What one policy has made of a package's weights so far."""
 
     def __init__(self) -> None:
-        self._constants: dict[Any, torch.Tensor] = {}
-        self._made: dict[Any, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
+        self._constants: dict[_Source, torch.Tensor] = {}
+        self._made: dict[_Source, tuple[tuple[torch.Tensor, ...], tuple[object, ...]]] = {}
 
     def constant(self, constant: Constant, policy: Policy) -> torch.Tensor:
         """Return a constant's tensor; one from the weight file is made once."""
@@ -31,7 +31,7 @@ class Weights:
             self._constants[key] = tensor
         return tensor
 
-    def constexpr(self, operation: Operation, make: Callable[[], Any]) -> tuple[torch.Tensor, ...]:
+    def constexpr(self, operation: Operation, make: Run) -> tuple[torch.Tensor, ...]:
         """Return a constexpr operation's results, made once from the same data."""
         key = _key(operation)
         if key is not None and key in self._made:
@@ -44,9 +44,11 @@ class Weights:
         return results
 
 
-def _key(operation: Operation) -> Any:
+def _key(operation: Operation) -> _Source | None:
     """Return what a constexpr operation computes from, None when that is too large to compare."""
-    sources: list[Any] = [(name, id(tensor)) for name, tensor in sorted(operation.weights.items())]
+    sources: list[_Source] = [
+        (name, id(tensor)) for name, tensor in sorted(operation.weights.items())
+    ]
     for name, constants in sorted(operation.constants.items()):
         for constant in constants:
             if constant.weight is None and constant.type.count > _SMALL:

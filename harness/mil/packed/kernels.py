@@ -14,23 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 from inspect import getsource
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange, types
+from numba.np.numpy_support import carray
 
 from harness.mil.packed import vector
 
+if TYPE_CHECKING:
+    from numba.core.base import BaseContext as Target
+    from numba.core.typing.context import BaseContext as TypingContext
+    from numba.core.typing.templates import Signature
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _BATCH = 8 * vector.TILE_ROWS  # rows of a weight that are decoded at a time
 _ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities are kept
-
-
 _VECTOR_CODE = sha256(getsource(vector).encode()).hexdigest()[:16]
 
 
-def _compiler(parallel: bool = False) -> Any:
+def _compiler(parallel: bool = False) -> Callable[[Kernel], Kernel]:
     """Return a decorator that compiles; the machine code is kept for the next process.
 
     numba compiles again when the file of a kernel has changed, but the vector code, which is part
@@ -38,19 +42,19 @@ def _compiler(parallel: bool = False) -> Any:
     with a hash of that code.
     """
 
-    def compiled(function: Callable[..., Any]) -> Any:
+    def compiled(function: Kernel) -> Kernel:
         options: dict[str, Any] = {"nogil": True, "fastmath": _ANY_ORDER, "parallel": parallel}
         function.__qualname__ += f"_{_VECTOR_CODE}"
         try:
-            return njit(cache=True, **options)(function)
+            made: Kernel = njit(cache=True, **options)(function)
         except RuntimeError:  # numba can write to none of its folders
-            return njit(**options)(function)
+            made = njit(**options)(function)
+        return made
 
     return compiled
 
 
 _serial, _parallel = _compiler(), _compiler(parallel=True)
-_intrinsic: Any = intrinsic
 
 
 @_parallel
@@ -88,7 +92,14 @@ def table_products(
 
 @_parallel
 def block_products(
-    codes: Any, scale: Any, offset: Any, sign_bit: int, rounds: bool, x: Any, out: Any, parts: int
+    codes: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    sign_bit: int,
+    rounds: bool,
+    x: np.ndarray,
+    out: np.ndarray,
+    parts: int,
 ) -> None:
     """Write the products of x [m, columns] to `out`; `expand_blocks` explains the codes."""
     rows = codes.shape[0]
@@ -125,13 +136,13 @@ def table_tiles(
 
 @_parallel
 def expand_blocks(
-    codes: Any,
-    scale: Any,
-    offset: Any,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
     sign_bit: int,
     rounds: bool,
     start: int,
-    tile: Any,
+    tile: np.ndarray,
     parts: int,
 ) -> None:
     """Write rows from `start` on to `tile` [n, columns]; round them to fp16 if `rounds`.
@@ -149,7 +160,7 @@ def expand_blocks(
 
 @_serial
 def _table_products(
-    first: int, last: int, codes: int, tables: int, unit: int, rows: int, x: Any, out: int
+    first: int, last: int, codes: int, tables: int, unit: int, rows: int, x: np.ndarray, out: int
 ) -> None:
     m, columns = x.shape
     units = carray(_pointer(unit), (rows,), np.float32)
@@ -163,7 +174,7 @@ def _table_products(
 
 
 @_serial
-def _x_tiles(x: int, order: int, m: int, columns: int) -> Any:
+def _x_tiles(x: int, order: int, m: int, columns: int) -> np.ndarray:
     """Cut x [m, columns] into tiles of `vector.TILE_WIDTH` rows; zeros fill up the last one."""
     given = carray(_pointer(x), (m, columns), np.float32)
     indices = carray(_pointer(order), (columns,), np.int64)
@@ -183,7 +194,7 @@ def _table_tiles(
     tables: int,
     unit: int,
     rows: int,
-    x_tiles: Any,
+    x_tiles: np.ndarray,
     m: int,
     out: int,
 ) -> None:
@@ -217,13 +228,13 @@ def _table_tiles(
 def _expand_rows(
     first: int,
     last: int,
-    codes: Any,
-    scale: Any,
-    offset: Any,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
     sign_bit: int,
     rounds: bool,
     start: int,
-    tile: Any,
+    tile: np.ndarray,
 ) -> None:
     for row in range(first, last):
         _expand_row(codes, start + row, scale, offset, sign_bit, rounds, tile[row])
@@ -233,13 +244,13 @@ def _expand_rows(
 def _block_products(
     first: int,
     last: int,
-    codes: Any,
-    scale: Any,
-    offset: Any,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
     sign_bit: int,
     rounds: bool,
-    x: Any,
-    out: Any,
+    x: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     per_scale, blocks = codes.shape[0] // scale.shape[0], scale.shape[1]
     width, columns = codes.shape[1], x.shape[1]
@@ -266,7 +277,13 @@ def _block_products(
 
 @_serial
 def _expand_row(
-    codes: Any, row: int, scale: Any, offset: Any, sign_bit: int, rounds: bool, out: Any
+    codes: np.ndarray,
+    row: int,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    sign_bit: int,
+    rounds: bool,
+    out: np.ndarray,
 ) -> None:
     """Write a row; where two codes share a byte, all low ones come first, then all high ones."""
     row_block = row // (codes.shape[0] // scale.shape[0])
@@ -287,33 +304,40 @@ def _expand_row(
 
 
 @_serial
-def _value(code: int, sign_bit: int, zero: float, scale: float, rounds: bool) -> Any:
+def _value(
+    code: np.uint8, sign_bit: np.uint8, zero: np.float32, scale: np.float32, rounds: bool
+) -> np.float32:
     """Return the value of a code; `zero` includes `sign_bit` already."""
     value = (np.float32(np.int32(code ^ sign_bit)) - zero) * scale
     rounded = _rounded(value)
     return rounded if rounds else value
 
 
-@_intrinsic
-def _rounded(typing: Any, value: Any) -> Any:
+@vector.intrinsic
+def _rounded(typing: TypingContext, value: types.Type) -> vector.Intrinsic:
     """Round an fp32 to the nearest fp16."""
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+    def generate(
+        context: Target, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
+    ) -> ir.Value:
         return builder.fpext(builder.fptrunc(values[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.float32), generate
 
 
-@_intrinsic
-def _pointer(typing: Any, address: Any) -> Any:
+@vector.intrinsic
+def _pointer(typing: TypingContext, address: types.Type) -> vector.Intrinsic:
     """Return an address as the pointer that `numba.carray` takes."""
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+    def generate(
+        context: Target, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
+    ) -> ir.Value:
         return builder.inttoptr(values[0], ir.PointerType(ir.IntType(8)))
 
     return types.voidptr(types.intp), generate
 
 
 @_serial
-def _row_address(array: Any, row: int) -> int:
-    return array.ctypes.data + row * array.strides[0]
+def _row_address(array: np.ndarray, row: int) -> int:
+    address: int = array.ctypes.data + row * array.strides[0]
+    return address

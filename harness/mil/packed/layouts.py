@@ -39,7 +39,8 @@ class Blocks:
     @property
     def columns(self) -> int:
         """The number of the weight's columns; two may share a byte."""
-        return self.codes.shape[1] * (2 if self.is_paired else 1)
+        width: int = self.codes.shape[1]
+        return 2 * width if self.is_paired else width
 
     @cached_property
     def order(self) -> Tensor | None:
@@ -100,18 +101,21 @@ class Tables:
         multiply(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
 
     @cached_property
-    def _addresses(self) -> tuple[int, ...]:
-        arrays = (self.codes, self.tables, self.unit, self.order.numpy())
-        assert all(array.flags.c_contiguous for array in arrays)
-        return (*(array.ctypes.data for array in arrays), *self._sizes)
+    def _addresses(self) -> tuple[int, int, int, int, int, int]:
+        order = self.order.numpy()
+        assert all(a.flags.c_contiguous for a in (self.codes, self.tables, self.unit, order))
+        return (
+            self.codes.ctypes.data,
+            self.tables.ctypes.data,
+            self.unit.ctypes.data,
+            order.ctypes.data,
+            len(self.codes),
+            2 * self.codes.shape[1],
+        )
 
     def __getstate__(self) -> dict[str, np.ndarray]:
         """Return the fields of a copy, without addresses: its arrays have others."""
         return {"codes": self.codes, "tables": self.tables, "unit": self.unit}
-
-    @property
-    def _sizes(self) -> tuple[int, int]:
-        return len(self.codes), 2 * self.codes.shape[1]
 
 
 def best_layout(blocks: Blocks) -> Blocks | Tables:

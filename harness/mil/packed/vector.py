@@ -23,17 +23,17 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import config as numba_config
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
 if TYPE_CHECKING:
-    from numba.core.base import BaseContext as Target
-    from numba.core.typing import BaseContext as TypingContext
-    from numba.core.typing import Signature
+    from numba.core.typing.context import BaseContext as TypingContext
+    from numba.core.typing.templates import Signature
 
-_Intrinsic = tuple[Any, Callable[..., ir.Value]]
+Intrinsic = tuple[Any, Callable[..., ir.Value]]
 """The signature of an intrinsic, and a function that emits its code."""
 
-_intrinsic: Any = intrinsic
+intrinsic: Callable[[Callable[..., Intrinsic]], Callable[..., Any]] = numba_intrinsic
+
 _CONFIG: Any = numba_config  # it makes its names at import
 COLUMNS = 32  # of a weight that one step of a lookup reads
 BYTES = 16  # of their codes
@@ -102,10 +102,10 @@ def _order(width: int) -> list[int]:
 ORDER = _order(_WIDTH)
 
 
-@_intrinsic
+@intrinsic
 def dot(
     typing: TypingContext, codes: types.Type, table: types.Type, x: types.Type, count: types.Type
-) -> _Intrinsic:
+) -> Intrinsic:
     """Sum table[code] * x over `count` steps of 32 columns, times 65536.
 
     The arguments are the addresses of the codes, of the table (32 bytes), and of x, fp32 in the
@@ -113,27 +113,28 @@ def dot(
     """
 
     def generate(
-        context: Target, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
+        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
     ) -> ir.Value:
         return emit_dot(builder, *values)
 
     return types.float32(types.intp, types.intp, types.intp, types.intp), generate
 
 
-@_intrinsic
+@intrinsic
 def expand(
     typing: TypingContext, codes: types.Type, table: types.Type, out: types.Type, count: types.Type
-) -> _Intrinsic:
+) -> Intrinsic:
     """Write table[code] * 65536, `count` times 32 of them in the order `ORDER`, as fp32.
 
     The arguments are the addresses of the codes, of the table (32 bytes), and of the result.
     """
 
     def generate(
-        context: Target, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
+        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
     ) -> ir.Value:
         emit_expand(builder, *values)
-        return context.get_dummy_value()
+        nothing: ir.Value = context.get_dummy_value()
+        return nothing
 
     return types.void(types.intp, types.intp, types.intp, types.intp), generate
 
@@ -224,14 +225,14 @@ _TILE_VECTORS = [
 ]
 
 
-@_intrinsic
+@intrinsic
 def accumulate(
     typing: TypingContext,
     weight_tile: types.Type,
     x_tile: types.Type,
     sums: types.Type,
     count: types.Type,
-) -> _Intrinsic:
+) -> Intrinsic:
     """Add `weight_tile @ x_tile` to `sums`: [TILE_ROWS, count] times [count, TILE_WIDTH], all fp32.
 
     The arguments are addresses. The rows of `weight_tile` are BLOCK floats apart, the other
@@ -239,10 +240,11 @@ def accumulate(
     """
 
     def generate(
-        context: Target, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
+        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
     ) -> ir.Value:
         emit_accumulate(builder, *values)
-        return context.get_dummy_value()
+        nothing: ir.Value = context.get_dummy_value()
+        return nothing
 
     return types.void(types.intp, types.intp, types.intp, types.intp), generate
 

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +100,7 @@ def _parts(count: int) -> int:
     return getattr(_held, "threads", None) or torch.get_num_threads()
 
 
-def _turn(parts: int) -> AbstractContextManager[Any]:
+def _turn(parts: int) -> AbstractContextManager[object]:
     """Return a lock on numba's threads, if any are needed.
 
     Some of its threading layers end a process that calls them twice at the same time.
@@ -117,8 +116,8 @@ def _tile(rows: int, columns: int) -> Tensor:
     return held[: rows * columns].view(rows, columns)
 
 
-def expanded(value: Any) -> Any:
-    """Return the tensor of a packed weight; return any other value unchanged."""
+def expanded(value: Tensor | PackedWeight) -> Tensor:
+    """Return the tensor of a packed weight; return a tensor unchanged."""
     return value.tensor if isinstance(value, PackedWeight) else value
 
 
