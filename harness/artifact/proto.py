@@ -28,7 +28,7 @@ _PACKAGE = "harness.artifact._coremltools_proto"
 
 
 def proto_module(name: str) -> ModuleType:
-    """Return a module of `coremltools.proto`; raises NotInstalledError without coremltools."""
+    """Return a module of `coremltools.proto`; raise NotInstalledError without coremltools."""
     if _PACKAGE not in sys.modules:
         spec = importlib.util.find_spec("coremltools")
         if spec is None or spec.origin is None:
@@ -46,7 +46,7 @@ def new_model() -> Model:
 
 
 def parse_model(data: memoryview, what: str) -> Model:
-    """Return the `Model` message of a `model.mlmodel`; raises ArtifactError, naming `what`."""
+    """Return the `Model` message of a `model.mlmodel`; raise ArtifactError, naming `what`."""
     if len(data) > MAX_SPEC_BYTES:
         raise ArtifactError(f"{what}: model.mlmodel has {len(data)} bytes; 1 GB is the limit")
     model = new_model()

@@ -1,4 +1,28 @@
-"""Executes an ML Program on PyTorch, on any machine: the exported bytes, not their model."""
+"""Executes an ML Program on PyTorch, on any machine: the exported bytes, not their model.
+
+*Data model.* `types` has the declared types, `values` the constants, `weights` the tensors that
+functions of one package share, `state` the tensors that live from call to call; a `policy` decides
+the dtypes that carry numbers.
+
+*Plan.* A function is compiled once, at load, to a list of steps over numbered slots:
+
+    load_function                          function.py
+        compile_function                   compile.py: one Compiler for each block
+            check_known                    table.py: is the operation in this opset?
+            read_constant                  values.py
+            Weights.constexpr              weights.py: constexpr operations run at load
+            built                          binding.py: calls the operation's builder in ops/
+            Plan, Step                     plan.py
+
+*Evaluation.* A call fills the slots of the inputs and runs the steps:
+
+    Function.__call__                      function.py: checks inputs and shapes (shapes.py)
+        Block.run                          block.py: step by step the first time, or when observed;
+            Step.run                       later as one generated Python function
+
+An operation is one builder in `ops/`; `operation` tells how to add one. `packed/` multiplies by
+quantized weights without expanding them. `ranges` is an observer of FLOAT16 ranges.
+"""
 
 from harness.mil.block import observed
 from harness.mil.function import Function, load_function

@@ -1,4 +1,4 @@
-"""An operation's function, and what stands around it: rounding, late building, nested blocks."""
+"""Binds an operation's function: adds rounding, building at call time, and nested blocks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.mil.values import Constant
 
 
 def built(operation: Operation) -> Run:
-    """Return the function of an operation, its FLOAT16 results rounded where the policy says so.
+    """Return the function of an operation; it rounds FLOAT16 results if the policy does.
 
-    Raises ArtifactError for a parameter that is wrong, or that its builder does not read.
+    Raise ArtifactError for a parameter that is wrong, or that the builder does not read.
     """
     implementation = IMPLEMENTATIONS[operation.type]
     try:
@@ -53,7 +53,7 @@ def _rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
 def built_at_call(operation: Operation, computed: Mapping[str, ValueType]) -> Run:
     """Return a function that takes the computed parameters after the tensors, and builds with them.
 
-    What was built last is used again while the parameters stay the same.
+    It builds again only when a parameter has changed.
     """
     last: tuple[list[tuple[tuple[int, ...], bytes]], Run] | None = None
 
@@ -77,8 +77,10 @@ def built_at_call(operation: Operation, computed: Mapping[str, ValueType]) -> Ru
 
 
 def with_blocks(run: Run, blocks: Sequence[Block], captured: Sequence[int]) -> Run:
-    """Return a function that takes what the blocks capture after the tensors, and gives the blocks
-    to `run` as functions of their inputs."""
+    """Return a function that takes the values that blocks capture after the tensors.
+
+    It passes the blocks to `run` as functions of their inputs.
+    """
 
     def bound(*values: object) -> object:
         end = len(values)

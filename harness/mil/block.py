@@ -16,14 +16,14 @@ from harness.mil.types import TensorType
 Observer = Callable[[Step, tuple[torch.Tensor, ...]], None]
 Evaluate = Callable[[Sequence[object]], tuple[Any, ...]]
 _OBSERVERS: list[Observer] = []
-_MAX_LINES = 50_000  # of generated code: Python compiles so many in a second
+_MAX_LINES = 50_000  # of generated code; Python needs a second to compile them
 _FILE_NAME = "<plan>"
 _LINES_BEFORE = 2  # before the first step's: the head, and the inputs
 
 
 @contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Show every operation's tensors, in every function that is called inside the block."""
+    """Call `observer` with every operation and its tensors, in all functions inside the `with`."""
     _OBSERVERS.append(observer)
     try:
         yield
@@ -34,19 +34,19 @@ def observed(observer: Observer) -> Iterator[None]:
 class Block:
     """A plan that can be run. Runs are independent of each other.
 
-    The first run checks what every step gives; from the second on, when nobody observes, the plan
-    runs as one function.
+    The first run checks the results of every step. Later runs without an observer use one
+    generated function.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._gives_tuple: list[bool] | None = None  # each step, once a run has been checked
+        self._gives_tuple: list[bool] | None = None  # by step; known after the first run
         self._generated: Evaluate | None = None
 
     def run(self, slots: list[object]) -> tuple[object, ...]:
-        """Execute over slots in which the inputs stand; return the results.
+        """Execute over slots that hold the inputs; return the results.
 
-        Raises HarnessError, naming the operation that failed.
+        Raise HarnessError, naming the operation that failed.
         """
         if self._gives_tuple is None or _OBSERVERS or len(self.plan.steps) > _MAX_LINES:
             return self._run_steps(slots)
@@ -63,7 +63,7 @@ class Block:
             raise _failure(step, error) from error
 
     def nested(self, inputs: Sequence[object], captured: Sequence[object]) -> tuple[object, ...]:
-        """Execute as a block in an operation: on its inputs, and what it takes from around it."""
+        """Execute as a block in an operation: on its inputs, and the values that it captures."""
         slots = list(self.plan.slots)
         for (slot, _), value in zip(self.plan.inputs.values(), inputs, strict=True):
             slots[slot] = value
@@ -78,7 +78,7 @@ class Block:
         return results
 
     def _execute(self, step: Step, slots: list[object]) -> bool:
-        """Execute one step; return whether it gave a tuple."""
+        """Execute one step; return whether it returned a tuple."""
         try:
             result = step.run(*[slots[slot] if slot >= 0 else None for slot in step.reads])
         except HarnessError:
@@ -99,13 +99,13 @@ class Block:
 
 
 def _failure(step: Step, error: Exception) -> HarnessError:
-    """Return an error in one line: what torch adds below it is about torch's own source."""
+    """Return an error in one line: torch adds lines about its own source, which are left out."""
     first = str(error).partition("\n")[0]
     return HarnessError(f"{step.where}: {type(error).__name__}: {first}")
 
 
 def _check_results(results: tuple[object, ...], step: Step) -> None:
-    """Raise HarnessError when first results are not as many, and shaped, as declared."""
+    """Raise HarnessError unless the number and shapes of the results are as declared."""
     if len(results) != len(step.types):
         raise HarnessError(
             f"{step.where}: gives {len(results)} results, the program declares {len(step.types)}"
@@ -142,7 +142,7 @@ def _generate(plan: Plan, gives_tuple: Sequence[bool]) -> Evaluate:
 
 
 def _failed_step(plan: Plan, traceback: TracebackType | None) -> Step | None:
-    """Return the step whose line raised, in a function that `_generate` made."""
+    """Return the step whose line of a generated function raised the exception."""
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == _FILE_NAME:
             index = traceback.tb_lineno - _LINES_BEFORE - 1

@@ -1,7 +1,7 @@
 """Compiles a function of an ML Program, or a block in it, to a list of steps over numbered slots.
 
-Everything that can be known at load is: constants are decoded, parameters bound, implementations
-looked up, constexpr weights computed. What remains for a call is one loop.
+Compiling decodes constants, binds parameters, looks up implementations and computes constexpr
+weights: a call runs only the steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WITHOUT_RESULT = ("write_state",)
 
 @dataclass(frozen=True)
 class Scope:
-    """What holds for all blocks of a function."""
+    """The facts that all blocks of a function share."""
 
     package: Package
     where: str
@@ -45,9 +45,9 @@ class Scope:
 
 
 def compile_function(package: Package, function: str, policy: Policy, weights: Weights) -> Plan:
-    """Compile a function; `weights` holds what functions of the package share, and is filled.
+    """Compile a function; add its tensors to `weights`, which functions of a package share.
 
-    Raises ArtifactError, naming function, operation and opset, for an operation that is not
+    Raise ArtifactError, naming function, operation and opset, for an operation that is not
     implemented, a value that is not defined before its use, or a constant that contradicts itself.
     """
     block = package.operations(function)
@@ -117,7 +117,7 @@ class Compiler:
         if name in self._names:
             return self._names[name]
         if self._outer is None:
-            raise ArtifactError(f"{where}: uses '{name}', which nothing before it defines")
+            raise ArtifactError(f"{where}: uses '{name}' before it is defined")
         there = self._outer._lookup(name, where)
         here = self._define(name, self._outer._types[there])
         if there in self._outer._constants:
@@ -129,7 +129,7 @@ class Compiler:
         return here
 
     def _compile(self, message: MIL_pb2.Operation, index: int) -> Step | None:
-        """Return the step for an operation; None for one that is done at load."""
+        """Return the step of an operation, None for one that is computed at load."""
         if not message.outputs and message.type not in _WITHOUT_RESULT:
             raise ArtifactError(f"{self._where}: operation {index}, {message.type}, has no output")
         name = message.outputs[0].name if message.outputs else f"number {index}"
@@ -223,7 +223,7 @@ class Compiler:
         bound: Mapping[str, tuple[int, ...]],
         blocks: Sequence[MIL_pb2.Block],
     ) -> tuple[Run, tuple[int, ...]]:
-        """Return what to call at each execution, and the slots that it reads."""
+        """Return the function to call at each execution, and the slots that it reads."""
         implementation = IMPLEMENTATIONS[operation.type]
         for name in implementation.inputs:
             kinds = implementation.types.get(name, TensorType)
@@ -254,9 +254,9 @@ class Compiler:
         return nested, reads + tuple(slot for slots in captured for slot in slots)
 
     def _tensor(self, slot: int, packed: bool = False) -> int:
-        """Return the slot of a value that is read as a tensor; a constant's is made here.
+        """Return the slot of a value that is read as a tensor; make the tensor of a constant.
 
-        Where a packed weight cannot be read, it is expanded into a slot beside its own.
+        A packed weight that cannot be read packed is expanded to another slot.
         """
         if slot < 0:
             return slot

@@ -28,10 +28,10 @@ _SMALL_CONSTANT = 1 << 16
 
 
 class Function:
-    """One function, compiled. Calls are independent of each other, but for a `State` given to them.
+    """One compiled function. Calls share nothing but the `State` that they are given.
 
-    `inputs` and `states` are the declared types by name, `outputs` too; a classifier's labels
-    and probabilities are not tensors. `allowed` says which shapes flexible inputs may have.
+    `inputs`, `states` and `outputs` are the declared types by name; a classifier's labels and
+    probabilities are not tensors. `allowed` has the shapes that flexible inputs may have.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Function:
         self.allowed = allowed
         self.inputs: dict[str, TensorType] = {}
         self.states: dict[str, TensorType] = {}
-        self._as_carried: dict[str, tuple[Any, torch.dtype]] = {}  # shape and dtype to take as is
+        self._as_carried: dict[str, tuple[Any, torch.dtype]] = {}  # shape, dtype of no conversion
         for name, (_, declared) in plan.inputs.items():
             if isinstance(declared, StateType):
                 self.states[name] = declared.wrapped
@@ -57,9 +57,9 @@ class Function:
                 raise HarnessError(f"{where}: input '{name}' is neither a tensor nor a state")
 
     def constant(self, name: str) -> torch.Tensor | None:
-        """Return the tensor of a constant or a weight that operations read, None for any other.
+        """Return the tensor of a constant or a weight that operations read, None for other names.
 
-        One that is packed is dequantized anew.
+        Each call dequantizes a packed weight again.
         """
         slot = self._plan.names.get(name)
         value = None if slot is None else self._plan.slots[slot]
@@ -67,12 +67,12 @@ class Function:
 
     @property
     def plan(self) -> Plan:
-        """What it compiled to: for those who look at single operations."""
+        """The compiled plan, for tools that look at single operations."""
         return self._plan
 
     @property
     def policy(self) -> Policy:
-        """How its numbers are carried."""
+        """The policy that decides how numbers are carried."""
         return self._policy
 
     @property
@@ -88,13 +88,13 @@ class Function:
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], state: State | None = None
     ) -> dict[str, Any]:
-        """Execute; floats come back as the policy carries them. Results may share memory with
-        inputs or constants: read them, do not write into them.
+        """Execute, and return the outputs by name; floats have the dtype that the policy carries.
 
-        A function with states must be given a state, which the call reads and changes. A
-        classifier's label is a str or an int, its probabilities a dict.
+        Results may share memory with inputs or constants: read them, do not write to them. A
+        function with states needs a state, which the call reads and changes. A classifier's label
+        is a str or an int, its probabilities are a dict.
 
-        Raises HarnessError, naming the function and the input or the operation, when an input is
+        Raise HarnessError, naming the function and the input or the operation, when an input is
         missing, unknown, misshapen or of the wrong kind, or an operation fails.
         """
         if inputs.keys() != self.inputs.keys():
@@ -145,10 +145,10 @@ _SHARED: WeakKeyDictionary[Package, dict[str, Weights]] = WeakKeyDictionary()
 def load_function(
     package: Package, function: str, policy: Policy, *, stateful: bool = False
 ) -> Function:
-    """Load a function; functions of one package share the tensors of the weights they share.
+    """Load a function; the functions of one package share the tensors of their weights.
 
-    One that keeps states is for callers that say `stateful`, and give each call a `State`.
-    Raises ArtifactError for it otherwise, and as `compile_function` does.
+    With `stateful` the function may have states; the caller then gives each call a `State`.
+    Raise ArtifactError for states without it, and for the reasons of `compile_function`.
     """
     weights = _SHARED.setdefault(package, {}).setdefault(policy.name, Weights())
     where = f"{package.what}, function '{function}'"

@@ -2,10 +2,10 @@
 
 To add an operation:
 1. Find the module of its kind in `harness/mil/ops`.
-2. Write a builder, decorated with `@operation(name, inputs=...)`: it is called once at load with
-   an `Operation`, reads the constant parameters from it, and returns a function of the tensors
-   named in `inputs` (None for one that is absent). Parameters named in `computed` may be
-   computed by the program; then the builder is called when their values are known.
+2. Write a builder, decorated with `@operation(name, inputs=...)`. Loading calls it once with an
+   `Operation`. The builder reads the constant parameters from it, and returns a function of the
+   tensors named in `inputs` (None for an absent one). The program may compute the parameters
+   named in `computed`; the builder is then called when their values are known.
 3. Add its names and parameters to `operations.toml`, if they are not there.
 4. Add its rule to the tests with expected values from numpy or PyTorch.
 
@@ -37,9 +37,9 @@ Kinds = type[object] | tuple[type[object], ...]
 
 @dataclass(frozen=True)
 class Implementation:
-    """How an operation is built, which inputs it reads at call time, which of its parameters may
-    be computed by the program, how many blocks it has, which inputs are not tensors, and which may
-    be a `PackedWeight`."""
+    """A registered operation: its builder, the inputs that it reads at call time, the parameters
+    that the program may compute, the number of its blocks, the types of inputs that are not
+    tensors, and the inputs that may be a `PackedWeight`."""
 
     build: Builder
     inputs: tuple[str, ...]
@@ -62,11 +62,11 @@ def operation(
     types: Mapping[str, Kinds] | None = None,
     packed: tuple[str, ...] = (),
 ) -> Callable[[Builder], Builder]:
-    """Register a builder. One that `moves_data` makes no new values: nothing is rounded.
+    """Register a builder. An operation that `moves_data` makes no new values: nothing is rounded.
 
     The function of an operation with `blocks` takes them after its tensors, as functions of the
-    blocks' inputs that return a tuple. Inputs are tensors, but for those whose types are given;
-    a quantized weight comes as a `PackedWeight` where an input is among `packed`.
+    blocks' inputs that return a tuple. Inputs are tensors, except those in `types`; an input in
+    `packed` receives a quantized weight as a `PackedWeight`.
     """
 
     def register(build: Builder) -> Builder:
@@ -83,9 +83,9 @@ def operation(
 class Operation:
     """An operation at load.
 
-    `constants` holds the inputs and attributes that are known at load, one or several for each
-    name; `weights` the inputs that constexpr operations made, tensors or packed; `given` the
-    names of all inputs that the program gives.
+    `constants` are the inputs and attributes that are known at load, one or several for each
+    name; `weights` are the inputs that constexpr operations made, tensors or packed; `given` are
+    the names of all inputs in the program; `read` are those that the builder has read.
     """
 
     type: str
@@ -100,9 +100,9 @@ class Operation:
     read: set[str] = field(default_factory=set)
 
     def constant(self, name: str, default: Any = None) -> Any:
-        """Return a parameter as Python's own value, `default` when it is not given.
+        """Return a parameter as a Python value, `default` when it is not given.
 
-        Raises ArtifactError when it is given but not known at load.
+        Raise ArtifactError when it is given but not known at load.
         """
         values = self.all_of(name)
         if len(values) > 1:
@@ -119,29 +119,31 @@ class Operation:
         return []
 
     def required(self, name: str) -> Any:
-        """Return a parameter that must be given; raises ArtifactError when it is not."""
+        """Return a required parameter; raise ArtifactError when it is missing."""
         value = self.constant(name)
         if value is None:
             raise self.error(f"parameter '{name}' is missing")
         return value
 
     def weight(self, name: str) -> torch.Tensor | None:
-        """Return a constant tensor, None when it is not given: in its stored dtype, or as the
-        policy carries it when another constexpr operation made it."""
+        """Return a constant tensor, None when it is not given.
+
+        It has its stored dtype, or the policy's if another constexpr operation made it.
+        """
         self.read.add(name)
         if name in self.weights:
             return expanded(self.weights[name])
         return self.constants[name][0].tensor() if name in self.constants else None
 
     def is_zero(self, name: str) -> bool:
-        """Whether an input is a constant, and all of its elements are 0."""
+        """Return whether an input is a constant whose elements are all 0."""
         return name in self.constants and not any(c.array.any() for c in self.constants[name])
 
     def check_count(self, count: int, what: str) -> None:
-        """Raise ArtifactError when a result of `count` elements, which `what` asks for, is not
-        as large as declared: asked before it is made, nothing larger is ever made.
+        """Raise ArtifactError unless a result of `count` elements has the declared size.
 
-        Where the declared shape is flexible, `max_elements` is the limit.
+        `what` names the parameters that ask for it. Builders call this before they allocate the
+        result. Where the declared shape is flexible, `max_elements` is the limit.
         """
         if self.output.is_fixed and count != self.output.count:
             raise self.error(f"{what} do not give {list(self.output.shape)}")
@@ -149,14 +151,16 @@ class Operation:
             raise self.error(f"{what} ask for {count} elements; the most is {self.max_elements}")
 
     def check_room(self, shape: Sequence[int], what: str) -> None:
-        """Raise ArtifactError when `what`, of this shape and made on the way to the result, has
-        more elements than any value of the program may have: asked before it is made."""
+        """Raise ArtifactError when an intermediate tensor `what` has over `max_elements` elements.
+
+        Builders call this before they allocate it.
+        """
         if math.prod(max(0, size) for size in shape) > self.max_elements:
             limit = f"the most is {self.max_elements}"
             raise self.error(f"{what} would be of shape {list(shape)}; {limit}")
 
     def checked_shape(self, shape: Sequence[int], what: str) -> tuple[int, ...]:
-        """Return a shape to make; raises ArtifactError when it is negative, or as `check_count`."""
+        """Return a shape; raise ArtifactError for a negative size, or as `check_count` does."""
         if any(size < 0 for size in shape):
             raise self.error(f"{what} ask for shape {list(shape)}, which no tensor has")
         self.check_count(math.prod(shape), what)
@@ -172,7 +176,7 @@ class Operation:
 
     @property
     def is_float(self) -> bool:
-        """Whether the first output is of a floating point dtype."""
+        """Whether the first output has a floating-point dtype."""
         return self.output.dtype.name.startswith("FLOAT")
 
     @property
@@ -181,7 +185,7 @@ class Operation:
         return self.policy.carrier(self.output.dtype)
 
     def since(self, opset: str) -> bool:
-        """Whether the program's opset is `opset` or a later one."""
+        """Return whether the program's opset is `opset` or a later one."""
         return self.opset >= opset  # CoreML5 to CoreML9: their order is that of their names
 
     def error(self, problem: str) -> ArtifactError:

@@ -1,4 +1,4 @@
-"""What compiling gives: a list of steps over numbered slots."""
+"""A plan, the result of compiling: a list of steps over numbered slots."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.mil.types import ValueType
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: what to call, the slots it reads (-1: absent), writes, and may free.
+    """One operation: its function, and the slots that it reads (-1: absent), writes and frees.
 
-    `names` are those of its results, `types` what the program declares of them.
+    `names` and `types` are the names and the declared types of its results.
     """
 
     run: Run
@@ -30,9 +30,9 @@ class Step:
 class Plan:
     """A compiled block.
 
-    `slots` is the state before a run, with all constants in place; `names` gives the slot of
-    every named value; `results` the slots of the outputs, in order; `captures` the slots that
-    a nested block fills from the block around it: (its own, the other's).
+    `slots` are the values before a run: all constants, and None for the rest. `names` maps a value
+    to its slot. `results` are the slots of the outputs, in order. `captures` are the slots that a
+    nested block fills from the block around it, as pairs (its own slot, the outer slot).
     """
 
     inputs: dict[str, tuple[int, ValueType]]
@@ -45,7 +45,7 @@ class Plan:
 
 
 def with_frees(steps: list[Step], kept: set[int]) -> tuple[Step, ...]:
-    """Let each step free the slots that nothing after it reads."""
+    """Return the steps; each frees the slots that no later step reads."""
     seen = set(kept)
     result = []
     for step in reversed(steps):

@@ -34,18 +34,18 @@ class Policy:
         return torch.bool if dtype.name == "BOOL" else _INTEGERS.get(dtype.name, torch.int32)
 
     def enter(self, tensor: torch.Tensor, dtype: MilType) -> torch.Tensor:
-        """Convert a tensor from outside to what holds a value of this dtype."""
+        """Convert a tensor from the caller to the dtype that carries a value of this dtype."""
         tensor = tensor.to(self.carrier(dtype))
         return self.rounded(tensor) if self.rounds_half and dtype.name == "FLOAT16" else tensor
 
     def constant(self, tensor: torch.Tensor, dtype: MilType) -> torch.Tensor:
-        """Round to the declared dtype, whatever the policy, and carry."""
+        """Round to the declared dtype, whatever the policy, and convert to the carrying dtype."""
         declared = _FLOATS.get(dtype.name)
         return (tensor.to(declared) if declared else tensor).to(self.carrier(dtype))
 
     @staticmethod
     def rounded(tensor: torch.Tensor) -> torch.Tensor:
-        """Round to the nearest fp16 value; beyond 65504 that is an infinity."""
+        """Round to the nearest fp16 value; values beyond 65504 become infinite."""
         return tensor.to(torch.float16).to(tensor.dtype)
 
 
@@ -58,7 +58,7 @@ POLICIES = {
 
 
 def get_policy(name: str) -> Policy:
-    """Return a policy by name; raises HarnessError with the names there are."""
+    """Return a policy by name; raise HarnessError, listing the names, for another."""
     if name not in POLICIES:
         raise HarnessError(f"no number policy '{name}'; choose from {', '.join(POLICIES)}")
     return POLICIES[name]

@@ -1,12 +1,13 @@
-"""How near the values of each operation come to the ends of fp16, seen by carrying them wider.
+"""Measures how near the values of each operation come to the limits of fp16.
 
-Three limits: the largest value, 65504; the smallest normal number, 6.1e-5, below which digits are
-lost one by one; and 255.9, the largest value whose square is in range. An RMSNorm that squares its
-input in fp16 overflows beyond that: `rsqrt(inf)` is 0, the block is zeroed, and every value that
-leaves it is finite (ExecuTorch 19523). Only the range shows it.
+The values are carried in a wider dtype. fp16 has three limits: the largest value, 65504; the
+smallest normal number, 6.1e-5, below which digits are lost one by one; and 255.9, the largest value
+whose square is in range. An RMSNorm that squares a larger input in fp16 overflows: `rsqrt(inf)` is
+0, the block is zeroed, and all of its outputs are finite (ExecuTorch 19523). Only the range shows
+it.
 
-A margin is a factor: at 12 the values could grow twelvefold. Infinities are left out: a mask is
-made of them.
+A margin is a factor: at 12 the values could grow twelvefold. Infinities are left out, because masks
+contain them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ _SQUARES = frozenset(("square", "reduce_sum_square"))
 
 @dataclass
 class Range:
-    """What an operation's FLOAT16 results were, over all calls: the largest magnitude, the
-    smallest that is not zero, how many are not zero, and how many of them are subnormal in fp16.
+    """The range of an operation's FLOAT16 results over all calls: the largest magnitude, the
+    smallest magnitude above zero, the number of nonzero values, and how many of these are
+    subnormal in fp16.
 
-    `squares` says that the results are squares, or sums of them: those of a `mul` of a value
-    with itself, or of an operation of that name.
+    `squares` is true for an operation whose results are squares or sums of squares: one of that
+    name, or a `mul` of a value by itself.
     """
 
     where: str
@@ -49,8 +51,10 @@ class Range:
 
     @property
     def square_margin(self) -> float | None:
-        """How many times larger what is squared could be: 255.9 over its largest value; None where
-        nothing is squared."""
+        """How many times larger a squared value could be: 255.9 over the largest one.
+
+        None if the operation does not square.
+        """
         return math.sqrt(self.overflow_margin) if self.squares else None
 
     @property
@@ -61,11 +65,11 @@ class Range:
 
     @property
     def subnormal_fraction(self) -> float:
-        """Of the values that are not zero, the part that is smaller than 6.1e-5."""
+        """The fraction of nonzero values that are smaller than 6.1e-5."""
         return self.subnormal / self.nonzero if self.nonzero else 0.0
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Take in the values of one result."""
+        """Add the values of one result."""
         size = tensor.abs()
         size = size[torch.isfinite(size) & (size > 0)]
         if not size.numel():
@@ -78,12 +82,12 @@ class Range:
 
 @dataclass
 class RangeMonitor:
-    """An observer for `harness.mil.observed`: `ranges` grows with every operation that runs."""
+    """An observer for `harness.mil.observed` that collects the range of every operation."""
 
     ranges: dict[str, Range] = field(default_factory=dict)
 
     def __call__(self, step: Step, results: tuple[torch.Tensor, ...]) -> None:
-        """Take in an operation's FLOAT16 results."""
+        """Add the FLOAT16 results of an operation."""
         for result, declared in zip(results, step.types, strict=True):
             if not isinstance(declared, TensorType) or declared.dtype.name != "FLOAT16":
                 continue
@@ -92,7 +96,7 @@ class RangeMonitor:
             self.ranges[step.where].add(result)
 
     def worst(self) -> list[Range]:
-        """The ranges, the one nearest to overflow first."""
+        """Return the ranges, the one nearest to overflow first."""
         return sorted(self.ranges.values(), key=lambda row: row.margin)
 
 

@@ -1,4 +1,4 @@
-"""Which shapes a model's description allows, where an input's shape is flexible.
+"""The shapes that a model's description allows for inputs of flexible shape.
 
 Source: `ArrayFeatureType` in coremltools' `FeatureTypes.proto`.
 """
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AllowedShapes:
-    """The shapes that an input may have: those listed, or all within a range for each axis.
+    """The shapes that an input may have: a list of shapes, or a range for each axis.
 
-    A range's end is None where it has none.
+    The end of an unbounded range is None.
     """
 
     listed: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
 
     def allow(self, shape: Sequence[int]) -> bool:
-        """Whether a shape is one of them."""
+        """Return whether a shape is allowed."""
         if self.listed:
             return tuple(shape) in self.listed
         return len(shape) == len(self.ranges) and all(
@@ -46,7 +46,7 @@ class AllowedShapes:
 
 
 def allowed_shapes(package: Package, function: str) -> dict[str, AllowedShapes]:
-    """Return what the description says of a function's inputs whose shapes are flexible."""
+    """Return the allowed shapes of a function's flexible inputs, by name."""
     description = package.model.description
     named = [f.input for f in description.functions if f.name == function]
     features = named[0] if named else description.input
@@ -78,9 +78,9 @@ def _allowed(array: ArrayFeatureType) -> AllowedShapes | None:
 def check_shapes(
     allowed: Mapping[str, AllowedShapes], shapes: Mapping[str, Sequence[int]], where: str
 ) -> None:
-    """Raise HarnessError, saying what is allowed, for a shape or a combination that is not.
+    """Raise HarnessError, listing the allowed ones, for any other shape or combination of shapes.
 
-    Where several inputs list their shapes, those at the same place of their lists go together.
+    Where several inputs list their shapes, entries with the same index go together.
     """
     for name, one in allowed.items():
         if name in shapes and not one.allow(shapes[name]):

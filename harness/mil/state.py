@@ -14,16 +14,16 @@ from harness.mil.types import TensorType
 
 @dataclass
 class StateCell:
-    """One state's tensor. It is replaced, never changed: what was read from it stays as it was."""
+    """The tensor of one state. A write replaces it, so that tensors read earlier do not change."""
 
     declared: TensorType
     value: torch.Tensor
 
 
 class State:
-    """A tensor for each state of a function; all are zero at first.
+    """A tensor for each state of a function, initially zero.
 
-    Calls that are given the same object continue from each other, whichever functions they call.
+    Calls with the same `State` continue from each other, also calls of different functions.
     """
 
     def __init__(self, types: Mapping[str, TensorType], policy: Policy) -> None:
@@ -36,9 +36,9 @@ class State:
         return tuple(self._cells)
 
     def cell(self, name: str, declared: TensorType, policy: Policy, where: str) -> StateCell:
-        """Return what a function reads and writes.
+        """Return the cell that a function reads and writes.
 
-        Raises HarnessError when there is no such state, or it is not what the function declares.
+        Raise HarnessError when the name is unknown, or the function declares another type.
         """
         cell = self._cell(name, f"{where}: ")
         if cell.declared != declared or policy.name != self._policy.name:
@@ -53,7 +53,7 @@ class State:
         return self._cell(name).value.clone()
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Replace a state's tensor by a copy; raises HarnessError for another shape."""
+        """Replace a state's tensor by a copy; raise HarnessError for another shape."""
         cell = self._cell(name)
         if tuple(tensor.shape) != cell.declared.shape:
             raise HarnessError(

@@ -27,7 +27,7 @@ Shape = tuple[int | None, ...]
 class TensorType:
     """A declared tensor: its dtype and its shape, None where a dimension is flexible.
 
-    Where the rank itself is flexible (`variadic`), the shape says nothing.
+    Where the rank itself is flexible (`variadic`), the shape is empty.
     """
 
     dtype: MilType
@@ -50,7 +50,7 @@ class TensorType:
         return not self.variadic and None not in self.shape
 
     def fits(self, value: object) -> bool:
-        """Whether a tensor is shaped as declared."""
+        """Return whether a value has the declared shape."""
         if isinstance(value, torch.Tensor) and value.shape == self.shape:
             return True
         if not isinstance(value, torch.Tensor):
@@ -69,19 +69,19 @@ class TensorType:
 
 @dataclass(frozen=True)
 class TensorList:
-    """A list's value: tensors, None where nothing was written. Writing makes another list."""
+    """The value of a list: tensors, and None for unwritten elements. A write makes a new list."""
 
     items: tuple[torch.Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class ListType:
-    """A list of tensors, all of one type; lists grow, so their length is not part of it."""
+    """A list of tensors of one type; lists grow, so their length is not part of the type."""
 
     element: TensorType
 
     def fits(self, value: object) -> bool:
-        """Whether a value is a list."""
+        """Return whether a value is a list."""
         return isinstance(value, TensorList)
 
 
@@ -92,7 +92,7 @@ class StateType:
     wrapped: TensorType
 
     def fits(self, value: object) -> bool:
-        """States are checked where they enter a function."""
+        """Return True: a state is checked when it enters a function."""
         return True
 
 
@@ -103,7 +103,7 @@ class DictionaryType:
     key: TensorType
 
     def fits(self, value: object) -> bool:
-        """Whether a value is a dictionary."""
+        """Return whether a value is a dictionary."""
         return isinstance(value, dict)
 
 
@@ -113,7 +113,7 @@ ValueType = TensorType | ListType | StateType | DictionaryType
 def value_type(message: MIL_pb2.ValueType, where: str) -> ValueType:
     """Return the type that a `ValueType` message declares.
 
-    Raises ArtifactError, naming `where`, for one that cannot be executed.
+    Raise ArtifactError, naming `where`, for a type that cannot be executed.
     """
     kind = message.WhichOneof("type")
     if kind not in _KINDS:
@@ -122,7 +122,7 @@ def value_type(message: MIL_pb2.ValueType, where: str) -> ValueType:
 
 
 def tensor_type(message: MIL_pb2.ValueType, where: str) -> TensorType:
-    """Return the tensor type of a `ValueType`; raises ArtifactError for any other type."""
+    """Return the tensor type of a `ValueType`; raise ArtifactError for another type."""
     if message.WhichOneof("type") != "tensorType":
         kind = message.WhichOneof("type") or "nothing"
         raise ArtifactError(f"{where}: a value of kind {kind}, where a tensor is expected")
@@ -144,7 +144,7 @@ def _tensor(declared: MIL_pb2.TensorType, where: str) -> TensorType:
 
 def _held(message: MIL_pb2.ValueType, kind: str, where: str) -> TensorType:
     if message.WhichOneof("type") != "tensorType":
-        raise ArtifactError(f"{where}: a value of kind {kind}; only tensors can stand in it")
+        raise ArtifactError(f"{where}: a value of kind {kind}; only tensors can be in it")
     return _tensor(message.tensorType, where)
 
 

@@ -1,7 +1,7 @@
 """MIL values: constants from the program's text or its weight file, as tensors.
 
-Source: coremltools' `MIL.proto`. FLOAT16 and the small integers stand as bytes, sub-byte integers
-packed from the lowest bit up.
+Source: coremltools' `MIL.proto`. FLOAT16 and small integers are stored as bytes, integers of fewer
+than 8 bits packed from the lowest bit up.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ _LISTS = {
     "INT16": "ints",
     "UINT16": "ints",
 }
-"""The dtypes whose immediate values stand in a list of their own; all others stand as bytes."""
+"""The field that holds immediate values of a dtype; all other dtypes are stored as bytes."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant: its type, a numpy array as it is stored, and the file name and offset of the
-    weight that it is, None when it stands in the program's text.
+    """A constant: its type, its stored numpy array, and the file name and offset of its weight.
 
-    What is stored of integers of fewer than 8 bits is their bytes, uint8 and one axis; of all else
-    the array itself.
+    `weight` is None for a constant in the program's text. `stored` are the packed bytes, uint8 of
+    one axis, for integers of fewer than 8 bits, and the array itself for all other dtypes.
     """
 
     type: TensorType
@@ -50,18 +49,18 @@ class Constant:
 
     @property
     def array(self) -> np.ndarray:
-        """The array, 0-d for a scalar or a STRING; unpacked anew where several share a byte."""
+        """The array, 0-d for a scalar or a STRING; each access unpacks integers of a few bits."""
         if 0 < self.type.dtype.bits < 8:
             return _unpacked(self.stored, self.type)
         return self.stored
 
     @property
     def python(self) -> Any:
-        """The value as Python's own: a scalar, or a (nested) list."""
+        """The value as a Python scalar, or a (nested) list."""
         return self.array.tolist()
 
     def tensor(self) -> torch.Tensor:
-        """Return a tensor of the array's dtype, a copy; unsigned 16 to 64 bits come as int64."""
+        """Return a copy as a tensor of the same dtype; uint16 to uint64 become int64."""
         array = self.array
         if array.dtype.kind == "u" and array.dtype.itemsize > 1:
             array = array.astype(np.int64)
@@ -69,9 +68,9 @@ class Constant:
 
 
 def read_constant(value: MIL_pb2.Value, package: Package, where: str) -> Constant:
-    """Decode a `Value`; raises ArtifactError, naming `where`, when it contradicts itself.
+    """Decode a `Value`; raise ArtifactError, naming `where`, when it contradicts itself.
 
-    A list of scalars, as the labels of a classifier are, comes as an array with one axis.
+    A list of scalars, such as the labels of a classifier, becomes an array with one axis.
     """
     declared = value_type(value.type, where)
     if isinstance(declared, ListType):
@@ -103,10 +102,10 @@ def _list(
 def _immediate(tensor: MIL_pb2.TensorValue, declared: TensorType, where: str) -> np.ndarray:
     field = _LISTS.get(declared.dtype.name, "bytes")
     if field == "ints" and tensor.WhichOneof("value") == "bytes" and declared.dtype.bits == 16:
-        field = "bytes"  # where coremltools' own comment says that it will move them
+        field = "bytes"  # coremltools' proto announces that it will store them there
     if tensor.WhichOneof("value") not in (field, None):
         raise ArtifactError(
-            f"{where}: declared {declared.dtype.name}, but its value stands under "
+            f"{where}: declared {declared.dtype.name}, but its value is in "
             f"'{tensor.WhichOneof('value')}' instead of '{field}'"
         )
     if field == "bytes":
@@ -140,8 +139,8 @@ def _unpacked(raw: np.ndarray, declared: TensorType) -> np.ndarray:
         numbers = (raw[:, None] >> shifts) & np.uint8((1 << bits) - 1)
     else:
         stream = np.unpackbits(raw, bitorder="little")
-        places = stream[: stream.size // bits * bits].reshape(-1, bits)
-        numbers = np.packbits(places, axis=1, bitorder="little")
+        groups = stream[: stream.size // bits * bits].reshape(-1, bits)
+        numbers = np.packbits(groups, axis=1, bitorder="little")
     shape = [size or 0 for size in declared.shape]
     numbers = numbers.reshape(-1)[: declared.count].reshape(shape)
     if declared.dtype.name == "INT4":

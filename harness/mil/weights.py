@@ -15,14 +15,14 @@ _Source = tuple[object, ...]
 
 
 class Weights:
-    """What one policy has made of a package's weights so far."""
+    """The tensors that one policy has made of a package's weights so far."""
 
     def __init__(self) -> None:
         self._constants: dict[_Source, torch.Tensor] = {}
         self._made: dict[_Source, tuple[tuple[torch.Tensor, ...], tuple[object, ...]]] = {}
 
     def constant(self, constant: Constant, policy: Policy) -> torch.Tensor:
-        """Return a constant's tensor; one from the weight file is made once."""
+        """Return a constant's tensor; that of a weight in a file is made once."""
         key = (constant.weight, constant.type)
         if key in self._constants:
             return self._constants[key]
@@ -32,20 +32,20 @@ class Weights:
         return tensor
 
     def constexpr(self, operation: Operation, make: Run) -> tuple[torch.Tensor, ...]:
-        """Return a constexpr operation's results, made once from the same data."""
+        """Return a constexpr operation's results; equal operations are computed once."""
         key = _key(operation)
         if key is not None and key in self._made:
             return self._made[key][0]
         result = make()
         results = result if isinstance(result, tuple) else (result,)
         if key is not None:
-            # kept with the weights that they were made of, whose ids are in the key
+            # the weights are kept too: the key holds their ids
             self._made[key] = (results, tuple(operation.weights.values()))
         return results
 
 
 def _key(operation: Operation) -> _Source | None:
-    """Return what a constexpr operation computes from, None when that is too large to compare."""
+    """Return the sources of a constexpr operation, None when they are too large to compare."""
     sources: list[_Source] = [
         (name, id(tensor)) for name, tensor in sorted(operation.weights.items())
     ]

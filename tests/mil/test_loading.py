@@ -1,4 +1,4 @@
-"""Loading: types, packed weights, constexpr, policies, sharing, and what is refused."""
+"""Loading: types, packed weights, constexpr, policies, sharing, and refusals."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def find(block, kind):
 
 @pytest.fixture(scope="module")
 def affine():
-    """`relu(a @ w.T) + 1`, with a weight large enough to stand in the weight file."""
+    """`relu(a @ w.T) + 1`, with a weight large enough for the weight file."""
     weight = RNG.standard_normal((16, 4)).astype(np.float32)
     return save(
         lambda mb, a: mb.add(x=mb.relu(x=mb.linear(x=a, weight=weight)), y=np.float32(1)), [(2, 4)]
@@ -149,9 +149,7 @@ def test_a_value_that_nothing_defines_is_named(affine):
     def change(block):
         find(block, "relu").inputs["x"].arguments[0].name = "nowhere"
 
-    refused(
-        edited(affine, change), "relu '.*', 'x': uses 'nowhere', which nothing before it defines"
-    )
+    refused(edited(affine, change), "relu '.*', 'x': uses 'nowhere' before it is defined")
 
 
 def test_a_value_that_is_defined_twice_is_named(affine):

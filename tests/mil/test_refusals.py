@@ -139,7 +139,7 @@ AT_LOAD = [
     (a_list_is_made, "softmax '.*': a value of kind listType; only tensors"),
     (unknown_dtype, "softmax '.*': unknown MIL dtype 99"),
     (flexible_constant, "const '.*': a constant with a flexible shape"),
-    (integers_for_floats, "const '.*': declared FLOAT32, but its value stands under 'ints'"),
+    (integers_for_floats, "const '.*': declared FLOAT32, but its value is in 'ints'"),
     (too_many_values, "const '.*': declared 2 values of INT32, holds 3"),
     (too_few_values, "const '.*': declared 2 values of INT32, holds 0"),
     (larger_weight, r"const '.*': FLOAT32\[17, 4\] needs 272 bytes, has 256"),

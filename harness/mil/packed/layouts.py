@@ -143,7 +143,7 @@ def _integer_tables(
     The tables are uint8 [n, 32], 16 low bytes and 16 high bytes; the units are fp32 [n], over
     65536. `scale` and `offset` are fp32 [n]; `rounds` is true for fp16 weights. A weight is
     `scale * (code - offset)`, rounded to its dtype. In fp16 every such value is a multiple of the
-    scale's unit in the last place, at most 30 * 2**11 of them. Return None where a value is not
+    scale's unit in the last place, and at most 30 * 2**11 units. Return None where a value is not
     exactly an integer of 16 bits times the unit: where it overflows, for example.
     """
     steps = ((_LEVELS ^ sign_bit) - sign_bit) - offset[:, None]  # [n, 16]

@@ -84,7 +84,7 @@ _THREADS, _NOTHING = threading.Lock(), nullcontext()
 
 @contextmanager
 def multiplied_by(threads: int) -> Iterator[None]:
-    """Multiply packed weights by so many threads, instead of as many as torch uses."""
+    """Multiply packed weights with this number of threads instead of torch's."""
     before = getattr(_held, "threads", None)
     _held.threads = threads
     try:
@@ -94,7 +94,7 @@ def multiplied_by(threads: int) -> Iterator[None]:
 
 
 def _parts(count: int) -> int:
-    """Return how many threads to use for so many multiplications."""
+    """Return the number of threads to use for `count` multiplications."""
     if count < _ALONE:
         return 1
     return getattr(_held, "threads", None) or torch.get_num_threads()
