@@ -1,6 +1,6 @@
 """Executes an ML Program on PyTorch, on any machine: the exported bytes, not their model.
 
-*Data model.* `types` has the declared types, `values` the constants, `weights` the tensors that
+*Data model.* `types` has the declared types, `values` the constants, `shared` the tensors that
 functions of one package share, `state` the tensors that live from call to call; a `policy` decides
 the dtypes that carry numbers.
 
@@ -10,7 +10,7 @@ the dtypes that carry numbers.
         compile_function                   compile.py: one Compiler for each block
             check_known                    table.py: is the operation in this opset?
             read_constant                  values.py
-            Weights.constexpr              weights.py: constexpr operations run at load
+            SharedTensors.constexpr        shared.py: constexpr operations run at load
             built                          binding.py: calls the operation's builder in ops/
             Plan, Step                     plan.py
 

@@ -20,10 +20,10 @@ from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
 from harness.mil.packed.weight import PackedWeight
 from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
+from harness.mil.shared import SharedTensors
 from harness.mil.table import check_known
 from harness.mil.types import StateType, TensorType, ValueType, value_type
 from harness.mil.values import Constant, read_constant
-from harness.mil.weights import Weights
 
 if TYPE_CHECKING:
     from coremltools.proto import MIL_pb2
@@ -40,11 +40,13 @@ class Scope:
     where: str
     opset: str
     policy: Policy
-    weights: Weights
+    weights: SharedTensors
     max_elements: int
 
 
-def compile_function(package: Package, function: str, policy: Policy, weights: Weights) -> Plan:
+def compile_function(
+    package: Package, function: str, policy: Policy, weights: SharedTensors
+) -> Plan:
     """Compile a function; add its tensors to `weights`, which functions of a package share.
 
     Raise ArtifactError, naming function, operation and opset, for an operation that is not

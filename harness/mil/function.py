@@ -19,9 +19,9 @@ from harness.mil.packed.weight import PackedWeight, multiplied_by
 from harness.mil.plan import Plan
 from harness.mil.policy import Policy
 from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
+from harness.mil.shared import SharedTensors
 from harness.mil.state import State
 from harness.mil.types import StateType, TensorType, ValueType
-from harness.mil.weights import Weights
 
 _SMALL_RESULT = 1 << 17  # elements: one step of a language model, with its caches
 _SMALL_CONSTANT = 1 << 16
@@ -139,7 +139,7 @@ class Function:
         raise HarnessError(f"{where} is {tensor.dtype}, declared is {declared.dtype.name}")
 
 
-_SHARED: WeakKeyDictionary[Package, dict[str, Weights]] = WeakKeyDictionary()
+_SHARED: WeakKeyDictionary[Package, dict[str, SharedTensors]] = WeakKeyDictionary()
 
 
 def load_function(
@@ -150,7 +150,7 @@ def load_function(
     With `stateful` the function may have states; the caller then gives each call a `State`.
     Raise ArtifactError for states without it, and for the reasons of `compile_function`.
     """
-    weights = _SHARED.setdefault(package, {}).setdefault(policy.name, Weights())
+    weights = _SHARED.setdefault(package, {}).setdefault(policy.name, SharedTensors())
     where = f"{package.what}, function '{function}'"
     plan = compile_function(package, function, policy, weights)
     loaded = Function(plan, policy, where, allowed_shapes(package, function))

@@ -1,4 +1,4 @@
-"""Tensors of weights that the functions of one package share."""
+"""The tensors of constants and weights that the functions of one package share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Source = tuple[object, ...]
 """The file and offset, or the values, that a tensor was made of, with its type."""
 
 
-class Weights:
+class SharedTensors:
     """The tensors that one policy has made of a package's weights so far."""
 
     def __init__(self) -> None:
