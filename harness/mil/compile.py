@@ -40,14 +40,14 @@ class Scope:
     where: str
     opset: str
     policy: Policy
-    weights: SharedTensors
+    shared: SharedTensors
     max_elements: int
 
 
 def compile_function(
-    package: Package, function: str, policy: Policy, weights: SharedTensors
+    package: Package, function: str, policy: Policy, shared: SharedTensors
 ) -> Plan:
-    """Compile a function; add its tensors to `weights`, which functions of a package share.
+    """Compile a function; add its tensors to `shared`, which functions of a package share.
 
     Raise ArtifactError, naming function, operation and opset, for an operation that is not
     implemented, a value that is not defined before its use, or a constant that contradicts itself.
@@ -56,7 +56,7 @@ def compile_function(
     message = package.functions[function]
     where = f"{package.what}, function '{function}'"
     limit = max_elements(package.size)
-    scope = Scope(package, where, message.opset, policy, weights, limit)
+    scope = Scope(package, where, message.opset, policy, shared, limit)
     return Compiler(scope).compile(message.inputs, block)
 
 
@@ -150,7 +150,7 @@ class Compiler:
             return None
         operation, bound = self._bind(message, outputs, where, index)
         if message.type.startswith("constexpr_"):
-            made = self._scope.weights.constexpr(operation, built(operation))
+            made = self._scope.shared.constexpr(operation, built(operation))
             for output, declared, tensor in zip(message.outputs, outputs, made, strict=True):
                 self._slots[self._define(output.name, declared)] = tensor
             return None
@@ -266,7 +266,7 @@ class Compiler:
             constant = self._constants[slot]
             if constant.type.dtype.name == "STRING":
                 raise ArtifactError(f"{self._where}: a STRING is used as a tensor")
-            self._slots[slot] = self._scope.weights.constant(constant, self._scope.policy)
+            self._slots[slot] = self._scope.shared.constant(constant, self._scope.policy)
         if isinstance(self._slots[slot], PackedWeight) and not packed:
             value = self._slots[slot].tensor
             slot = self._add(self._types[slot])

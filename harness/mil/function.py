@@ -150,9 +150,9 @@ def load_function(
     With `stateful` the function may have states; the caller then gives each call a `State`.
     Raise ArtifactError for states without it, and for the reasons of `compile_function`.
     """
-    weights = _SHARED.setdefault(package, {}).setdefault(policy.name, SharedTensors())
+    shared = _SHARED.setdefault(package, {}).setdefault(policy.name, SharedTensors())
     where = f"{package.what}, function '{function}'"
-    plan = compile_function(package, function, policy, weights)
+    plan = compile_function(package, function, policy, shared)
     loaded = Function(plan, policy, where, allowed_shapes(package, function))
     if loaded.states and not stateful:
         raise ArtifactError(
