@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from harness.models.config import load_params
-from harness.models.recognise import read_llama
-from harness.models.rope import rope_tables
+from harness.models.model import rope_tables
+from harness.models.recognise import read_model
 from harness.results import Figure, Finding
 from harness.subject import Subject
 
@@ -21,7 +21,7 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
     expected = subject.expected_weights
     assert expected is not None
     for method in subject.artifact.methods:
-        _, held = read_llama(subject.artifact, method)
+        _, held = read_model(subject.artifact, method)
         different = [f"{name} is in one of the two only" for name in sorted(held.keys() ^ expected)]
         common = {name: want for name, want in expected.items() if name in held}
         different += [d for name, want in common.items() if (d := _difference(name, held, want))]

@@ -20,7 +20,7 @@ from harness.runtimes.base import Method
 from harness.subject import Subject
 
 if TYPE_CHECKING:
-    from harness.models.config import LlamaConfig
+    from harness.models.config import ModelConfig
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -98,7 +98,7 @@ class _Judged:
         return self._judge.judge(self._method, tensors)
 
 
-def model_of(subject: Subject) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
+def model_of(subject: Subject) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     """Return the model that an artifact should compute: the checkpoint's, quantized and rounded as
     the artifact is; without one, what the artifact holds, and then a wrong weight cannot be seen.
 
@@ -108,17 +108,17 @@ def model_of(subject: Subject) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
         return subject.held, subject.weights
     from harness.models.checkpoint import load_checkpoint
     from harness.models.config import load_params
-    from harness.models.quantize import exported_weights
-    from harness.models.scheme import read_scheme
+    from harness.models.quantize import exported_weights, read_scheme
 
     config = load_params(subject.params)
-    options = subject.options or read_scheme(subject.artifact, subject.dtype)
-    weights = exported_weights(load_checkpoint(subject.checkpoint, config), config, options)
+    options, dtype = subject.options, subject.dtype
+    quantization = options.quantization if options else read_scheme(subject.artifact, dtype)
+    weights = exported_weights(load_checkpoint(subject.checkpoint, config), config, quantization)
     eps = torch.tensor(config.norm_eps, dtype=_DTYPES[subject.dtype])
     return replace(config, norm_eps=float(eps)), weights
 
 
-def _check_sizes(method: Method, config: LlamaConfig) -> None:
+def _check_sizes(method: Method, config: ModelConfig) -> None:
     """Raise HarnessError unless a method takes and returns what the model does."""
     caches = [spec.shape for spec in method.inputs[4 : 4 + 2 * config.n_layers]]
     heads = {(shape[1], shape[-1]) for shape in caches if len(shape) == 4}

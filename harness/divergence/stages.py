@@ -1,7 +1,7 @@
 """The model's graph in fp64 PyTorch, every value that it computes kept under a name.
 
 It takes a method's inputs and computes what the method should: masks and caches from outside,
-as `harness.models.model.StaticLlama` does, but step by step. A `Stage` is one value of the graph.
+as `harness.models.model.StaticModel` does, but step by step. A `Stage` is one value of the graph.
 Where exporters compute one thing in different ways (RMSNorm with or without rescaling, values of
 the rotation, keys repeated for grouped heads), the values of each way are stages.
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from harness.models.config import LlamaConfig
+from harness.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Graph:
     """The stages of one call, in the order of computing, and what the method returns."""
 
     def __init__(
-        self, config: LlamaConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
+        self, config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> None:
         """`dtype` is the artifact's own, in which it holds epsilon and the attention's scale."""
         self._config = config
@@ -47,7 +47,7 @@ class Graph:
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Compute a call; inputs and outputs are those of `StaticLlama`, the floats in fp64."""
+        """Compute a call; inputs and outputs are those of `StaticModel`, the floats in fp64."""
         self.stages = []
         n_layers = self._config.n_layers
         tokens, mask, cos, sin, *caches = inputs[: 4 + 2 * n_layers]

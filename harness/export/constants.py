@@ -10,13 +10,13 @@ import numpy as np
 
 from harness.export.options import ExportOptions
 from harness.export.plan import MethodPlan
-from harness.models.config import LlamaConfig
+from harness.models.config import ModelConfig
+from harness.models.model import rope_tables
 from harness.models.quantize import DTYPES
-from harness.models.rope import rope_tables
 
 
 def constants(
-    config: LlamaConfig, options: ExportOptions, methods: Sequence[MethodPlan]
+    config: ModelConfig, options: ExportOptions, methods: Sequence[MethodPlan]
 ) -> dict[str, int | np.ndarray]:
     """Constant name -> value. RoPE tables are exact, rounded once to the export's dtype."""
     cos, sin = rope_tables(config, options.max_context_len, DTYPES[options.dtype])

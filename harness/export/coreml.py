@@ -18,7 +18,7 @@ from harness.export.folder import MODEL, write_package, write_program
 from harness.export.options import ExportOptions, check_fit
 from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
 from harness.files import partial_folder
-from harness.models.config import LlamaConfig, load_params
+from harness.models.config import ModelConfig, load_params
 from harness.packages.layout import WEIGHT_REFERENCE, WEIGHTS, data_folder
 from harness.packages.weight_file import WeightFile
 
@@ -52,7 +52,9 @@ def export(
         from harness.models.checkpoint import load_checkpoint
 
         show("loading the checkpoint")
-        store = WeightStore(config, load_checkpoint(checkpoint, config, options), options)
+        store = WeightStore(
+            config, load_checkpoint(checkpoint, config, options.quantization), options
+        )
         methods = plan_methods(config, options)
         packages = plan_packages(methods, options.weight_sharing)
         for package in packages:
@@ -65,7 +67,7 @@ def export(
 def _write(
     folder: Path,
     package: PackagePlan,
-    config: LlamaConfig,
+    config: ModelConfig,
     options: ExportOptions,
     store: WeightStore,
     show: Progress,

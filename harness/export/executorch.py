@@ -72,7 +72,9 @@ def export(
         show(CHECKING)
         from harness.models.checkpoint import load_checkpoint
 
-        load_checkpoint(checkpoint, config, options)  # mapped, and let go: the child reads its own
+        load_checkpoint(
+            checkpoint, config, options.quantization
+        )  # mapped, and let go: the child reads its own
         request = {
             "checkpoint": str(Path(checkpoint).absolute()),
             "params": str(Path(params).absolute()),

@@ -19,20 +19,20 @@ import torch
 import torch.nn.functional as F
 
 from harness.export.plan import Stage
-from harness.models.config import LlamaConfig
+from harness.models.config import ModelConfig
 
 Weights = Mapping[str, Sequence[torch.Tensor]]  # a weight's pieces, cut by rows
 Step = Callable[..., tuple[torch.Tensor, ...]]
 
 
-def embedding(config: LlamaConfig, weights: Weights, tokens: torch.Tensor) -> tuple[torch.Tensor]:
+def embedding(config: ModelConfig, weights: Weights, tokens: torch.Tensor) -> tuple[torch.Tensor]:
     """Look up tokens [1, T]: the hidden values [1, T, dim]."""
     (table,) = weights["tok_embeddings.weight"]
     return (F.embedding(tokens, table),)
 
 
 def block(
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: Weights,
     x: torch.Tensor,
     mask: torch.Tensor,
@@ -60,7 +60,7 @@ def block(
 
 
 def head(
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: Weights,
     x: torch.Tensor,
     last_valid_token_pos: torch.Tensor | None = None,
@@ -126,7 +126,7 @@ STEPS: dict[str, Step] = {"embedding": embedding, "block": block, "head": head}
 class StageModule(torch.nn.Module):
     """A stage as a module: flat inputs and weight pieces in, flat outputs out, in its order."""
 
-    def __init__(self, config: LlamaConfig, stage: Stage) -> None:
+    def __init__(self, config: ModelConfig, stage: Stage) -> None:
         super().__init__()
         self._config, self._stage = config, stage
 

@@ -23,12 +23,12 @@ from harness.errors import HarnessError
 from harness.export.graph import StageModule
 from harness.export.plan import FLOATS, Stage
 from harness.files import private_folder
-from harness.models.config import LlamaConfig
+from harness.models.config import ModelConfig
 
 _CORE_ML_DTYPES = {"int64": torch.int32}  # Core ML has no int64: the caller converts
 
 
-def lower(config: LlamaConfig, stage: Stage, dtype: str) -> Any:
+def lower(config: ModelConfig, stage: Stage, dtype: str) -> Any:
     """Return the stage's `Function` message, for iOS 18; `dtype` is `fp16` or `fp32`.
 
     Its inputs are the stage's, then its weight pieces; its block's outputs are the stage's; all in
@@ -50,7 +50,7 @@ def lower(config: LlamaConfig, stage: Stage, dtype: str) -> Any:
     return function
 
 
-def _capture(config: LlamaConfig, stage: Stage, dtype: str) -> Any:
+def _capture(config: ModelConfig, stage: Stage, dtype: str) -> Any:
     real: torch.dtype = getattr(torch, FLOATS[dtype])
 
     def example(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

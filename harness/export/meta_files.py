@@ -14,7 +14,7 @@ import torch
 from harness.errors import HarnessError
 from harness.files import writing
 from harness.models.checkpoint import is_tied, load_checkpoint
-from harness.models.config import LlamaConfig, RopeScaling, load_params
+from harness.models.config import ModelConfig, RopeScaling, load_params
 from harness.models.tensor_files import is_torch_file, read_tensors
 
 _COPIED = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
@@ -40,7 +40,7 @@ def meta_files(checkpoint: Path, params: Path, folder: Path) -> tuple[Path, Path
     return path, written
 
 
-def meta_params(config: LlamaConfig, where: str) -> dict[str, Any]:
+def meta_params(config: ModelConfig, where: str) -> dict[str, Any]:
     """The content of Meta's params.json; `where` names the config's source in errors."""
     params: dict[str, Any] = {name: getattr(config, name) for name in _COPIED}
     params |= {"norm_eps": config.norm_eps, "rope_theta": config.rope_theta}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.models.config import LlamaConfig
+from harness.models.config import ModelConfig, Quantization, Scheme
 
 CHOICES = {
     "mode": ("single", "multifunction"),
@@ -17,6 +17,7 @@ CHOICES = {
     "linear_quantize": ("none", "b4w", "c4w"),
 }
 LINEAR_GROUP = 32  # input columns that share a scale in b4w
+LINEAR_SCHEMES: dict[str, Scheme] = {"none": None, "b4w": (4, LINEAR_GROUP), "c4w": (4, 0)}
 MAX_CONTEXT_LEN = 1 << 20
 FLOAT_RANGES = {"fp16": (6e-8, 65504.0), "fp32": (1.5e-45, 3.4e38)}  # the positive numbers, about
 
@@ -67,19 +68,20 @@ class ExportOptions:
         return self.max_context_len - new
 
     @property
-    def embedding_scheme(self) -> tuple[int, int] | None:
-        """Bits, and columns that share a scale (0: the whole row); None: not quantized."""
-        if self.embedding_quantize is None:
-            return None
-        bits, group = self.embedding_quantize.split(",")
-        return int(bits), int(group)
+    def quantization(self) -> Quantization:
+        """How the artifact holds its weights."""
+        embedding = None
+        if self.embedding_quantize is not None:
+            bits, group = self.embedding_quantize.split(",")
+            embedding = int(bits), int(group)
+        return Quantization(self.dtype, embedding, LINEAR_SCHEMES[self.linear_quantize])
 
     def as_dict(self) -> dict[str, Any]:
         """The options as JSON values; `ExportOptions(**d)` takes them back."""
         return asdict(self)
 
 
-def check_fit(options: ExportOptions, config: LlamaConfig) -> None:
+def check_fit(options: ExportOptions, config: ModelConfig) -> None:
     """Raise HarnessError where the options do not fit the model's sizes.
 
     The exporter notices the same much later, by an assertion without a message, or never.
@@ -90,7 +92,7 @@ def check_fit(options: ExportOptions, config: LlamaConfig) -> None:
             f"norm_eps {config.norm_eps:g} is no number above 0 in {options.dtype}; it must be "
             f"from {low:g} to {high:g}"
         )
-    scheme = options.embedding_scheme
+    scheme = options.quantization.embedding
     if scheme and scheme[1] and config.dim % scheme[1]:
         raise HarnessError(
             f"embedding_quantize {options.embedding_quantize}: groups of {scheme[1]} do not fill a "

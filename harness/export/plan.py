@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions, split_count
-from harness.models.config import LlamaConfig
+from harness.models.config import ModelConfig
 
 FLOATS = {"fp16": "float16", "fp32": "float32"}
 
@@ -139,7 +139,7 @@ def plan_packages(methods: Sequence[MethodPlan], weight_sharing: str) -> tuple[P
     )
 
 
-def plan_methods(config: LlamaConfig, options: ExportOptions) -> tuple[MethodPlan, ...]:
+def plan_methods(config: ModelConfig, options: ExportOptions) -> tuple[MethodPlan, ...]:
     """The methods of an export: `forward`, and in multifunction mode `prefill` too."""
     if options.mode == "single":
         rows = [("forward", "", options.input_len)]
@@ -149,7 +149,7 @@ def plan_methods(config: LlamaConfig, options: ExportOptions) -> tuple[MethodPla
 
 
 def _plan(
-    config: LlamaConfig, options: ExportOptions, name: str, prefix: str, input_len: int
+    config: ModelConfig, options: ExportOptions, name: str, prefix: str, input_len: int
 ) -> MethodPlan:
     values = _values(config, options, input_len)
     embedding, *blocks, head = _stages(config, options, values)
@@ -166,7 +166,7 @@ _INPUTS = ("tokens", "mask", "freqs_", "k_cache_", "v_cache_", "last_valid_token
 _OUTPUTS = ("logits", "new_k_", "new_v_")
 
 
-def _values(config: LlamaConfig, options: ExportOptions, input_len: int) -> dict[str, Value]:
+def _values(config: ModelConfig, options: ExportOptions, input_len: int) -> dict[str, Value]:
     """All values of a method by name; its inputs and outputs in ExecuTorch's exporter's order."""
     real, cache_len = FLOATS[options.dtype], options.cache_len
     last_only = options.mode == "multifunction"
@@ -192,7 +192,7 @@ def _values(config: LlamaConfig, options: ExportOptions, input_len: int) -> dict
 
 
 def _stages(
-    config: LlamaConfig, options: ExportOptions, values: Mapping[str, Value]
+    config: ModelConfig, options: ExportOptions, values: Mapping[str, Value]
 ) -> Iterator[Stage]:
     """The embedding, the blocks and the head; `harness.export.graph` has their computations."""
     n_layers = config.n_layers

@@ -10,8 +10,8 @@ from harness.artifact.blob import Blob
 from harness.export.filling import Stored, Weight
 from harness.export.options import ExportOptions
 from harness.export.plan import Piece
-from harness.models.config import LlamaConfig
-from harness.models.quantize import DTYPES, quantize, schemes
+from harness.models.config import ModelConfig
+from harness.models.quantize import DTYPES, quantize
 from harness.packages.weight_file import WeightFile
 
 _MIL_NAMES = {torch.float16: "FLOAT16", torch.float32: "FLOAT32"}
@@ -24,11 +24,11 @@ class WeightStore:
     """
 
     def __init__(
-        self, config: LlamaConfig, weights: Mapping[str, torch.Tensor], options: ExportOptions
+        self, config: ModelConfig, weights: Mapping[str, torch.Tensor], options: ExportOptions
     ) -> None:
         self._weights = weights
         self._dtype = DTYPES[options.dtype]
-        self._schemes = schemes(config, options)
+        self._schemes = options.quantization.schemes(config)
 
     def add(self, piece: Piece, file: WeightFile) -> Weight:
         """Write a piece to a weight file, quantized by its weight's scheme."""

@@ -12,23 +12,20 @@ Meta's here: copies, the only ones that are made.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from harness.errors import HarnessError
 from harness.models import hugging_face
-from harness.models.config import LlamaConfig
-from harness.models.limits import beyond
-from harness.models.quantize import schemes
+from harness.models.config import ModelConfig, Quantization, Scheme
+from harness.models.quantize import DTYPES
 from harness.models.tensor_files import read_tensors
-
-if TYPE_CHECKING:
-    from harness.export.options import ExportOptions
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_LISTED = 8
@@ -52,14 +49,14 @@ _HUGGING_FACE = _Layout(
 
 
 def load_checkpoint(
-    path: str | Path, config: LlamaConfig, options: ExportOptions | None = None
+    path: str | Path, config: ModelConfig, quantization: Quantization | None = None
 ) -> dict[str, torch.Tensor]:
     """Weights by Meta name, memory-mapped, in the dtype of the file.
 
     `path` is a file of `torch.save`, a safetensors file, the index of several, or a folder with
     one of them. Raises HarnessError that lists every missing, unexpected and misshapen tensor.
-    Nothing in the file is executed. Where it is to be exported with `options`, its values are read
-    too: one that the export cannot hold is an error.
+    Nothing in the file is executed. With a `quantization`, the values are read too: a value that an
+    artifact so quantized cannot hold is an error.
     """
     found = read_tensors(Path(path))
     layout = _layout_of(found)
@@ -69,10 +66,11 @@ def load_checkpoint(
     problems = _tie(tensors, layout, config) + _problems(tensors, shapes)
     if problems:
         raise HarnessError(f"{path} does not fit its params: {_listed(problems)}")
-    if options is not None:
-        by_name = {names[meta]: scheme for meta, scheme in schemes(config, options).items()}
-        if bad := list(beyond({name: tensors[name] for name in shapes}, by_name, options.dtype)):
-            raise HarnessError(f"{path} cannot be exported in {options.dtype}: {_listed(bad)}")
+    if quantization is not None:
+        dtype, schemes = quantization.dtype, quantization.schemes(config)
+        by_name = {names[meta]: scheme for meta, scheme in schemes.items()}
+        if bad := list(_beyond({name: tensors[name] for name in shapes}, by_name, dtype)):
+            raise HarnessError(f"{path} cannot be exported in {dtype}: {_listed(bad)}")
     weights = {meta: tensors[name] for meta, name in names.items()}
     return weights if layout.interleaved else _interleaved(weights, config)
 
@@ -88,7 +86,7 @@ def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
     return weights["output.weight"] is weights["tok_embeddings.weight"]
 
 
-def _tie(tensors: dict[Any, Any], layout: _Layout, config: LlamaConfig) -> list[str]:
+def _tie(tensors: dict[Any, Any], layout: _Layout, config: ModelConfig) -> list[str]:
     """Make the output layer the embedding where it is; says what speaks against it."""
     embedding, output = layout.name("tok_embeddings.weight"), layout.name("output.weight")
     if config.tied is False or embedding not in tensors:
@@ -128,7 +126,7 @@ def _problems(tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]])
     return missing + extra + wrong
 
 
-def _interleaved(weights: dict[str, torch.Tensor], config: LlamaConfig) -> dict[str, torch.Tensor]:
+def _interleaved(weights: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """Put the rows of queries and keys into Meta's order: halves of a head become pairs."""
 
     def paired(weight: torch.Tensor) -> torch.Tensor:
@@ -140,3 +138,35 @@ def _interleaved(weights: dict[str, torch.Tensor], config: LlamaConfig) -> dict[
         name: paired(weight) if name.endswith(rotated) else weight
         for name, weight in weights.items()
     }
+
+
+def _beyond(
+    weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme], dtype: str
+) -> Iterator[str]:
+    """A sentence for each weight that holds NaN or infinity, or becomes infinite in `dtype`.
+
+    Schemes are by the names of `weights`. One pass over each weight, and no copy of it.
+    """
+    largest = torch.finfo(DTYPES[dtype]).max
+    for name, weight in weights.items():
+        low, high = ends = [float(end) for end in weight.aminmax()]  # NaN, where there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
+            yield f"{name} holds {'NaN' if math.isnan(low) else 'an infinity'}"
+            continue
+        low, high = _cast(low, dtype), _cast(high, dtype)
+        lowest = _cast(_lowest(low, high, schemes.get(name)), dtype)
+        if not (math.isfinite(lowest) and math.isfinite(high)):
+            most = max(map(abs, ends))
+            yield f"{name} reaches {most:.6g}, too much for {dtype}, which ends at {largest:.6g}"
+
+
+def _cast(value: float, dtype: str) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).to(DTYPES[dtype]))
+
+
+def _lowest(low: float, high: float, scheme: Scheme) -> float:
+    """What the lowest value may become: 4-bit integers reach down to -8 scales, which are 1/7.5."""
+    if scheme is None:
+        return low
+    bits, _ = scheme
+    return low * 2**bits / (2**bits - 1) if -low >= high else low

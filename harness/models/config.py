@@ -1,6 +1,8 @@
-"""The shape of a Llama, from Meta's `params.json` or Hugging Face's `config.json`. No torch.
+"""The sizes of a model, from Meta's `params.json` or Hugging Face's `config.json`. No torch.
 
-What each of Meta's keys means to us stands in :mod:`harness.models.params_keys`.
+A key of Meta's describes the model (`_READ`), or leaves the maths of one forward pass alone
+(`_IGNORED`), or changes the maths (`_MUST_BE`): then every value but the neutral one is refused. An
+oracle that skips a key would blame the artifact for its own mistake.
 """
 
 from __future__ import annotations
@@ -14,10 +16,85 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.models import hugging_face
-from harness.models.params_keys import IGNORED, MUST_BE, READ
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
 MAX_SIZE = 1 << 24  # no dimension of a Llama comes near; guards what is allocated from it
+_READ = (
+    *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size"),
+    *("multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_freq_base"),
+    *("use_scaled_rope", "rope_scale_factor", "high_freq_factor", "low_freq_factor"),
+    *("original_context_len", "tied"),
+)
+_IGNORED = (
+    *("max_batch_size", "max_seq_len", "bos_idx", "eos_idx", "bos_count", "eos_count"),
+    *("device", "model_architecture"),
+    # these act only beside a key that MUST_BE refuses
+    *("num_experts", "num_activated_experts", "qk_norm_before_rope", "qk_norm_affine"),
+)
+_MUST_BE: dict[str, tuple[object, ...]] = {
+    "moe": (False,),
+    "sliding_window": (None,),
+    "layer_types": (None,),
+    "mlp_type": (None,),
+    "use_qk_norm": (False,),
+    "attention_qkv_bias": (False,),
+    "output_bias": (False,),
+    "use_q_gate": (False,),
+    "use_attn_o_gate": (False,),
+    "use_attn_o_norm": (False,),
+    "use_residual_gate": (False,),
+    "use_ffn_learnable_scales": (False,),
+    "use_ffn_norm": (True,),
+    "post_attention_norm": (False,),
+    "post_ffn_norm": (False,),
+    "norm_type": ("rmsnorm",),
+    "rms_norm_add_unit_offset": (False,),
+    "normalize_tok_embeddings": (False,),
+    "act_fn": ("silu",),
+    "attention_type": ("mha", "static_mha"),
+    "attention_multiplier": (None,),
+    "scale_query_by": (1.0,),
+    "embedding_scale_factor": (1.0,),
+    "residual_multiplier": (None,),
+    "logits_scaling": (None,),
+    "final_logit_softcapping": (None,),
+    "attn_logit_softcapping": (None,),
+    "output_soft_cap_temp": (None,),
+    "output_linear_intermediate_dim": (0,),
+    "num_kv_shared_layers": (0,),
+    "no_rope_layer_interval": (None,),
+    "partial_rotary_factor": (1.0,),
+    "use_hf_rope": (False,),
+    "rope_scaling_short_factor": (None,),
+    "rope_scaling_long_factor": (None,),
+    "rope_scaling_attention_factor": (None, 1.0),
+    "apply_embedding": (True,),
+    "apply_output": (True,),
+    "input_prune_map": (None,),
+    "output_prune_map": (None,),
+    "quantization_args": (None,),
+    "lora_args": (None,),
+    "r": (None,),
+    "lora_alpha": (None,),
+    "target_modules": (None,),
+}
+
+Scheme = tuple[int, int] | None
+"""Bits, and how many columns of a row share a scale (0: all of them); None: not quantized."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How an artifact holds weights: float dtype (`fp16` or `fp32`), and how it quantizes them."""
+
+    dtype: str
+    embedding: Scheme = None
+    linear: Scheme = None
+
+    def schemes(self, config: ModelConfig) -> dict[str, Scheme]:
+        """Return the scheme of each weight that may be quantized, by Meta name."""
+        linears = dict.fromkeys(config.linears, self.linear)
+        return linears | {"tok_embeddings.weight": self.embedding}
 
 
 @dataclass(frozen=True)
@@ -35,7 +112,7 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class ModelConfig:
     """Sizes and constants of a Llama; every field is validated by :func:`parse_params`."""
 
     dim: int
@@ -91,7 +168,7 @@ class LlamaConfig:
         }
 
 
-def load_params(path: str | Path) -> LlamaConfig:
+def load_params(path: str | Path) -> ModelConfig:
     """Read a `params.json`, or a `config.json` of a Llama of transformers.
 
     Raises HarnessError with the file's name and the key at fault.
@@ -115,12 +192,12 @@ def load_params(path: str | Path) -> LlamaConfig:
     return parse_params(params, str(path))
 
 
-def parse_params(params: Mapping[str, Any], where: str = "params") -> LlamaConfig:
+def parse_params(params: Mapping[str, Any], where: str = "params") -> ModelConfig:
     """Validate the content of a `params.json`; `where` names it in errors."""
     _refuse_unsupported(params, where)
     read = _Reader(params, where)
     dim, n_heads = read.size("dim"), read.size("n_heads")
-    config = LlamaConfig(
+    config = ModelConfig(
         dim=dim,
         n_layers=read.size("n_layers"),
         n_heads=n_heads,
@@ -145,13 +222,13 @@ def parse_params(params: Mapping[str, Any], where: str = "params") -> LlamaConfi
 
 def _refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
     for key, value in params.items():
-        if key in MUST_BE:
-            if not any(value == neutral for neutral in MUST_BE[key]):
+        if key in _MUST_BE:
+            if not any(value == neutral for neutral in _MUST_BE[key]):
                 raise HarnessError(
                     f"{where}: {key} = {json.dumps(value)} changes the maths and is not supported; "
-                    f"only {' or '.join(json.dumps(v) for v in MUST_BE[key])} is"
+                    f"only {' or '.join(json.dumps(v) for v in _MUST_BE[key])} is"
                 )
-        elif key not in (*READ, *IGNORED):
+        elif key not in (*_READ, *_IGNORED):
             raise HarnessError(
                 f"{where}: unknown key {key!r}; remove it, if it does not change the model"
             )

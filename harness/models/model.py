@@ -1,7 +1,7 @@
 """Llama in plain PyTorch, twice: over a whole sequence, and in the form that is exported.
 
-- :class:`Llama` is the oracle: all tokens at once, causal, no cache. Run it in fp64 or fp32.
-- :class:`StaticLlama` has the exported method's inputs and outputs (fixed shapes, mask and caches
+- :class:`Oracle` is the oracle: all tokens at once, causal, no cache. Run it in fp64 or fp32.
+- :class:`StaticModel` has the exported method's inputs and outputs (fixed shapes, mask and caches
   from outside) and computes in one dtype, but for the norms: the eager reference in the artifact's
   own precision.
 
@@ -11,14 +11,14 @@ D head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 
 from harness.errors import HarnessError
-from harness.models.config import LlamaConfig
-from harness.models.rope import rope_tables, rotate
+from harness.models.config import ModelConfig, RopeScaling
 
 Freqs = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each [T, D/2]
 Layer = Mapping[str, torch.Tensor]  # a block's weights, named without the prefix "layers.N."
@@ -26,7 +26,7 @@ Layer = Mapping[str, torch.Tensor]  # a block's weights, named without the prefi
 _OUTPUT_ROWS = 1 << 14  # of the output layer, converted at a time
 
 
-class Llama:
+class Oracle:
     """The oracle: logits and caches of a whole sequence, without a cache or padding.
 
     Weights are converted to `dtype` a layer at a time, whenever they are used: a model of a
@@ -35,7 +35,7 @@ class Llama:
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: ModelConfig,
         weights: Mapping[str, torch.Tensor],
         dtype: torch.dtype = torch.float64,
     ):
@@ -69,12 +69,12 @@ class Llama:
     __call__ = forward
 
 
-class StaticLlama:
+class StaticModel:
     """The exported method in eager PyTorch: flat inputs in, flat outputs out."""
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: ModelConfig,
         weights: Mapping[str, torch.Tensor],
         dtype: torch.dtype = torch.float16,
     ):
@@ -117,7 +117,7 @@ class _Weights:
     """A model's weights in one dtype, by block; a tied output layer stays tied."""
 
     def __init__(
-        self, config: LlamaConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
+        self, config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
     ):
         self.embedding = weights["tok_embeddings.weight"].to(dtype)
         tied = weights["output.weight"] is weights["tok_embeddings.weight"]
@@ -131,7 +131,7 @@ class _Weights:
 
 
 def _layers(
-    config: LlamaConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
+    config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> Iterator[Layer]:
     for prefix in (f"layers.{layer}." for layer in range(config.n_layers)):
         yield {
@@ -144,7 +144,7 @@ def _layers(
 def _block(
     x: torch.Tensor,
     layer: Layer,
-    config: LlamaConfig,
+    config: ModelConfig,
     cos: torch.Tensor,
     sin: torch.Tensor,
     mask: torch.Tensor,
@@ -201,7 +201,7 @@ def _heads(x: torch.Tensor, count: int) -> torch.Tensor:
     return x.view(x.shape[0], count, -1).transpose(0, 1)
 
 
-def _check_tokens(tokens: torch.Tensor, config: LlamaConfig) -> None:
+def _check_tokens(tokens: torch.Tensor, config: ModelConfig) -> None:
     if tokens.dim() != 1 or not tokens.numel():
         raise HarnessError(f"tokens must be a non-empty row, not of shape {list(tokens.shape)}")
     low, high = int(tokens.min()), int(tokens.max())
@@ -209,3 +209,32 @@ def _check_tokens(tokens: torch.Tensor, config: LlamaConfig) -> None:
         raise HarnessError(
             f"token {low if low < 0 else high} is outside the vocabulary of {config.vocab_size}"
         )
+
+
+def rope_tables(
+    config: ModelConfig, length: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of positions `0 .. length-1`, each [length, head_dim/2].
+
+    Computed in fp64 whatever `dtype`, then rounded once.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    frequencies = config.rope_theta**-exponents  # [head_dim/2]
+    if config.rope_scaling is not None:
+        frequencies = _scaled(frequencies, config.rope_scaling)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate each pair of x [..., T, head_dim] by its angle; cos and sin are [T, head_dim/2]."""
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def _scaled(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """Divide long wavelengths by the factor, keep short ones, blend in between."""
+    turns = scaling.original_context_len * frequencies / (2 * math.pi)  # over the old context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor

@@ -14,47 +14,34 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
+from harness.artifact import Artifact, ArtifactError
+from harness.artifact.dtypes import MIL_TYPES
 from harness.errors import HarnessError
-from harness.models.config import LlamaConfig
-
-if TYPE_CHECKING:
-    from harness.export.options import ExportOptions
+from harness.models.config import ModelConfig, Quantization, Scheme
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-Scheme = tuple[int, int] | None
-LINEAR_SCHEMES: dict[str, Scheme] = {"none": None, "b4w": (4, 32), "c4w": (4, 0)}
-"""linear_quantize -> bits, and columns that share a scale (0: a whole row); None: as they are."""
+_BITS = {"INT8": 8, "INT4": 4}
+_LINEAR_SCHEMES = (None, (4, 0), (4, 32))
 _ROWS_AT_ONCE = 4096  # torchao makes fp32 copies: a vocabulary of them would take gigabytes
 
 
-def schemes(config: LlamaConfig, options: ExportOptions) -> dict[str, Scheme]:
-    """How an export quantizes each weight that it may quantize, by Meta name."""
-    linear = LINEAR_SCHEMES[options.linear_quantize]
-    return dict.fromkeys(config.linears, linear) | {
-        "tok_embeddings.weight": options.embedding_scheme
-    }
-
-
 def exported_weights(
-    weights: Mapping[str, torch.Tensor], config: LlamaConfig, options: ExportOptions
+    weights: Mapping[str, torch.Tensor], config: ModelConfig, quantization: Quantization
 ) -> dict[str, torch.Tensor]:
-    """Weights as an artifact exported with these options holds them, dequantized.
+    """Return weights as an artifact holds them that is so quantized: dequantized.
 
     Same names and shapes as `weights`, in the artifact's dtype. Raises HarnessError when groups do
     not fit the model.
     """
-    dtype = DTYPES[options.dtype]
+    dtype = DTYPES[quantization.dtype]
     exported = {name: value.to(dtype) for name, value in weights.items()}
-    if options.embedding_scheme is not None:
-        name = "tok_embeddings.weight"
-        exported[name] = quantize_dequantize(exported[name], *options.embedding_scheme)
-    if (scheme := LINEAR_SCHEMES[options.linear_quantize]) is not None:
-        for name in config.linears:
+    for name, scheme in quantization.schemes(config).items():
+        if scheme is not None:
             exported[name] = quantize_dequantize(exported[name], *scheme)
     return exported
 
@@ -111,3 +98,52 @@ def _quantizer() -> Callable[[torch.nn.Module, int, int], None]:
         )
 
     return quantize
+
+
+def read_scheme(artifact: Artifact, dtype: str) -> Quantization:
+    """Return how an artifact quantizes its weights, read from its programs; `dtype` is its own.
+
+    Raises ArtifactError when its linears are quantized in more than one way, or in a way that the
+    exporter does not have.
+    """
+    found: dict[str, set[Scheme]] = {"gather": set(), "linear": set()}
+    for bundle in artifact.bundles:
+        for name in bundle.package.functions:
+            for kind, scheme in _schemes(bundle.package.operations(name)):
+                found[kind].add(scheme)
+    for kind, schemes in found.items():
+        if len(schemes) != 1:
+            raise ArtifactError(
+                f"{artifact.path}: the weights of its {kind} operations are quantized in "
+                f"{len(schemes)} ways; one is expected"
+            )
+    embedding, linear = found["gather"].pop(), found["linear"].pop()
+    if linear not in _LINEAR_SCHEMES:
+        raise ArtifactError(f"{artifact.path}: linears of {linear} (bits, group) are not known")
+    if embedding is not None and embedding[0] not in _BITS.values():
+        raise ArtifactError(f"{artifact.path}: embeddings of {embedding} (bits, group) are unknown")
+    return Quantization(dtype, embedding, linear)
+
+
+def _schemes(block: Any) -> Iterator[tuple[str, Scheme]]:
+    """Yield (operation type, scheme) of every weight matrix that a block multiplies or looks up."""
+    makers = {output.name: op for op in block.operations for output in op.outputs}
+    for operation in block.operations:
+        parameter = {"linear": "weight", "gather": "x"}.get(operation.type)
+        if parameter is None:
+            continue
+        maker = makers.get(operation.inputs[parameter].arguments[0].name)
+        if maker is not None and maker.type == "const":
+            yield operation.type, None
+        elif maker is not None and maker.type == "constexpr_blockwise_shift_scale":
+            data, scale = (_tensor_type(maker, makers, name) for name in ("data", "scale"))
+            columns, scales = (t.dimensions[-1].constant.size for t in (data, scale))
+            group = 0 if scales == 1 else columns // max(scales, 1)
+            yield operation.type, (_BITS.get(MIL_TYPES[data.dataType].name, 0), group)
+
+
+def _tensor_type(operation: Any, makers: dict[str, Any], parameter: str) -> Any:
+    binding = operation.inputs[parameter].arguments[0]
+    if binding.WhichOneof("binding") == "value":
+        return binding.value.type.tensorType
+    return makers[binding.name].outputs[0].type.tensorType

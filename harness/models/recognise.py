@@ -18,7 +18,7 @@ from harness.artifact import Artifact, ArtifactError
 from harness.artifact.pte import DelegateCall
 from harness.mil.function import Function, load_function
 from harness.mil.policy import get_policy
-from harness.models.config import LlamaConfig
+from harness.models.config import ModelConfig
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Parts:
     groups: list[list[torch.Tensor]] = field(default_factory=list)
 
 
-def read_llama(artifact: Artifact, method: str) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
+def read_model(artifact: Artifact, method: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     """Return the sizes of the Llama that a method computes, and its weights by Meta's names.
 
     Weights are fp32 tensors of the values that the artifact holds, dequantized. The config's RoPE
@@ -106,7 +106,7 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                 parts.epsilons.append(scalars[names["x"]])
 
 
-def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> LlamaConfig:
+def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> ModelConfig:
     try:
         head_dim = int(artifact.constants["head_dim"])
         n_kv_heads = int(artifact.constants["n_heads_per_cache"])
@@ -124,7 +124,7 @@ def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> Lla
         )
     if len(set(parts.epsilons)) != 1:
         raise ArtifactError(f"{where}: its norms have {len(set(parts.epsilons))} epsilons, not one")
-    return LlamaConfig(
+    return ModelConfig(
         dim=dim,
         n_layers=n_layers,
         n_heads=n_heads,
@@ -156,7 +156,7 @@ _GROUPS = (
 )
 
 
-def _named(config: LlamaConfig, parts: _Parts, where: str) -> dict[str, torch.Tensor]:
+def _named(config: ModelConfig, parts: _Parts, where: str) -> dict[str, torch.Tensor]:
     weights = {"tok_embeddings.weight": parts.embeddings[0], "norm.weight": parts.norms[-1]}
     for layer in range(config.n_layers):
         prefix = f"layers.{layer}."
@@ -169,7 +169,7 @@ def _named(config: LlamaConfig, parts: _Parts, where: str) -> dict[str, torch.Te
 
 
 def _cut(
-    group: list[torch.Tensor], names: list[str], config: LlamaConfig, where: str
+    group: list[torch.Tensor], names: list[str], config: ModelConfig, where: str
 ) -> dict[str, torch.Tensor]:
     """Cut the rows of a group among its layers, by the sizes that the config implies."""
     shapes = [config.linears[name] for name in names]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.artifact import Artifact
-from harness.models.model import StaticLlama
-from harness.models.recognise import read_llama
+from harness.models.model import StaticModel
+from harness.models.recognise import read_model
 from harness.pte.signature import method_signature
 from harness.runtimes.base import Method
 
@@ -34,8 +34,8 @@ class EagerRuntime:
 
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method; raises ArtifactError when its programs are not recognised as a Llama."""
-        config, weights = read_llama(artifact, method)
-        model = StaticLlama(config, self._shared(artifact, weights), self._dtype)
+        config, weights = read_model(artifact, method)
+        model = StaticModel(config, self._shared(artifact, weights), self._dtype)
         return _EagerMethod(artifact, method, model)
 
     def _shared(self, artifact: Artifact, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class EagerRuntime:
 class _EagerMethod:
     """Takes and returns what the method's program does."""
 
-    def __init__(self, artifact: Artifact, method: str, model: StaticLlama) -> None:
+    def __init__(self, artifact: Artifact, method: str, model: StaticModel) -> None:
         self.name = method
         self.inputs, self.outputs = method_signature(artifact, method)
         self._model = model

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from harness.export.options import ExportOptions
     from harness.generate.session import Session
-    from harness.models.config import LlamaConfig
-    from harness.models.model import Freqs, Llama
+    from harness.models.config import ModelConfig
+    from harness.models.model import Freqs, Oracle
 
 _DTYPES = {"float16": "fp16", "float32": "fp32"}
 
@@ -52,20 +52,20 @@ class Subject:
         return mode_of(self.artifact.constants)
 
     @cached_property
-    def held(self) -> LlamaConfig:
+    def held(self) -> ModelConfig:
         """The sizes of the Llama that the artifact holds."""
         return self._held[0]
 
     @cached_property
-    def _held(self) -> tuple[LlamaConfig, dict[str, torch.Tensor] | None]:
+    def _held(self) -> tuple[ModelConfig, dict[str, torch.Tensor] | None]:
         """The weights are kept where they are the model's, for want of a checkpoint."""
-        from harness.models.recognise import read_llama
+        from harness.models.recognise import read_model
 
-        config, weights = read_llama(self.artifact, "forward")
+        config, weights = read_model(self.artifact, "forward")
         return config, None if self.checkpoint and self.params else weights
 
     @cached_property
-    def config(self) -> LlamaConfig:
+    def config(self) -> ModelConfig:
         """The sizes of `params`; norm epsilon and attention scale as the artifact holds them."""
         if self.params is None:
             return self.held
@@ -83,12 +83,12 @@ class Subject:
         if self.checkpoint is None or self.params is None:
             return None
         from harness.models.checkpoint import load_checkpoint
-        from harness.models.quantize import exported_weights
-        from harness.models.scheme import read_scheme
+        from harness.models.quantize import exported_weights, read_scheme
 
         checkpoint = load_checkpoint(self.checkpoint, self.config)
-        options = self.options or read_scheme(self.artifact, self.dtype)
-        return exported_weights(checkpoint, self.config, options)
+        options, dtype = self.options, self.dtype
+        quantization = options.quantization if options else read_scheme(self.artifact, dtype)
+        return exported_weights(checkpoint, self.config, quantization)
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -98,22 +98,22 @@ class Subject:
         return weights
 
     @cached_property
-    def oracle(self) -> Llama:
+    def oracle(self) -> Oracle:
         """Plain causal Llama in fp64, with the checkpoint's weights or else the artifact's."""
         return self._llama("fp64")
 
     @cached_property
-    def eager(self) -> Llama:
+    def eager(self) -> Oracle:
         """The same in the artifact's own dtype: its errors say what that precision costs."""
         return self._llama(self.dtype)
 
-    def _llama(self, dtype: str) -> Llama:
+    def _llama(self, dtype: str) -> Oracle:
         import torch
 
-        from harness.models.model import Llama
+        from harness.models.model import Oracle
 
         width = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[dtype]
-        return Llama(self.config, self.weights, width)
+        return Oracle(self.config, self.weights, width)
 
     @cached_property
     def tables(self) -> Freqs:

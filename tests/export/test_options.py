@@ -24,7 +24,7 @@ def test_options_survive_a_round_trip_through_json_values():
 
 @pytest.mark.parametrize(("text", "scheme"), [("8,0", (8, 0)), ("4,32", (4, 32)), (None, None)])
 def test_the_embedding_scheme_is_parsed(text, scheme):
-    assert ExportOptions(embedding_quantize=text).embedding_scheme == scheme
+    assert ExportOptions(embedding_quantize=text).quantization.embedding == scheme
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from fixtures import smollm2
 from harness.errors import HarnessError, NotInstalledError
 from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import load_params
-from harness.models.model import Llama
+from harness.models.model import Oracle
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -38,7 +38,7 @@ def test_greedy_text_names_paris(folder, tokenizer):
     config = load_params(folder / "params.json")
     weights = load_checkpoint(folder / "checkpoint.pth", config)
     assert is_tied(weights)
-    oracle = Llama(config, weights, torch.float32)
+    oracle = Oracle(config, weights, torch.float32)
     ids = tokenizer.encode(QUESTION)
     start = len(ids)
     for _ in range(10):

@@ -14,7 +14,7 @@ from fixtures.trainable import logits, rounded
 from harness.generate.tokenizer import load_tokenizer
 from harness.models.checkpoint import load_checkpoint
 from harness.models.config import load_params
-from harness.models.model import Llama
+from harness.models.model import Oracle
 from harness.models.quantize import exported_weights
 
 RECIPE = json.loads((tiny.STORED / "recipe.json").read_text())
@@ -52,7 +52,7 @@ def test_every_case_of_the_conformance_suite_is_right_with_a_margin(weights):
     """In each scheme: a wrong word in the suite is then the artifact's, not the model's."""
     tokenizer = load_tokenizer(TOKENIZER)
     for options in SCHEMES.values():
-        oracle = Llama(CONFIG, exported_weights(weights, CONFIG, options), torch.float32)
+        oracle = Oracle(CONFIG, exported_weights(weights, CONFIG, options), torch.float32)
         for case in (case for case in cases(4 * len(RULES)) if case.saying.rule in MASTERED):
             prompt, wanted = tokens_of(case, tokenizer)
             found = oracle(torch.tensor(prompt + wanted))[0][len(prompt) - 1 : -1]
@@ -89,7 +89,7 @@ def test_what_is_trained_computes_what_the_oracle_computes(weights):
     tokens = torch.randint(512, (2, 40), generator=torch.Generator().manual_seed(0))
     found = logits({n: w.double() for n, w in weights.items()}, CONFIG, tokens)
     for row, text in zip(found, tokens, strict=True):
-        wanted = Llama(CONFIG, weights)(text)[0]
+        wanted = Oracle(CONFIG, weights)(text)[0]
         torch.testing.assert_close(row, wanted, rtol=0, atol=1e-4)
 
 
@@ -126,6 +126,6 @@ def test_any_text_comes_back(text):
 def test_activations_are_healthy_on_text_that_means_nothing(weights):
     """Checks feed random tokens too: caches and logits must neither vanish nor explode."""
     tokens = torch.randint(512, (100,), generator=torch.Generator().manual_seed(0))
-    found, keys, values = Llama(CONFIG, weights)(tokens)
+    found, keys, values = Oracle(CONFIG, weights)(tokens)
     assert 1 < found.std() < 12
     assert all(0.1 < cache.std() < 8 for cache in keys + values)

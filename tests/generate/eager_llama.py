@@ -13,22 +13,21 @@ import torch
 from harness.generate.constants import Constants
 from harness.generate.layout import parse_layout
 from harness.generate.session import Session
-from harness.models.config import LlamaConfig
-from harness.models.model import Llama, StaticLlama
-from harness.models.rope import rope_tables
+from harness.models.config import ModelConfig
+from harness.models.model import Oracle, StaticModel, rope_tables
 from harness.runtimes.base import TensorSpec
 
 VOCAB = 40
 
 
-def small_config(n_layers: int = 2) -> LlamaConfig:
-    return LlamaConfig(
+def small_config(n_layers: int = 2) -> ModelConfig:
+    return ModelConfig(
         dim=16, n_layers=n_layers, n_heads=4, n_kv_heads=2, head_dim=4, hidden_dim=24,
         vocab_size=VOCAB,
     )  # fmt: skip
 
 
-def random_weights(config: LlamaConfig) -> dict[str, torch.Tensor]:
+def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
         name: torch.randn(shape, generator=generator, dtype=torch.float64) * 0.5
@@ -38,12 +37,12 @@ def random_weights(config: LlamaConfig) -> dict[str, torch.Tensor]:
 
 @dataclass
 class EagerMethod:
-    """A StaticLlama with the specs of an exported method; it refuses any other shape or dtype."""
+    """A StaticModel with the specs of an exported method; it refuses any other shape or dtype."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    model: StaticLlama
+    model: StaticModel
     calls: int = 0
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -60,7 +59,7 @@ class EagerModel:
 
     constants: dict[str, bool | int | float | str | numpy.ndarray]
     methods: dict[str, EagerMethod]
-    oracle: Llama
+    oracle: Oracle
 
     def session(self) -> Session:
         return Session(self.methods, parse_layout(self.constants, self.methods))
@@ -79,7 +78,7 @@ def eager_model(
     """The same random model in either mode, declared fp16 and computing in `dtype`."""
     config = small_config(n_layers)
     weights = random_weights(config)
-    model = StaticLlama(config, weights, dtype)
+    model = StaticModel(config, weights, dtype)
     tables = [table.numpy() for table in rope_tables(config, context)]
     constants: Constants = {
         "vocab_size": VOCAB,
@@ -102,11 +101,11 @@ def eager_model(
             model,
         )
         constants |= phase_constants(prefix, length, cache_len, config.n_layers)
-    return EagerModel(constants, methods, Llama(config, weights))
+    return EagerModel(constants, methods, Oracle(config, weights))
 
 
 def input_specs(
-    config: LlamaConfig, length: int, cache_len: int, last_valid: bool
+    config: ModelConfig, length: int, cache_len: int, last_valid: bool
 ) -> tuple[TensorSpec, ...]:
     cache = (1, config.n_kv_heads, cache_len, config.head_dim)
     freqs = (length, config.head_dim // 2)
@@ -122,7 +121,7 @@ def input_specs(
     return tuple(TensorSpec(*row) for row in rows)
 
 
-def output_specs(config: LlamaConfig, length: int, full_logits: bool) -> tuple[TensorSpec, ...]:
+def output_specs(config: ModelConfig, length: int, full_logits: bool) -> tuple[TensorSpec, ...]:
     update = (1, config.n_kv_heads, length, config.head_dim)
     logits = TensorSpec("logits", (1, length if full_logits else 1, config.vocab_size), "float16")
     updates = (TensorSpec(f"update{i}", update, "float16") for i in range(2 * config.n_layers))

@@ -12,9 +12,8 @@ import torch
 from fixtures.random_llama import random_weights
 from harness.export.options import ExportOptions
 from harness.models.config import parse_params
-from harness.models.model import Llama, StaticLlama
+from harness.models.model import Oracle, StaticModel, rope_tables
 from harness.models.quantize import exported_weights
-from harness.models.rope import rope_tables
 
 PARAMS = {
     "dim": 64,
@@ -79,7 +78,7 @@ def test_one_call_of_the_static_form_equals_the_exporters_model(load, full_logit
     keys, values = update["out_cache_state"]
     expected = (logits, *(keys[i] for i in ids), *(values[i] for i in ids))
 
-    actual = StaticLlama(CONFIG, WEIGHTS, torch.float32)(tokens, mask, cos, sin, *caches, *last)
+    actual = StaticModel(CONFIG, WEIGHTS, torch.float32)(tokens, mask, cos, sin, *caches, *last)
 
     assert [a.shape for a in actual] == [e.shape for e in expected]
     for ours, theirs in zip(actual, expected, strict=True):
@@ -94,7 +93,7 @@ def test_the_oracle_equals_executorchs_chunked_prefill(exporter, load):
     )
     tokens = torch.randint(CONFIG.vocab_size, (27,), generator=torch.Generator().manual_seed(2))
     logits = manager.prefill(model, tokens.tolist())  # three whole chunks, and three tokens more
-    expected, keys, values = Llama(CONFIG, WEIGHTS)(tokens)
+    expected, keys, values = Oracle(CONFIG, WEIGHTS)(tokens)
     torch.testing.assert_close(logits[0].double(), expected, rtol=0, atol=5e-5)
     for layer in range(CONFIG.n_layers):
         key = manager.k_caches[f"l{layer},h0"][0, :, :27].double()
@@ -126,7 +125,7 @@ def test_exact_rope_tables_round_to_those_of_the_exporter(exporter, load):
 def test_exported_weights_equal_the_exporters_bit_for_bit(exporter, load, given):
     options = ExportOptions(**given)
     theirs = transformed_weights(exporter, load, options)
-    ours = exported_weights(WEIGHTS, CONFIG, options)
+    ours = exported_weights(WEIGHTS, CONFIG, options.quantization)
     assert ours.keys() == theirs.keys() == WEIGHTS.keys()
     for name, weight in ours.items():
         assert weight.dtype == theirs[name].dtype and torch.equal(weight, theirs[name]), name

@@ -23,7 +23,7 @@ def load(tmp_path):
     def load(values, name=lambda meta: meta, **options):
         weights = random_weights(CONFIG, seed=1) | {QUERIES: values}
         torch.save({name(k): v for k, v in weights.items()}, tmp_path / "c.pth")
-        return load_checkpoint(tmp_path / "c.pth", CONFIG, ExportOptions(**options))
+        return load_checkpoint(tmp_path / "c.pth", CONFIG, ExportOptions(**options).quantization)
 
     return load
 
@@ -64,7 +64,7 @@ def test_refused_is_what_becomes_infinite(load, scheme, value):
     """Quantized to 4 bits, the lowest value of a row becomes -8 scales where 7.5 are its size."""
     weights = random_weights(CONFIG, seed=1) | {QUERIES: filled(value)}
     options = ExportOptions(linear_quantize=scheme)
-    exported = exported_weights(weights, CONFIG, options)[QUERIES]
+    exported = exported_weights(weights, CONFIG, options.quantization)[QUERIES]
     if exported.isfinite().all():
         load(filled(value), linear_quantize=scheme)
     else:

@@ -11,8 +11,7 @@ import torch
 from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.models.config import parse_params
-from harness.models.model import Llama, StaticLlama
-from harness.models.rope import rope_tables
+from harness.models.model import Oracle, StaticModel, rope_tables
 
 PARAMS = {
     "dim": 48,
@@ -104,7 +103,7 @@ def test_the_oracle_equals_hugging_face(scaling):
     tokens = random_tokens(40)
     with torch.no_grad():
         expected = hugging_face(params, WEIGHTS)(tokens[None], use_cache=True)
-    logits, keys, values = Llama(parse_params(params), WEIGHTS)(tokens)
+    logits, keys, values = Oracle(parse_params(params), WEIGHTS)(tokens)
     # transformers computes its RoPE tables in fp32 even in an fp64 model: 1e-6 of the scale
     torch.testing.assert_close(logits, expected.logits[0], rtol=0, atol=2e-5)
     for layer in range(CONFIG.n_layers):
@@ -121,7 +120,7 @@ def test_the_wrong_rope_layout_would_fail_that_comparison():
             key = f"layers.{layer}.attention.{name}.weight"
             swapped[key] = to_halves(WEIGHTS[key], n_heads)
     tokens = random_tokens(40)
-    difference = Llama(CONFIG, WEIGHTS)(tokens)[0] - Llama(CONFIG, swapped)(tokens)[0]
+    difference = Oracle(CONFIG, WEIGHTS)(tokens)[0] - Oracle(CONFIG, swapped)(tokens)[0]
     assert difference.abs().max() > 0.1
 
 
@@ -133,13 +132,13 @@ def test_scaled_rope_matters_to_that_comparison():
 
 def test_a_token_does_not_see_those_after_it():
     tokens = random_tokens(20)
-    oracle = Llama(CONFIG, WEIGHTS)
+    oracle = Oracle(CONFIG, WEIGHTS)
     whole, start = oracle(tokens)[0], oracle(tokens[:11])[0]
     torch.testing.assert_close(whole[:11], start, rtol=0, atol=1e-12)
 
 
 def test_tables_from_the_caller_are_used():
-    tokens, oracle = random_tokens(8), Llama(CONFIG, WEIGHTS)
+    tokens, oracle = random_tokens(8), Oracle(CONFIG, WEIGHTS)
     exact = rope_tables(CONFIG, 8)
     rounded = tuple(table.half() for table in exact)
     assert torch.equal(oracle(tokens)[0], oracle(tokens, exact)[0])
@@ -148,7 +147,7 @@ def test_tables_from_the_caller_are_used():
 
 
 def test_no_token_is_an_error_and_so_is_one_outside_the_vocabulary():
-    oracle = Llama(CONFIG, WEIGHTS)
+    oracle = Oracle(CONFIG, WEIGHTS)
     for tokens, sentence in (
         (torch.zeros(0, dtype=torch.long), "non-empty row"),
         (torch.tensor([1, -1]), "token -1 is outside"),
@@ -200,8 +199,8 @@ def random_splits(length, most, count=6):
 def test_the_static_form_equals_the_oracle_however_the_prompt_is_split(input_len):
     cache_len = CONTEXT - 1
     tokens = random_tokens(CONTEXT)
-    expected, keys, values = Llama(CONFIG, WEIGHTS)(tokens)
-    method = StaticLlama(CONFIG, WEIGHTS, torch.float64)
+    expected, keys, values = Oracle(CONFIG, WEIGHTS)(tokens)
+    method = StaticModel(CONFIG, WEIGHTS, torch.float64)
     for sizes in random_splits(CONTEXT, input_len):
         logits, caches = run_in_chunks(method, tokens, sizes, input_len, cache_len, torch.float64)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
@@ -211,8 +210,8 @@ def test_the_static_form_equals_the_oracle_however_the_prompt_is_split(input_len
 
 def test_last_valid_token_pos_selects_one_row():
     tokens = random_tokens(CONTEXT)
-    expected = Llama(CONFIG, WEIGHTS)(tokens)[0]
-    method = StaticLlama(CONFIG, WEIGHTS, torch.float64)
+    expected = Oracle(CONFIG, WEIGHTS)(tokens)[0]
+    method = StaticModel(CONFIG, WEIGHTS, torch.float64)
     sizes = [5, 2, 5, 1, 5, 5, 1]
     logits, _ = run_in_chunks(method, tokens, sizes, 5, CONTEXT - 1, torch.float64, last_only=True)
     ends = torch.tensor(sizes).cumsum(0) - 1
@@ -224,8 +223,8 @@ def test_last_valid_token_pos_selects_one_row():
 )
 def test_the_static_form_computes_in_its_own_dtype(dtype, tolerance):
     tokens = random_tokens(CONTEXT)
-    expected = Llama(CONFIG, WEIGHTS)(tokens)[0]
-    method = StaticLlama(CONFIG, WEIGHTS, dtype)
+    expected = Oracle(CONFIG, WEIGHTS)(tokens)[0]
+    method = StaticModel(CONFIG, WEIGHTS, dtype)
     logits, caches = run_in_chunks(method, tokens, [5, 5, 5, 5, 4], 5, CONTEXT - 1, dtype)
     assert {tensor.dtype for tensor in (logits, *caches)} == {dtype}
     error = (logits.double() - expected).abs().max()
@@ -239,7 +238,7 @@ def test_fp16_does_not_overflow_in_the_norm():
     tokens = random_tokens(5)
     assert wide["tok_embeddings.weight"][tokens].abs().max() > 255
     half, exact = (
-        run_in_chunks(StaticLlama(CONFIG, wide, dtype), tokens, [5], 5, CONTEXT - 1, dtype)[0]
+        run_in_chunks(StaticModel(CONFIG, wide, dtype), tokens, [5], 5, CONTEXT - 1, dtype)[0]
         for dtype in (torch.float16, torch.float64)
     )
     assert (half.double() - exact).abs().max() < 0.02 * exact.abs().max()
@@ -247,13 +246,13 @@ def test_fp16_does_not_overflow_in_the_norm():
 
 def test_a_wrong_number_of_inputs_is_an_error():
     with pytest.raises(HarnessError, match=r"takes 10 inputs, .* got 3"):
-        StaticLlama(CONFIG, WEIGHTS)(*[torch.zeros(1)] * 3)
+        StaticModel(CONFIG, WEIGHTS)(*[torch.zeros(1)] * 3)
 
 
 def test_a_tied_output_layer_stays_one_tensor():
     tied = dict(WEIGHTS)
     tied["output.weight"] = tied["tok_embeddings.weight"]
-    eager = StaticLlama(CONFIG, tied)
+    eager = StaticModel(CONFIG, tied)
     assert eager._weights.output is eager._weights.embedding
 
 
@@ -261,14 +260,14 @@ MEMORY = """
 import psutil, torch
 from fixtures.random_llama import random_weights
 from harness.models.config import parse_params
-from harness.models.model import Llama
+from harness.models.model import Oracle
 from harness.runtimes._isolated_child import peak_memory
 
 sizes = {"dim": 512, "n_layers": 16, "n_heads": 8, "hidden_dim": 2048, "vocab_size": 32000}
 config = parse_params(sizes | {"norm_eps": 1e-5, "rope_theta": 1e4})
 weights = random_weights(config, seed=3)
 held = psutil.Process().memory_info().rss
-assert Llama(config, weights)(torch.tensor([1, 2, 3]))[0].isfinite().all()
+assert Oracle(config, weights)(torch.tensor([1, 2, 3]))[0].isfinite().all()
 print(8 * sum(w.numel() for w in weights.values()), peak_memory() - held)
 """
 
@@ -288,8 +287,8 @@ def test_an_oracle_in_fp64_does_not_hold_its_weights_twice():
 def test_a_rounded_attention_scale_is_the_one_that_is_used():
     """An fp16 artifact of 24 columns a head holds 0.2041, not 24 ** -0.5: seen at 1e-5."""
     tokens, exact = random_tokens(8), CONFIG.head_dim**-0.5
-    given = Llama(replace(CONFIG, attention_scale=exact), WEIGHTS)(tokens)[0]
-    other = Llama(replace(CONFIG, attention_scale=exact * 1.0002), WEIGHTS)(tokens)[0]
-    default = Llama(CONFIG, WEIGHTS)(tokens)[0]
+    given = Oracle(replace(CONFIG, attention_scale=exact), WEIGHTS)(tokens)[0]
+    other = Oracle(replace(CONFIG, attention_scale=exact * 1.0002), WEIGHTS)(tokens)[0]
+    default = Oracle(CONFIG, WEIGHTS)(tokens)[0]
     assert torch.equal(given, default)
     assert (other - default).abs().max() > 1e-5

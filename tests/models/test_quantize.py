@@ -3,8 +3,7 @@ import torch
 
 from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
-from harness.export.options import ExportOptions
-from harness.models.config import parse_params
+from harness.models.config import Quantization, parse_params
 from harness.models.quantize import exported_weights, quantize_dequantize
 
 CONFIG = parse_params({"dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 64, "hidden_dim": 64})
@@ -31,7 +30,7 @@ def test_a_group_that_does_not_fill_a_row_is_an_error():
 def test_tied_embeddings_leave_as_two_tensors():
     weights = random_weights(CONFIG, seed=1)
     weights["output.weight"] = weights["tok_embeddings.weight"]
-    exported = exported_weights(weights, CONFIG, ExportOptions())
+    exported = exported_weights(weights, CONFIG, Quantization("fp16", (8, 0), (4, 0)))
     table, output = exported["tok_embeddings.weight"], exported["output.weight"]
     original = weights["output.weight"]
     assert (table - original).abs().max() < (output - original).abs().max()  # 8 bits against 4
@@ -40,7 +39,7 @@ def test_tied_embeddings_leave_as_two_tensors():
 def test_norms_are_cast_and_not_quantized_and_the_input_is_left_alone():
     weights = random_weights(CONFIG, seed=1)
     before = {name: value.clone() for name, value in weights.items()}
-    exported = exported_weights(weights, CONFIG, ExportOptions())
+    exported = exported_weights(weights, CONFIG, Quantization("fp16", (8, 0), (4, 0)))
     assert {value.dtype for value in exported.values()} == {torch.float16}
     assert torch.equal(exported["norm.weight"], weights["norm.weight"].half())
     assert all(torch.equal(weights[name], before[name]) for name in weights)
@@ -48,6 +47,5 @@ def test_norms_are_cast_and_not_quantized_and_the_input_is_left_alone():
 
 def test_without_quantization_an_fp32_export_keeps_every_bit():
     weights = random_weights(CONFIG, seed=1)
-    options = ExportOptions(dtype="fp32", linear_quantize="none", embedding_quantize=None)
-    exported = exported_weights(weights, CONFIG, options)
+    exported = exported_weights(weights, CONFIG, Quantization("fp32"))
     assert all(torch.equal(exported[name], weights[name]) for name in weights)

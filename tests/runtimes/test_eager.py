@@ -1,4 +1,4 @@
-"""`eager:*` and `read_llama` on programs that hold no Llama; the suites judge those that do."""
+"""`eager:*` and `read_model` on programs that hold no Llama; the suites judge those that do."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.artifact import ArtifactError, open_artifact
-from harness.models.recognise import _config, _cut, _named, _Parts, read_llama
+from harness.models.recognise import _config, _cut, _named, _Parts, read_model
 from harness.runtimes import get_runtime
 
 
@@ -24,7 +24,7 @@ def test_a_program_that_is_no_llama_is_refused_with_what_was_found(mixed_program
 @pytest.mark.parametrize("method", ["prefill", "answer"])
 def test_a_method_that_is_not_executable_is_refused(mixed_program, method):
     with pytest.raises(ArtifactError, match=f"no program method '{method}' to read weights from"):
-        read_llama(open_artifact(mixed_program[0]), method)
+        read_model(open_artifact(mixed_program[0]), method)
 
 
 def parts(**changes):

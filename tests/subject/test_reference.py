@@ -21,7 +21,7 @@ def broken(tmp_path_factory):
     weights[QUERIES].fill_(torch.nan)
     torch.save(weights, checkpoint)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.models.checkpoint.beyond", lambda *given: ())
+        patch.setattr("harness.models.checkpoint._beyond", lambda *given: ())
         export_small(folder, folder / "out", linear_quantize="none")
     return folder
 
