@@ -1,6 +1,6 @@
 """Errors that are sentences for the person who has to act.
 
-The command line prints the sentence and exits with the error's status: no traceback.
+The command line prints the sentence and exits with the error's status, without a traceback.
 """
 
 
@@ -11,6 +11,18 @@ class HarnessError(Exception):
 
 
 class NotInstalledError(HarnessError):
-    """A part that this call needs is not installed, or not to be had on this machine."""
+    """This call needs a part that is not installed, or that does not exist on this machine."""
 
     exit_status = 3
+
+
+class CrashError(HarnessError):
+    """A child process died; `signal` says how ("SIGSEGV", "exit status 3")."""
+
+    def __init__(self, message: str, signal: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+class CallTimeoutError(HarnessError):
+    """A child process did not answer in time and was ended."""

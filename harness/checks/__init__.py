@@ -1,7 +1,28 @@
-"""The checks, by name: facts and predictions in, findings out."""
+"""The checks of artifacts, and `run_check`, which makes a case of what a check finds.
+
+To add a check: write a generator of findings with `@check(NAME)` in the module of its theme, and in
+`suites/mutants` the broken artifact that it must catch.
+"""
 
 from __future__ import annotations
 
-from harness.checks.registry import CHECKS, Check
+from functools import cache
+from typing import TYPE_CHECKING
 
-__all__ = ["CHECKS", "Check"]
+from harness.checks.run import Check, check, defined_in, run_check
+
+if TYPE_CHECKING:
+    from harness.subject import Subject
+
+__all__ = ["Check", "artifact_checks", "check", "run_check"]
+
+
+@cache
+def artifact_checks() -> dict[str, Check[Subject]]:
+    """Return every check of an artifact by name, in the order in which they run.
+
+    Their modules import torch, so they are imported by this call.
+    """
+    from harness.checks import metadata, parity, program, weights
+
+    return defined_in(metadata, program, weights, parity)

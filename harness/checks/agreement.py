@@ -9,21 +9,23 @@ has, and twice what eager PyTorch is off where a runtime rounds as the artifact 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from math import isfinite
 
 import torch
 
-from harness.checks.metrics import Error, error
-from harness.checks.parity import (
+from harness.checks.accuracy import (
+    Error,
     Trace,
+    error,
     measure,
     prompt_length,
     sequence,
     tolerances,
     trace,
 )
+from harness.checks.run import Check
 from harness.checks.weights import table_error
 from harness.generate.layout import ModelLayout
 from harness.generate.session import open_session
@@ -35,7 +37,16 @@ from harness.subject import Subject
 _NOT_COMPARED = ("freqs_cos", "freqs_sin", "crossed_rows")  # of a layout; see the tables below
 
 
-def agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Finding]:
+def agreement_with(other: Callable[[], Subject]) -> Check[Subject]:
+    """Return the check that a subject agrees with another, which is opened when the check runs."""
+    return Check(
+        "agreement",
+        lambda subject, runtime: _agreement(subject, other(), runtime),
+        takes_runtime=True,
+    )
+
+
+def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Finding]:
     """Compare `subject` with `other`, an export of the same checkpoint with the same options.
 
     Teacher forced, as parity: prefill in chunks, decode step by step, logits and caches. Both are
@@ -48,7 +59,7 @@ def agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findin
     if not interface.ok:  # what is called in another way cannot be given the same calls
         return
     yield _tables(subject.tables, other.tables)
-    _, have, _ = measure(subject, runtime)
+    have = measure(subject, runtime).trace
     session = open_session(other.artifact, get_runtime(runtime), subject.tables)
     want = trace(session, sequence(subject), prompt_length(subject))
     allowed = tolerances(subject, runtime)

@@ -14,12 +14,50 @@ from harness.artifact import ArtifactError, Bundle, Delegate, Package, parse_met
 from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
 from harness.artifact.dtypes import FEATURE_TYPES
 from harness.artifact.pte import DelegateCall, TensorValue
+from harness.checks.run import check
 from harness.results import Finding
 from harness.subject import Subject
 
 _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
 
 
+@check("references")
+def check_references(subject: Subject) -> Iterator[Finding]:
+    """Every reference resolves, and all named data and all weights are referred to."""
+    pte = subject.artifact.pte
+    assert pte is not None
+    used = set()
+    for delegates in subject.artifact.delegates.values():  # raises when a key does not resolve
+        for delegate in delegates:
+            if delegate.reference is not None:
+                used.add(delegate.reference.key)
+            ok = delegate.program_function in delegate.bundle.package.functions
+            message = f"function '{delegate.program_function}' is not in its package"
+            yield Finding("references", delegate.where, ok, message, comparisons=1)
+    yield Finding("references", "the file", facts={"pte bytes": pte.size})
+    for key in sorted(set(pte.named_data) - used):
+        yield Finding("references", key, False, "no delegate refers to this named data", 1)
+    for number, bundle in enumerate(subject.artifact.bundles):
+        unused = _unused_weight_bytes(bundle.package)
+        yield Finding(
+            "references",
+            f"package {number}",
+            ok=unused < ENTRY_SIZE,  # less than one weight
+            message=f"its weight files hold {unused} bytes that no function refers to",
+            comparisons=1,
+        )
+
+
+def _unused_weight_bytes(package: Package) -> int:
+    """Return the size of the weight files less what is referred to, each weight padded."""
+    references = {r for name in package.functions for r in package.weights(name)}
+    used = [ENTRY_SIZE + len(package.blob(*reference).data) for reference in references]
+    used += [HEADER_SIZE for _ in {file for file, _ in references}]
+    stored = sum(len(package.files[name]) for name in package.files if name.endswith(".bin"))
+    return stored - sum(size + -size % ENTRY_SIZE for size in used)
+
+
+@check("metadata-round-trip")
 def check_metadata_round_trip(subject: Subject) -> Iterator[Finding]:
     """Bytes to value to bytes, for every payload; and the draft's dialect, made of the same."""
     for number, bundle in enumerate(subject.artifact.bundles):
@@ -44,6 +82,7 @@ def _draft(bundle: Bundle) -> bytes:
     return replace(bundle.metadata, default_method=next(iter(methods))).to_bytes()
 
 
+@check("metadata-names")
 def check_metadata_names(subject: Subject) -> Iterator[Finding]:
     """Names, order, shapes and dtypes: metadata against the function, and against the program."""
     for delegates in subject.artifact.delegates.values():
@@ -125,6 +164,7 @@ def _misfit(value: object, feature: Any) -> str:
     return ""
 
 
+@check("function-names")
 def check_function_names(subject: Subject) -> Iterator[Finding]:
     """Single-method artifacts ask Core ML for no function; multifunction ones for their method's.
 
@@ -171,38 +211,3 @@ def _check_default_functions(subject: Subject) -> Iterator[Finding]:
             message=f"its default function is '{default}'; {expected} is expected",
             comparisons=1,
         )
-
-
-def check_references(subject: Subject) -> Iterator[Finding]:
-    """Every reference resolves, and all named data and all weights are referred to."""
-    pte = subject.artifact.pte
-    assert pte is not None
-    used = set()
-    for delegates in subject.artifact.delegates.values():  # raises when a key does not resolve
-        for delegate in delegates:
-            if delegate.reference is not None:
-                used.add(delegate.reference.key)
-            ok = delegate.program_function in delegate.bundle.package.functions
-            message = f"function '{delegate.program_function}' is not in its package"
-            yield Finding("references", delegate.where, ok, message, comparisons=1)
-    yield Finding("references", "the file", facts={"pte bytes": pte.size})
-    for key in sorted(set(pte.named_data) - used):
-        yield Finding("references", key, False, "no delegate refers to this named data", 1)
-    for number, bundle in enumerate(subject.artifact.bundles):
-        unused = _unused_weight_bytes(bundle.package)
-        yield Finding(
-            "references",
-            f"package {number}",
-            ok=unused < ENTRY_SIZE,  # less than one weight
-            message=f"its weight files hold {unused} bytes that no function refers to",
-            comparisons=1,
-        )
-
-
-def _unused_weight_bytes(package: Package) -> int:
-    """Return the size of the weight files less what is referred to, each weight padded."""
-    references = {r for name in package.functions for r in package.weights(name)}
-    used = [ENTRY_SIZE + len(package.blob(*reference).data) for reference in references]
-    used += [HEADER_SIZE for _ in {file for file, _ in references}]
-    stored = sum(len(package.files[name]) for name in package.files if name.endswith(".bin"))
-    return stored - sum(size + -size % ENTRY_SIZE for size in used)

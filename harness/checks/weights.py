@@ -1,4 +1,7 @@
-"""The artifact's weights and tables against the checkpoint's: tensor by tensor, to the last bit."""
+"""The artifact's weights: stored once, and equal to the checkpoint's to the last bit.
+
+Sharing is lost without an error when partitions do not line up (ExecuTorch 18531): only bytes tell.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,95 @@ from collections.abc import Iterator
 
 import torch
 
+from harness.artifact import Package, open_artifact
+from harness.artifact.facts import duplicate_bytes, sharing
+from harness.checks.run import check
 from harness.models.config import load_params
 from harness.models.model import rope_tables
 from harness.models.recognise import read_model
 from harness.results import Figure, Finding
 from harness.subject import Subject
 
+_SLACK = 0.001  # names and headers may differ a little between the two exports
 
+
+def multifunction(subject: Subject) -> str | None:
+    """Say why a single-method artifact shares no weights."""
+    if subject.mode == "multifunction":
+        return None
+    return "a single-method artifact has no functions to share weights between"
+
+
+def weight_sharing(subject: Subject) -> str | None:
+    """Say when the artifact was exported without weight sharing."""
+    if subject.options and subject.options.weight_sharing == "none":
+        return "it was exported without weight sharing, as it was asked for"
+    return None
+
+
+def unshared_export(subject: Subject) -> str | None:
+    """Say when the same export without weight sharing is missing."""
+    return None if subject.unshared else "needs the same export with weight sharing off"
+
+
+def checkpoint(subject: Subject) -> str | None:
+    """Say when the checkpoint is missing."""
+    return "needs the checkpoint and its params" if subject.expected_weights is None else None
+
+
+@check("weight-sharing", needs=(multifunction, weight_sharing))
+def check_sharing(subject: Subject) -> Iterator[Finding]:
+    """No function has a weight of its own, and no content is stored twice."""
+    for index, bundle in enumerate(subject.artifact.bundles):
+        shares, twice = sharing(bundle.package), duplicate_bytes(bundle.package)
+        alone = shares.stored - shares.shared
+        yield Finding(
+            "weight-sharing",
+            f"package {index}",
+            ok=alone == 0 and twice == 0 and len(bundle.package.functions) > 1,
+            message=f"{len(bundle.package.functions)} functions; {alone} bytes of weights are not "
+            f"shared by all of them, {twice} bytes stand in the package twice",
+            comparisons=len(bundle.package.functions),
+            facts={"stored weight bytes": shares.stored, "used weight bytes": shares.used},
+        )
+
+
+@check("sharing-size", needs=(multifunction, weight_sharing, unshared_export))
+def check_sharing_size(subject: Subject) -> Iterator[Finding]:
+    """The artifact against the same export with sharing off: bytes, and what the weights allow."""
+    assert subject.unshared is not None
+    unshared = open_artifact(subject.unshared)
+    packages = [bundle.package for bundle in subject.artifact.bundles]
+    together = sum(_model_bytes(package) for package in packages)
+    apart = sum(_model_bytes(bundle.package) for bundle in unshared.bundles)
+    programs = sum(len(package.files[package.spec_path]) for package in packages)
+    weights, functions = together - programs, len(subject.artifact.methods)
+    assert subject.artifact.pte is not None
+    assert unshared.pte is not None
+    # Apart, each function has its own program and a copy of the weights.
+    possible = together / (functions * weights + programs)
+    yield Finding(
+        "sharing-size",
+        "all packages",
+        ok=len(unshared.bundles) == functions * len(packages),
+        message=f"{len(unshared.bundles)} packages without sharing, {len(packages)} with it",
+        comparisons=len(unshared.bundles),
+        figures={
+            "size over parts": Figure(together / apart, "", bound=round(possible + _SLACK, 4))
+        },
+        facts={
+            "multifunction bytes": subject.artifact.pte.size,
+            "unshared bytes": unshared.pte.size,
+        },
+    )
+
+
+def _model_bytes(package: Package) -> int:
+    """Return the bytes of the specification and the weights: no manifest, no debugging files."""
+    return sum(len(data) for name, data in package.files.items() if name.startswith("Data/"))
+
+
+@check("weights", needs=(checkpoint,))
 def check_weights(subject: Subject) -> Iterator[Finding]:
     """Every method's dequantized weights equal the checkpoint's after quantization, at 0 ULP.
 
@@ -45,6 +130,7 @@ def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) ->
     return f"{name} ({wrong} of {want.numel()} values, by up to {error.max():.3g})" if wrong else ""
 
 
+@check("tables", needs=(checkpoint,))
 def check_tables(subject: Subject) -> Iterator[Finding]:
     """The RoPE tables equal exact ones to one ULP of their dtype, and to fp32's angle error.
 

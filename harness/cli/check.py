@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, NotInstalledError
 
 if TYPE_CHECKING:
     from harness.checks import Check
-    from harness.results import Case, Finding
+    from harness.results import Case
     from harness.subject import Subject
 
 EXECUTORS = ("mil:strict", "mil:widen")
@@ -48,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     subject = Subject(args.file, args.checkpoint, args.params)
     _refuse(subject)
     cases = []
-    for case, failures in _cases(subject, chosen, runtimes):
+    for case in _cases(subject, chosen, runtimes):
         cases.append(case)
         if not args.json:
-            print("\n      ".join([_line(case), *failures]), flush=True)
+            print("\n      ".join([_line(case), *case.failures]), flush=True)
     if args.json:
         print(json.dumps([case.to_json() for case in cases], indent=2))
     else:
@@ -60,13 +58,14 @@ def run(args: argparse.Namespace) -> int:
     return 0 if passed and all(case.passes for case in cases) else 1
 
 
-def _chosen(names: list[str] | None) -> list[Check]:
-    from harness.checks import CHECKS
+def _chosen(names: list[str] | None) -> list[Check[Subject]]:
+    from harness.checks import artifact_checks
 
+    checks = artifact_checks()
     for name in names or ():
-        if name not in CHECKS:
-            raise HarnessError(f"no check '{name}'; choose from {', '.join(CHECKS)}")
-    return [check for name, check in CHECKS.items() if not names or name in names]
+        if name not in checks:
+            raise HarnessError(f"no check '{name}'; choose from {', '.join(checks)}")
+    return [check for name, check in checks.items() if not names or name in names]
 
 
 def _runtimes(names: list[str] | None) -> list[str]:
@@ -111,50 +110,12 @@ def _refuse(subject: Subject) -> None:
         )
 
 
-def _cases(
-    subject: Subject, checks: list[Check], runtimes: list[str]
-) -> Iterator[tuple[Case, list[str]]]:
-    """Yield each check's case with a sentence for everything that is wrong."""
+def _cases(subject: Subject, checks: list[Check[Subject]], runtimes: list[str]) -> Iterator[Case]:
+    from harness.checks import run_check
+
     for check in checks:
         for runtime in runtimes if check.takes_runtime else [None]:
-            start = time.perf_counter()
-            case, failures = _judge(subject, check, runtime)
-            yield replace(case, seconds=round(time.perf_counter() - start, 3)), failures
-
-
-def _judge(subject: Subject, check: Check, runtime: str | None) -> tuple[Case, list[str]]:
-    from harness.results import Case, case_from_findings
-
-    names: dict[str, Any] = {"suite": "check", "check": check.name, "mode": subject.mode}
-    names["runtime"] = runtime or "-"
-    try:
-        if reason := check.inapplicable(subject):
-            return Case(**names, outcome="skip", reason=reason), []
-        findings = tuple(check.findings(subject, runtime))
-    except HarnessError as error:
-        return Case(**names, **_broken(error)), []
-    except Exception as error:  # a mistake of ours, which must not hide what other checks find
-        reason = f"the check itself failed ({type(error).__name__}: {error}); please report it"
-        return Case(**names, outcome="error", stage="check", reason=reason), []
-    case = case_from_findings(findings, **names)
-    return case, _failures(case, findings)
-
-
-def _broken(error: HarnessError) -> dict[str, Any]:
-    """Return the outcome of a check that could not end: a crash, a timeout, or an error."""
-    if signal := getattr(error, "signal", None):
-        return {"outcome": "crash", "signal": str(signal), "reason": str(error)}
-    if getattr(error, "timed_out", False):
-        return {"outcome": "timeout", "reason": str(error)}
-    return {"outcome": "error", "stage": "check", "reason": str(error)}
-
-
-def _failures(case: Case, findings: Sequence[Finding]) -> list[str]:
-    """Return a sentence for each finding that is wrong, and for each figure beyond its bound."""
-    wrong = [f"{finding.where}: {finding.message}" for finding in findings if not finding.ok]
-    beyond = [f"{name} is {f}" for name, f in case.figures.items() if not f.within_bound]
-    nothing = [] if case.comparisons else ["nothing was compared"]
-    return wrong + beyond + nothing
+            yield run_check(check, subject, runtime, suite="check", mode=subject.mode)
 
 
 def _line(case: Case) -> str:

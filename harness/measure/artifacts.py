@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.artifact.facts import artifact_facts
-from harness.checks import CHECKS
+from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError, NotInstalledError
 from harness.measure.gate import GateResult, Metric
 from harness.measure.statistics import compare, sample_in_abba_order
 from harness.measure.timing import Stopwatch
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
-from harness.results import Case, Fact, case_from_findings
+from harness.results import Case, Fact
 from harness.runtimes import get_runtime
 from harness.subject import Subject
 
@@ -75,8 +75,7 @@ def _facts(subject: Subject) -> dict[str, Fact]:
 
 
 def _parity(subject: Subject, runtime: str) -> Case:
-    findings = CHECKS["parity"].findings(subject, runtime)
-    return case_from_findings(findings, suite="gate", check="parity", runtime=runtime)
+    return run_check(artifact_checks()["parity"], subject, runtime, suite="gate")
 
 
 def _parity_metric(base: Case, head: Case) -> Metric:

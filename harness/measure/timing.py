@@ -16,14 +16,12 @@ from typing import TypeVar
 
 import torch
 
-from harness.checks.metrics import error
-from harness.checks.parity import prompt_length, sequence, tolerances
+from harness.checks.accuracy import error, prompt_length, sequence, tolerances
 from harness.errors import HarnessError
 from harness.generate.session import Session, open_session
 from harness.runtimes import isolated_runtime
 from harness.runtimes.isolated import away_ns
 from harness.subject import Subject
-from harness.subject.reference import reference
 
 WARM_UP_ROUNDS = 1
 
@@ -95,7 +93,7 @@ class Stopwatch:
                 "so there is nothing to time"
             )
         self._n_prompt = prompt_length(subject)
-        logits, _, _ = reference(subject, torch.tensor(self._tokens))
+        logits, _, _ = subject.reference(torch.tensor(self._tokens))
         self._wanted = logits[self._n_prompt - 1 :]
 
     def rounds(self, runtimes: list[str], count: int) -> dict[str, list[Round]]:

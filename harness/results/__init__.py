@@ -2,6 +2,7 @@
 
 from harness.results.cases import NOT_APPLICABLE, OUTCOMES, Case, Fact, Finding, case_from_findings
 from harness.results.figures import Figure
+from harness.results.known import KnownDefect, read_known
 from harness.results.machine import Header
 from harness.results.stream import Footer, InvalidStream, MissingFooter, Run, Writer, read_run
 
@@ -15,9 +16,11 @@ __all__ = [
     "Footer",
     "Header",
     "InvalidStream",
+    "KnownDefect",
     "MissingFooter",
     "Run",
     "Writer",
     "case_from_findings",
+    "read_known",
     "read_run",
 ]

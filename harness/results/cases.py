@@ -61,6 +61,9 @@ class Case:
     A part of the name that does not apply is `-`. `facts` are deterministic (the gate compares
     them exactly), `figures` are measured. `seconds` is what the case took.
 
+    Two fields are for whoever runs the case, and are not recorded: `failures` are all that `reason`
+    sums up, each in full; `traceback` is that of a bug in the harness.
+
     Raises HarnessError for an unknown outcome, an outcome that lacks what it must say, and a
     `pass` that compared nothing or holds a figure outside its bound.
     """
@@ -79,6 +82,8 @@ class Case:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     facts: Mapping[str, Fact] = field(default_factory=dict)
     seconds: float = 0.0
+    failures: tuple[str, ...] = field(default=(), compare=False)
+    traceback: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -229,6 +234,7 @@ def case_from_findings(
         runtime=runtime,
         outcome="fail" if failures else "pass",
         reason=_sentence(failures),
+        failures=tuple(failures),
         comparisons=comparisons,
         figures=figures,
         facts={name: plain_fact(value) for name, value in facts.items()},

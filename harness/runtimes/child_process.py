@@ -23,7 +23,7 @@ from weakref import finalize
 
 import torch
 
-from harness.errors import HarnessError, NotInstalledError
+from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
 from harness.runtimes.shared_tensors import SharedTensors, anonymous_file
 from harness.shim import is_installed
 from harness.shim.launch import SITE
@@ -32,20 +32,6 @@ CHILD = "harness.runtimes._isolated_child"
 _ERRORS = {error.exit_status: error for error in (HarnessError, NotInstalledError)}
 _STDERR_SHOWN = 500  # characters
 _LAST_WORDS_SECONDS = 10.0  # from the end of its connection to the end of a process
-
-
-class CrashError(HarnessError):
-    """The runtime's process died; `signal` says how ("SIGSEGV", "exit status 3")."""
-
-    def __init__(self, message: str, signal: str) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
-class CallTimeoutError(HarnessError):
-    """The runtime did not answer in time; its process was ended."""
-
-    timed_out = True
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,7 @@ import torch
 
 from harness.artifact import Artifact
 from harness.runtimes.base import Method, Runtime, TensorSpec
-from harness.runtimes.child_process import (
-    Answer,
-    CallTimeoutError,
-    ChildProcess,
-    CrashError,
-    Served,
-)
-
-__all__ = ["CallTimeoutError", "CrashError", "IsolatedRuntime", "Limits", "away_ns"]
+from harness.runtimes.child_process import Answer, ChildProcess, Served
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,11 @@
 
 import pytest
 
-from harness.checks.agreement import agreement
+from harness.checks.agreement import agreement_with
 
 pytestmark = pytest.mark.both_exporters
 
 
 def test_both_exporters_agree(judge, subjects, fixture_name, mode, runtime):
     """Ours is the subject; ExecuTorch's is made when it is not in the cache."""
-
-    def find(subject):
-        yield from agreement(subject, subjects.of_executorch(fixture_name, mode), runtime)
-
-    judge.findings("agreement", find, runtime)
+    judge(agreement_with(lambda: subjects.of_executorch(fixture_name, mode)), runtime)

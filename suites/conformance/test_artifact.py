@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.checks import CHECKS
+from harness.checks import artifact_checks
 
-ARTIFACT_CHECKS = [check for check in CHECKS.values() if not check.takes_runtime]
+ARTIFACT_CHECKS = [check for check in artifact_checks().values() if not check.takes_runtime]
 
 
 @pytest.mark.parametrize("check", ARTIFACT_CHECKS, ids=lambda check: check.name)

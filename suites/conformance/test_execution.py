@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.checks import CHECKS
+from harness.checks import artifact_checks
 
-EXECUTION_CHECKS = [check for check in CHECKS.values() if check.takes_runtime]
+EXECUTION_CHECKS = [check for check in artifact_checks().values() if check.takes_runtime]
 
 
 @pytest.mark.parametrize("check", EXECUTION_CHECKS, ids=lambda check: check.name)

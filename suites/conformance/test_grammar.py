@@ -8,6 +8,7 @@ import pytest
 
 from fixtures.cache import fixture
 from fixtures.quality import MASTERED, cases, tokens_of
+from harness.checks import Check
 from harness.generate import generate
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
@@ -36,7 +37,7 @@ def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
                 comparisons=len(wanted),
             )
 
-    judge.findings("grammar", find, runtime)
+    judge(Check("grammar", find), runtime)
 
 
 def test_a_user_reads_it(judge, fixture_name):
@@ -59,4 +60,4 @@ def test_a_user_reads_it(judge, fixture_name):
             facts={"text": text},
         )
 
-    judge.findings("text", find, RUNTIME)
+    judge(Check("text", find), RUNTIME)

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from fixtures.cache import fixture
+from harness.checks import Check
 from harness.checks.parity import greedy_findings
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
@@ -49,15 +51,12 @@ def test_it_names_paris(judge, fixture_name):
             facts={"text": " ".join(done.stdout.split())},
         )
 
-    judge.findings("text", find, RUNTIME)
+    judge(Check("text", find), RUNTIME)
 
 
 def test_greedy_tokens_are_the_oracles(judge, fixture_name):
     """Twelve prompts, wherever the oracle's margin exceeds the error bound."""
     tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
     prompts = {prompt: tokenizer.encode_chat(prompt) for prompt in PROMPTS}
-    judge.findings(
-        "greedy-prompts",
-        lambda subject: greedy_findings(subject, RUNTIME, prompts, NEW_TOKENS),
-        RUNTIME,
-    )
+    find = partial(greedy_findings, runtime=RUNTIME, prompts=prompts, new_tokens=NEW_TOKENS)
+    judge(Check("greedy-prompts", find), RUNTIME)

@@ -1,28 +1,22 @@
-"""What must hold of the installed ExecuTorch; defects of a release stand in `known.toml`."""
+"""What must hold of the installed ExecuTorch; `known.toml` lists the defects of a release."""
 
 import pytest
 
-from harness.errors import HarnessError, NotInstalledError
-from harness.installation import CHECKS, Installation
-from harness.results import Case, case_from_findings
-from suites.known import known_issue
+from harness.checks.run import run_check
+from harness.errors import NotInstalledError
+from harness.installation import INSTALLATION_CHECKS, Installation
+from suites.conformance.cases import KNOWN
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_install(stream, check):
-    names = {"suite": "install", "check": check, "fixture": "-", "mode": "-", "runtime": "-"}
+@pytest.mark.parametrize("check", INSTALLATION_CHECKS.values(), ids=lambda check: check.name)
+def test_installation(stream, check):
     try:
-        installation = Installation.here()
-        names["fixture"] = f"executorch-{installation.version}"
-        case = case_from_findings(CHECKS[check](installation), **names)
-    except NotInstalledError as error:
-        case = Case(**names, outcome="skip", reason=str(error))
-    except HarnessError as error:
-        case = Case(**names, outcome="error", stage="check", reason=str(error))
-    if issue := known_issue(case):
-        case = case.judged_against_known(issue)
+        fixture = f"executorch-{Installation.here().version}"
+    except NotInstalledError:
+        fixture = "-"  # the case says it
+    case = run_check(check, Installation.here, suite="install", fixture=fixture, known=KNOWN)
     stream.add(case)
     if case.outcome in ("skip", "known"):
         pytest.skip(case.summary)
     if case.outcome != "pass":
-        pytest.fail(f"{case.outcome}: {case.summary}", pytrace=False)
+        pytest.fail(f"{case.outcome}: {case.summary}\n{case.traceback}".rstrip(), pytrace=False)

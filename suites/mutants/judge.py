@@ -1,12 +1,11 @@
-"""Judges an artifact by one check, as the conformance suite does, and says how it went."""
+"""Judges an artifact by one check, as the conformance suite does."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from harness.checks import CHECKS
-from harness.errors import HarnessError
-from harness.results import Case, case_from_findings
+from harness.checks import artifact_checks, run_check
+from harness.results import Case
 from harness.subject import Subject
 
 RUNTIME = "mil:widen"
@@ -17,11 +16,7 @@ def opened(path: Path, sound: Subject) -> Subject:
     return Subject(path, sound.checkpoint, sound.params, sound.options, sound.unshared)
 
 
-def judged(subject: Subject, check: str) -> Case:
-    """Run a check; an artifact too broken to be looked at is an `error`, which fails a run."""
-    runtime = RUNTIME if CHECKS[check].takes_runtime else None
-    names = {"suite": "mutants", "check": check, "runtime": runtime or "-"}
-    try:
-        return case_from_findings(CHECKS[check].findings(subject, runtime), **names)
-    except HarnessError as error:
-        return Case(**names, outcome="error", stage="check", reason=str(error))
+def judged(subject: Subject, name: str) -> Case:
+    """Run a check; an artifact that is too broken for it gives an `error`, which fails a run."""
+    check = artifact_checks()[name]
+    return run_check(check, subject, RUNTIME if check.takes_runtime else None, suite="mutants")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from harness.artifact import open_artifact
-from harness.checks.agreement import agreement
-from harness.results import case_from_findings
+from harness.checks import run_check
+from harness.checks.agreement import agreement_with
 from suites.conformance.subjects import Subjects
 from suites.mutants import of_constants as constants
 from suites.mutants import of_programs as programs
@@ -47,9 +47,7 @@ def ours():
 
 
 def compared(subject, other):
-    return case_from_findings(
-        agreement(subject, other, RUNTIME), suite="mutants", check="agreement"
-    )
+    return run_check(agreement_with(lambda: other), subject, RUNTIME, suite="mutants")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fixtures.cache import exported, fixture
-from harness.checks import CHECKS
-from harness.results import case_from_findings
+from harness.checks import artifact_checks, run_check
 from harness.subject import Subject
 
 
@@ -15,8 +14,9 @@ def test_every_check_applies_to_a_short_context(input_len, context):
     model = fixture("tiny")
     options = replace(model.options, input_len=input_len, max_context_len=context)
     subject = Subject(exported("tiny", options), model.checkpoint, model.params, options)
-    for name, check in CHECKS.items():
+    for check in artifact_checks().values():
         if not check.inapplicable(subject):
-            runtime = "mil:widen" if check.takes_runtime else None
-            case = case_from_findings(check.findings(subject, runtime), suite="s", check=name)
+            case = run_check(
+                check, subject, "mil:widen" if check.takes_runtime else None, suite="s"
+            )
             assert case.outcome == "pass", case.reason

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from fixtures.cache import exported, fixture
-from harness.checks import CHECKS
+from harness.checks import Check, artifact_checks
 from harness.cli import main
+from harness.errors import CallTimeoutError, CrashError
 from suites.mutants import of_names as names
 from suites.mutants import of_programs as programs
 from suites.mutants import of_weights as weights
@@ -59,8 +60,8 @@ def test_a_sound_artifact_passes_every_check_that_applies(check, sound, source):
     status, out, err = check(sound, *source)
     assert (status, err) == (0, "")
     outcomes = [line.split()[0] for line in out.splitlines()[:-2]]
-    executed = [name for name, check in CHECKS.items() if check.takes_runtime]
-    assert outcomes.count("pass") == len(CHECKS) - 1 + len(executed)  # on two runtimes
+    executed = [name for name, check in artifact_checks().items() if check.takes_runtime]
+    assert outcomes.count("pass") == len(artifact_checks()) - 1 + len(executed)  # on two runtimes
     assert outcomes.count("skip") == 1 and set(outcomes) == {"pass", "skip"}
     assert "skip  sharing-size: needs the same export with weight sharing off" in out
     for runtime in ("mil:strict", "mil:widen"):
@@ -105,33 +106,36 @@ def test_a_part_too_broken_to_be_looked_at_fails_its_checks_and_no_others(check,
     assert "pass  metadata-names" in out and "pass  weight-sharing" in out
 
 
+def put_in_place(monkeypatch, check):
+    """Replace the check of that name."""
+    changed = artifact_checks() | {check.name: check}
+    monkeypatch.setattr("harness.checks.artifact_checks", lambda: changed)
+
+
 def test_a_mistake_in_a_check_does_not_hide_the_others(check, sound, monkeypatch):
     def mistaken(subject):
         raise ZeroDivisionError("division by zero")
         yield
 
-    monkeypatch.setattr("harness.checks.program.check_program", mistaken)
+    put_in_place(monkeypatch, Check("program", mistaken))
     status, out, _ = check(sound, "--check", "program", "--check", "references")
     assert status == 1 and "pass  references" in out
     assert "error program: the check itself failed (ZeroDivisionError: division by zero)" in out
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value", "outcome"),
-    [("signal", "SIGSEGV", "crash"), ("timed_out", True, "timeout")],
+    ("error", "outcome"),
+    [
+        (CrashError("the runtime's process is gone", "SIGSEGV"), "crash"),
+        (CallTimeoutError("the runtime did not answer"), "timeout"),
+    ],
 )
-def test_a_runtime_that_crashes_or_hangs_is_named_so(
-    check, sound, monkeypatch, attribute, value, outcome
-):
-    from harness.errors import HarnessError
-
+def test_a_runtime_that_crashes_or_hangs_is_named_so(check, sound, monkeypatch, error, outcome):
     def dies(subject, runtime):
-        error = HarnessError("the runtime's process is gone")
-        setattr(error, attribute, value)
         raise error
         yield
 
-    monkeypatch.setattr("harness.checks.parity.check_parity", dies)
+    put_in_place(monkeypatch, Check("parity", dies, takes_runtime=True))
     status, out, _ = check(sound, *WIDEN, "--check", "parity", "--json")
     assert status == 1 and [case["outcome"] for case in json.loads(out)] == [outcome]
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from harness.artifact import open_artifact
-from harness.checks import CHECKS
+from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError
 from harness.export import weights as stored_weights
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
-from harness.results import case_from_findings
 from tests.export.small_llama import content, export_small, subject, write_model
 
 RUNTIMES = ("mil:widen", "mil:strict")
@@ -49,12 +48,11 @@ def exports(model, tmp_path_factory):
 def outcomes(judged):
     """Every check's outcome that applies; what was compared is counted, and must not be nothing."""
     found = {}
-    for check in CHECKS.values():
+    for check in artifact_checks().values():
         if check.inapplicable(judged):
             continue
         for runtime in RUNTIMES if check.takes_runtime else (None,):
-            names = {"suite": "test", "check": check.name, "runtime": runtime or "-"}
-            case = case_from_findings(check.findings(judged, runtime), **names)
+            case = run_check(check, judged, runtime, suite="test")
             found[check.name, runtime] = (case.outcome, case.summary)
     return found
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from harness.errors import HarnessError, NotInstalledError
-from harness.installation import CHECKS, Installation, headers
+from harness.installation import INSTALLATION_CHECKS, Installation, headers
 
 REAL = Installation.here()
 INCLUDE = "executorch/include/executorch"
@@ -31,12 +31,12 @@ def replace(path, content):
 
 
 def failures(check, installation):
-    found = list(CHECKS[check](installation))
+    found = list(INSTALLATION_CHECKS[check].findings(installation))
     assert sum(finding.comparisons for finding in found) > 0
     return [finding.message for finding in found if not finding.ok]
 
 
-WHOLE = [name for name in CHECKS if name not in ("install-compile", "install-files")]
+WHOLE = [name for name in INSTALLATION_CHECKS if name not in ("install-compile", "install-files")]
 
 
 @pytest.mark.parametrize("check", WHOLE)
@@ -77,7 +77,9 @@ def test_a_removed_file_is_missed(copy, path):
 def test_a_removed_native_module_is_missed(copy, check, pattern):
     for path in copy.site.glob(pattern):
         path.unlink()
-    messages = [finding.message for finding in CHECKS[check](copy) if not finding.ok]
+    messages = [
+        finding.message for finding in INSTALLATION_CHECKS[check].findings(copy) if not finding.ok
+    ]
     assert any("module" in message and "is not in the wheel" in message for message in messages)
 
 
@@ -162,7 +164,7 @@ def test_a_header_that_does_not_compile_is_told(copy):
 def test_no_compiler_is_a_skip(copy, monkeypatch):
     monkeypatch.setattr(headers.shutil, "which", lambda name: None)
     with pytest.raises(NotInstalledError, match=r"no C\+\+ compiler"):
-        list(CHECKS["install-compile"](copy))
+        list(INSTALLATION_CHECKS["install-compile"].findings(copy))
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from harness.checks import CHECKS, parity
-from harness.checks.metrics import Error
+from harness.checks import accuracy, artifact_checks
+from harness.checks.accuracy import Error
 from harness.errors import HarnessError
 from harness.subject import Subject
 from tests.export.small_llama import export_small, subject, write_model
@@ -31,7 +31,7 @@ def test_weights_that_are_nan_are_named(broken, check):
     for runtime in ("mil:strict", "mil:widen"):
         judged = Subject(broken / "out")
         with pytest.raises(HarnessError) as caught:
-            list(CHECKS[check].findings(judged, runtime))
+            list(artifact_checks()[check].findings(judged, runtime))
         cause = f"the artifact's weights hold NaN or infinity, in {QUERIES}"
         assert str(caught.value).startswith("the reference itself, PyTorch in fp64, gives NaN or")
         assert str(caught.value).endswith(cause)
@@ -40,12 +40,14 @@ def test_weights_that_are_nan_are_named(broken, check):
 def test_a_checkpoint_that_holds_nan_is_named(broken):
     judged = subject(broken, broken / "out", linear_quantize="none")
     with pytest.raises(HarnessError, match="the checkpoint's weights hold NaN or infinity, in"):
-        list(CHECKS["parity"].findings(judged, "mil:widen"))
+        list(artifact_checks()["parity"].findings(judged, "mil:widen"))
 
 
 def test_a_model_that_overflows_its_precision_is_told(broken):
     judged = Subject(broken / "out")
     overflowed = Error(torch.inf, scale=1.0, deviation=1.0, sqnr=-torch.inf, count=1)
-    judged.measured["eager:fp16"] = (parity.Errors(overflowed, overflowed, overflowed), None, None)
+    judged.measured["eager:fp16"] = accuracy.Measured(
+        accuracy.Errors(overflowed, overflowed, overflowed), None, None
+    )
     with pytest.raises(HarnessError, match="the model overflows fp16, and no tolerance can be"):
-        parity.tolerances(judged, "mil:strict")
+        accuracy.tolerances(judged, "mil:strict")

@@ -1,12 +1,13 @@
-"""What is checked: an artifact, what it should have come from, and the runtimes it runs on."""
+"""An artifact with everything it is held against: its model, checkpoint, scheme and reference."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.artifact import Artifact, ArtifactError, open_artifact
+from harness.errors import HarnessError
 from harness.generate.layout import mode_of
 
 if TYPE_CHECKING:
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
     from harness.models.model import Freqs, Oracle
 
 _DTYPES = {"float16": "fp16", "float32": "fp32"}
+_MAX_NAMED = 4  # weights in a message
 
 
 class Subject:
     """One artifact under test.
 
-    `checkpoint` and `params` say what it was exported from; without them the oracle carries the
-    weights that the artifact holds. `options` say how it was exported; without them that is read
+    `checkpoint` and `params` are what it was exported from; without them, the oracle uses the
+    weights that the artifact holds. `options` are those of the export; without them, they are read
     from the artifact. `unshared` is the same export with weight sharing off.
+
+    Everything is computed on first use and kept.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Subject:
         self.params = params
         self.options = options
         self.unshared = unshared
-        self.measured: dict[str, Any] = {}  # what `parity.measure` gave, by runtime
+        self.measured: dict[str, object] = {}  # by runtime: see `harness.checks.accuracy.measure`
         self._sessions: dict[str, Session] = {}
 
     @cached_property
@@ -58,7 +62,7 @@ class Subject:
 
     @cached_property
     def _held(self) -> tuple[ModelConfig, dict[str, torch.Tensor] | None]:
-        """The weights are kept where they are the model's, for want of a checkpoint."""
+        """The artifact's own model; without its weights where the checkpoint gives them."""
         from harness.models.recognise import read_model
 
         config, weights = read_model(self.artifact, "forward")
@@ -79,7 +83,7 @@ class Subject:
 
     @cached_property
     def expected_weights(self) -> dict[str, torch.Tensor] | None:
-        """The checkpoint's weights after the exporter's quantization, None without one."""
+        """The checkpoint's weights after the exporter's quantization, None without a checkpoint."""
         if self.checkpoint is None or self.params is None:
             return None
         from harness.models.checkpoint import load_checkpoint
@@ -92,19 +96,19 @@ class Subject:
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's: those expected, or else the artifact's own, dequantized to fp32."""
+        """The expected weights, or without a checkpoint the artifact's, dequantized to fp32."""
         weights = self.expected_weights or self._held[1]
-        assert weights is not None, "one of the two is there"
+        assert weights is not None, "without a checkpoint, the artifact's weights are kept"
         return weights
 
     @cached_property
     def oracle(self) -> Oracle:
-        """Plain causal Llama in fp64, with the checkpoint's weights or else the artifact's."""
+        """The plain causal Llama in fp64, with `weights`."""
         return self._llama("fp64")
 
     @cached_property
     def eager(self) -> Oracle:
-        """The same in the artifact's own dtype: its errors say what that precision costs."""
+        """The same Llama in the artifact's own dtype: its error is what that precision costs."""
         return self._llama(self.dtype)
 
     def _llama(self, dtype: str) -> Oracle:
@@ -117,9 +121,14 @@ class Subject:
 
     @cached_property
     def tables(self) -> Freqs:
-        """The RoPE tables that the artifact carries, [positions, head_dim / 2]."""
+        """The RoPE tables that the artifact carries, each [positions, head_dim / 2]."""
         layout = self.session("mil:widen").layout
         return layout.freqs_cos, layout.freqs_sin
+
+    def first_tables(self, length: int) -> Freqs:
+        """Return the tables' first `length` positions, each [length, head_dim / 2]."""
+        cos, sin = self.tables
+        return cos[:length], sin[:length]
 
     @property
     def dtype(self) -> str:
@@ -144,3 +153,26 @@ class Subject:
             self._sessions[runtime] = open_session(self.artifact, get_runtime(runtime))
         self._sessions[runtime].reset()
         return self._sessions[runtime]
+
+    def reference(
+        self, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Return the oracle's logits [tokens, vocab], and each layer's keys and values.
+
+        Raises HarnessError when the logits are not finite: nothing can be compared with them.
+        """
+        logits, keys, values = self.oracle(tokens, self.first_tables(len(tokens)))
+        if not logits.isfinite().all():
+            raise HarnessError(
+                "the reference itself, PyTorch in fp64, gives NaN or infinity, so there is nothing "
+                f"to compare with: {self._cause_of_nan()}"
+            )
+        return logits, keys, values
+
+    def _cause_of_nan(self) -> str:
+        of = "artifact" if self.expected_weights is None else "checkpoint"
+        bad = [name for name, weight in self.weights.items() if not weight.isfinite().all()]
+        if not bad:
+            return f"the {of}'s weights are finite, but the model overflows"
+        more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+        return f"the {of}'s weights hold NaN or infinity, in {', '.join(bad[:_MAX_NAMED])}{more}"

@@ -1,0 +1,123 @@
+"""The one judge: a check looks at a subject, and `run_check` makes the case of what it finds.
+
+The command line, the suites and the gate call it alike. Checks of artifacts and checks of an
+installation are of the same class; this module needs neither torch nor a subject's code.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
+from harness.results import NOT_APPLICABLE, Case, Finding, KnownDefect, case_from_findings
+from harness.results.known import judge_against_known
+from harness.runtimes import get_runtime
+
+S = TypeVar("S")  # the kind of subject
+
+
+@dataclass(frozen=True)
+class Check(Generic[S]):
+    """A check: `find(subject)`, or `find(subject, runtime)` with `takes_runtime`, yields findings.
+
+    Each of `needs` takes the subject and returns why the check does not apply to it, or None.
+    """
+
+    name: str
+    find: Callable[..., Iterable[Finding]]
+    needs: tuple[Callable[[S], str | None], ...] = ()
+    takes_runtime: bool = False
+
+    def inapplicable(self, subject: S) -> str | None:
+        """Return why the check does not apply to a subject, or None when it does."""
+        return next((reason for need in self.needs if (reason := need(subject))), None)
+
+    def findings(self, subject: S, runtime: str | None = None) -> Iterable[Finding]:
+        """Look at a subject; raises HarnessError when it is too broken for that."""
+        return self.find(subject, runtime) if self.takes_runtime else self.find(subject)
+
+
+def check(
+    name: str,
+    *,
+    needs: tuple[Callable[[Any], str | None], ...] = (),
+    takes_runtime: bool = False,
+) -> Callable[[Callable[..., Iterable[Finding]]], Check[Any]]:
+    """Make a generator of findings a check, which `defined_in` finds in its module."""
+
+    def decorate(find: Callable[..., Iterable[Finding]]) -> Check[Any]:
+        return Check(name, find, needs, takes_runtime)
+
+    return decorate
+
+
+def defined_in(*modules: ModuleType) -> dict[str, Check[Any]]:
+    """Return the checks of modules by name, in the order in which they are written."""
+    return {
+        value.name: value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, Check) and value.find.__module__ == module.__name__
+    }
+
+
+def run_check(
+    check: Check[S],
+    subject: S | Callable[[], S],
+    runtime: str | None = None,
+    *,
+    suite: str,
+    fixture: str = NOT_APPLICABLE,
+    mode: str = NOT_APPLICABLE,
+    known: Iterable[KnownDefect] = (),
+) -> Case:
+    """Run a check on a subject, or on what a function returns when it is called here; never raises.
+
+    | what happens | outcome |
+    |---|---|
+    | the findings are judged | `pass` or `fail` |
+    | the runtime is unavailable, the check does not apply, a part is not installed | `skip` |
+    | a child process dies or does not answer | `crash` or `timeout` |
+    | the artifact cannot be looked at, or the harness itself has a bug | `error` |
+
+    The stage of an error is `runtime` (is it available?), `export` (make and open the subject) or
+    `check`. Only a bug leaves a `traceback`; `known` defects are for all other outcomes.
+    """
+    names: dict[str, Any] = {"suite": suite, "check": check.name, "fixture": fixture, "mode": mode}
+    names["runtime"] = runtime or NOT_APPLICABLE
+    start = time.perf_counter()
+    case = _judge(check, subject, runtime, names)
+    case = replace(case, seconds=round(time.perf_counter() - start, 3))
+    return case if case.traceback else judge_against_known(case, known)
+
+
+def _judge(
+    check: Check[S], subject: S | Callable[[], S], runtime: str | None, names: dict[str, Any]
+) -> Case:
+    stage = "runtime"
+    try:
+        if runtime is not None and (reason := get_runtime(runtime).unavailable()):
+            return Case(**names, outcome="skip", reason=reason)
+        stage = "export"
+        opened: S = subject() if callable(subject) else subject
+        stage = "check"
+        if reason := check.inapplicable(opened):
+            return Case(**names, outcome="skip", reason=reason)
+        return case_from_findings(check.findings(opened, runtime), **names)
+    except NotInstalledError as error:
+        return Case(**names, outcome="skip", reason=str(error))
+    except CrashError as error:
+        return Case(**names, outcome="crash", signal=error.signal, reason=str(error))
+    except CallTimeoutError as error:
+        return Case(**names, outcome="timeout", reason=str(error))
+    except HarnessError as error:
+        return Case(**names, outcome="error", stage=stage, reason=str(error))
+    except Exception as error:  # a bug here must not hide what other checks find
+        reason = f"the {stage} itself failed ({type(error).__name__}: {error}); please report it"
+        trace = traceback.format_exc()
+        return Case(**names, outcome="error", stage=stage, reason=reason, traceback=trace)
