@@ -57,7 +57,7 @@ class Subject:
 
     @cached_property
     def held(self) -> ModelConfig:
-        """The sizes of the Llama that the artifact holds."""
+        """The sizes of the model that the artifact holds."""
         return self._held[0]
 
     @cached_property
@@ -103,15 +103,15 @@ class Subject:
 
     @cached_property
     def oracle(self) -> Oracle:
-        """The plain causal Llama in fp64, with `weights`."""
-        return self._llama("fp64")
+        """The plain causal model in fp64, with `weights`."""
+        return self._model("fp64")
 
     @cached_property
     def eager(self) -> Oracle:
-        """The same Llama in the artifact's own dtype: its error is what that precision costs."""
-        return self._llama(self.dtype)
+        """The same model in the artifact's own dtype: its error is what that precision costs."""
+        return self._model(self.dtype)
 
-    def _llama(self, dtype: str) -> Oracle:
+    def _model(self, dtype: str) -> Oracle:
         import torch
 
         from harness.models.model import Oracle

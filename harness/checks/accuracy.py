@@ -118,7 +118,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Measured:
-    """A runtime's trace of the sequence, the oracle's logits [rows, vocab], and the errors."""
+    """A runtime's trace of the subject's sequence, its errors, and the oracle's logits."""
 
     errors: Errors
     trace: Trace
@@ -199,7 +199,7 @@ def tolerances(subject: Subject, runtime: str) -> dict[str, float]:
 
 
 def _calibrated(relative: float, subject: Subject) -> float:
-    """What is allowed, by the relative error of eager PyTorch in the artifact's precision."""
+    """Return the allowed relative error, given that of eager PyTorch in the artifact's dtype."""
     if not math.isfinite(relative):
         raise HarnessError(
             f"eager PyTorch in {subject.dtype} gives NaN or infinity where the reference is "
@@ -209,7 +209,7 @@ def _calibrated(relative: float, subject: Subject) -> float:
 
 
 def allowed_on(subject: Subject, runtime: str, tokens: torch.Tensor, wanted: torch.Tensor) -> float:
-    """What is allowed on other tokens than the subject's sequence, at any of their positions.
+    """Return the allowed relative error on tokens other than the subject's sequence.
 
     Late positions of a long context may err more than the sequence's. One eager pass in the
     artifact's precision says by how much, of the largest logit of the position.

@@ -39,11 +39,11 @@ _NOT_COMPARED = ("freqs_cos", "freqs_sin", "crossed_rows")  # of a layout; see t
 
 def agreement_with(other: Callable[[], Subject]) -> Check[Subject]:
     """Return the check that a subject agrees with another, which is opened when the check runs."""
-    return Check(
-        "agreement",
-        lambda subject, runtime: _agreement(subject, other(), runtime),
-        takes_runtime=True,
-    )
+
+    def find(subject: Subject, runtime: str) -> Iterator[Finding]:
+        return _agreement(subject, other(), runtime)
+
+    return Check("agreement", find, takes_runtime=True)
 
 
 def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ def check_sharing(subject: Subject) -> Iterator[Finding]:
             f"package {index}",
             ok=alone == 0 and twice == 0 and len(bundle.package.functions) > 1,
             message=f"{len(bundle.package.functions)} functions; {alone} bytes of weights are not "
-            f"shared by all of them, {twice} bytes stand in the package twice",
+            f"shared by all of them, {twice} bytes are in the package twice",
             comparisons=len(bundle.package.functions),
             facts={"stored weight bytes": shares.stored, "used weight bytes": shares.used},
         )

@@ -83,7 +83,7 @@ def _runtimes(names: list[str] | None) -> list[str]:
 def _refuse(subject: Subject) -> None:
     """Raise HarnessError for what cannot be judged: no language model, or another's checkpoint.
 
-    What is wrong with the artifact itself is left to the checks.
+    The checks judge the artifact itself.
     """
     path = subject.artifact.path
     if subject.artifact.pte is None:

@@ -1,15 +1,18 @@
-"""Whether Python modules are there, with every module of ExecuTorch that they import in turn.
+"""Whether the wheel has Python modules, and every module of ExecuTorch that they import in turn.
 
-Modules are read, not imported. What is imported inside a function, a condition or a `try` may be
-left out of a wheel; what stands at the top may not.
+Modules are read, not imported. A wheel may leave out what is imported inside a function, a
+condition or a `try`; it must have what is imported at the top. The native module is also executed.
 """
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.checks.run import check
 from harness.installation.tree import Installation
 from harness.results import Finding
 
@@ -36,21 +39,67 @@ MODULES = {
 """What must be importable, by check."""
 
 _NATIVE = (".so", ".pyd")
+_FLATTENING = "backends/apple/coreml/executorchcoreml*"
+_SECONDS = 60
+_CHILD = Path(__file__).parent / "_round_trip_child.py"
 
 
-def check_modules(check: str, installation: Installation) -> Iterator[Finding]:
+@check("install-exporter")
+def check_exporter(installation: Installation) -> Iterator[Finding]:
+    """Look for the modules that export a language model."""
+    yield from _check_modules("install-exporter", installation)
+
+
+@check("install-runner")
+def check_runner(installation: Installation) -> Iterator[Finding]:
+    """Look for the modules that run an exported model."""
+    yield from _check_modules("install-runner", installation)
+
+
+@check("install-extraction")
+def check_extraction(installation: Installation) -> Iterator[Finding]:
+    """Look for the modules that take Core ML packages out of a .pte."""
+    yield from _check_modules("install-extraction", installation)
+
+
+@check("install-flattening")
+def check_flattening(installation: Installation) -> Iterator[Finding]:
+    """Let the native module flatten a folder and unflatten it, in a process of its own."""
+    found = [p for p in installation.root.glob(_FLATTENING) if p.suffix in (".so", ".pyd")]
+    if not found:
+        yield Finding(
+            "install-flattening", "executorchcoreml", False, "the native module is not in the wheel"
+        )
+        return
+    try:
+        done = subprocess.run(
+            [sys.executable, str(_CHILD), str(found[0])],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+        problem = (done.stderr.strip().splitlines() or [""])[-1]
+        message = f"status {done.returncode}: {problem}" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        message = f"no answer in {_SECONDS} s"
+    if message:
+        message = f"{found[0].name} does not bring a folder back: {message}"
+    yield Finding("install-flattening", found[0].name, not message, message, comparisons=2)
+
+
+def _check_modules(name_of_check: str, installation: Installation) -> Iterator[Finding]:
     """Look for each module of a group, and for what it imports."""
-    for name in MODULES[check]:
+    for name in MODULES[name_of_check]:
         seen: dict[str, Path | None] = {}
         _follow(installation, name, seen)
         lost = sorted(module for module, path in seen.items() if path is None)
         if name in lost:
             message = f"the module {name} is not in the wheel"
         elif lost:
-            message = f"{name} needs {', '.join(lost)}, which the wheel has not"
+            message = f"{name} needs {', '.join(lost)}, which the wheel lacks"
         else:
             message = ""
-        yield Finding(check, name, not message, message, comparisons=len(seen))
+        yield Finding(name_of_check, name, not message, message, comparisons=len(seen))
 
 
 def _follow(installation: Installation, name: str, seen: dict[str, Path | None]) -> None:

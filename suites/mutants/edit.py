@@ -74,7 +74,7 @@ class Payload:
 
     def to_bytes(self) -> bytes:
         """The payload, flattened."""
-        touched = vars(self)  # a cached property stands here once it has been asked for
+        touched = vars(self)  # holds a cached property once it has been asked for
         files = dict(self.files)
         if "model" in touched:
             files[f"model.mlpackage/{self._package.spec_path}"] = self.model.SerializeToString()
@@ -88,7 +88,7 @@ class Payload:
 class Export:
     """A .pte in parts: its tables, its segments, and the payloads in the order of their delegates.
 
-    A constant is changed where it stands; a payload is written over the segment it came from.
+    A constant is changed in place; a payload is written over the segment it came from.
     """
 
     def __init__(self, path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from harness.checks import artifact_checks, run_check
+from harness.checks import Check, artifact_checks, run_check
 from harness.results import Case
 from harness.subject import Subject
 
@@ -16,7 +17,12 @@ def opened(path: Path, sound: Subject) -> Subject:
     return Subject(path, sound.checkpoint, sound.params, sound.options, sound.unshared)
 
 
-def judged(subject: Subject, name: str) -> Case:
-    """Run a check; an artifact that is too broken for it gives an `error`, which fails a run."""
-    check = artifact_checks()[name]
-    return run_check(check, subject, RUNTIME if check.takes_runtime else None, suite="mutants")
+def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]) -> Case:
+    """Run a check, given by name or itself; fails with the traceback when the check has a bug.
+
+    An artifact that is too broken to be looked at, or to be opened, is an `error`.
+    """
+    check = artifact_checks()[check] if isinstance(check, str) else check
+    case = run_check(check, subject, RUNTIME if check.takes_runtime else None, suite="mutants")
+    assert not case.traceback, case.traceback
+    return case

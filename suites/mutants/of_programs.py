@@ -30,7 +30,7 @@ def constant_of(payload: Payload, function: str, operation: Any, parameter: str)
     for candidate in payload.operations(function, "const"):
         if candidate.outputs[0].name == name:
             return candidate.attributes["val"].immediateValue.tensor
-    raise AssertionError(f"{operation.type}'s {parameter} is no constant")
+    raise AssertionError(f"{operation.type}'s {parameter} is not a constant")
 
 
 def masked_scores(payload: Payload, function: str) -> Any:

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from harness.artifact import open_artifact
-from harness.checks import run_check
 from harness.checks.agreement import agreement_with
 from suites.conformance.subjects import Subjects
 from suites.mutants import of_constants as constants
 from suites.mutants import of_programs as programs
 from suites.mutants import of_weights as weights
 from suites.mutants.edit import scale_half
-from suites.mutants.judge import RUNTIME, opened
+from suites.mutants.judge import RUNTIME, judged, opened
 
 pytestmark = pytest.mark.mutant
 MODES = ("single", "multifunction")
@@ -47,7 +46,7 @@ def ours():
 
 
 def compared(subject, other):
-    return run_check(agreement_with(lambda: other), subject, RUNTIME, suite="mutants")
+    return judged(subject, agreement_with(lambda: other))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from fixtures.cache import exported, fixture
-from harness.checks import artifact_checks, run_check
+from harness.checks import artifact_checks
 from harness.subject import Subject
+from suites.mutants.judge import judged
 
 
 @pytest.mark.parametrize(("input_len", "context"), [(1, 8), (16, 20)])
@@ -16,7 +17,5 @@ def test_every_check_applies_to_a_short_context(input_len, context):
     subject = Subject(exported("tiny", options), model.checkpoint, model.params, options)
     for check in artifact_checks().values():
         if not check.inapplicable(subject):
-            case = run_check(
-                check, subject, "mil:widen" if check.takes_runtime else None, suite="s"
-            )
+            case = judged(subject, check)
             assert case.outcome == "pass", case.reason
