@@ -60,7 +60,7 @@ def read_exported(folder: Path) -> tuple[Pte, dict[str, Bundle]]:
     """
     files = FolderFiles(folder)
     content = _content(files, folder)
-    reader = _Reader(folder, files)
+    reader = _ProgramEntries(folder, files)
     methods = {name: reader.method(name, fields) for name, fields in content["methods"].items()}
     constants = {name: reader.constant(name, value) for name, value in content["constants"].items()}
     if both := sorted(set(methods) & set(constants)):
@@ -95,7 +95,7 @@ def _content(files: FolderFiles, folder: Path) -> dict[str, Any]:
     )
 
 
-class _Reader:
+class _ProgramEntries:
     """Reads the entries of one `program.json`; collects the packages that it names."""
 
     def __init__(self, folder: Path, files: FolderFiles) -> None:

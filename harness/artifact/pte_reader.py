@@ -50,12 +50,12 @@ def parse_pte(data: memoryview, what: str) -> Pte:
             "give a .pte that ExecuTorch wrote, or an .mlpackage folder"
         )
     try:
-        return _Reader(data).program()
+        return ProgramTables(data).program()
     except ArtifactError as error:
         raise ArtifactError(f"{what}: {error}") from None
 
 
-class _Reader:
+class ProgramTables:
     """Walks a program's tables once."""
 
     def __init__(self, data: memoryview) -> None:
@@ -189,11 +189,11 @@ class _Reader:
         return DelegateData(backend, data, specs)
 
 
-_VALUES: dict[int, Callable[[_Reader, Table], Value]] = {
+_VALUES: dict[int, Callable[[ProgramTables, Table], Value]] = {
     2: lambda _, table: table.scalar(0, "int64"),
     3: lambda _, table: bool(table.scalar(0, "bool")),
     4: lambda _, table: table.scalar(0, "float64"),
-    5: _Reader._tensor,
+    5: ProgramTables._tensor,
     6: lambda _, table: table.text(0),
     7: lambda _, table: ListValue(table.numbers(0, "int64")),
     8: lambda _, table: tuple(table.numbers(0, "float64")),

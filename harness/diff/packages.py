@@ -9,10 +9,9 @@ from typing import Any
 from harness.artifact.facts import sharing
 from harness.artifact.package import Package
 from harness.diff.difference import Difference, changed, reordered
-from harness.diff.operations import align, diff_operations
+from harness.diff.functions import Weights, align, diff_operations, diff_weights
 from harness.diff.steps import steps
 from harness.diff.values import type_text
-from harness.diff.weights import Weights, diff_weights
 
 _METADATA = ("shortDescription", "versionString", "author", "license")
 _FEATURES = ("input", "output", "state")

@@ -41,7 +41,7 @@ class Step:
 
 def steps(function: Any, block: Any) -> list[Step]:
     """Return the operations of a function's block, and last what it returns."""
-    reader = _Reader(ChainMap(), ChainMap())
+    reader = _Scope(ChainMap(), ChainMap())
     reader.types.update({value.name: type_text(value.type) for value in function.inputs})
     found = reader.operations(block)
     taken = _Taken()
@@ -60,7 +60,7 @@ class _Taken:
         return Step(kind, signature, tuple(self.values), outputs, tuple(self.weights))
 
 
-class _Reader:
+class _Scope:
     """Reads operations in order; knows the types of the variables, and the constants, so far."""
 
     def __init__(self, types: ChainMap[str, str], constants: ChainMap[str, Any]) -> None:
@@ -109,7 +109,7 @@ class _Reader:
 
     def _nested(self, block: Any, taken: _Taken) -> str:
         """Return an inner block as text: its own values by number, outer ones as inputs."""
-        inner = _Reader(self.types.new_child(), self.constants.new_child())
+        inner = _Scope(self.types.new_child(), self.constants.new_child())
         numbers: dict[str, int] = {}
         for value in block.inputs:
             numbers[value.name] = len(numbers)

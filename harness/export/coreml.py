@@ -24,7 +24,7 @@ from harness.packages.weight_file import WeightFile
 
 if TYPE_CHECKING:
     from harness.export.filling import Weight
-    from harness.export.weights import WeightStore
+    from harness.export.weight_store import WeightStore
 
 
 def export(
@@ -48,7 +48,7 @@ def export(
     with partial_folder(Path(output), EXPORT, replace=True) as folder:
         show("importing torch")
         from harness.export.constants import constants
-        from harness.export.weights import WeightStore
+        from harness.export.weight_store import WeightStore
         from harness.models.checkpoint import load_checkpoint
 
         show("loading the checkpoint")

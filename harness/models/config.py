@@ -195,7 +195,7 @@ def load_params(path: str | Path) -> ModelConfig:
 def parse_params(params: Mapping[str, Any], where: str = "params") -> ModelConfig:
     """Validate the content of a `params.json`; `where` names it in errors."""
     _refuse_unsupported(params, where)
-    read = _Reader(params, where)
+    read = _Params(params, where)
     dim, n_heads = read.size("dim"), read.size("n_heads")
     config = ModelConfig(
         dim=dim,
@@ -234,7 +234,7 @@ def _refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _hidden_dim(dim: int, read: _Reader) -> int:
+def _hidden_dim(dim: int, read: _Params) -> int:
     """Meta's rule for the feed-forward width when it is not given: 8/3 dim, scaled, rounded up."""
     hidden = int(2 * (4 * dim) / 3)
     if read.given("ffn_dim_multiplier"):
@@ -243,7 +243,7 @@ def _hidden_dim(dim: int, read: _Reader) -> int:
     return multiple * math.ceil(hidden / multiple)
 
 
-def _rope_scaling(read: _Reader) -> RopeScaling | None:
+def _rope_scaling(read: _Params) -> RopeScaling | None:
     if not read.flag("use_scaled_rope"):
         return None
     low, high = read.positive("low_freq_factor", 1.0), read.positive("high_freq_factor", 4.0)
@@ -258,7 +258,7 @@ def _rope_scaling(read: _Reader) -> RopeScaling | None:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _Params:
     """Takes values out of params with the type that they must have; null counts as not given."""
 
     params: Mapping[str, Any]

@@ -159,7 +159,7 @@ def _write(files: Mapping[str, memoryview], folder: Path, what: str) -> None:
         except (FileExistsError, NotADirectoryError):
             raise ArtifactError(
                 f"{what}: its file {name!r} differs from another in case only; "
-                "extract it where case counts"
+                "extract it on a case-sensitive file system"
             ) from None
         except ValueError:  # a lone surrogate
             raise ArtifactError(f"{what}: {name!r} cannot name a file") from None

@@ -111,9 +111,9 @@ class Interpreter:
         ]
 
     def _made(self, values: list[Any], index: int, what: str) -> Any:
-        """Return a value; raises HarnessError, naming `what`, when nothing has made it yet."""
+        """Return a value; raises HarnessError, naming `what`, when it is not defined yet."""
         if values[index] is None and self._plan.values[index] is not None:
-            raise HarnessError(f"{self._where}: {what} is value {index}, which nothing has made")
+            raise HarnessError(f"{self._where}: {what} is value {index}, used before it is defined")
         return values[index]
 
     def _execute(self, instruction: Instruction, values: list[Any], position: int) -> int:

@@ -21,7 +21,7 @@ from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC
 from harness.artifact.flatbuffer import Table
 from harness.artifact.flattened import flatten, read_flattened, root_name
 from harness.artifact.package import Package, SubFiles
-from harness.artifact.pte_reader import _Reader
+from harness.artifact.pte_reader import ProgramTables
 
 _PROGRAM_SIZE, _SEGMENT_BASE, _SEGMENT_SIZE = 16, 24, 32  # where the extended header has them
 _METHODS, _SEGMENTS, _NAMED_DATA = 1, 4, 7  # fields of `Program` in `schema/program.fbs`
@@ -94,7 +94,7 @@ class Export:
     def __init__(self, path: Path) -> None:
         self._file = bytearray(path.read_bytes())
         view = memoryview(self._file)
-        self._pte = _Reader(view).program()
+        self._pte = ProgramTables(view).program()
         self._tables, self._base = view[: self._header(_PROGRAM_SIZE)], self._header(_SEGMENT_BASE)
         delegates = [delegate.child(1) for delegate in self._delegates()]
         self._delegate_segments = [data.scalar(1, "uint32") for data in delegates if data]

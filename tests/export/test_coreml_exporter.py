@@ -6,7 +6,7 @@ import torch
 from harness.artifact import open_artifact
 from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError
-from harness.export import weights as stored_weights
+from harness.export import weight_store as stored_weights
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
 from tests.export.small_llama import content, export_small, subject, write_model

@@ -9,7 +9,7 @@ from harness.errors import HarnessError
 from harness.export.graph import rms_norm
 from harness.export.options import ExportOptions
 from harness.export.plan import plan_methods, plan_packages
-from harness.export.weights import pack_int4
+from harness.export.weight_store import pack_int4
 from harness.models.config import parse_params
 
 EPS = 1e-5

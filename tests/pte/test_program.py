@@ -168,9 +168,9 @@ def test_a_condition_that_is_not_one_bool_is_named(condition):
 @pytest.mark.parametrize(
     ("instructions", "problem"),
     [
-        ((), "output 'value_1' is value 1, which nothing has made"),
-        ((MoveCall(0, 1), FreeCall(1)), "output 'value_1' is value 1, which nothing has made"),
-        ((JumpFalseCall(1, 1),), "a jump's condition is value 1, which nothing has made"),
+        ((), "output 'value_1' is value 1, used before it is defined"),
+        ((MoveCall(0, 1), FreeCall(1)), "output 'value_1' is value 1, used before it is defined"),
+        ((JumpFalseCall(1, 1),), "a jump's condition is value 1, used before it is defined"),
     ],
 )
 def test_a_value_that_nothing_has_made_is_named(instructions, problem):
@@ -218,7 +218,7 @@ def test_a_delegates_result_of_another_shape_is_named():
 
 def test_a_delegates_input_that_nothing_has_made_is_named():
     method = delegating((tensor(1), tensor(1), tensor(1)), inputs=(0,))
-    with pytest.raises(HarnessError, match="delegate 0's input 'b' is value 1, which nothing has"):
+    with pytest.raises(HarnessError, match="delegate 0's input 'b' is value 1, used before"):
         method(ONE)
 
 

@@ -52,14 +52,14 @@ class _Windows:
 @operation("max_pool", inputs=("x",), moves_data=True)
 def max_pool(op: Operation) -> Run:
     """The largest element of each window; padding never is."""
-    read = _Reader(op)
+    read = _Pooling(op)
     return lambda x: read.windows(x).maximum(x)
 
 
 @operation("avg_pool", inputs=("x",))
 def avg_pool(op: Operation) -> Run:
     """The mean of each window, of its zero padding too unless that is excluded."""
-    read = _Reader(op)
+    read = _Pooling(op)
     with_padding = not op.constant("exclude_padding_from_average", False)
 
     def run(x: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ def avg_pool(op: Operation) -> Run:
 @operation("l2_pool", inputs=("x",))
 def l2_pool(op: Operation) -> Run:
     """The square root of each window's sum of squares."""
-    read = _Reader(op)
+    read = _Pooling(op)
     return lambda x: torch.sqrt(read.windows(x).total(x * x))
 
 
-class _Reader:
+class _Pooling:
     """Reads what pooling operations have in common."""
 
     def __init__(self, op: Operation) -> None:
