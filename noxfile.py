@@ -51,7 +51,7 @@ def conformance(session: nox.Session) -> None:
 def installation(session: nox.Session) -> None:
     """Judge the installed ExecuTorch: does it carry what a native runner needs?"""
     install(session)
-    results = ["--install-results", f"{RESULTS}/installation"]
+    results = ["--results", f"{RESULTS}/installation"]
     run(session, "pytest", "suites/installation", *results, *session.posargs)
 
 

@@ -1,42 +1,35 @@
-"""One test, one case: run a check, record the case, and tell pytest how it went."""
+"""One test, one case: run a check on the test's subject, and record the case."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from harness.checks import Check, run_check
-from harness.results import Writer, read_known
+from harness.results import Case
 from harness.subject import Subject
 from suites.conformance.subjects import Subjects
+from suites.results import KNOWN
 
-KNOWN = read_known(Path(__file__).parents[1] / "known.toml")
 
-
+@dataclass(frozen=True)
 class Judge:
     """Judges one subject by one check."""
 
-    def __init__(self, stream: Writer, subjects: Subjects, fixture_name: str, mode: str) -> None:
-        self._stream = stream
-        self._subjects = subjects
-        self._fixture_name, self._mode = fixture_name, mode
-        self.recorded = False
+    record: Callable[[Case], None]
+    subjects: Subjects
+    fixture_name: str
+    mode: str
 
     def __call__(self, check: Check[Subject], runtime: str | None = None) -> None:
         """Run a check on the subject, which is exported and opened when it is needed."""
         case = run_check(
             check,
-            lambda: self._subjects.get(self._fixture_name, self._mode),
+            lambda: self.subjects.get(self.fixture_name, self.mode),
             runtime,
             suite="conformance",
-            fixture=self._fixture_name,
-            mode=self._mode,
+            fixture=self.fixture_name,
+            mode=self.mode,
             known=KNOWN,
         )
-        self._stream.add(case)
-        self.recorded = True
-        if case.outcome in ("skip", "known"):
-            pytest.skip(case.summary)
-        if case.outcome != "pass":
-            pytest.fail(f"{case.outcome}: {case.summary}\n{case.traceback}".rstrip(), pytrace=False)
+        self.record(case)

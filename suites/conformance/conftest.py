@@ -8,7 +8,7 @@ table.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
@@ -18,10 +18,12 @@ import pytest
 from fixtures.matrix import matrix
 from fixtures.models import model
 from harness.export import EXPORTERS
-from harness.report import run_table, write_report
-from harness.results import Header, Writer, read_run
+from harness.results import Case
 from suites.conformance.cases import Judge
 from suites.conformance.subjects import Subjects
+from suites.results import pytest_runtest_makereport, record, start_recording
+
+__all__ = ["pytest_runtest_makereport", "record"]
 
 DEFAULT_RUNTIMES = (
     "mil:strict",
@@ -32,7 +34,6 @@ DEFAULT_RUNTIMES = (
     "executorch",
 )
 MODES = ("single", "multifunction")
-_STREAM = pytest.StashKey[Writer]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,9 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_exporters: for our exports, beside ExecuTorch's")
     names = ("fixture", "mode", "exporter", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
-    path = config.getoption("results") / "conformance.jsonl"
-    if not config.option.collectonly:
-        config.stash[_STREAM] = Writer(path, Header.here(options))
+    start_recording(config, "conformance", config.getoption("results"), options)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -116,31 +115,7 @@ def subjects(pytestconfig: pytest.Config) -> Subjects:
 
 @pytest.fixture
 def judge(
-    request: pytest.FixtureRequest, subjects: Subjects, fixture_name: str, mode: str
-) -> Iterator[Judge]:
+    record: Callable[[Case], None], subjects: Subjects, fixture_name: str, mode: str
+) -> Judge:
     """Run one check of this test's subject, record the case, and fail when it fails."""
-    judge = Judge(request.config.stash[_STREAM], subjects, fixture_name, mode)
-    yield judge
-    assert judge.recorded, "a test of this suite must judge something"
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Close the stream; a run that was interrupted gets no footer."""
-    writer = session.config.stash.get(_STREAM, None)
-    if writer is None:
-        return
-    if exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR):
-        writer.abandon()
-        return
-    writer.finish()
-    write_report(read_run(writer.path), writer.path.parent)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    writer = terminalreporter.config.stash.get(_STREAM, None)
-    if writer is None or not writer.path.exists():
-        return
-    terminalreporter.section("conformance")
-    colours = terminalreporter.isatty and not os.environ.get("NO_COLOR")
-    terminalreporter.write_line(run_table(read_run(writer.path), colours=colours))
-    terminalreporter.write_line(f"\nresults: {writer.path.parent}")
+    return Judge(record, subjects, fixture_name, mode)

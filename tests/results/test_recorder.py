@@ -1,0 +1,82 @@
+"""The results plugin of the suites: the same cases with xdist and without, and none lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.results import read_run
+
+CONFTEST = """
+from pathlib import Path
+from suites.results import pytest_runtest_makereport, record, start_recording
+
+def pytest_configure(config):
+    start_recording(config, "mini", Path("results"), {})
+"""
+TESTS = """
+import os
+import pytest
+from harness.results import Case
+
+def case(name, outcome="pass", **more):
+    return Case("mini", name, outcome=outcome, comparisons=1, **more)
+
+@pytest.mark.parametrize("number", range(4))
+def test_passing(record, number):
+    record(case(f"sound-{number}"))
+
+def test_skipped(record):
+    record(case("skipped", "skip", reason="not here"))
+"""
+FAILING = "\ndef test_failing(record):\n    record(case('broken', 'fail', reason='wrong'))\n"
+SILENT = "\ndef test_silent(record):\n    pass\n"
+DYING = "\ndef test_dying(record):\n    os._exit(9)\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(tests, *options):
+        (tmp_path / "conftest.py").write_text(CONFTEST)
+        (tmp_path / "test_mini.py").write_text(tests)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        root = Path(__file__).parents[2]
+        paths = [str(root), *filter(None, sys.path)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        return done, read_run(tmp_path / "results" / "mini.jsonl")
+
+    return run
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two workers"])
+def test_every_case_is_in_the_stream_and_the_table(run, options):
+    done, found = run(TESTS + FAILING, *options)
+    outcomes = {case.check: case.outcome for case in found.cases}
+    passing = dict.fromkeys((f"sound-{number}" for number in range(4)), "pass")
+    assert outcomes == passing | {"skipped": "skip", "broken": "fail"}
+    assert done.returncode == 1 and not found.footer.passed
+    assert "FAILED: 4 pass, 1 fail, 1 skip" in done.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two workers"])
+def test_a_sound_run_passes(run, options):
+    done, found = run(TESTS, *options)
+    assert done.returncode == 0 and found.footer.passed and len(found.cases) == 5
+
+
+def test_a_test_that_records_nothing_fails_and_is_an_error(run):
+    done, found = run(TESTS + SILENT)
+    (case,) = [case for case in found.cases if not case.passes]
+    assert done.returncode == 1 and case.outcome == "error" and "test_silent" in case.check
+    assert case.reason == "a test of this suite must record a case"
+
+
+def test_a_worker_that_dies_is_an_error(run):
+    done, found = run(TESTS + DYING, "-n", "2")
+    (case,) = [case for case in found.cases if not case.passes]
+    assert done.returncode == 1 and case.outcome == "error" and "test_dying" in case.check
