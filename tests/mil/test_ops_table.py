@@ -41,6 +41,16 @@ def test_every_operation_in_the_table_is_implemented():
     assert set(IMPLEMENTATIONS) == set(operations()) - {"const"}
 
 
+def test_every_operation_is_in_the_module_that_coremltools_first_defines_it_in():
+    from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
+
+    ours = {n: i.build.__module__.split(".")[-1] for n, i in IMPLEMENTATIONS.items()}
+    assert ours.pop("write_state") == "states"  # coremltools has it in a dialect, by another name
+    versions = SSAOpRegistry.core_ops
+    theirs = {n: versions[n][min(versions[n])].__module__.split(".")[-1] for n in ours}
+    assert ours == theirs
+
+
 def test_every_row_says_how_exact_a_result_is():
     classes = {"exact", "elementwise", "accumulated", "statistical"}
     assert {entry.tolerance for entry in operations().values()} == classes

@@ -173,7 +173,7 @@ class _Boxes:
         if self._normalized:
             high, wide = x.shape[-2] - 1, x.shape[-1] - 1
             ordered = ordered * torch.tensor([high, wide, high, wide], dtype=torch.float64)
-        return ordered * self._scale
+        return ordered * float(self._scale)
 
 
 @operation("resample", inputs=("x", "coordinates"))

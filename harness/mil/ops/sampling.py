@@ -83,7 +83,7 @@ def in_bands(sample: Callable[..., Tensor], *places: Tensor) -> Tensor:
     """
     count, _, wide = places[0].shape
     rows = max(1, _BAND // max(1, count * wide))
-    bands = zip(*(tensor.split(rows, 1) for tensor in places), strict=True)
+    bands = zip(*(torch.split(tensor, rows, 1) for tensor in places), strict=True)
     return torch.cat([sample(*band) for band in bands], 2)
 
 
