@@ -14,13 +14,13 @@ import torch
 
 from harness.errors import HarnessError
 from harness.generate.session import Session
+from harness.runtimes import runtime_row
 from harness.subject import Subject
 
 DECODE_STEPS = 32
 WIDE_TOLERANCE = 1e-5  # of the largest logit
 CALIBRATED_MULTIPLE = 2.0
 PARTS = ("prefill", "decode", "caches")
-_WIDE = ("mil:widen", "mil:double", "eager:fp32", "eager:fp64")
 SEED = 20_26
 
 
@@ -189,7 +189,7 @@ def _measure(subject: Subject, runtime: str) -> Measured:
 
 def tolerances(subject: Subject, runtime: str) -> dict[str, float]:
     """Return the allowed relative error of each part on a runtime."""
-    if runtime in _WIDE:
+    if not runtime_row(runtime).rounds:
         return dict.fromkeys(PARTS, WIDE_TOLERANCE)
     eager = measure(subject, f"eager:{subject.dtype}").errors
     return {
@@ -214,7 +214,7 @@ def allowed_on(subject: Subject, runtime: str, tokens: torch.Tensor, wanted: tor
     Late positions of a long context may err more than the sequence's. One eager pass in the
     artifact's precision says by how much, of the largest logit of the position.
     """
-    if runtime in _WIDE:
+    if not runtime_row(runtime).rounds:
         return 0.0
     eager = subject.eager(tokens, subject.first_tables(len(tokens)))[0]
     worst = max(error(found, want).relative for found, want in zip(eager, wanted, strict=True))

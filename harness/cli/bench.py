@@ -12,7 +12,7 @@ from harness.errors import HarnessError, NotInstalledError
 if TYPE_CHECKING:
     from harness.measure.timing import Memory, Round
 
-BASELINE = "eager:fp32"
+BASELINE = "eager:fp32"  # what each figure is a multiple of
 
 # A figure's key in the JSON, the column that shows it, and by what it is divided there.
 COLUMNS = (

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from harness.results import Case
     from harness.subject import Subject
 
-EXECUTORS = ("mil:strict", "mil:widen")
 _SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 
 
@@ -70,10 +69,11 @@ def _chosen(names: list[str] | None) -> list[Check[Subject]]:
 
 def _runtimes(names: list[str] | None) -> list[str]:
     """Return the runtimes' names; one that was asked for and is not here is an error."""
-    from harness.runtimes import default_runtime, get_runtime
+    from harness.runtimes import RUNTIMES, default_runtime, get_runtime
 
     if not names:
-        return list(dict.fromkeys((*EXECUTORS, default_runtime())))
+        usual = [row.name for row in RUNTIMES.values() if row.in_check]
+        return list(dict.fromkeys((*usual, default_runtime())))
     for name in names:
         if reason := get_runtime(name).unavailable():
             raise NotInstalledError(f"runtime {name} cannot be used here: {reason}")

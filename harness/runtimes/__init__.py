@@ -1,9 +1,13 @@
-"""Runtimes by name, `kind[:option]`; a runtime's module is imported when it is asked for."""
+"""Runtimes by name, `kind[:option]`: a row each; its class is imported when it is asked for.
+
+To add a runtime, write its class (see `base.Runtime`) in a module of this room and add its row to
+`RUNTIMES`. The bounds of parity, the command line, conformance and the benchmarks read the row.
+"""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
@@ -16,67 +20,143 @@ __all__ = [
     "RUNTIMES",
     "Method",
     "Runtime",
+    "RuntimeRow",
     "TensorSpec",
     "default_runtime",
     "get_runtime",
     "isolated_runtime",
+    "runtime_row",
 ]
 
-_KINDS = {
-    "mil": ("harness.runtimes.mil", "MilRuntime", ("strict", "widen", "double")),
-    "eager": ("harness.runtimes.eager", "EagerRuntime", ("fp16", "fp32", "fp64")),
-    "coreml": (
-        "harness.runtimes.coreml",
-        "CoreMLRuntime",
-        ("cpu_only", "cpu_and_gpu", "cpu_and_ne"),
-    ),
-    "executorch": ("harness.runtimes.executorch", "ExecuTorchRuntime", ()),
-}
-# Native code that has crashed runs in a child process. True where this process itself asks whether
-# it is available; executorch answers after ten seconds of imports, which are the child's.
-_CRASH_PRONE = {"coreml": True, "executorch": False}
-_DEFAULT_OPTIONS = {"mil": "widen", "eager": "fp32", "coreml": "cpu_and_ne"}
 
-RUNTIMES = tuple(
-    f"{kind}:{option}" if option else kind
-    for kind, (_, _, options) in _KINDS.items()
-    for option in options or ("",)
-)
-"""The full names of all runtimes, available here or not."""
+@dataclass(frozen=True)
+class RuntimeRow:
+    """One runtime: its name, and what the rest of the house must know of it.
+
+    `import_class` returns its class, which takes the name's option, if any. `rounds` says that it
+    computes in the artifact's own precision, so that its bounds are calibrated; one that carries
+    more precision gets a fixed, smaller bound. `needs_child` isolates native code that has crashed
+    in a child process; `asks_in_child` is for one that imports for seconds before it knows whether
+    it is available. `usual` makes it what its kind alone means. The last three say where it is used
+    unless others are asked for: in the conformance suite, by `harness check`, in benchmarks.
+    """
+
+    name: str
+    import_class: Callable[[], Callable[..., Runtime]]
+    rounds: bool
+    needs_child: bool = False
+    asks_in_child: bool = False
+    usual: bool = False
+    in_conformance: bool = False
+    in_check: bool = False
+    timed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The name's first part."""
+        return self.name.partition(":")[0]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What the class is called with: the option, if the name has one."""
+        option = self.name.partition(":")[2]
+        return (option,) if option else ()
+
+
+def _mil() -> Callable[..., Runtime]:
+    from harness.runtimes.mil import MilRuntime
+
+    return MilRuntime
+
+
+def _eager() -> Callable[..., Runtime]:
+    from harness.runtimes.eager import EagerRuntime
+
+    return EagerRuntime
+
+
+def _coreml() -> Callable[..., Runtime]:
+    from harness.runtimes.coreml import CoreMLRuntime
+
+    return CoreMLRuntime
+
+
+def _executorch() -> Callable[..., Runtime]:
+    from harness.runtimes.executorch import ExecuTorchRuntime
+
+    return ExecuTorchRuntime
+
+
+def _coreml_row(units: str, usual: bool = False) -> RuntimeRow:
+    return RuntimeRow(
+        f"coreml:{units}",
+        _coreml,
+        rounds=True,
+        needs_child=True,
+        usual=usual,
+        in_conformance=True,
+        timed=True,
+    )
+
+
+RUNTIMES = {
+    row.name: row
+    for row in (
+        RuntimeRow("mil:strict", _mil, rounds=True, in_conformance=True, in_check=True, timed=True),
+        RuntimeRow(
+            "mil:widen",
+            _mil,
+            rounds=False,
+            usual=True,
+            in_conformance=True,
+            in_check=True,
+            timed=True,
+        ),
+        RuntimeRow("mil:double", _mil, rounds=False),
+        RuntimeRow("eager:fp16", _eager, rounds=True),
+        RuntimeRow("eager:fp32", _eager, rounds=False, usual=True, timed=True),
+        RuntimeRow("eager:fp64", _eager, rounds=False),
+        _coreml_row("cpu_only"),
+        _coreml_row("cpu_and_gpu"),
+        _coreml_row("cpu_and_ne", usual=True),
+        RuntimeRow(
+            "executorch",
+            _executorch,
+            rounds=True,
+            needs_child=True,
+            asks_in_child=True,
+            in_conformance=True,
+            timed=True,
+        ),
+    )
+}
+"""The rows of all runtimes by name, whether they are available here or not."""
+
+
+def runtime_row(name: str) -> RuntimeRow:
+    """Return the row of a runtime; a kind alone means its usual option ("mil" is "mil:widen").
+
+    Raises HarnessError with the names there are.
+    """
+    usual = (row for row in RUNTIMES.values() if row.kind == name and row.usual)
+    row = RUNTIMES.get(name) or next(usual, None)
+    if row is None:
+        raise HarnessError(f"no runtime '{name}'; choose from {', '.join(RUNTIMES)}")
+    return row
 
 
 def get_runtime(name: str) -> Runtime:
-    """Return a runtime; a kind alone means its usual option ("mil" is "mil:widen").
-
-    Crash-prone ones come isolated. Raises HarnessError with the names there are.
-    """
-    kind, _, _ = name.partition(":")
-    if kind in _CRASH_PRONE:
-        return isolated_runtime(name)
-    runtime_class, arguments = _find(name)
-    runtime: Runtime = runtime_class(*arguments)
-    return runtime
+    """Return a runtime, isolated if its row says so; raises as `runtime_row` does."""
+    row = runtime_row(name)
+    return isolated_runtime(name) if row.needs_child else row.import_class()(*row.arguments)
 
 
 def isolated_runtime(name: str) -> IsolatedRuntime:
-    """Return any runtime in child processes: where its memory is measured, say."""
+    """Return any runtime in child processes, for example where its memory is measured."""
     from harness.runtimes.isolated import IsolatedRuntime
 
-    runtime_class, arguments = _find(name)
-    ask_here = _CRASH_PRONE.get(name.partition(":")[0], True)
-    return IsolatedRuntime(runtime_class, *arguments, ask_here=ask_here)
-
-
-def _find(name: str) -> tuple[Callable[..., Runtime], tuple[str, ...]]:
-    """The class of a runtime, and the arguments that make it."""
-    kind, _, option = name.partition(":")
-    option = option or _DEFAULT_OPTIONS.get(kind, "")
-    full_name = f"{kind}:{option}" if option else kind
-    if full_name not in RUNTIMES:
-        raise HarnessError(f"no runtime '{name}'; choose from {', '.join(RUNTIMES)}")
-    module, class_name, _ = _KINDS[kind]
-    runtime_class = getattr(importlib.import_module(module), class_name)
-    return runtime_class, (option,) if option else ()
+    row = runtime_row(name)
+    return IsolatedRuntime(row.import_class(), *row.arguments, ask_here=not row.asks_in_child)
 
 
 def default_runtime() -> str:
@@ -87,4 +167,4 @@ def default_runtime() -> str:
     for name in ("coreml:cpu_and_ne", "coreml:cpu_only"):
         if get_runtime(name).unavailable() is None:
             return name
-    return "mil:widen"
+    return runtime_row("mil").name

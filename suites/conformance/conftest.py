@@ -19,20 +19,14 @@ from fixtures.matrix import matrix
 from fixtures.models import model
 from harness.export import EXPORTERS
 from harness.results import Case
+from harness.runtimes import RUNTIMES
 from suites.conformance.cases import Judge
 from suites.conformance.subjects import Subjects
 from suites.results import pytest_runtest_makereport, record, start_recording
 
 __all__ = ["pytest_runtest_makereport", "record"]
 
-DEFAULT_RUNTIMES = (
-    "mil:strict",
-    "mil:widen",
-    "coreml:cpu_only",
-    "coreml:cpu_and_gpu",
-    "coreml:cpu_and_ne",
-    "executorch",
-)
+DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conformance)
 MODES = ("single", "multifunction")
 
 
