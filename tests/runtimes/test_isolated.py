@@ -14,15 +14,9 @@ import pytest
 import torch
 
 from harness.artifact import open_artifact
-from harness.errors import HarnessError, NotInstalledError
+from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
 from harness.runtimes import get_runtime
-from harness.runtimes.isolated import (
-    CallTimeoutError,
-    CrashError,
-    IsolatedRuntime,
-    Limits,
-    away_ns,
-)
+from harness.runtimes.isolated import IsolatedRuntime, Limits, away_ns
 from harness.runtimes.mil import MilRuntime
 from tests.runtimes.crashing import Misbehaving
 
