@@ -76,7 +76,7 @@ def _content(files: FolderFiles, folder: Path) -> dict[str, Any]:
     if len(data) > MAX_PROGRAM_BYTES:
         raise ArtifactError(f"{where}: {len(data)} bytes; {MAX_PROGRAM_BYTES} are allowed")
     try:
-        content = json.loads(bytes(data))
+        content: Any = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: not JSON ({error})") from None
     match content:
@@ -86,7 +86,7 @@ def _content(files: FolderFiles, folder: Path) -> dict[str, Any]:
             "methods": {**methods},
             "constants": {},
         } if methods:
-            return content
+            return dict(content)
         case {"format": "harness-export", "version": int(version)} if version != VERSION:
             raise ArtifactError(f"{where}: version {version}; version {VERSION} is known")
     raise ArtifactError(

@@ -116,7 +116,8 @@ class Table:
         if end > len(self._table.Bytes):
             raise damaged(f"field {slot} claims {length} items")
         self._budget.spend(length * item_size)
-        return self._table.Bytes[start + 4 : end]
+        content: memoryview = self._table.Bytes[start + 4 : end]
+        return content
 
     def numbers(self, slot: int, dtype: str) -> tuple[int, ...]:
         """Return a vector of numbers (little-endian `dtype`, as numpy names it)."""

@@ -13,7 +13,8 @@ from harness.artifact.limits import max_elements
 from harness.divergence.part import Part
 from harness.errors import HarnessError
 from harness.generate.session import open_session
-from harness.runtimes.base import Runtime, TensorSpec
+from harness.pte.signature import TensorSpec
+from harness.runtimes.base import Runtime
 from harness.subject import Subject
 
 DECODED = 3

@@ -12,8 +12,10 @@ from harness.artifact import Artifact, ArtifactError, Delegate
 from harness.mil import Function, Policy, load_function, observed
 from harness.mil.plan import Step
 from harness.mil.types import TensorType
-from harness.pte.program import DelegateRunner, ProgramMethod
-from harness.runtimes.base import Method, TensorSpec
+from harness.pte.interpreter import DelegateRunner
+from harness.pte.program import ProgramMethod
+from harness.pte.signature import TensorSpec
+from harness.runtimes.base import Method
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     grouped = q.reshape(1, n_kv_heads, -1, head_dim)  # the heads of a group, one below the other
     scores = grouped @ k.transpose(2, 3) * head_dim**-0.5
     weights = (scores.reshape(1, n_heads, length, span) + mask).softmax(-1)
-    mixed = weights.reshape(1, n_kv_heads, -1, span) @ v
+    mixed: torch.Tensor = weights.reshape(1, n_kv_heads, -1, span) @ v
     return mixed.reshape(1, n_heads, length, head_dim).transpose(1, 2).reshape(1, length, -1)
 
 

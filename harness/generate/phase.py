@@ -10,7 +10,8 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.generate.constants import ConstantReader
-    from harness.runtimes.base import Method, TensorSpec
+    from harness.pte.signature import TensorSpec
+from harness.runtimes.base import Method
 
 Shape = tuple[int, ...]
 

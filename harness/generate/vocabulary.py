@@ -122,19 +122,22 @@ class _Llama3:
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         allowed = "all" if parse_special else None
-        return self._tokenizer.encode(
+        tokens: list[int] = self._tokenizer.encode(
             text, bos=not parse_special, eos=False, allowed_special=allowed
         )
+        return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self._special]
-        return self._tokenizer.model.decode_bytes(kept).decode("utf-8", errors="replace")
+        text: bytes = self._tokenizer.model.decode_bytes(kept)
+        return text.decode("utf-8", errors="replace")
 
     def id_of(self, token: str) -> int | None:
         try:
-            return self._tokenizer.model.encode_single_token(token)
+            number: int = self._tokenizer.model.encode_single_token(token)
         except KeyError:
             return None
+        return number
 
 
 # What a file's first bytes look like, what it is then called, and what reads it.

@@ -244,7 +244,8 @@ def case_from_findings(
 
 def plain_fact(value: Any) -> Fact:
     """A fact as JSON knows it: numpy's scalars become Python's."""
-    return value.item() if hasattr(value, "item") else value
+    fact: Fact = value.item() if hasattr(value, "item") else value
+    return fact
 
 
 def _merged(named: Sequence[tuple[str, Mapping[str, V]]]) -> dict[str, V]:

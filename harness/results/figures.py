@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -62,7 +62,8 @@ class Figure:
         """
         if self.bound is None:
             return True
-        return self.finite and DIRECTIONS[self.better][1](self.value, self.bound)
+        meets: Callable[[float, float], bool] = DIRECTIONS[self.better][1]
+        return self.finite and meets(self.value, self.bound)
 
     def __str__(self) -> str:
         text = with_unit(self.value, self.unit)

@@ -34,7 +34,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
     try:
-        record = json.loads(
+        record: dict[str, Any] = json.loads(
             line.decode("utf-8"),
             object_pairs_hook=_object,
             parse_constant=_constant,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.runtimes.base import Method, Runtime, TensorSpec
+from harness.pte.signature import TensorSpec
+from harness.runtimes.base import Method, Runtime
 
 if TYPE_CHECKING:
     from harness.runtimes.isolated import IsolatedRuntime

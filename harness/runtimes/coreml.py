@@ -19,8 +19,10 @@ import torch
 from harness.artifact import Artifact, ArtifactError, Delegate, Package
 from harness.artifact.dtypes import FEATURE_TYPES
 from harness.errors import HarnessError
-from harness.pte.program import DelegateRunner, ProgramMethod
-from harness.runtimes.base import Method, TensorSpec
+from harness.pte.interpreter import DelegateRunner
+from harness.pte.program import ProgramMethod
+from harness.pte.signature import TensorSpec
+from harness.runtimes.base import Method
 from harness.shim import is_installed
 
 if TYPE_CHECKING:

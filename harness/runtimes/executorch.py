@@ -12,7 +12,8 @@ from harness.artifact import Artifact, ArtifactError
 from harness.artifact.delegate import BACKEND
 from harness.artifact.pte import PteMethod, TensorValue
 from harness.errors import HarnessError, NotInstalledError
-from harness.runtimes.base import Method, TensorSpec
+from harness.pte.signature import TensorSpec
+from harness.runtimes.base import Method
 
 
 class ExecuTorchRuntime:

@@ -6,7 +6,8 @@ import torch
 
 from harness.artifact import Artifact, ArtifactError, Delegate
 from harness.mil import Function, Policy, TensorType, get_policy, load_function
-from harness.pte.program import DelegateRunner, ProgramMethod, call_function, mil_delegate
+from harness.pte.interpreter import DelegateRunner
+from harness.pte.program import ProgramMethod, call_function, mil_delegate
 from harness.pte.signature import TensorSpec
 from harness.runtimes.base import Method
 
