@@ -32,6 +32,7 @@ class Recorder:
 
     def __init__(self, suite: str, folder: Path, options: dict[str, Any]) -> None:
         self._suite = suite
+        self._finished = False
         self._writer = Writer(folder / f"{suite}.jsonl", Header.here(options))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -57,11 +58,12 @@ class Recorder:
             self._writer.abandon()
             return
         self._writer.finish()
+        self._finished = True
         write_report(read_run(self._writer.path), self._writer.path.parent)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table, and where the results are."""
-        if not self._writer.path.exists():
+        if not self._finished:  # what lies at the path is an older run's
             return
         terminalreporter.section(self._suite)
         colours = bool(terminalreporter.isatty) and not os.environ.get("NO_COLOR")
@@ -100,7 +102,7 @@ def pytest_runtest_makereport(
     if call.when == "call":
         cases = item.stash.get(_CASES, [])
         report.user_properties.extend((_PROPERTY, case) for case in cases)
-        if not cases and report.passed:
+        if not cases and not report.failed:  # passed, or skipped itself
             report.outcome = "failed"
             report.longrepr = "a test of this suite must record a case"
     return report

@@ -75,7 +75,14 @@ def _facts(subject: Subject) -> dict[str, Fact]:
 
 
 def _parity(subject: Subject, runtime: str) -> Case:
-    return run_check(artifact_checks()["parity"], subject, runtime, suite="gate")
+    """Return the case of parity; raises HarnessError where nothing could be compared.
+
+    Two artifacts that cannot be looked at would otherwise be equally bad, and pass.
+    """
+    case = run_check(artifact_checks()["parity"], subject, runtime, suite="gate")
+    if case.outcome not in ("pass", "fail"):
+        raise HarnessError(case.reason)
+    return case
 
 
 def _parity_metric(base: Case, head: Case) -> Metric:

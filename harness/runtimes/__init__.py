@@ -139,8 +139,9 @@ def runtime_row(name: str) -> RuntimeRow:
 
     Raises HarnessError with the names there are.
     """
-    usual = (row for row in RUNTIMES.values() if row.kind == name and row.usual)
-    row = RUNTIMES.get(name) or next(usual, None)
+    given = name.removesuffix(":")  # "mil:" has no option either
+    usual = (row for row in RUNTIMES.values() if row.kind == given and row.usual)
+    row = RUNTIMES.get(given) or next(usual, None)
     if row is None:
         raise HarnessError(f"no runtime '{name}'; choose from {', '.join(RUNTIMES)}")
     return row

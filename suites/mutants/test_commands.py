@@ -70,6 +70,15 @@ def test_gate_of_a_broken_artifact_is_a_regression(command, subject, broken):
     assert status == 1 and verdicts["parity"] == "regression" and "decode" not in verdicts
 
 
+@pytest.mark.parametrize("sound_base", [True, False])
+def test_gate_of_what_parity_cannot_look_at_is_refused(command, subject, broken, sound_base):
+    """Two that are equally broken do not pass: nothing was compared."""
+    head = broken(programs.change_one_epsilon)
+    base = subject.artifact.path if sound_base else head
+    status, out, err = command("gate", base, head)
+    assert (status, out) == (2, "") and "2 epsilons, not one" in err
+
+
 def test_gate_of_a_run_and_an_artifact_is_refused(command, subject, tmp_path):
     status, _, err = command("gate", subject.artifact.path, tmp_path / "run.jsonl")
     assert status == 2 and "give two result files" in err

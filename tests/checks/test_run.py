@@ -1,8 +1,13 @@
 """The one judge: what happens in a check becomes one of seven outcomes, with its stage."""
 
+import importlib
+import pkgutil
+
 import pytest
 
-from harness.checks import Check, run_check
+import harness.checks
+from harness.checks import Check, artifact_checks, run_check
+from harness.checks.run import defined_in
 from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
 from harness.results import Finding, KnownDefect
 
@@ -85,3 +90,9 @@ def test_a_known_defect_that_shows_is_known_and_one_that_is_gone_fails():
     assert (case.outcome, case.issue) == ("known", "issue 1")
     case = judged(lambda subject: [finding()], known=known)
     assert case.outcome == "fail" and "issue 1 no longer shows" in case.reason
+
+
+def test_every_check_that_a_module_of_the_room_defines_is_run():
+    names = [module.name for module in pkgutil.iter_modules(harness.checks.__path__)]
+    modules = [importlib.import_module(f"harness.checks.{name}") for name in names]
+    assert defined_in(*modules) == artifact_checks() and len(artifact_checks()) >= 14

@@ -33,6 +33,8 @@ def test_skipped(record):
 """
 FAILING = "\ndef test_failing(record):\n    record(case('broken', 'fail', reason='wrong'))\n"
 SILENT = "\ndef test_silent(record):\n    pass\n"
+SKIPPING = "\ndef test_silent(record):\n    pytest.skip('not today')\n"
+INTERRUPTED = "\ndef test_late(record):\n    raise KeyboardInterrupt\n"
 DYING = "\ndef test_dying(record):\n    os._exit(9)\n"
 
 
@@ -69,8 +71,9 @@ def test_a_sound_run_passes(run, options):
     assert done.returncode == 0 and found.footer.passed and len(found.cases) == 5
 
 
-def test_a_test_that_records_nothing_fails_and_is_an_error(run):
-    done, found = run(TESTS + SILENT)
+@pytest.mark.parametrize("silent", [SILENT, SKIPPING], ids=["passes", "skips itself"])
+def test_a_test_that_records_nothing_fails_and_is_an_error(run, silent):
+    done, found = run(TESTS + silent)
     (case,) = [case for case in found.cases if not case.passes]
     assert done.returncode == 1 and case.outcome == "error" and "test_silent" in case.check
     assert case.reason == "a test of this suite must record a case"
@@ -80,3 +83,10 @@ def test_a_worker_that_dies_is_an_error(run):
     done, found = run(TESTS + DYING, "-n", "2")
     (case,) = [case for case in found.cases if not case.passes]
     assert done.returncode == 1 and case.outcome == "error" and "test_dying" in case.check
+
+
+def test_an_interrupted_run_shows_no_older_runs_table(run):
+    run(TESTS)
+    done, found = run(TESTS + INTERRUPTED)
+    assert found.footer.passed, "the older run's stream is left in place"
+    assert done.returncode == 2 and "PASSED" not in done.stdout

@@ -61,6 +61,10 @@ def test_a_kind_alone_means_its_usual_option():
         "executorch",
         "mil:widen",
     ]
+    assert [runtime_row(name).name for name in ("mil:", "executorch:")] == [
+        "mil:widen",
+        "executorch",
+    ]
 
 
 def test_an_unknown_runtime_is_refused_with_the_names_there_are():
