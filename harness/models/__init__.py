@@ -1,4 +1,4 @@
-"""Llama in plain PyTorch: the oracle, the static form that is exported, and what quantizes it.
+"""Llama in plain PyTorch: the oracle, the static model that is exported, and the quantization.
 
-Import the module you need: only :mod:`harness.models.config` is free of torch.
+Import the module that you need: only :mod:`harness.models.config` works without torch.
 """

@@ -1,13 +1,13 @@
-"""A Llama's weights by Meta's names, from Meta's or Hugging Face's files, held against a config.
+"""Reads a Llama's weights from Meta's or Hugging Face's files and checks them against a config.
 
 A checkpoint without an output layer has tied embeddings: `output.weight` becomes the very tensor
-of `tok_embeddings.weight`. ExecuTorch's static exporter does not know of tying: it prints the
+of `tok_embeddings.weight`. ExecuTorch's static exporter does not support tying: it prints the
 missing key and goes on with an output layer on the meta device, which cannot be lowered.
 :mod:`harness.export._executorch_child` therefore fills the layer in the exporter's own model.
 
-Hugging Face rotates the first half of a head's columns against the second where Meta rotates
-neighbours, so that the rows of its queries and keys come in another order. They are put into
-Meta's here: copies, the only ones that are made.
+Hugging Face rotates the first half of a head's columns against the second half. Meta rotates
+neighbouring columns. The two therefore order the rows of queries and keys differently. This module
+copies these rows into Meta's order; it copies no other weight.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MAX_LISTED = 8
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a family of checkpoints names tensors, from Meta's names, and orders RoPE's rows."""
+    """How a family of checkpoints names its tensors and orders the rows that RoPE rotates."""
 
-    name: Callable[[str], str]
-    unused: str  # computed from the config instead
+    name: Callable[[str], str]  # Meta's name of a tensor -> the family's
+    unused: str  # a pattern of tensors that are computed from the config instead
     interleaved: bool
 
 
@@ -51,12 +51,12 @@ _HUGGING_FACE = _Layout(
 def load_checkpoint(
     path: str | Path, config: ModelConfig, quantization: Quantization | None = None
 ) -> dict[str, torch.Tensor]:
-    """Weights by Meta name, memory-mapped, in the dtype of the file.
+    """Return the weights by Meta name, memory-mapped, in the dtype of the file.
 
-    `path` is a file of `torch.save`, a safetensors file, the index of several, or a folder with
-    one of them. Raises HarnessError that lists every missing, unexpected and misshapen tensor.
-    Nothing in the file is executed. With a `quantization`, the values are read too: a value that an
-    artifact so quantized cannot hold is an error.
+    `path` is a file written by `torch.save`, a safetensors file, the index of several, or a folder
+    that holds one of these. No code in the file is executed. With a `quantization`, the values are
+    read too: a value that an artifact with this quantization cannot hold is an error. Raises
+    HarnessError that lists the missing, unexpected and misshapen tensors.
     """
     found = read_tensors(Path(path))
     layout = _layout_of(found)
@@ -76,18 +76,18 @@ def load_checkpoint(
 
 
 def _layout_of(names: Iterable[Any]) -> _Layout:
-    """The layout that most names are of: a stray one of the other is then told as such."""
+    """Return the layout of most names; a stray name of the other layout is reported later."""
     prefixed = [str(name).startswith(("model.", "lm_head.")) for name in names]
     return _HUGGING_FACE if 2 * sum(prefixed) > len(prefixed) else _META
 
 
 def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the output layer is the embedding table itself."""
+    """Return whether the output layer is the embedding table itself."""
     return weights["output.weight"] is weights["tok_embeddings.weight"]
 
 
 def _tie(tensors: dict[Any, Any], layout: _Layout, config: ModelConfig) -> list[str]:
-    """Make the output layer the embedding where it is; says what speaks against it."""
+    """Make a tied output layer the embedding tensor; return the problems that forbid it."""
     embedding, output = layout.name("tok_embeddings.weight"), layout.name("output.weight")
     if config.tied is False or embedding not in tensors:
         return []
@@ -143,13 +143,13 @@ def _interleaved(weights: dict[str, torch.Tensor], config: ModelConfig) -> dict[
 def _beyond(
     weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme], dtype: str
 ) -> Iterator[str]:
-    """A sentence for each weight that holds NaN or infinity, or becomes infinite in `dtype`.
+    """Yield a sentence for each weight that holds NaN or infinity or becomes infinite in `dtype`.
 
-    Schemes are by the names of `weights`. One pass over each weight, and no copy of it.
+    `schemes` has the names of `weights`. Each weight is read once and not copied.
     """
     largest = torch.finfo(DTYPES[dtype]).max
     for name, weight in weights.items():
-        low, high = ends = [float(end) for end in weight.aminmax()]  # NaN, where there is one
+        low, high = ends = [float(end) for end in weight.aminmax()]  # NaN if the weight has one
         if not (math.isfinite(low) and math.isfinite(high)):
             yield f"{name} holds {'NaN' if math.isnan(low) else 'an infinity'}"
             continue
@@ -165,7 +165,10 @@ def _cast(value: float, dtype: str) -> float:
 
 
 def _lowest(low: float, high: float, scheme: Scheme) -> float:
-    """What the lowest value may become: 4-bit integers reach down to -8 scales, which are 1/7.5."""
+    """Return the value that quantization may make of the lowest one.
+
+    4-bit integers reach down to -8 scales, and a scale is 1/7.5 of the largest magnitude.
+    """
     if scheme is None:
         return low
     bits, _ = scheme

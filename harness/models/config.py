@@ -1,8 +1,8 @@
-"""The sizes of a model, from Meta's `params.json` or Hugging Face's `config.json`. No torch.
+"""Reads a model's sizes from Meta's `params.json` or Hugging Face's `config.json`, without torch.
 
-A key of Meta's describes the model (`_READ`), or leaves the maths of one forward pass alone
-(`_IGNORED`), or changes the maths (`_MUST_BE`): then every value but the neutral one is refused. An
-oracle that skips a key would blame the artifact for its own mistake.
+A key of Meta's describes the model (`_READ`), does not affect the maths of one forward pass
+(`_IGNORED`), or changes the maths (`_MUST_BE`). A key of the last kind may only have its neutral
+value: an oracle that skipped such a key would blame the artifact for its own mistake.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from harness.models import hugging_face
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
-MAX_SIZE = 1 << 24  # no dimension of a Llama comes near; guards what is allocated from it
+MAX_SIZE = 1 << 24  # far above any dimension of a Llama; limits what is allocated from it
 _READ = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size"),
     *("multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_freq_base"),
@@ -99,10 +99,10 @@ class Quantization:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretching of the low RoPE frequencies.
+    """How Llama 3.1 stretches the low RoPE frequencies.
 
-    Source: `rope_type: llama3` in transformers' `modeling_rope_utils.py`. The defaults are
-    those of Meta's files, which never give the low factor and the original context length.
+    Source: `rope_type: llama3` in transformers' `modeling_rope_utils.py`. The defaults are Meta's:
+    its files never give the low factor and the original context length.
     """
 
     factor: float = 8.0
@@ -113,7 +113,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of a Llama; every field is validated by :func:`parse_params`."""
+    """Sizes and constants of a Llama; :func:`parse_params` validates every field."""
 
     dim: int
     n_layers: int
@@ -130,7 +130,7 @@ class ModelConfig:
 
     @property
     def scale(self) -> float:
-        """What products of queries and keys are multiplied with."""
+        """The factor of the products of queries and keys."""
         return self.attention_scale or self.head_dim**-0.5
 
     @property
@@ -169,7 +169,7 @@ class ModelConfig:
 
 
 def load_params(path: str | Path) -> ModelConfig:
-    """Read a `params.json`, or a `config.json` of a Llama of transformers.
+    """Read Meta's `params.json`, or the `config.json` of a Llama in transformers.
 
     Raises HarnessError with the file's name and the key at fault.
     """
@@ -213,7 +213,7 @@ def parse_params(params: Mapping[str, Any], where: str = "params") -> ModelConfi
     if config.n_heads % config.n_kv_heads:
         raise HarnessError(
             f"{where}: n_heads {config.n_heads} is not a multiple of n_kv_heads "
-            f"{config.n_kv_heads}; every key-value head serves the same number of query heads"
+            f"{config.n_kv_heads}; every key-value head must have the same number of query heads"
         )
     if config.head_dim % 2:
         raise HarnessError(f"{where}: head_dim {config.head_dim} is odd; RoPE rotates pairs")
@@ -235,7 +235,7 @@ def _refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
 
 
 def _hidden_dim(dim: int, read: _Params) -> int:
-    """Meta's rule for the feed-forward width when it is not given: 8/3 dim, scaled, rounded up."""
+    """Return the feed-forward width by Meta's rule: 8/3 of dim, scaled, rounded up."""
     hidden = int(2 * (4 * dim) / 3)
     if read.given("ffn_dim_multiplier"):
         hidden = int(read.positive("ffn_dim_multiplier", 1.0) * hidden)
@@ -259,7 +259,7 @@ def _rope_scaling(read: _Params) -> RopeScaling | None:
 
 @dataclass(frozen=True)
 class _Params:
-    """Takes values out of params with the type that they must have; null counts as not given."""
+    """Reads values from params and checks their types; null counts as not given."""
 
     params: Mapping[str, Any]
     where: str

@@ -1,8 +1,8 @@
-"""Hugging Face's Llama: its `config.json` as Meta's params, and its tensors' names. No torch.
+"""Translates Hugging Face's `config.json` and tensor names of a Llama to Meta's, without torch.
 
-As with Meta's keys, each key of `config.json` is read, or does not touch the maths of a forward
-pass, or must have its neutral value. Source: `LlamaConfig` and `modeling_rope_utils.py` of
-transformers 4 and 5, which spell the RoPE parameters differently.
+Each key of `config.json` is read, does not affect the maths of a forward pass, or must have its
+neutral value. Source: `LlamaConfig` and `modeling_rope_utils.py` of transformers 4 and 5, which
+spell the RoPE parameters differently.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ _OF_BLOCK = {
 
 
 def is_config(params: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is a `config.json` of transformers, and not Meta's `params.json`."""
+    """Return whether a JSON object is transformers' `config.json`, not Meta's `params.json`."""
     return "model_type" in params or "hidden_size" in params
 
 
 def meta_params(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A `config.json` as the keys that :func:`harness.models.config.parse_params` takes.
+    """Return a `config.json` as the keys that :func:`harness.models.config.parse_params` takes.
 
-    Raises HarnessError that names the file and the key which cannot be honoured.
+    Raises HarnessError that names the file and the unsupported key.
     """
     for key, value in config.items():
         _refuse(key, value, where)
@@ -93,7 +93,7 @@ def meta_params(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def tensor_name(meta_name: str) -> str:
-    """Hugging Face's name of a tensor that Meta calls `meta_name`."""
+    """Return Hugging Face's name of the tensor that Meta calls `meta_name`."""
     if meta_name in _OF_MODEL:
         return _OF_MODEL[meta_name]
     _, layer, rest = meta_name.split(".", 2)
@@ -114,7 +114,7 @@ def _refuse(key: str, value: object, where: str) -> None:
 
 
 def _rope(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
-    """RoPE's parameters: `rope_parameters`, or `rope_scaling` and `rope_theta` as before."""
+    """Yield RoPE's parameters as Meta's keys: transformers 5 has `rope_parameters`, 4 two keys."""
     key = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
     rope = config.get(key) or {}
     if not isinstance(rope, dict):

@@ -1,9 +1,10 @@
-"""Llama in plain PyTorch, twice: over a whole sequence, and in the form that is exported.
+"""Llama in plain PyTorch, twice: over a whole sequence, and as the method that is exported.
 
-- :class:`Oracle` is the oracle: all tokens at once, causal, no cache. Run it in fp64 or fp32.
-- :class:`StaticModel` has the exported method's inputs and outputs (fixed shapes, mask and caches
-  from outside) and computes in one dtype, but for the norms: the eager reference in the artifact's
-  own precision.
+- :class:`Oracle` computes all tokens at once, with a causal mask and no cache. Run it in fp64 or
+  fp32.
+- :class:`StaticModel` has the inputs and outputs of the exported method: fixed shapes, and the
+  caller passes mask and caches. It computes in one dtype, except for the norms. It is the eager
+  reference in the artifact's own precision.
 
 Both run the same :func:`_block`. Shapes: T tokens, C cache slots, H query heads, K key-value heads,
 D head_dim.
@@ -27,10 +28,10 @@ _OUTPUT_ROWS = 1 << 14  # of the output layer, converted at a time
 
 
 class Oracle:
-    """The oracle: logits and caches of a whole sequence, without a cache or padding.
+    """Computes logits, keys and values of a whole sequence, without a cache or padding.
 
-    Weights are converted to `dtype` a layer at a time, whenever they are used: a model of a
-    billion weights in fp64 would take 10 GB.
+    Weights are converted to `dtype` one layer at a time, on each use: a model of a billion weights
+    in fp64 would take 10 GB.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Oracle:
     def forward(
         self, tokens: torch.Tensor, freqs: Freqs | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Logits [T, vocab], and each layer's rotated keys and values, [K, T, D].
+        """Return logits [T, vocab], and each layer's rotated keys and values, [K, T, D].
 
-        `tokens` is a LongTensor [T]. `freqs` replaces the RoPE tables (exact ones by default) by
-        the caller's, [T, D/2] each: an artifact carries rounded ones.
+        `tokens` is a LongTensor [T]. `freqs` replaces the exact RoPE tables with the caller's,
+        [T, D/2] each: an artifact has rounded ones.
         """
         _check_tokens(tokens, self.config)
         length = tokens.shape[0]
@@ -70,7 +71,7 @@ class Oracle:
 
 
 class StaticModel:
-    """The exported method in eager PyTorch: flat inputs in, flat outputs out."""
+    """The exported method in eager PyTorch: it takes flat inputs and returns flat outputs."""
 
     def __init__(
         self,
@@ -83,10 +84,10 @@ class StaticModel:
 
     @torch.no_grad()
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One call of the method; floating-point inputs come in any dtype, outputs in `dtype`.
+        """Run the method once; floating-point inputs have any dtype, outputs have `dtype`.
 
         Inputs: tokens [1, T] integer; mask [1, T, C + T], 0 or -inf; cos, sin [T, D/2]; a key cache
-        [1, K, C, D] per layer; a value cache per layer; and, in the multifunction form,
+        [1, K, C, D] per layer; a value cache per layer; and, in a multifunction export,
         last_valid_token_pos [1] integer. Outputs: logits, [1, T, vocab], or [1, 1, vocab] of the
         last valid token; then the new keys [1, K, T, D] of each layer; then the new values.
         """
@@ -150,9 +151,9 @@ def _block(
     mask: torch.Tensor,
     past: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One transformer block over x [T, dim]; mask is [T, C + T], past keys and values [K, C, D].
+    """Run a transformer block over x [T, dim]; mask is [T, C + T], past keys and values [K, C, D].
 
-    Returns the new x, and this block's new keys (rotated) and values, [K, T, D].
+    Return the new x, and this block's new keys (rotated) and values, [K, T, D].
     """
     normed = _rms_norm(x, layer["attention_norm.weight"], config.norm_eps)
     q = _heads(F.linear(normed, layer["attention.wq.weight"]), config.n_heads)  # [H, T, D]
@@ -173,7 +174,7 @@ def _block(
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Attention of q [H, T, D] over k and v [K, S, D] under mask [T, S]; returns [T, H * D].
+    """Return the attention [T, H * D] of q [H, T, D] over k and v [K, S, D] under mask [T, S].
 
     Query head h reads key-value head h // (H / K).
     """
@@ -187,9 +188,10 @@ def _attend(
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm of x [T, dim], normalised in fp32 at least, as Meta's and ExecuTorch's models do.
+    """Return the RMSNorm of x [T, dim], computed in fp32 at least.
 
-    A program that squares in fp16 instead overflows at |x| > 255: what a calibration must show.
+    Meta's and ExecuTorch's models do the same. A program that squares in fp16 overflows at
+    |x| > 255; a calibration must show this.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
@@ -214,9 +216,9 @@ def _check_tokens(tokens: torch.Tensor, config: ModelConfig) -> None:
 def rope_tables(
     config: ModelConfig, length: int, dtype: torch.dtype = torch.float64
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of positions `0 .. length-1`, each [length, head_dim/2].
+    """Return the cosines and sines of positions `0 .. length-1`, each [length, head_dim/2].
 
-    Computed in fp64 whatever `dtype`, then rounded once.
+    They are computed in fp64 for every `dtype`, then rounded once.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     frequencies = config.rope_theta**-exponents  # [head_dim/2]
@@ -233,7 +235,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def _scaled(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Divide long wavelengths by the factor, keep short ones, blend in between."""
+    """Divide the frequencies of long wavelengths by the factor, keep short ones, blend between."""
     turns = scaling.original_context_len * frequencies / (2 * math.pi)  # over the old context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)

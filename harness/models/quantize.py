@@ -1,13 +1,13 @@
-"""What the exporter does to the weights, in eager PyTorch: cast, quantize, dequantize.
+"""Casts, quantizes and dequantizes weights in eager PyTorch, as the exporter does.
 
 The exporter casts the whole model to the artifact's dtype, splits linear layers by output rows,
-quantizes the embedding, then every linear layer with torchao's `IntxWeightOnlyConfig`. A scale
-covers one row, or 32 columns of one row, so that splitting by rows changes no value and is left
-out here. The artifact's `constexpr_blockwise_shift_scale` multiplies data and scale in the same
-dtype as torchao does: the results are equal bit for bit.
+then quantizes the embedding and every linear layer with torchao's `IntxWeightOnlyConfig`. A scale
+covers one row, or 32 columns of one row. Splitting by rows therefore changes no value, and this
+module omits it. The artifact's `constexpr_blockwise_shift_scale` multiplies data and scale in the
+same dtype as torchao: the results are equal bit for bit.
 
-`output.weight` is a linear layer. Where it is tied to the embedding, both start from one tensor
-and leave as two, quantized differently.
+`output.weight` is a linear layer. If it is tied to the embedding, one tensor is quantized twice, in
+two ways, and the artifact holds both results.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from harness.models.config import ModelConfig, Quantization, Scheme
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _BITS = {"INT8": 8, "INT4": 4}
 _LINEAR_SCHEMES = (None, (4, 0), (4, 32))
-_ROWS_AT_ONCE = 4096  # torchao makes fp32 copies: a vocabulary of them would take gigabytes
+_ROWS_AT_ONCE = 4096  # torchao makes fp32 copies: those of a whole vocabulary would take gigabytes
 
 
 def exported_weights(
     weights: Mapping[str, torch.Tensor], config: ModelConfig, quantization: Quantization
 ) -> dict[str, torch.Tensor]:
-    """Return weights as an artifact holds them that is so quantized: dequantized.
+    """Return the dequantized weights of an artifact with this quantization.
 
-    Same names and shapes as `weights`, in the artifact's dtype. Raises HarnessError when groups do
-    not fit the model.
+    Names and shapes are those of `weights`, the dtype is the artifact's. Raises HarnessError when
+    groups do not fit the model.
     """
     dtype = DTYPES[quantization.dtype]
     exported = {name: value.to(dtype) for name, value in weights.items()}
@@ -49,8 +49,8 @@ def exported_weights(
 def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
     """Round weight [rows, columns] to 4-bit or 8-bit integers times scales, by torchao.
 
-    One scale for each `group` columns of a row, or for the whole row when `group` is 0. The result
-    has weight's dtype.
+    Each `group` columns of a row share a scale; a `group` of 0 is the whole row. The result has
+    weight's dtype.
     """
     dequantized: torch.Tensor = _quantized(weight, bits, group).dequantize()
     return dequantized
@@ -59,15 +59,15 @@ def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Te
 def quantize(weight: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Round weight [rows, columns] as `quantize_dequantize` does.
 
-    Returns the integers, int8 [rows, columns], and the scales in weight's dtype, [rows, 1] or
-    [rows, columns / group]; zero stands for zero. Rows are quantized independently of each other.
+    Return the integers, int8 [rows, columns], and the scales in weight's dtype, [rows, 1] or
+    [rows, columns / group]; the zero point is 0. Each row is quantized independently.
     """
     chunks = [_quantized(chunk, bits, group) for chunk in weight.split(_ROWS_AT_ONCE)]
     return torch.cat([c.qdata for c in chunks]), torch.cat([c.scale for c in chunks])
 
 
 def _quantized(weight: torch.Tensor, bits: int, group: int) -> Any:
-    """The torchao tensor that a weight [rows, columns] becomes."""
+    """Return a weight [rows, columns] as a quantized tensor of torchao."""
     rows, columns = weight.shape
     if group and columns % group:
         raise HarnessError(f"groups of {group} do not fill a row of {columns} columns")
@@ -80,7 +80,10 @@ def _quantized(weight: torch.Tensor, bits: int, group: int) -> Any:
 
 @functools.cache
 def _quantizer() -> Callable[[torch.nn.Module, int, int], None]:
-    """torchao, imported at first use: it takes two seconds and logs what it cannot load."""
+    """Return torchao's quantizer, imported on first use.
+
+    The import takes two seconds, and torchao logs which extensions it cannot load.
+    """
     logging.disable(logging.WARNING)
     try:
         from torchao.quantization.granularity import PerAxis, PerGroup
@@ -101,10 +104,10 @@ def _quantizer() -> Callable[[torch.nn.Module, int, int], None]:
 
 
 def read_scheme(artifact: Artifact, dtype: str) -> Quantization:
-    """Return how an artifact quantizes its weights, read from its programs; `dtype` is its own.
+    """Return how an artifact of this `dtype` quantizes its weights, read from its programs.
 
-    Raises ArtifactError when its linears are quantized in more than one way, or in a way that the
-    exporter does not have.
+    Raises ArtifactError when its linear layers are quantized in more than one way, or in a way that
+    the exporter does not support.
     """
     found: dict[str, set[Scheme]] = {"gather": set(), "linear": set()}
     for bundle in artifact.bundles:
@@ -119,14 +122,14 @@ def read_scheme(artifact: Artifact, dtype: str) -> Quantization:
             )
     embedding, linear = found["gather"].pop(), found["linear"].pop()
     if linear not in _LINEAR_SCHEMES:
-        raise ArtifactError(f"{artifact.path}: linears of {linear} (bits, group) are not known")
+        raise ArtifactError(f"{artifact.path}: linears of {linear} (bits, group) are unknown")
     if embedding is not None and embedding[0] not in _BITS.values():
         raise ArtifactError(f"{artifact.path}: embeddings of {embedding} (bits, group) are unknown")
     return Quantization(dtype, embedding, linear)
 
 
 def _schemes(block: Any) -> Iterator[tuple[str, Scheme]]:
-    """Yield (operation type, scheme) of every weight matrix that a block multiplies or looks up."""
+    """Yield (operation type, scheme) of each weight matrix that a block multiplies or gathers."""
     makers = {output.name: op for op in block.operations for output in op.outputs}
     for operation in block.operations:
         parameter = {"linear": "weight", "gather": "x"}.get(operation.type)

@@ -1,9 +1,9 @@
-"""The Llama that an artifact holds: its weights, dequantized, found by what the program does.
+"""Reads a Llama's sizes and dequantized weights out of an artifact, by the program's structure.
 
-Quantized weights have no names in an ML Program, so they are recognised by structure: linear
-operations that read the same value are one group, and the groups of a Llama come in a fixed order
-(queries, keys and values; attention output; gate and up; down; ...; logits). A linear layer that
-was split by rows is joined again, in program order.
+Quantized weights have no names in an ML Program, so this module recognises them by structure:
+linear operations that read the same value are one group, and the groups of a Llama have a fixed
+order (queries, keys and values; attention output; gate and up; down; ...; logits). It joins a
+linear layer that was split by rows again, in program order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.models.config import ModelConfig
 
 @dataclass
 class _Parts:
-    """What stands in a method's programs, in order of execution."""
+    """The parts of a Llama that a method's programs contain, in order of execution."""
 
     embeddings: list[torch.Tensor] = field(default_factory=list)
     norms: list[torch.Tensor] = field(default_factory=list)
@@ -34,9 +34,9 @@ class _Parts:
 def read_model(artifact: Artifact, method: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     """Return the sizes of the Llama that a method computes, and its weights by Meta's names.
 
-    Weights are fp32 tensors of the values that the artifact holds, dequantized. The config's RoPE
-    parameters are not the model's: RoPE tables are inputs of the method. Raises ArtifactError when
-    the program is not recognised as a Llama, with what was found.
+    Weights are fp32 tensors of the artifact's values, dequantized. The config's RoPE parameters are
+    not the model's: RoPE tables are inputs of the method. Raises ArtifactError, which lists the
+    parts that were found, when they do not make a Llama.
     """
     parts = _Parts()
     for function, block in _functions(artifact, method):
@@ -67,7 +67,7 @@ def _functions(artifact: Artifact, method: str) -> Iterator[tuple[Function, Any]
 
 def _collect(function: Function, block: Any, parts: _Parts) -> None:
     last_source = None
-    scalars: dict[str, float] = {}  # what a scalar constant was added to, or divided: the constant
+    scalars: dict[str, float] = {}  # the result of adding, or dividing, a scalar constant -> it
     for operation in block.operations:
         names = {
             key: argument.arguments[0].name
@@ -119,8 +119,8 @@ def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> Mod
     n_heads = rows // head_dim - 2 * n_kv_heads if head_dim > 0 else 0
     if min(n_heads, n_kv_heads) < 1 or n_heads % n_kv_heads:
         raise ArtifactError(
-            f"{where}: not recognised as a Llama: {rows} rows of queries, keys and values make no "
-            f"heads of {head_dim}, {n_kv_heads} of them of keys"
+            f"{where}: not recognised as a Llama: {rows} rows of queries, keys and values do not "
+            f"divide into heads of {head_dim} rows with {n_kv_heads} key-value heads"
         )
     if len(set(parts.epsilons)) != 1:
         raise ArtifactError(f"{where}: its norms have {len(set(parts.epsilons))} epsilons, not one")
@@ -138,10 +138,9 @@ def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> Mod
 
 
 def _rounded(artifact: Artifact, value: float) -> float:
-    """A constant in the artifact's own dtype, that of its RoPE tables.
+    """Return a number rounded to the artifact's own dtype, which its RoPE tables have.
 
-    Not read from the program: what is compared with a scale that the program holds must be able to
-    differ from it.
+    It is not read from the program: a check compares it with the program's own constant.
     """
     dtype = str(getattr(artifact.constants.get("freqs_cos"), "dtype", "float32"))
     kept = torch.float16 if dtype == "float16" else torch.float32

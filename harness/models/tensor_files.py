@@ -1,8 +1,8 @@
-"""Tensors by name out of the files in which checkpoints come, mapped and not read.
+"""Maps the tensors of checkpoint files into memory, by name.
 
-Three kinds, told apart by their content: what `torch.save` writes, a safetensors file, and the
-JSON index of a checkpoint in several safetensors files. A folder stands for the file in it. All of
-it is untrusted: nothing is executed, and an index can name only files beside itself.
+There are three kinds of file, recognised by their content: a file of `torch.save`, a safetensors
+file, and the JSON index of several safetensors files. A folder means the checkpoint file in it. All
+files are untrusted: their code is not executed, and an index may name only files beside itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from harness.errors import HarnessError
 
-MAX_INDEX_BYTES = 16 << 20  # the index of 405 billion parameters has a hundred kilobytes
+MAX_INDEX_BYTES = 16 << 20  # the index for 405 billion parameters takes a hundred kilobytes
 MAX_SHARDS = 1000
 IN_FOLDER = (  # as Hugging Face and Meta name them
     "model.safetensors.index.json",
@@ -30,9 +30,10 @@ IN_FOLDER = (  # as Hugging Face and Meta name them
 
 
 def read_tensors(path: Path) -> dict[Any, Any]:
-    """Tensors by the file's own names; raises HarnessError for a file that cannot be read.
+    """Return the tensors by the file's own names, mapped copy-on-write.
 
-    Tensors are mapped copy-on-write. A `.pth` may hold values that are no tensors.
+    A `.pth` may hold other values than tensors too. Raises HarnessError for a file that cannot be
+    read.
     """
     path = _in_folder(path) if path.is_dir() else path
     try:
@@ -46,7 +47,7 @@ def read_tensors(path: Path) -> dict[Any, Any]:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file was written by `torch.save`: a ZIP archive."""
+    """Return whether a file was written by `torch.save`: a ZIP archive."""
     return zipfile.is_zipfile(path)
 
 
@@ -62,11 +63,11 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _read_torch(path: Path) -> dict[Any, Any]:
-    """What `torch.save` wrote: a dict of tensors, or one under the key `model`."""
+    """Read a file of `torch.save`: a dict of tensors, or such a dict under the key `model`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file raises anything, from IndexError to struct.error
-        # torch's own message runs over many lines and advises weights_only=False: not passed on
+        # torch's own message has many lines and advises weights_only=False, so it is not shown
         raise HarnessError(
             f"{path} is not a checkpoint that loads without executing code "
             f"({type(error).__name__}); save a dict of tensors with torch.save or safetensors"
@@ -84,20 +85,20 @@ def _read_safetensors(path: Path) -> dict[Any, Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # the library raises its own, ValueError, or AttributeError (dtype)
+    except Exception as error:  # its own error, ValueError, or AttributeError (dtype)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HarnessError(f"{path} is not a safetensors file that loads: {reason}") from error
 
 
 def _read_index(path: Path) -> dict[Any, Any]:
-    """All tensors of the files that an index names; index and files must agree on who has what."""
+    """Read all files of an index; it and they must agree on which file holds which tensor."""
     shards: dict[str, set[str]] = defaultdict(set)
     for tensor, name in _weight_map(path).items():
         shards[name].add(tensor)
     if len(shards) > MAX_SHARDS:
         raise HarnessError(f"{path}: names {len(shards)} files; at most {MAX_SHARDS} are allowed")
     if missing := [name for name in shards if not (path.parent / name).is_file()]:
-        raise HarnessError(f"{path}: not beside it: {', '.join(missing[:8])}")
+        raise HarnessError(f"{path}: files are missing beside it: {', '.join(missing[:8])}")
     tensors: dict[Any, Any] = {}
     for name, promised in shards.items():
         held = _read_safetensors(path.parent / name)
@@ -111,11 +112,11 @@ def _read_index(path: Path) -> dict[Any, Any]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Tensor to file name; every name is that of a file beside the index."""
+    """Return the index's map of tensor to file name; each file lies beside the index."""
     with path.open("rb") as file:
         text = file.read(MAX_INDEX_BYTES + 1)
     if len(text) > MAX_INDEX_BYTES:
-        raise HarnessError(f"{path} is larger than 16 MiB: this is no index of a checkpoint")
+        raise HarnessError(f"{path} is larger than 16 MiB: this is not the index of a checkpoint")
     try:
         names = json.loads(text)["weight_map"]
         pairs = dict(names.items())

@@ -201,7 +201,7 @@ def test_an_index_and_its_files_must_agree(save, tmp_path):
     with pytest.raises(HarnessError, match=f"it and {last} disagree about model.norm.weight"):
         load_checkpoint(path, config)
     (tmp_path / last).unlink()
-    with pytest.raises(HarnessError, match=f"not beside it: {last}"):
+    with pytest.raises(HarnessError, match=f"files are missing beside it: {last}"):
         load_checkpoint(path, config)
 
 
