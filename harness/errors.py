@@ -10,6 +10,10 @@ class HarnessError(Exception):
     exit_status = 2
 
 
+class ArtifactError(HarnessError):
+    """An artifact is truncated, damaged or contradicts itself; the message says where."""
+
+
 class NotInstalledError(HarnessError):
     """This call needs a part that is not installed, or that does not exist on this machine."""
 

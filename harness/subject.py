@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from harness.artifact import Artifact, ArtifactError, open_artifact
-from harness.errors import HarnessError
+from harness.artifact import Artifact, open_artifact
+from harness.errors import ArtifactError, HarnessError
 from harness.generate.layout import mode_of
 
 if TYPE_CHECKING:

@@ -1,24 +1,44 @@
-"""Weight blob files: which bytes of one an ML Program refers to.
+"""Weight blob files: reads single weights, and writes a file in which each content occurs once.
 
 A blob file is a 64-byte header (count, version 2), then blobs: each a 64-byte entry (sentinel,
-dtype, size in bytes, offset, unused bits at the end) and its data. A program refers to the entry.
-Source: coremltools' `mlmodel/src/MILBlob/Blob/StorageFormat.hpp`.
+dtype, size in bytes, offset, unused bits at the end) and its data, each at a multiple of 64 bytes.
+A program refers to the entry. Source: coremltools' `mlmodel/src/MILBlob/Blob/StorageFormat.hpp`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from harness.artifact.dtypes import BLOB_TYPES
-from harness.artifact.errors import ArtifactError
 from harness.artifact.mapped import cut
+from harness.errors import ArtifactError
 
 _HEADER = struct.Struct("<II")
 _ENTRY = struct.Struct("<IIQQQ")
 _SENTINEL = 0xDEADBEEF
 HEADER_SIZE = ENTRY_SIZE = 64
 _VERSION = 2
+_ALIGNMENT = 64
+BLOB_TYPES = {
+    1: "FLOAT16",
+    2: "FLOAT32",
+    3: "UINT8",
+    4: "INT8",
+    5: "BFLOAT16",
+    6: "INT16",
+    7: "UINT16",
+    8: "INT4",
+    9: "UINT1",
+    10: "UINT2",
+    11: "UINT4",
+    12: "UINT3",
+    13: "UINT6",
+    14: "INT32",
+    15: "UINT32",
+}
+"""The number in a weight blob's entry -> the name of the MIL dtype."""
 _NUMBERS = {name: number for number, name in BLOB_TYPES.items()}
 
 
@@ -56,3 +76,49 @@ def entry_bytes(blob: Blob, offset: int) -> bytes:
     number, start = _NUMBERS[blob.dtype], offset + ENTRY_SIZE
     entry = _ENTRY.pack(_SENTINEL, number, len(blob.data), start, blob.padding_bits)
     return entry.ljust(ENTRY_SIZE, b"\0")
+
+
+class WeightFile:
+    """A weight file under construction, in `file`, which is empty and can seek.
+
+    Bytes go from the source's memory map to the file: each weight is read for its digest, and
+    again, from the page cache, when it is new. No copy is held in memory.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._offsets: dict[tuple[str, int, bytes], int] = {}
+        self._size = file.write(header_bytes(0))
+        self.stored = 0
+        """The bytes of weights in the file, without entries and padding."""
+
+    @property
+    def count(self) -> int:
+        """The number of weights in the file."""
+        return len(self._offsets)
+
+    def add(self, blob: Blob) -> int:
+        """Return the offset of the entry of a weight, which is written unless it stands there.
+
+        Two weights are one when dtype, unused bits and every byte are equal.
+        """
+        key = (blob.dtype, blob.padding_bits, hashlib.sha256(blob.data).digest())
+        if key not in self._offsets:
+            self._offsets[key] = self._append(blob)
+        return self._offsets[key]
+
+    def _append(self, blob: Blob) -> int:
+        offset = self._size + -self._size % _ALIGNMENT
+        self._file.write(bytes(offset - self._size))
+        entry = entry_bytes(blob, offset)
+        self._file.write(entry)
+        self._file.write(blob.data)
+        self._size = offset + len(entry) + len(blob.data)
+        self.stored += len(blob.data)
+        return offset
+
+    def finish(self) -> bytes:
+        """Write the number of weights into the header; return a digest of all that was added."""
+        self._file.seek(0)
+        self._file.write(header_bytes(self.count))
+        return hashlib.sha256(repr(list(self._offsets.items())).encode()).digest()

@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 
 from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC, Bundle
-from harness.artifact.dtypes import SCALAR_TYPES
-from harness.artifact.errors import ArtifactError
 from harness.artifact.limits import MAX_AXES, MAX_AXIS_SIZE, MAX_PROGRAM_BYTES
-from harness.artifact.mapped import cut
-from harness.artifact.package import FolderFiles, SubFiles
+from harness.artifact.mapped import FolderFiles, SubFiles, cut
 from harness.artifact.pte import DelegateCall, DelegateData, Pte, PteMethod, TensorValue, Value
+from harness.artifact.pte_reader import SCALAR_TYPES
+from harness.errors import ArtifactError
 from harness.files import Kind
 
 PROGRAM, CONSTANTS = "program.json", "constants.bin"

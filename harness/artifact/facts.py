@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.artifact.artifact import Artifact
-from harness.artifact.dtypes import MIL_TYPES
+from harness.artifact import Artifact
 from harness.artifact.package import Package
+from harness.artifact.proto import MIL_TYPES
 from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from flatbuffers import encode, number_types, packer
 from flatbuffers.table import Table as FlatTable
 
-from harness.artifact.errors import ArtifactError
+from harness.errors import ArtifactError
 
 _SCALARS = {
     "bool": number_types.BoolFlags,

@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.artifact.errors import ArtifactError
 from harness.artifact.limits import MAX_TREE_BYTES, MAX_TREE_DEPTH
 from harness.artifact.mapped import cut
+from harness.errors import ArtifactError
 
 _FILE, _FOLDER = 0, 1  # the kinds of node
 _FIRST_LOOK = 1 << 16

@@ -1,12 +1,14 @@
-"""Files as read-only memory maps, and slices of them that never run past the end."""
+"""Files and folders of files as read-only memory maps, and slices that never run past the end."""
 
 from __future__ import annotations
 
 import mmap
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness.artifact.errors import ArtifactError
+from harness.artifact.limits import MAX_PACKAGE_FILES
+from harness.errors import ArtifactError
 
 
 def map_file(path: Path) -> memoryview:
@@ -49,3 +51,56 @@ def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
             "the file is truncated or damaged; export or copy it again"
         )
     return data[offset : offset + size]
+
+
+class FolderFiles(Mapping[str, memoryview]):
+    """The regular files below a folder, mapped on first use; links that leave it are refused."""
+
+    def __init__(self, folder: Path) -> None:
+        if not is_folder(folder):
+            raise ArtifactError(f"{folder}: no such folder; check the path")
+        self._mapped: dict[str, memoryview] = {}
+        try:
+            paths = sorted(_files_below(folder))
+        except OSError as error:
+            raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
+        self._paths = {path.relative_to(folder).as_posix(): path for path in paths}
+
+    def __getitem__(self, name: str) -> memoryview:
+        if name not in self._mapped:
+            self._mapped[name] = map_file(self._paths[name])
+        return self._mapped[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    root = folder.resolve()
+    for number, path in enumerate(folder.rglob("*")):
+        if number == MAX_PACKAGE_FILES:
+            raise ArtifactError(f"{folder}: more than {MAX_PACKAGE_FILES} files; not a package")
+        if path.is_file():
+            if not path.resolve().is_relative_to(root):
+                raise ArtifactError(f"{path}: a link that leaves the package; remove it")
+            yield path
+
+
+class SubFiles(Mapping[str, memoryview]):
+    """The files of another mapping that lie below one of its folders."""
+
+    def __init__(self, files: Mapping[str, memoryview], folder: str) -> None:
+        self._files = files
+        self._prefix = f"{folder}/"
+
+    def __getitem__(self, name: str) -> memoryview:
+        return self._files[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (n.removeprefix(self._prefix) for n in self._files if n.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,29 +1,36 @@
-"""A Core ML package (.mlpackage): its ML Program, the functions in it, and its weights.
+"""A Core ML package (.mlpackage): its ML Program, the functions in it, its weights, its files.
 
-A package is a set of files, from a folder or from a flattened payload. Its `Manifest.json` says
-which is the model specification. Weights are referred to both from attributes and from inputs of
-operations.
+A package is a set of files, from a folder or from a flattened payload; its `Manifest.json` names
+the model specification. An ML Program refers to a weight by a `BlobFileValue`, which can be the
+value of an attribute (of an operation, a block or the function), of an operation's input, or of an
+entry of a tuple, list or dictionary. Sources: coremltools' `MIL.proto` and `libmodelpackage`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.artifact.blob import Blob, read_blob
-from harness.artifact.errors import ArtifactError
-from harness.artifact.limits import MAX_MANIFEST_BYTES, MAX_PACKAGE_FILES
-from harness.artifact.mapped import is_folder, map_file
+from harness.artifact.limits import MAX_MANIFEST_BYTES
+from harness.artifact.mapped import FolderFiles, is_folder
 from harness.artifact.proto import parse_model
+from harness.errors import ArtifactError
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Block, Function
     from coremltools.proto.Model_pb2 import Model
 
+MANIFEST = "Manifest.json"
+SPECIFICATION = "model.mlmodel"
+WEIGHTS = "weights/weight.bin"
+_AUTHOR = "com.apple.CoreML"
 _MODEL_PATH = "@model_path/"  # how a program writes "the folder of model.mlmodel"
+WEIGHT_REFERENCE = f"{_MODEL_PATH}{WEIGHTS}"
 
 
 class Package:
@@ -42,7 +49,7 @@ class Package:
         Raises ArtifactError when it is not one, without a look at what else a folder holds.
         """
         try:
-            is_package = (folder / "Manifest.json").exists()
+            is_package = (folder / MANIFEST).exists()
         except OSError as error:
             raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
         if is_folder(folder) and not is_package:
@@ -52,7 +59,7 @@ class Package:
     @cached_property
     def spec_path(self) -> str:
         """The path of the model specification, as the manifest gives it."""
-        manifest = self.files.get("Manifest.json")
+        manifest = self.files.get(MANIFEST)
         if manifest is None:
             raise ArtifactError(f"{self.what}: not an .mlpackage (no Manifest.json)")
         try:
@@ -128,54 +135,73 @@ def _block_weights(block: Block) -> Iterator[tuple[str, int]]:
             yield from _block_weights(inner)
 
 
-class FolderFiles(Mapping[str, memoryview]):
-    """The regular files below a folder, mapped on first use; links that leave it are refused."""
-
-    def __init__(self, folder: Path) -> None:
-        if not is_folder(folder):
-            raise ArtifactError(f"{folder}: no such folder; check the path")
-        self._mapped: dict[str, memoryview] = {}
-        try:
-            paths = sorted(_files_below(folder))
-        except OSError as error:
-            raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
-        self._paths = {path.relative_to(folder).as_posix(): path for path in paths}
-
-    def __getitem__(self, name: str) -> memoryview:
-        if name not in self._mapped:
-            self._mapped[name] = map_file(self._paths[name])
-        return self._mapped[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
+def blob_references(function: Any) -> Iterator[Any]:
+    """Yield every `BlobFileValue` message of a `Function`, to be read or to be changed."""
+    yield from _in_values(function.attributes.values())
+    for block in function.block_specializations.values():
+        yield from _in_block(block)
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    root = folder.resolve()
-    for number, path in enumerate(folder.rglob("*")):
-        if number == MAX_PACKAGE_FILES:
-            raise ArtifactError(f"{folder}: more than {MAX_PACKAGE_FILES} files; not a package")
-        if path.is_file():
-            if not path.resolve().is_relative_to(root):
-                raise ArtifactError(f"{path}: a link that leaves the package; remove it")
-            yield path
+def _in_block(block: Any) -> Iterator[Any]:
+    yield from _in_values(block.attributes.values())
+    for operation in block.operations:
+        yield from _in_values(operation.attributes.values())
+        for argument in operation.inputs.values():
+            yield from _in_values(binding.value for binding in argument.arguments)
+        for inner in operation.blocks:
+            yield from _in_block(inner)
 
 
-class SubFiles(Mapping[str, memoryview]):
-    """The files of another mapping that lie below one of its folders."""
+def _in_values(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        match value.WhichOneof("value"):
+            case "blobFileValue":
+                yield value.blobFileValue
+            case "immediateValue":
+                yield from _in_values(_entries(value.immediateValue))
 
-    def __init__(self, files: Mapping[str, memoryview], folder: str) -> None:
-        self._files = files
-        self._prefix = f"{folder}/"
 
-    def __getitem__(self, name: str) -> memoryview:
-        return self._files[self._prefix + name]
+def _entries(immediate: Any) -> Iterator[Any]:
+    """Yield the values that a compound value is made of; a tensor is made of none."""
+    match immediate.WhichOneof("value"):
+        case "tuple":
+            yield from immediate.tuple.values
+        case "list":
+            yield from immediate.list.values
+        case "dictionary":
+            for pair in immediate.dictionary.values:
+                yield pair.key
+                yield pair.value
 
-    def __iter__(self) -> Iterator[str]:
-        return (n.removeprefix(self._prefix) for n in self._files if n.startswith(self._prefix))
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+def data_folder(package: Path) -> Path:
+    """Return the folder of a package that holds its specification and its weights."""
+    return package / "Data" / _AUTHOR
+
+
+def write_manifest(package: Path, digest: bytes) -> None:
+    """Write `Manifest.json`, which makes a folder a package: call this last.
+
+    coremltools chooses random identifiers. Ours come from `digest`, a digest of the package's
+    content of at least 16 bytes, so that the same content gives the same file.
+    """
+    items = {
+        "specification": (SPECIFICATION, "CoreML Model Specification", SPECIFICATION),
+        "weights": ("weights", "CoreML Model Weights", "weights"),
+    }
+    identifiers = {key: str(uuid.uuid5(uuid.UUID(bytes=digest[:16]), key)) for key in items}
+    entries = {
+        identifiers[key]: {
+            "author": _AUTHOR,
+            "description": description,
+            "name": name,
+            "path": f"{_AUTHOR}/{path}",
+        }
+        for key, (name, description, path) in items.items()
+    }
+    content = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": dict(sorted(entries.items())),
+        "rootModelIdentifier": identifiers["specification"],
+    }
+    (package / MANIFEST).write_text(json.dumps(content, indent=4) + "\n")

@@ -11,20 +11,62 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from harness.artifact.errors import ArtifactError
 from harness.artifact.limits import MAX_SPEC_BYTES
-from harness.errors import NotInstalledError
+from harness.errors import ArtifactError, NotInstalledError
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
 
 _PACKAGE = "harness.artifact._coremltools_proto"
+
+
+@dataclass(frozen=True)
+class MilType:
+    """A MIL dtype: its own name, numpy's name for what holds a value, its size in bits."""
+
+    name: str
+    numpy: str
+    bits: int
+
+
+MIL_TYPES = {
+    1: MilType("BOOL", "bool", 8),
+    2: MilType("STRING", "str", 0),
+    10: MilType("FLOAT16", "float16", 16),
+    11: MilType("FLOAT32", "float32", 32),
+    12: MilType("FLOAT64", "float64", 64),
+    21: MilType("INT8", "int8", 8),
+    22: MilType("INT16", "int16", 16),
+    23: MilType("INT32", "int32", 32),
+    24: MilType("INT64", "int64", 64),
+    25: MilType("INT4", "int8", 4),
+    31: MilType("UINT8", "uint8", 8),
+    32: MilType("UINT16", "uint16", 16),
+    33: MilType("UINT32", "uint32", 32),
+    34: MilType("UINT64", "uint64", 64),
+    35: MilType("UINT4", "uint8", 4),
+    36: MilType("UINT2", "uint8", 2),
+    37: MilType("UINT1", "uint8", 1),
+    38: MilType("UINT6", "uint8", 6),
+    39: MilType("UINT3", "uint8", 3),
+}
+"""The number of a MIL `DataType` -> the type."""
+
+FEATURE_TYPES = {
+    65568: "float32",
+    65600: "float64",
+    131104: "int32",
+    65552: "float16",
+    131080: "int8",
+}
+"""The number of a feature description's array dtype -> its dtype."""
 
 
 def proto_module(name: str) -> ModuleType:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.artifact.errors import ArtifactError
 from harness.artifact.flatbuffer import damaged
 from harness.artifact.mapped import cut
+from harness.errors import ArtifactError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.artifact.dtypes import SCALAR_TYPES
-from harness.artifact.errors import ArtifactError
 from harness.artifact.flatbuffer import Table, damaged
 from harness.artifact.limits import MAX_AXES
 from harness.artifact.mapped import cut, map_file
@@ -29,12 +27,30 @@ from harness.artifact.pte import (
     TensorValue,
     Value,
 )
+from harness.errors import ArtifactError
 
 FILE_IDENTIFIER = b"ET12"
 _EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segment base offset
 _IN_SEGMENT = 1  # DataLocation.SEGMENT
 _DYNAMISMS = range(3)  # TensorShapeDynamism
 _STATIC = 0
+
+SCALAR_TYPES = {
+    0: "uint8",
+    1: "int8",
+    2: "int16",
+    3: "int32",
+    4: "int64",
+    5: "float16",
+    6: "float32",
+    7: "float64",
+    11: "bool",
+    15: "bfloat16",
+    27: "uint16",
+    28: "uint32",
+    29: "uint64",
+}
+"""The number of a .pte tensor's `scalar_type` -> its dtype."""
 
 
 def read_pte(path: Path) -> Pte:

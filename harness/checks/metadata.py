@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.artifact import ArtifactError, Bundle, Delegate, Package, parse_metadata
+from harness.artifact import Bundle, Delegate, Package, parse_metadata
 from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
-from harness.artifact.dtypes import FEATURE_TYPES
+from harness.artifact.proto import FEATURE_TYPES
 from harness.artifact.pte import DelegateCall, TensorValue
 from harness.checks.run import check
+from harness.errors import ArtifactError
 from harness.results import Finding
 from harness.subject import Subject
 

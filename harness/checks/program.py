@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from harness.artifact.dtypes import MIL_TYPES
+from harness.artifact.proto import MIL_TYPES
 from harness.checks.run import check
 from harness.generate.constants import ConstantReader
 from harness.results import Finding

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.artifact.package import Package
-from harness.packages.combine import combine_packages
-from harness.packages.parts import parse_parts
+from harness.packages.combine import combine_packages, parse_parts
 from harness.text import printable
 
 

@@ -31,3 +31,17 @@ def reordered(where: str, what: str, a: Sequence[str], b: Sequence[str]) -> Iter
     """Yield a difference when the same names stand in another order."""
     if sorted(a) == sorted(b) and list(a) != list(b):
         yield Difference(where, "order", what, list(a), list(b))
+
+
+def same_files(a: Mapping[str, memoryview], b: Mapping[str, memoryview]) -> bool:
+    """Whether the same files stand in both, byte by byte."""
+    return set(a) == set(b) and all(same_bytes(a[name], b[name]) for name in a)
+
+
+def same_bytes(a: memoryview, b: memoryview) -> bool:
+    """Whether two parts of files are equal; a few MB at a time are looked at."""
+    chunk = 1 << 22
+    return len(a) == len(b) and all(
+        bytes(a[start : start + chunk]) == bytes(b[start : start + chunk])
+        for start in range(0, len(a), chunk)
+    )

@@ -16,8 +16,7 @@ from typing import Any
 
 from harness.artifact.package import Package
 from harness.diff.difference import Difference, changed
-from harness.diff.steps import RETURN, Step
-from harness.diff.values import type_text
+from harness.diff.steps import RETURN, Step, type_text
 
 _MOST_PAIRS = 50_000_000  # of operations to be aligned exactly; beyond, difflib's heuristic
 

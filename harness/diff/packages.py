@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from harness.artifact.facts import sharing
 from harness.artifact.package import Package
-from harness.diff.difference import Difference, changed, reordered
+from harness.diff.difference import Difference, changed, reordered, same_files
 from harness.diff.functions import Weights, align, diff_operations, diff_weights
-from harness.diff.steps import steps
-from harness.diff.values import type_text
+from harness.diff.steps import steps, type_text
 
 _METADATA = ("shortDescription", "versionString", "author", "license")
 _FEATURES = ("input", "output", "state")
@@ -81,17 +80,3 @@ def _features(package: Package, function: str) -> dict[str, str]:
         for field in _FEATURES
         for feature in getattr(described, field)
     }
-
-
-def same_files(a: Mapping[str, memoryview], b: Mapping[str, memoryview]) -> bool:
-    """Whether the same files stand in both, byte by byte."""
-    return set(a) == set(b) and all(same_bytes(a[name], b[name]) for name in a)
-
-
-def same_bytes(a: memoryview, b: memoryview) -> bool:
-    """Whether two parts of files are equal; a few MB at a time are looked at."""
-    chunk = 1 << 22
-    return len(a) == len(b) and all(
-        bytes(a[start : start + chunk]) == bytes(b[start : start + chunk])
-        for start in range(0, len(a), chunk)
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.artifact.artifact import Artifact
+from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND, Delegate
 from harness.artifact.facts import MethodFacts, Tensor, method_facts
 from harness.artifact.pte import DelegateCall, KernelCall, Pte

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError, Delegate
+from harness.artifact import Artifact, Delegate
+from harness.errors import ArtifactError
 from harness.mil import Function, Policy, load_function, observed
 from harness.mil.plan import Step
 from harness.mil.types import TensorType

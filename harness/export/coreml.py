@@ -11,7 +11,9 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.artifact.blob import WeightFile
 from harness.artifact.exported import EXPORT
+from harness.artifact.package import WEIGHT_REFERENCE, WEIGHTS, data_folder
 from harness.errors import NotInstalledError
 from harness.export import Progress
 from harness.export.folder import MODEL, write_package, write_program
@@ -19,8 +21,6 @@ from harness.export.options import ExportOptions, check_fit
 from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
 from harness.files import partial_folder
 from harness.models.config import ModelConfig, load_params
-from harness.packages.layout import WEIGHT_REFERENCE, WEIGHTS, data_folder
-from harness.packages.weight_file import WeightFile
 
 if TYPE_CHECKING:
     from harness.export.filling import Weight

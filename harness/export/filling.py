@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.artifact.dtypes import MIL_TYPES
+from harness.artifact.proto import MIL_TYPES
 
 _NUMBERS = {mil.name: number for number, mil in MIL_TYPES.items()}
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.artifact.dtypes import FEATURE_TYPES
+from harness.artifact.delegate import MethodMetadata, ModelMetadata
 from harness.artifact.exported import CONSTANTS, FORMAT, PROGRAM, VERSION
-from harness.artifact.metadata import MethodMetadata, ModelMetadata
-from harness.artifact.proto import new_model
+from harness.artifact.package import SPECIFICATION, data_folder, write_manifest
+from harness.artifact.proto import FEATURE_TYPES, new_model
 from harness.export.plan import MethodPlan, PackagePlan, Partition, Value
-from harness.packages.layout import SPECIFICATION, data_folder, write_manifest
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.artifact.errors import ArtifactError
 from harness.artifact.limits import max_elements
 from harness.artifact.package import Package
+from harness.errors import ArtifactError
 from harness.mil import ops as _registers_them  # noqa: F401
 from harness.mil.binding import built, built_at_call, with_blocks
 from harness.mil.block import Block

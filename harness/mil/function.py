@@ -9,9 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.mil.block import Block
 from harness.mil.compile import compile_function
 from harness.mil.packed.layouts import FEW_ROWS

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from harness.artifact.errors import ArtifactError
 from harness.artifact.limits import MAX_ELEMENTS
+from harness.errors import ArtifactError
 from harness.mil.packed.weight import PackedWeight, expanded
 from harness.mil.policy import Policy
 from harness.mil.types import TensorType, ValueType

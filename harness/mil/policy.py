@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.artifact.dtypes import MilType
+from harness.artifact.proto import MilType
 from harness.errors import HarnessError
 
 _INTEGERS = {"INT64": torch.int64, "UINT32": torch.int64, "UINT64": torch.int64}

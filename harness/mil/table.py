@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from harness.artifact.errors import ArtifactError
+from harness.errors import ArtifactError
 from harness.mil.operation import Operation
 
 OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8", "CoreML9")

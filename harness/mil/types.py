@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.artifact.dtypes import MIL_TYPES, MilType
-from harness.artifact.errors import ArtifactError
+from harness.artifact.proto import MIL_TYPES, MilType
+from harness.errors import ArtifactError
 
 if TYPE_CHECKING:
     from coremltools.proto import MIL_pb2

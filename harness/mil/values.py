@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.artifact.errors import ArtifactError
 from harness.artifact.package import Package
+from harness.errors import ArtifactError
 from harness.mil.types import ListType, TensorType, tensor_type, value_type
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError
-from harness.artifact.dtypes import MIL_TYPES
-from harness.errors import HarnessError
+from harness.artifact import Artifact
+from harness.artifact.proto import MIL_TYPES
+from harness.errors import ArtifactError, HarnessError
 from harness.models.config import ModelConfig, Quantization, Scheme
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError
+from harness.artifact import Artifact
 from harness.artifact.pte import DelegateCall
+from harness.errors import ArtifactError
 from harness.mil.function import Function, load_function
 from harness.mil.policy import get_policy
 from harness.models.config import ModelConfig

@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.artifact.package import Package
-from harness.artifact.proto import new_model
-from harness.errors import HarnessError
-from harness.files import Kind, partial_folder
-from harness.packages.description import describe, function_description
-from harness.packages.layout import (
+from harness.artifact.blob import WeightFile
+from harness.artifact.package import (
     MANIFEST,
     SPECIFICATION,
     WEIGHT_REFERENCE,
     WEIGHTS,
+    Package,
+    blob_references,
     data_folder,
     write_manifest,
 )
-from harness.packages.references import blob_references
-from harness.packages.weight_file import WeightFile
+from harness.artifact.proto import new_model
+from harness.errors import HarnessError
+from harness.files import Kind, partial_folder
+from harness.packages.description import describe, function_description
 
 _FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # Core ML compiles it to an identifier
 
@@ -150,3 +150,35 @@ def _move_weights(function: Any, package: Package, weights: WeightFile) -> int:
             moved[key] = weights.add(blob)
         reference.fileName, reference.offset = WEIGHT_REFERENCE, moved[key]
     return used
+
+
+def parse_parts(texts: Sequence[str]) -> list[Part]:
+    """Return the functions that `texts` name.
+
+    `A.mlpackage` names all its functions, by their own names. `A.mlpackage:source=target` names
+    one and renames it. `A.mlpackage:name` names the function `name`, or, of a package with a single
+    function, that function, renamed. Raises HarnessError, or ArtifactError for what is no package.
+    """
+    return [part for text in texts for part in _parse(text)]
+
+
+def _parse(text: str) -> list[Part]:
+    head, colon, names = text.rpartition(":")
+    alone = not colon or "/" in names  # a colon in the path is not ours
+    path = Path(text if alone else head)
+    functions = sorted(Package.from_folder(path).functions)
+    if not functions:
+        raise HarnessError(f"{path}: a package without a function")
+    if alone:
+        return [Part(path, name, name) for name in functions]
+    source, equals, target = names.partition("=")
+    if equals:
+        return [Part(path, source, target)]
+    if names in functions:
+        return [Part(path, names, names)]
+    if len(functions) > 1:
+        raise HarnessError(
+            f"{path}: no function '{names}'; its functions: {', '.join(functions)}. "
+            f"To rename one, say {path}:SOURCE=NAME"
+        )
+    return [Part(path, functions[0], names)]

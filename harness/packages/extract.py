@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.artifact.artifact import Artifact
+from harness.artifact import Artifact
 from harness.artifact.delegate import Bundle, Delegate
-from harness.artifact.errors import ArtifactError
-from harness.artifact.package import Package
+from harness.artifact.package import MANIFEST, Package
+from harness.errors import ArtifactError
 from harness.files import Kind, partial_folder
-from harness.packages.layout import MANIFEST
 
 LIST = "extracted.json"
 _PACKAGE = "model.mlpackage"

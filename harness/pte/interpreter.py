@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError, Delegate
+from harness.artifact import Artifact, Delegate
 from harness.artifact.limits import MAX_ELEMENTS, max_elements
 from harness.artifact.pte import (
     DelegateCall,
@@ -29,7 +29,7 @@ from harness.artifact.pte import (
     TensorValue,
     Value,
 )
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.pte.kernels import call_kernel, writes_in_place
 
 DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]

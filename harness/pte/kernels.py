@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from harness.artifact.dtypes import SCALAR_TYPES
 from harness.artifact.pte import TensorValue
+from harness.artifact.pte_reader import SCALAR_TYPES
 from harness.errors import HarnessError
 
 _DIM_ORDER_COPY = "dim_order_ops::_to_dim_order_copy.out"

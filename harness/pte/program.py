@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError, Delegate
+from harness.artifact import Artifact, Delegate
 from harness.artifact.pte import TensorValue
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.mil import Function, Policy, State, load_function
 from harness.pte.interpreter import DelegateFactory, DelegateRunner, Interpreter
 from harness.pte.signature import method_signature

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.artifact import Artifact, ArtifactError
+from harness.artifact import Artifact
 from harness.artifact.pte import TensorValue
+from harness.errors import ArtifactError
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from harness.artifact import Artifact, ArtifactError, Delegate, Package
-from harness.artifact.dtypes import FEATURE_TYPES
-from harness.errors import HarnessError
+from harness.artifact import Artifact, Delegate, Package
+from harness.artifact.proto import FEATURE_TYPES
+from harness.errors import ArtifactError, HarnessError
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod
 from harness.pte.signature import TensorSpec

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError
+from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND
 from harness.artifact.pte import PteMethod, TensorValue
-from harness.errors import HarnessError, NotInstalledError
+from harness.errors import ArtifactError, HarnessError, NotInstalledError
 from harness.pte.signature import TensorSpec
 from harness.runtimes.base import Method
 

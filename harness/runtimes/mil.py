@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError, Delegate
+from harness.artifact import Artifact, Delegate
+from harness.errors import ArtifactError
 from harness.mil import Function, Policy, TensorType, get_policy, load_function
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod, call_function, mil_delegate

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from harness.artifact import ArtifactError, Package
+from harness.artifact import Package
 from harness.artifact.flattened import checked_path
 from harness.artifact.proto import parse_model
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 
 NEWEST_VERSION = 10
 _OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9, "CoreML9": 10}

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from harness.artifact import Artifact, ArtifactError
+from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND
 from harness.artifact.mapped import map_file
 from harness.artifact.pte import TensorValue, Value
 from harness.artifact.pte_reader import parse_pte
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy
 from harness.pte.interpreter import Interpreter
 from harness.pte.program import mil_delegate

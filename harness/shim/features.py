@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.artifact import ArtifactError, Package
-from harness.artifact.dtypes import FEATURE_TYPES
+from harness.artifact import Package
+from harness.artifact.proto import FEATURE_TYPES
+from harness.errors import ArtifactError
 from harness.mil.shapes import AllowedShapes
 
 if TYPE_CHECKING:

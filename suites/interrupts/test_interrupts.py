@@ -14,8 +14,8 @@ import pytest
 
 from fixtures.cache import exported
 from harness.artifact.exported import PROGRAM
+from harness.artifact.package import MANIFEST
 from harness.packages.extract import LIST
-from harness.packages.layout import MANIFEST
 from suites.interrupts.leftovers import content, taken_for_whole
 from suites.interrupts.moments import Request
 

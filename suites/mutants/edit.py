@@ -20,7 +20,8 @@ import numpy as np
 from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC
 from harness.artifact.flatbuffer import Table
 from harness.artifact.flattened import flatten, read_flattened, root_name
-from harness.artifact.package import Package, SubFiles
+from harness.artifact.mapped import SubFiles
+from harness.artifact.package import Package
 from harness.artifact.pte_reader import ProgramTables
 
 _PROGRAM_SIZE, _SEGMENT_BASE, _SEGMENT_SIZE = 16, 24, 32  # where the extended header has them

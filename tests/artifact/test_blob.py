@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from harness.artifact import ArtifactError
 from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE, read_blob
+from harness.errors import ArtifactError
 
 WEIGHTS = {
     "float": np.float32([1.5, -2, 3]),
@@ -51,7 +51,7 @@ def test_it_reads_what_coremltools_wrote(written, kind):
 def test_small_integers_are_unpacked_as_the_native_writer_packs_them(tmp_path, kind):
     from coremltools.libmilstoragepython import _BlobStorageWriter
 
-    from harness.artifact.dtypes import MIL_TYPES
+    from harness.artifact.proto import MIL_TYPES
     from harness.mil.types import TensorType
     from harness.mil.values import Constant, _from_bytes
 

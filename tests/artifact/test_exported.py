@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from harness.artifact import ArtifactError, open_artifact
+from harness.artifact import open_artifact
 from harness.artifact.facts import artifact_facts
 from harness.cli import main
+from harness.errors import ArtifactError
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from harness.artifact import ArtifactError
 from harness.artifact.flattened import flatten, read_flattened, root_name
+from harness.errors import ArtifactError
 
 PACKAGE = {
     "metadata.json": b'{"identifier": "x"}',

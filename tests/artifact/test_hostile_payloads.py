@@ -6,8 +6,9 @@ import tracemalloc
 
 import pytest
 
-from harness.artifact import ArtifactError, Bundle, open_artifact
+from harness.artifact import Bundle, open_artifact
 from harness.artifact.facts import package_facts
+from harness.errors import ArtifactError
 
 
 @pytest.fixture(scope="module")

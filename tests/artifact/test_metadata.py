@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from harness.artifact import ArtifactError, MethodMetadata, parse_metadata
+from harness.artifact import MethodMetadata, parse_metadata
 from harness.artifact.delegate import Reference, parse_reference
+from harness.errors import ArtifactError
 
 NAMES = {"inputNames": ["x", "y"], "outputNames": ["z"]}
 SINGLE = {**NAMES, "identifier": "id"}

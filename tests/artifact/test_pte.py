@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from harness.artifact import ArtifactError, open_artifact
+from harness.artifact import open_artifact
 from harness.artifact.facts import artifact_facts
 from harness.artifact.pte import DelegateCall, KernelCall
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 
 
 def test_methods_and_instructions_are_executorchs_own(mixed_program):

@@ -7,7 +7,7 @@ import flatbuffers
 import numpy as np
 import pytest
 
-from harness.artifact import Artifact, ArtifactError, open_artifact
+from harness.artifact import Artifact, open_artifact
 from harness.artifact.facts import artifact_facts
 from harness.artifact.pte import (
     DelegateCall,
@@ -19,6 +19,7 @@ from harness.artifact.pte import (
     TensorValue,
 )
 from harness.artifact.pte_reader import read_pte
+from harness.errors import ArtifactError
 
 X = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.artifact import ArtifactError, Package
-from harness.errors import HarnessError
+from harness.artifact import Package
+from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy, load_function, observed
 from harness.mil.values import Constant, TensorType, _from_bytes
 from tests.mil.programs import execute, run, save
@@ -44,7 +44,7 @@ def test_packed_unsigned_integers_are_unpacked_as_coremltools_packs_them(bits):
 
     values = RNG.integers(0, 1 << bits, 37).astype(np.uint8)
     packed = _utils.pack_elements_into_bits(values, bits)
-    from harness.artifact.dtypes import MIL_TYPES
+    from harness.artifact.proto import MIL_TYPES
 
     dtype = next(t for t in MIL_TYPES.values() if t.name == f"UINT{bits}")
     declared = TensorType(dtype, (37,))

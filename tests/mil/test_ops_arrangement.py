@@ -256,7 +256,7 @@ def test_a_computed_parameter_is_read_at_every_call():
 
 
 def test_a_computed_parameter_that_must_be_constant_is_refused_by_name():
-    from harness.artifact import ArtifactError
+    from harness.errors import ArtifactError
     from harness.mil import get_policy, load_function
 
     package = save_flexible(

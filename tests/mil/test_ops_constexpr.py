@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.artifact import ArtifactError
+from harness.errors import ArtifactError
 from harness.mil import get_policy, load_function
 from tests.mil.programs import run, save
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.artifact import ArtifactError
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy, load_function, observed
 from tests.mil.cases import check, to_package
 from tests.mil.programs import execute, run, save

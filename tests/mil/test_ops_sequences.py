@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.artifact import ArtifactError
+from harness.errors import ArtifactError
 from tests.mil.cases import check
 from tests.mil.programs import execute
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from harness.artifact import ArtifactError
+from harness.errors import ArtifactError
 from harness.mil import get_policy, load_function
 from harness.mil.operation import IMPLEMENTATIONS
 from harness.mil.table import operations

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.artifact import ArtifactError, Package
-from harness.errors import HarnessError
+from harness.artifact import Package
+from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy, load_function
 from tests.mil.programs import save
 

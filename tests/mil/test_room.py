@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness.artifact import ArtifactError, Package
+from harness.artifact import Package
 from harness.artifact.limits import MAX_ELEMENTS, max_elements
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy, load_function
 from tests.mil.programs import save
 

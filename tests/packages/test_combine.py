@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.artifact import ArtifactError, Package
+from harness.artifact import Package
 from harness.artifact.facts import duplicate_bytes, sharing
 from harness.artifact.proto import parse_model
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.packages import combine_packages
 from tests.mil.programs import run, save
 
@@ -407,7 +407,7 @@ def test_a_folder_that_is_not_there_is_told(prefill, tmp_path):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(prefill, place, monkeypatch):
-    from harness.packages.weight_file import WeightFile
+    from harness.artifact.blob import WeightFile
 
     def full(self, blob):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -418,7 +418,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(prefill, place, monkeypatch):
 
 @pytest.mark.parametrize("moment", range(6))
 def test_an_interrupted_call_leaves_nothing(prefill, decode, place, monkeypatch, moment):
-    from harness.packages.weight_file import WeightFile
+    from harness.artifact.blob import WeightFile
 
     calls, append = itertools.count(), WeightFile._append
 

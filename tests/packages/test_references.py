@@ -2,8 +2,8 @@
 
 import pytest
 
+from harness.artifact.package import blob_references
 from harness.artifact.proto import new_model
-from harness.packages.references import blob_references
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.artifact import ArtifactError, open_artifact
+from harness.artifact import open_artifact
+from harness.errors import ArtifactError
 from harness.models.recognise import _config, _cut, _named, _Parts, read_model
 from harness.runtimes import get_runtime
 

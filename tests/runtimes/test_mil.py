@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.artifact import ArtifactError, MethodMetadata, open_artifact
-from harness.errors import HarnessError
+from harness.artifact import MethodMetadata, open_artifact
+from harness.errors import ArtifactError, HarnessError
 from harness.runtimes import get_runtime
 
 POLICIES = ("strict", "widen", "double")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.artifact import ArtifactError
 from harness.artifact.proto import new_model, parse_model
+from harness.errors import ArtifactError
 from harness.shim.asset import with_lowest_version
 
 FLOAT16, FLOAT32, INT8 = 65552, 65568, 131080
