@@ -1,62 +1,127 @@
-"""The one console script. A command's module is imported only when that command is called."""
+"""The one console script: a table of commands, and the errors and statuses that they share.
+
+Modules of commands import argparse and the like at their top, and the rooms that do the work where
+a command runs: `harness --help` and `harness inspect` import no torch.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from harness.cli import output
+from harness.cli import bench, bisect, check, diff, export, inspect, packages, results, run, shim
+from harness.cli.output import checked_output, discard_output
 from harness.errors import HarnessError
 from harness.text import printable
 
+
+class Command(NamedTuple):
+    """What a command does in one line, and the functions that declare its arguments and run it.
+
+    `run` returns the exit status, or raises HarnessError.
+    """
+
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
 COMMANDS = {
-    "models": "list the named fixture models",
-    "export": "export a fixture model or a checkpoint",
-    "inspect": "show methods, delegates, functions, sizes, sharing and metadata",
-    "extract": "write the Core ML packages inside an artifact to a folder",
-    "combine": "put functions of Core ML packages into one, their weights stored once",
-    "diff": "show what changed between two artifacts; exit status 1 when something did",
-    "check": "check an artifact, and execute it against the oracle",
-    "bisect": "name the first operation that leaves its reference, or show ranges of values",
-    "run": "generate text with an artifact",
-    "bench": "time load, prefill and decode, and measure memory",
-    "gate": "compare two result files; exit status 1 on a regression",
-    "report": "draw a table, JUnit XML and an HTML page from a result file",
-    "shim": "run a Python command that needs Core ML with our executor in its place",
+    "models": Command(
+        "list the named fixture models",
+        export.add_models_arguments,
+        export.models,
+    ),
+    "export": Command(
+        "export a fixture model or a checkpoint",
+        export.add_export_arguments,
+        export.export,
+    ),
+    "inspect": Command(
+        "show methods, delegates, functions, sizes, sharing and metadata",
+        inspect.add_arguments,
+        inspect.run,
+    ),
+    "extract": Command(
+        "write the Core ML packages inside an artifact to a folder",
+        packages.add_extract_arguments,
+        packages.extract,
+    ),
+    "combine": Command(
+        "put functions of Core ML packages into one, their weights stored once",
+        packages.add_combine_arguments,
+        packages.combine,
+    ),
+    "diff": Command(
+        "show what changed between two artifacts; exit status 1 when something did",
+        diff.add_arguments,
+        diff.run,
+    ),
+    "check": Command(
+        "check an artifact, and execute it against the oracle",
+        check.add_arguments,
+        check.run,
+    ),
+    "bisect": Command(
+        "name the first operation that leaves its reference, or show ranges of values",
+        bisect.add_arguments,
+        bisect.run,
+    ),
+    "run": Command(
+        "generate text with an artifact",
+        run.add_arguments,
+        run.run,
+    ),
+    "bench": Command(
+        "time load, prefill and decode, and measure memory",
+        bench.add_arguments,
+        bench.run,
+    ),
+    "gate": Command(
+        "compare two result files; exit status 1 on a regression",
+        results.add_gate_arguments,
+        results.gate,
+    ),
+    "report": Command(
+        "draw a table, JUnit XML and an HTML page from a result file",
+        results.add_report_arguments,
+        results.report,
+    ),
+    "shim": Command(
+        "run a Python command that needs Core ML with our executor in its place",
+        shim.add_arguments,
+        shim.run,
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (0 well, 1 a check failed, 2 bad input, 3 missing).
+    """Run one command and return its exit status.
 
-    A command is a module `harness.cli.NAME` with `add_arguments(parser)` and
-    `run(args) -> int`.
+    0: all is well; 1: a check failed; 2: the input or the call was bad; 3: a part is not installed.
     """
     # Threads that spin between two small operations starve each other on a busy machine: decoding
-    # was seen 75 times slower. Read when torch is imported, so it is set before any command.
+    # was seen 75 times slower. Torch reads this when it is imported: set it before any command.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="harness",
         description="Check, execute and measure Core ML language models exported by ExecuTorch.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    module = None
-    for name, description in COMMANDS.items():
-        command = commands.add_parser(name, help=description, description=description)
-        if name == chosen:
-            module = importlib.import_module(f"harness.cli.{name}")
-            module.add_arguments(command)
+    for name, command in COMMANDS.items():
+        help_text = command.description
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        if name == chosen:  # the others' arguments may need slow imports
+            command.add_arguments(subparser)
     args = parser.parse_args(argv)
-    assert module is not None, "argparse refuses a call without a command"
     try:
-        with output.told_apart():
-            status: int = module.run(args)
-        return status
+        with checked_output():
+            return COMMANDS[args.command].run(args)
     except HarnessError as error:
         # A name in a hostile file must not reach the terminal as control characters.
         sentence = printable(str(error), keep="\n")
@@ -65,9 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"harness {args.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
-        output.discard()
+    except BrokenPipeError:  # the reader of a pipe has gone: nobody sees what is printed
+        discard_output()
         return 0
-    except OSError as error:  # of a place that nobody has named, as a folder that has been removed
+    except OSError as error:  # about a path that nobody has named, as a folder that was removed
         print(f"harness {args.command}: {printable(str(error))}", file=sys.stderr)
         return HarnessError.exit_status

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, NotInstalledError
@@ -73,13 +72,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
+    from statistics import median
+
     decode = [step for timed in rounds for step in timed.decode]
     prefill = [timed.prefill for timed in rounds]
     return {
-        "load_ms": statistics.median(loads),
-        "prefill_ms_per_token": statistics.median(prefill),
-        "decode_ms_per_token": statistics.median(decode),
-        "decode_tokens_per_second": 1e3 / statistics.median(decode),
+        "load_ms": median(loads),
+        "prefill_ms_per_token": median(prefill),
+        "decode_ms_per_token": median(decode),
+        "decode_tokens_per_second": 1e3 / median(decode),
         "peak_memory_bytes": memory.peak,
         "memory_before_load_bytes": memory.before,
         "samples": {"prefill": len(prefill), "decode": len(decode)},

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.artifact import open_artifact
-from harness.diff import Difference, diff_artifacts
 from harness.text import clip, printable
 
-_MOST = 8  # differences of one kind in one place: the first few tell the pattern
+if TYPE_CHECKING:
+    from harness.diff import Difference
+
+_MAX_SHOWN = 8  # differences of one kind in one place: the first few tell the pattern
 _WIDTH = 400  # characters of one side
 
 
@@ -26,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the differences; returns 1 when there is one, 0 when every byte is equal."""
+    """Print the differences; return 1 when there is one, 0 when every byte is equal."""
+    from harness.artifact import open_artifact
+    from harness.diff import diff_artifacts
+
     found = diff_artifacts(open_artifact(args.a), open_artifact(args.b))
     if args.json:
         print(
@@ -48,7 +52,7 @@ def _lines(a: str, b: str, found: list[Difference], everything: bool) -> Iterato
             yield where
         for kind, group in groupby(here, key=lambda difference: difference.kind):
             of_kind = list(group)
-            shown = of_kind if everything else of_kind[:_MOST]
+            shown = of_kind if everything else of_kind[:_MAX_SHOWN]
             for difference in shown:
                 yield from _difference_lines(difference, everything)
             if len(of_kind) > len(shown):

@@ -1,29 +1,55 @@
-"""`harness export`: a named model, or a checkpoint with its params, to an artifact."""
+"""`harness models` and `harness export`: named models, and how one becomes an artifact."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fixtures import cache
-from fixtures.models import MODELS, model
-from harness import export as exporters
-from harness.artifact.exported import EXPORT
-from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.errors import HarnessError
-from harness.export.options import CHOICES, ExportOptions
-from harness.files import partial_folder, partial_pte
 
-OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ExportOptions))
+if TYPE_CHECKING:
+    from harness.export import Progress
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; an option that is not given is absent from the result."""
+def add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness models`."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def models(args: argparse.Namespace) -> int:
+    """Print the named models with the options of their exports, and return 0."""
+    from tabulate import tabulate
+
+    from fixtures.models import all_models
+
+    named = all_models().values()
+    rows = [
+        {"name": m.name, "description": m.description, "options": m.options.as_dict()}
+        for m in named
+    ]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    lengths = [f"{m.options.max_context_len} / {m.options.input_len}" for m in named]
+    table = [
+        (row["name"], row["description"], length) for row, length in zip(rows, lengths, strict=True)
+    ]
+    print(tabulate(table, headers=("model", "what it is", "context / input")))
+    return 0
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness export`; an option that is not given stays absent."""
+    from fixtures.models import MODELS
+    from harness.export import EXPORTERS
+    from harness.export.options import CHOICES
+
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     source.add_argument("--checkpoint", metavar="C", help="weights: .pth, safetensors, or folder")
@@ -33,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--exporter",
-        choices=exporters.EXPORTERS,
+        choices=EXPORTERS,
         default="executorch",
         help="who exports: ExecuTorch's exporter, to a .pte; or ours, to a folder of packages",
     )
@@ -52,10 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Export; prints the file's name and size. Returns 0, or raises HarnessError."""
+def export(args: argparse.Namespace) -> int:
+    """Write the artifact, print its name and size, and return 0."""
+    from harness.export import exporter
+    from harness.export.options import ExportOptions
+
     output = Path(args.output)
-    given = {name: getattr(args, name) for name in OPTION_NAMES if hasattr(args, name)}
+    names = [field.name for field in dataclasses.fields(ExportOptions)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.exporter == "coreml" and output.suffix in (".pte", ".mlpackage"):
         raise HarnessError(
             f"-o {output}: the exporter coreml writes a folder of packages; name one that does not "
@@ -67,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         raise HarnessError("--checkpoint needs --params, the model's params.json")
     else:
         options = ExportOptions(**given)
-        chosen = exporters.exporter(args.exporter)
+        chosen = exporter(args.exporter)
         chosen.export(args.checkpoint, args.params, options, output, _stage_printer())
     print(f"{output}: {_size(output):,} bytes")
     return 0
@@ -77,6 +107,12 @@ def _export_model(
     name: str, given: dict[str, Any], params: str | None, exporter: str, output: Path
 ) -> None:
     """Copy the cached export of a named model, which is made first if it is not there."""
+    from fixtures import cache
+    from fixtures.models import model
+    from harness.artifact.exported import EXPORT
+    from harness.artifact.pte_reader import FILE_IDENTIFIER
+    from harness.files import partial_folder, partial_pte
+
     if params is not None:
         raise HarnessError("--params goes with --checkpoint; a named model has its own")
     options = dataclasses.replace(model(name).options, **given)
@@ -95,7 +131,9 @@ def _size(output: Path) -> int:
 
 
 def _option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
-    """Add the argument of one export option, named and explained alike."""
+    """Add the argument of one export option, with its name and its default from the options."""
+    from harness.export.options import ExportOptions
+
     default = "none" if (value := getattr(ExportOptions, name)) is None else value
     parser.add_argument(
         f"--{name.replace('_', '-')}",
@@ -105,7 +143,7 @@ def _option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None
     )
 
 
-def _stage_printer() -> exporters.Progress:
+def _stage_printer() -> Progress:
     start = time.monotonic()
 
     def show(stage: str) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from harness.artifact import open_artifact
-from harness.artifact.facts import (
-    ArtifactFacts,
-    FunctionFacts,
-    MethodFacts,
-    PackageFacts,
-    Tensor,
-    artifact_facts,
-)
 from harness.text import printable
 
-_MOST_TENSORS = 6  # an LLM has two caches a layer: the first few tell the pattern
+if TYPE_CHECKING:
+    from harness.artifact.facts import (
+        ArtifactFacts,
+        FunctionFacts,
+        MethodFacts,
+        PackageFacts,
+        Tensor,
+    )
+
+_MAX_TENSORS = 6  # an LLM has two caches a layer: the first few tell the pattern
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts; returns 0."""
+    """Print the facts and return 0."""
+    from harness.artifact import open_artifact
+    from harness.artifact.facts import artifact_facts
+
     facts = artifact_facts(open_artifact(args.file))
     if args.json:
         print(json.dumps(facts.to_json(), indent=2))
@@ -90,7 +94,7 @@ def _function_lines(function: FunctionFacts, everything: bool) -> Iterator[str]:
 
 
 def _tensors(label: str, tensors: tuple[Tensor, ...], everything: bool) -> Iterator[str]:
-    shown = tensors if everything else tensors[:_MOST_TENSORS]
+    shown = tensors if everything else tensors[:_MAX_TENSORS]
     for tensor in shown:
         shape = ", ".join("?" if size is None else str(size) for size in tensor.shape)
         yield f"  {label:>3} {tensor.name}: {tensor.dtype} [{shape}]"

@@ -1,4 +1,4 @@
-"""Standard output that says so when it cannot be written: a full disk behind it, or none at all."""
+"""Standard output whose failures are sentences: it is closed, or the disk behind it is full."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.errors import HarnessError
 
 
 @contextmanager
-def told_apart() -> Iterator[None]:
-    """Commands print in this block, and no failure of that is taken for another file's.
+def checked_output() -> Iterator[None]:
+    """Raise HarnessError when standard output is closed, or cannot be written in the block.
 
-    Raises HarnessError when standard output is closed or cannot be written.
+    An OSError that leaves the block is therefore about another file.
     """
-    if sys.stdout is None:  # what Python makes of a closed one
+    if sys.stdout is None:  # Python's value for one that was closed at the start
         raise HarnessError("standard output is closed; send it to a file, or to /dev/null")
     output = _Output(sys.stdout)
     with redirect_stdout(output):
@@ -25,8 +25,8 @@ def told_apart() -> Iterator[None]:
         output.flush()
 
 
-def discard() -> None:
-    """Send what is still to be printed nowhere: Python tries it again when it ends."""
+def discard_output() -> None:
+    """Send standard output to the null device: Python writes what is left when it exits."""
     with suppress(OSError, ValueError):  # a stand-in for standard output may have no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -54,5 +54,5 @@ def _named() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        discard()
+        discard_output()
         raise HarnessError(f"standard output cannot be written ({error.strerror})") from None

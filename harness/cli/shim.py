@@ -7,13 +7,14 @@ import os
 import sys
 
 from harness.errors import HarnessError
-from harness.shim.launch import POLICY_VARIABLE, python_command
 
 _POLICIES = ("strict", "widen", "double")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    from harness.shim.launch import POLICY_VARIABLE
+
     parser.usage = "harness shim [--policy POLICY] -- COMMAND ..."
     parser.add_argument(
         "--policy",
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become the command: its exit status is ours, and signals go to it."""
+    from harness.shim.launch import POLICY_VARIABLE, python_command
+
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     command = python_command(words, os.environ, args.policy)
     environment = dict(command.environment)

@@ -46,7 +46,7 @@ def test_a_user_reads_it(judge, fixture_name):
     case = next(case for case in cases() if case.saying.rule == "sum")
 
     def find(subject):
-        command = [sys.executable, "-m", "harness.cli", "run", str(subject.artifact.path)]
+        command = [sys.executable, "-m", "harness", "run", str(subject.artifact.path)]
         command += ["--tokenizer", str(tokenizer), "--prompt", case.prompt, "--json"]
         command += ["--runtime", RUNTIME, "--max-new-tokens", "24"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -38,7 +38,7 @@ def test_it_names_paris(judge, fixture_name):
     model = fixture(SubjectName.parse(fixture_name).model)
 
     def find(subject):
-        command = [sys.executable, "-m", "harness.cli", "run", str(subject.artifact.path)]
+        command = [sys.executable, "-m", "harness", "run", str(subject.artifact.path)]
         command += ["--tokenizer", str(model.tokenizer), "--chat", "--prompt", PROMPTS[0]]
         command += ["--runtime", RUNTIME, "--max-new-tokens", str(NEW_TOKENS)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -37,7 +37,7 @@ class Export:
         """Start the command as a process."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         return subprocess.Popen(
-            [sys.executable, "-m", "harness.cli", *self._words],
+            [sys.executable, "-m", "harness", *self._words],
             env={**os.environ, "TMPDIR": str(self.tmp), "PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

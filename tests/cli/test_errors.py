@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main
+from harness.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = Path("/dev/full")
@@ -34,7 +34,7 @@ def test_an_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys, words, bu
 
 def test_a_process_with_a_full_or_closed_output_ends_with_one_sentence():
     """Python's own end adds nothing: it would try to print the rest once more."""
-    command = f"{sys.executable} -m harness.cli models"
+    command = f"{sys.executable} -m harness models"
     places = {">&-": "standard output is closed; send it to a file, or to /dev/null"}
     if FULL.exists():
         places[f">{FULL}"] = "standard output cannot be written (No space left on device)"
@@ -49,7 +49,7 @@ def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch, capsys):
     def run(args):
         raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
 
-    monkeypatch.setattr("harness.cli.models.run", run)
+    monkeypatch.setitem(COMMANDS, "models", COMMANDS["models"]._replace(run=run))
     assert main(["models"]) == 2
     wanted = "harness models: [Errno 28] No space left on device: 'elsewhere'\n"
     assert capsys.readouterr().err == wanted

@@ -10,7 +10,7 @@ import pytest
 
 from harness.cli import main
 
-COMMAND = [sys.executable, "-m", "harness.cli", "inspect"]
+COMMAND = [sys.executable, "-m", "harness", "inspect"]
 
 
 def inspected(capsys, *arguments):
@@ -109,12 +109,11 @@ def test_a_reader_that_goes_away_is_no_error(mixed_program):
 
 
 def test_what_an_artifact_names_cannot_drive_a_terminal(mixed_program, capsys, monkeypatch):
-    import harness.cli.inspect as command
     from harness.artifact.facts import ArtifactFacts
 
     constants = {"a\x1b[31m": "x\ny", "half": "\ud800", "ü": 1}
     facts = ArtifactFacts("p", "pte", 1, (), (), constants)
-    monkeypatch.setattr(command, "artifact_facts", lambda artifact: facts)
+    monkeypatch.setattr("harness.artifact.facts.artifact_facts", lambda artifact: facts)
     text = inspected(capsys, mixed_program[0])
     assert text.splitlines()[-3:] == ["  a\\x1b[31m = x\\ny", "  half = \\ud800", "  ü = 1"]
 

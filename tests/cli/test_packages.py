@@ -183,11 +183,10 @@ def test_diff_of_what_is_no_artifact_is_2(one, tmp_path, capsys, name):
 
 
 def test_what_artifacts_name_cannot_drive_a_terminal(one, four, capsys, monkeypatch):
-    import harness.cli.diff as command
     from harness.diff import Difference
 
     evil = Difference("a\x1b[2J", "kind\n", "what\r", "x\x1b[31m", ["\x1b"])
-    monkeypatch.setattr(command, "diff_artifacts", lambda a, b: [evil])
+    monkeypatch.setattr("harness.diff.diff_artifacts", lambda a, b: [evil])
     assert main(["diff", str(one), str(four)]) == 1
     text = capsys.readouterr().out
     assert "\x1b" not in text and "\r" not in text and len(text.splitlines()) == 5

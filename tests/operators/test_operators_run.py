@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     """Run the miniature once; return the process, and the folder with its results."""
     results = tmp_path_factory.mktemp("results")
     files = [str(MINIATURE / name) for name in ("mini_ops.py", "test_image_resizing.py")]
-    shim = ("-m", "harness.cli", "shim", "--policy", "widen", "--", "pytest", *PLUGIN)
+    shim = ("-m", "harness", "shim", "--policy", "widen", "--", "pytest", *PLUGIN)
     done = start(*shim, "-n", "1", "--results", str(results), *files)
     return done, results / "operators"
 

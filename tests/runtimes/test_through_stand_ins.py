@@ -20,7 +20,7 @@ from harness.export.options import ExportOptions
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has Core ML itself")
 
 PYTHON = [sys.executable, "-W", "ignore"]
-SHIM = [sys.executable, "-m", "harness.cli", "shim", "--policy", "widen", "--"]
+SHIM = [sys.executable, "-m", "harness", "shim", "--policy", "widen", "--"]
 DTYPES = {"executorch": "torch.float16", "coreml:cpu_only": "torch.float32"}
 """`coreml` hands fp16 out as fp32, as Core ML does; `executorch` hands out what is declared."""
 CACHES = 2 * 4  # keys and values of four layers
@@ -128,7 +128,7 @@ def test_the_runtimes_are_available_but_no_neural_engine(found: Any) -> None:
 
 def generated(files: dict[str, Path], runtime: str, *before: str) -> dict[str, Any]:
     tokenizer = str(fixture("tiny").tokenizer)
-    run = [*PYTHON, "-m", "harness.cli", "run", str(files["multifunction"]), "--json"]
+    run = [*PYTHON, "-m", "harness", "run", str(files["multifunction"]), "--json"]
     prompt = ["--tokenizer", tokenizer, "--prompt", "a b c", "--max-new-tokens", "8"]
     command = [*before, *run, *prompt, "--runtime", runtime]
     done = subprocess.run(command, capture_output=True, text=True)

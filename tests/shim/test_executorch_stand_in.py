@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 INSIDE = Path(__file__).parent / "executorch_inside"
-SHIM = [sys.executable, "-m", "harness.cli", "shim", "--policy", "widen", "--"]
+SHIM = [sys.executable, "-m", "harness", "shim", "--policy", "widen", "--"]
 
 
 def test_every_test_inside_passes(tmp_path: Path) -> None:

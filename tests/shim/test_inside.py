@@ -14,7 +14,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HARNESS_POLICY": "strict"
 
 
 def start(*words, cwd, shim=True):
-    command = [sys.executable, "-m", "harness.cli", "shim", "--"] if shim else []
+    command = [sys.executable, "-m", "harness", "shim", "--"] if shim else []
     return subprocess.run(
         [*command, *words], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )

@@ -44,7 +44,7 @@ def start(folder):
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def run(*words, shim=True, more=None, **options):
-        command = [sys.executable, "-m", "harness.cli", "shim"] if shim else []
+        command = [sys.executable, "-m", "harness", "shim"] if shim else []
         return subprocess.run(
             [*command, *words],
             cwd=folder,

@@ -14,7 +14,7 @@ import pytest
 from harness.results import Run, read_run
 
 LYING = Path(__file__).with_name("lying.py")
-SHIM = [sys.executable, "-m", "harness.cli", "shim", "--"]
+SHIM = [sys.executable, "-m", "harness", "shim", "--"]
 LISTED = """
 [[impossible]]
 test = "test_lying.py::TestLying::test_honest"

@@ -1,4 +1,4 @@
-"""`python -m harness.cli` is `harness`."""
+"""`python -m harness` is `harness`."""
 
 import sys
 

@@ -1,9 +1,10 @@
-"""`harness gate`: a head against a base, runs or artifacts; exit status 1 on a regression."""
+"""`harness report` and `harness gate`: draw a result file, and compare a head with a base."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,36 @@ INDENT = "  "
 QUIET = ("same", "skipped")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `harness gate`."""
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness report`."""
+    parser.add_argument("run", type=Path, metavar="RUN.jsonl", help="the result file of a run")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write table.txt, junit.xml and index.html here; without it, only print",
+    )
+    parser.add_argument("--json", action="store_true", help="print the counts and files as JSON")
+
+
+def report(args: argparse.Namespace) -> int:
+    """Print the table and write the files; return 1 when the run did not pass, else 0."""
+    from harness.report import run_table, write_report
+    from harness.report.table import wants_colours
+    from harness.results import read_run
+
+    finished = read_run(args.run)
+    files = write_report(finished, args.output) if args.output else []
+    if args.json:
+        print(json.dumps(finished.footer.to_json() | {"files": [str(file) for file in files]}))
+    else:
+        print(run_table(finished, colours=wants_colours(sys.stdout)))
+    return 0 if finished.footer.passed else 1
+
+
+def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness gate`."""
     parser.add_argument("base", type=Path, metavar="BASE", help="result file, or artifact")
     parser.add_argument("head", type=Path, metavar="HEAD", help="result file, or artifact")
     parser.add_argument(
@@ -41,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print every metric as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print a verdict per metric; 1 when one of them regressed."""
+def gate(args: argparse.Namespace) -> int:
+    """Print a verdict per metric; return 1 when one of them regressed, else 0."""
     result = _compare(args)
     passed = result.passed and not (args.strict and result.counts["inconclusive"])
     if args.json:
