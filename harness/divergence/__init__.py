@@ -1,1 +1,1 @@
-"""Names the first operation at which an artifact leaves its reference."""
+"""Finds the first operation at which an artifact differs from its reference."""

@@ -1,14 +1,14 @@
-"""The first operation whose result is no value of the model's graph.
+"""Finds the first operation whose result is not a value of the model's graph.
 
-An operation's result is looked for among the stages of the graph. One that is no stage is not yet
-wrong: an exporter may compute a stage in its own way. It is *excused* when a stage that was not
-there before comes out of it after all, through operations that are no stages either: errors do
-not heal. Two things are no such proof: an old stage, as when x + 0 is x again, and what may leave
-out the part that is wrong, as a selection and a whole number do. What a function returns is never
-excused.
+Each operation's result is compared with the stages of the graph. A result that matches no stage is
+not wrong yet: an exporter may compute a stage in its own way. Such an operation is *excused* when a
+new stage is computed from it, directly or through other operations without a stage: a wrong value
+would have made that stage wrong too. Two results do not excuse it: a stage that was already
+computed, as when x + 0 is x again, and a result that may omit the wrong part, as a selection or an
+integer may. An operation whose result the function returns is never excused.
 
-The first operation that is neither a stage nor excused is where the program leaves the model: what
-is before it is right, so it is the culprit and no victim.
+The program leaves the model at the first operation that neither matches a stage nor is excused.
+Everything before it is right, so this operation makes the error and does not inherit it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.divergence.match import Catalogue
 from harness.divergence.recording import Place, Recording
 from harness.mil.plan import Step
 
-_NEAR = 0.25  # of the largest value: a stage that is further away tells nothing
+_NEAR = 0.25  # of the largest value: a stage that is further away explains nothing
 _SLICES = ("slice_by_index", "slice_by_size", "split")
 _SELECTIONS = ("gather", "gather_along_axis", "gather_nd", "select", "topk", *_SLICES)
 _LOSSY = ("floor", "ceil", "round", "sign", *_SELECTIONS)
@@ -30,10 +30,10 @@ _LOSSY = ("floor", "ceil", "round", "sign", *_SELECTIONS)
 
 @dataclass(frozen=True)
 class Divergence:
-    """An operation that leaves its reference.
+    """An operation whose result differs from its reference.
 
-    `result` is its first result's name, `shape` the shape; `reads` says of each input by name
-    what it holds; `reason` is a sentence's end: "is no value of the model: ...".
+    `result` and `shape` are the name and the shape of its first result. `reads` describes the value
+    of each input, by its name. `reason` ends a sentence: "is not a value of the model; ...".
     """
 
     place: Place
@@ -53,8 +53,11 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What comparing one call with the graph gave: how many operations hold a stage, how many
-    are excused, and the first that is neither."""
+    """The result of comparing one call with the graph.
+
+    It counts the operations that match a stage and those that are excused; `first` is the first
+    operation that is neither.
+    """
 
     matched: int
     excused: int
@@ -62,7 +65,7 @@ class Comparison:
 
 
 def compare(recordings: Sequence[Recording], catalogue: Catalogue) -> Comparison:
-    """Look at the operations of one call of a method, function after function."""
+    """Compare the operations of one call of a method with the graph, function after function."""
     matched = excused = 0
     for recording in recordings:
         stages = _stages(recording, catalogue)
@@ -77,7 +80,7 @@ def compare(recordings: Sequence[Recording], catalogue: Catalogue) -> Comparison
 
 
 def _stages(recording: Recording, catalogue: Catalogue) -> dict[str, list[str]]:
-    """The stages that each value of a function is, by its name."""
+    """Return the names of the stages that each value of a function matches, by the value's name."""
     return {
         name: catalogue.find(value) if isinstance(value, torch.Tensor) else []
         for name, value in recording.values.items()
@@ -85,7 +88,10 @@ def _stages(recording: Recording, catalogue: Catalogue) -> dict[str, list[str]]:
 
 
 def _excused(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
-    """The operations without a stage, by their first result, out of which a new one comes."""
+    """Return the operations without a stage that a new stage is computed from.
+
+    An operation is named by its first result.
+    """
     fresh, returned = _fresh(recording, stages), recording.function.outputs
     good: set[str] = set()  # values that a new stage, or an excused operation, is computed from
     excused = set()
@@ -100,7 +106,7 @@ def _excused(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
 
 
 def _fresh(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
-    """The operations, by their first result, that hold a stage which nothing before them holds."""
+    """Return the operations that are the first to compute a stage, named by their first result."""
     seen = {stage for name in recording.function.inputs for stage in stages[name]}
     fresh = set()
     for step in recording.steps:
@@ -119,9 +125,9 @@ def _divergence(
 ) -> Divergence:
     result = recording.values[step.names[0]]
     nearest = catalogue.nearest(result)
-    reason = "is no value of the model"
+    reason = "is not a value of the model"
     if nearest is not None and nearest[1] < _NEAR:
-        reason += f"; it is off from {nearest[0]} by {nearest[1]:.3g} of the largest"
+        reason += f"; it differs from {nearest[0]} by {nearest[1]:.3g} of the largest value"
     reads = {}
     for slot, name in zip(step.reads, recording.read_names(step), strict=True):
         if name is None:
@@ -129,6 +135,6 @@ def _divergence(
         if recording.constant(slot) is not None:
             reads[name] = "a constant"
         else:
-            reads[name] = " or ".join(stages[name][:2]) or "no value of the model"
+            reads[name] = " or ".join(stages[name][:2]) or "not a value of the model"
     shape = tuple(result.shape)
     return Divergence(recording.place, step.operation, step.names[0], shape, reads, reason)

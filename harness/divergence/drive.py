@@ -1,5 +1,7 @@
-"""Drives a judge through a prompt: chunks that fill the caches, then tokens one by one; or through
-one call of each method of what is no language model."""
+"""Runs a judge's methods: a language model on a prompt, any other artifact once for each method.
+
+The prompt is fed in chunks, which fill the caches, then token by token.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ _SEED = 20_27
 
 
 def drive(subject: Subject, judge: Runtime) -> None:
-    """Feed seeded tokens to a judge's methods: two and a half chunks, so that the last one is
-    padded and reads a filled cache, and some decode steps.
+    """Feed seeded tokens to a judge's methods: two and a half chunks, then some decode steps.
 
-    Raises HarnessError when the artifact is no language model, or cannot be executed.
+    The last chunk is therefore padded and reads a filled cache. Raises HarnessError when the
+    artifact is not a language model or cannot be executed.
     """
     session = open_session(subject.artifact, judge)
     layout = session.layout
@@ -41,16 +43,17 @@ def drive(subject: Subject, judge: Runtime) -> None:
 
 
 def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:
-    """Call each method of a part once: with `given`, tensors by the inputs' names, or else with
-    seeded ones, floats of a standard normal distribution and integers of 0 and 1.
+    """Call each method of a part once, with the tensors that are given or with seeded ones.
 
-    Raises HarnessError for an input that is missing, unknown, or no tensor as declared.
+    `given` holds a tensor for each name of an input. Seeded floats have a standard normal
+    distribution, seeded integers are 0 or 1. Raises HarnessError for an input that is missing or
+    unknown, or differs from its declaration.
     """
     artifact = subject.artifact
     names = part.methods(artifact)
     if given is not None and len(names) > 1:
         raise HarnessError(
-            f"{artifact.path}: the tensors of --inputs are those of one method; choose it with "
+            f"{artifact.path}: the tensors of --inputs belong to one method; choose it with "
             f"--method: {', '.join(names)}"
         )
     for name in names:
@@ -59,7 +62,7 @@ def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] 
         if given is not None:
             method(*_in_order(method.inputs, given, where))
             continue
-        assert artifact.package is not None, "a program is fed a prompt, or is given tensors"
+        assert artifact.package is not None, "a program gets a prompt or tensors"
         limit = max_elements(artifact.package.size)
         generator = torch.Generator().manual_seed(_SEED)
         method(*(_seeded(spec, generator, limit, where) for spec in method.inputs))
@@ -91,7 +94,7 @@ def _in_order(
         if not isinstance(tensor, torch.Tensor) or not _is_plain(tensor):
             kind = getattr(tensor, "dtype", type(tensor).__name__)
             raise HarnessError(
-                f"{where}: input '{name}' is given what is no dense tensor of real numbers ({kind})"
+                f"{where}: input '{name}' must be a dense tensor of real numbers, not {kind}"
             )
     return [given[spec.name] for spec in specs]
 

@@ -1,9 +1,10 @@
-"""Finds the stage of the model's graph that a tensor holds, whatever its shape.
+"""Finds the stage of the model's graph that a tensor holds, in any layout.
 
-Programs hold one value in several layouts: with axes of size 1, split or joined axes, axes in
-another order. A tensor is a stage when its elements in order are those of the stage with its axes
-in some order; a tensor with fewer elements can be a piece of a stage that may be computed in
-pieces. Numbers agree when they differ by at most `TOLERANCE` of the stage's largest.
+Programs hold one value in several layouts: with axes of size 1, with split or joined axes, with the
+axes in another order. A tensor matches a stage when its elements, in order, are those of the stage
+for some order of the stage's axes. A tensor with fewer elements may be a piece of a stage that
+programs compute in pieces. Numbers agree when they differ by at most `TOLERANCE` of the stage's
+largest.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch
 from harness.divergence.stages import Stage
 
 TOLERANCE = 1e-7
-"""Both sides compute in fp64, where the largest differences seen are 1e-12; an `rsqrt` that adds
-its own 1e-12 to a small mean makes 1e-9. One weight off by 1 % makes 1e-5 and more."""
+"""Both sides compute in fp64; the largest difference measured is 1e-12, or 1e-9 where an `rsqrt`
+adds its own 1e-12 to a small mean. One weight that is off by 1 % makes at least 1e-5."""
 
 
-_MOST_STARTS = 16  # places where a piece may begin: more than that many equal rows are padding
+_MOST_STARTS = 16  # rows at which a piece may begin: more equal rows than this are padding
 
 
 class Catalogue:
@@ -34,7 +35,7 @@ class Catalogue:
         self._cut = [stage for stage in stages if stage.cut is not None]
 
     def find(self, tensor: torch.Tensor) -> list[str]:
-        """Return the names of the stages that a tensor is, or is a piece of."""
+        """Return the names of the stages that a tensor matches, whole or as a piece."""
         total, count = _sum(tensor), tensor.numel()
         whole = [
             stage.name
@@ -47,8 +48,10 @@ class Catalogue:
         return [stage.name for stage in self._cut if _is_piece(tensor, stage)]
 
     def nearest(self, tensor: torch.Tensor) -> tuple[str, float] | None:
-        """Return the stage that a tensor differs from the least, and by how much of its largest
-        value; None when none has as many elements."""
+        """Return the nearest stage of the same size and the distance to it; None without one.
+
+        The distance is a fraction of the stage's largest value.
+        """
         found = [
             (distance(tensor, layout), stage.name)
             for stage, _ in self._by_count.get(tensor.numel(), [])
@@ -65,7 +68,7 @@ def layouts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether elements agree; infinities only with themselves, NaN with nothing."""
+    """Return whether all elements agree; an infinity agrees with itself only, NaN with nothing."""
     have = tensor.reshape(-1)
     if not expected.is_floating_point():
         return bool((have == expected).all())
@@ -73,11 +76,11 @@ def _close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def _is_piece(tensor: torch.Tensor, stage: Stage) -> bool:
-    """Whether a tensor is a range of the axis along which a stage may be cut."""
+    """Return whether a tensor is a range of a stage along the axis by which it may be cut."""
     if stage.cut is None or not 0 < tensor.numel() < stage.tensor.numel():
         return False
     whole = stage.tensor if stage.cut == 0 else stage.tensor.movedim(-1, 0)
-    whole = whole.reshape(len(whole), -1)  # [n, what one index of the axis holds]
+    whole = whole.reshape(len(whole), -1)  # [n, elements per index of the axis]
     if tensor.numel() % whole.shape[1]:
         return False
     piece = tensor.reshape(-1, whole.shape[1])
@@ -93,7 +96,7 @@ def _is_piece(tensor: torch.Tensor, stage: Stage) -> bool:
 
 
 def distance(tensor: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference of elements over the largest one expected, which is one axis."""
+    """Return the largest difference of elements, over the largest value of `expected` (1-D)."""
     have, want = tensor.reshape(-1).double(), expected.double()
     same = have == want  # equal infinities too, whose difference would be NaN
     error = torch.where(same, 0.0, (have - want).abs()).nan_to_num(nan=torch.inf)
@@ -105,5 +108,5 @@ def _largest(tensor: torch.Tensor) -> float:
 
 
 def _sum(tensor: torch.Tensor) -> float:
-    """The sum of finite magnitudes: the same in every layout."""
+    """Return the sum of the finite magnitudes, which every layout shares."""
     return float(tensor.double().abs().nan_to_num(nan=0.0, posinf=0.0).sum())

@@ -1,4 +1,4 @@
-"""Holds an artifact's operations against the graph of the model that it was exported from."""
+"""Compares an artifact's operations with the graph of the model that it was exported from."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass
 class ModelReport:
-    """What was compared: calls, operations that hold a value of the model, operations between
-    such; the first operation that leaves the model; and outputs that are wrong without one."""
+    """The result of comparing an artifact with the model's graph.
+
+    It counts the calls, the operations that match a stage and those that are excused. It names the
+    first operation that leaves the model, or an output that is wrong although no operation is.
+    """
 
     calls: int = 0
     matched: int = 0
@@ -38,15 +41,15 @@ class ModelReport:
 
     @property
     def compared(self) -> int:
-        """How many operations were looked at."""
+        """How many operations were compared."""
         return self.matched + self.excused + (self.first is not None)
 
 
 class ModelJudge:
-    """A runtime whose methods compute the model, and compare the artifact's operations with it.
+    """A runtime whose methods compute the model and compare the artifact's operations with it.
 
-    Every call is answered by the graph: caches stay right whatever the artifact makes of them, so
-    that what is found in a call was done in that call.
+    The graph answers every call, so the caches stay right even if the artifact's are wrong: an
+    error that is found in a call was made in that call.
     """
 
     name = "bisect"
@@ -70,7 +73,7 @@ class ModelJudge:
         return _Judged(self, loaded)
 
     def judge(self, method: Method, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Answer a call; compare it, unless an earlier call has left the model."""
+        """Answer a call, and compare it unless an earlier call has left the model."""
         expected = self.graph.run(inputs)
         report = self.report
         if report.first is None and not report.output and self._part.has_method(method.name):
@@ -99,10 +102,11 @@ class _Judged:
 
 
 def model_of(subject: Subject) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """Return the model that an artifact should compute: the checkpoint's, quantized and rounded as
-    the artifact is; without one, what the artifact holds, and then a wrong weight cannot be seen.
+    """Return the model that an artifact should compute.
 
-    The norms' epsilon is the checkpoint's: nothing is taken from the program that is judged.
+    With a checkpoint, these are its weights, quantized and rounded as in the artifact, and its
+    epsilon: nothing comes from the program that is judged. Without one, these are the artifact's
+    own weights, and a wrong weight cannot be found.
     """
     if subject.checkpoint is None or subject.params is None:
         return subject.held, subject.weights
@@ -119,7 +123,7 @@ def model_of(subject: Subject) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
 
 
 def _check_sizes(method: Method, config: ModelConfig) -> None:
-    """Raise HarnessError unless a method takes and returns what the model does."""
+    """Raise HarnessError unless a method has the model's sizes."""
     caches = [spec.shape for spec in method.inputs[4 : 4 + 2 * config.n_layers]]
     heads = {(shape[1], shape[-1]) for shape in caches if len(shape) == 4}
     found = {
@@ -139,13 +143,13 @@ def _check_sizes(method: Method, config: ModelConfig) -> None:
 def _wrong_output(
     method: Method, given: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
 ) -> str:
-    """Say which output is not the model's although every operation is; "" when none."""
+    """Name an output that differs from the model although every operation agrees; "" if none."""
     for spec, have, want in zip(method.outputs, given, expected, strict=True):
         error = distance(have, want.reshape(-1)) if have.numel() == want.numel() else torch.inf
         if error > TOLERANCE:
             return (
                 f"method '{method.name}': output '{spec.name}' is off by {error:.3g} of its "
-                "largest value although every operation agrees with the model: it is another "
-                "value than it should be, by the order of metadata.json or of the program's outputs"
+                "largest value although every operation agrees with the model: the order of "
+                "metadata.json or of the program's outputs returns another value in its place"
             )
     return ""

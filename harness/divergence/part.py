@@ -1,4 +1,4 @@
-"""Which part of an artifact is looked at: all of it, a method, or a function of its programs."""
+"""Selects the part of an artifact to compare: all of it, a method, or a function of a program."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from harness.errors import HarnessError
 
 @dataclass(frozen=True)
 class Part:
-    """A method's name, an ML Program function's, or both; None stands for all."""
+    """The name of a method, of an ML Program function, or both; None means all."""
 
     method: str | None = None
     function: str | None = None
 
     def check(self, artifact: Artifact) -> None:
-        """Raise HarnessError, saying what there is, when the artifact has no such part."""
+        """Raise HarnessError that lists the known names when the artifact has no such part."""
         functions = {d.program_function for row in artifact.delegates.values() for d in row}
         if artifact.package is not None:
             functions = set(artifact.package.functions)
@@ -31,7 +31,7 @@ class Part:
                 )
 
     def methods(self, artifact: Artifact) -> list[str]:
-        """The methods, or functions of an .mlpackage, in which something is looked at."""
+        """Return the methods, or functions of an .mlpackage, that belong to the part."""
         if artifact.package is not None:
             return [name for name in artifact.methods if self.has(Place(name, None, name))]
         return [
@@ -41,11 +41,11 @@ class Part:
         ]
 
     def has_method(self, name: str) -> bool:
-        """Whether calls of a method are looked at."""
+        """Return whether a method belongs to the part."""
         return self.method in (None, name)
 
     def has(self, place: Place) -> bool:
-        """Whether operations at a place are looked at."""
+        """Return whether the operations at a place belong to the part."""
         return self.has_method(place.method) and self.function in (None, place.function)
 
     def __str__(self) -> str:

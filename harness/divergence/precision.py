@@ -1,21 +1,22 @@
-"""The first operation whose own rounding leaves the double policy, on the same bytes.
+"""Finds the first operation whose own rounding differs too much from the double policy.
 
-A method runs twice on the same inputs, under `double` and under the policy that is judged. Then
-each operation runs twice more, on what the *reference* computed before it, entered into the judged
-policy: what differs now is the operation's own error, and nothing that it was handed. So an
-operation that is named is the culprit; a victim computes well on good inputs. Allowed is what its
-tolerance class in `operations.toml` says:
+A method runs twice on the same inputs: under `double`, the reference, and under the judged policy.
+Then each operation runs twice more, on the reference's values rounded to the judged policy. The
+difference that remains is the operation's own error, without the errors of its inputs. An operation
+that is named has therefore made the error itself. The tolerance class in `operations.toml` gives
+the error that is allowed:
 
-- exact: nothing;
+- exact: none beyond rounding the reference's value;
 - elementwise: `ULPS` units in the last place of each element;
-- accumulated: as many at the root mean square of the result, for sums cancel; and `SUMMED` units of
-  fp32, in which sums are carried, whose error grows with the root of how many are added;
-- statistical: anything.
+- accumulated: `ULPS` units at the root mean square of the result, because sums cancel, and `SUMMED`
+  units of fp32, the dtype of sums, whose error grows with the root of the number of terms;
+- statistical: any.
 
-An infinity or NaN that the reference does not have is always too much. Operations that amplify what
-they are handed are told from the two whole runs: one whose result is off by more than `LOST` of its
-size while its inputs are not is named too, if a result of the function is off by as much because of
-it. A power of two that a norm divides by, and multiplies by again, may well be another one.
+An infinity or NaN that the reference does not have is always an error. The two whole runs find the
+operations that amplify errors of their inputs: an operation is named too if its result is off by
+more than `LOST` of its size, its inputs are not, and a result of the function is off by as much
+because of it. The last condition spares the power of two that a norm divides by and multiplies with
+again: it may be another one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from harness.mil.types import TensorType
 from harness.runtimes.base import Method
 
 ULPS = 4
-SUMMED = 64  # the root of 4096
+SUMMED = 64  # the root of 4096 terms
 LOST = 0.1  # root mean square, a signal of 20 dB
 _WRITES = "write_state"
 _HALF = torch.finfo(torch.float16)
@@ -46,9 +47,13 @@ _SINGLE = torch.finfo(torch.float32)
 
 @dataclass
 class PrecisionReport:
-    """How many calls of functions and operations were judged, how many could not be (they take or
-    give no tensors, or random ones), the operations that left the reference, and how far the last
-    result of the last call is off: the root mean square of the error over that of the result."""
+    """The result of comparing a policy with `double`.
+
+    It counts the calls of functions and the operations that were judged, and the operations that
+    could not be: their inputs or results are random or not tensors. It names the operations that
+    differ from the reference. It gives the error of the last call's last result: the root mean
+    square of the error over that of the result.
+    """
 
     calls: int = 0
     judged: int = 0
@@ -58,9 +63,9 @@ class PrecisionReport:
 
 
 class PrecisionJudge:
-    """A runtime whose methods run under `double`, and compare a policy with it.
+    """A runtime whose methods run under `double` and compare a policy with it.
 
-    Every call is answered by the reference, so that caches do not carry errors on.
+    The reference answers every call, so caches do not carry errors to the next call.
     """
 
     name = "bisect"
@@ -135,9 +140,10 @@ class _Paired:
 
 @torch.inference_mode()
 def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str | None:
-    """Say by how much an operation is off on good inputs, "" when it is within its tolerance.
+    """Describe an operation's error on right inputs; "" when it is within its tolerance.
 
-    None when nothing can be compared: it takes what is no tensor, or gives no number.
+    Return None when there is nothing to compare: an input is not a tensor, or no result is a
+    number.
     """
     entered: list[Any] = []
     exact: list[Any] = []
@@ -165,8 +171,11 @@ def _run(step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy) -> str | None:
-    """Say how two results differ when that is more than a tolerance class allows, "" when it is
-    not; None for what are no tensors, or hold no number that is one in both."""
+    """Describe the difference of two results if its tolerance class forbids it, else return "".
+
+    Return None when there is nothing to compare: a result is not a tensor, is empty, or both are
+    NaN everywhere.
+    """
     if not isinstance(have, torch.Tensor) or not isinstance(declared, TensorType):
         return None
     if have.shape != want.shape:
@@ -189,7 +198,7 @@ def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy)
     error = torch.where(both, (have - want).abs(), 0.0)
     unit = _unit(want, _HALF if half else _SINGLE)
     if tolerance == "exact":
-        allowed = unit / 2  # what rounding the reference's own value does
+        allowed = unit / 2  # the error of rounding the reference's own value
     elif tolerance == "elementwise":
         allowed = ULPS * unit
     else:
@@ -202,14 +211,20 @@ def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy)
 
 
 def _unit(tensor: torch.Tensor, format_: torch.finfo) -> torch.Tensor:
-    """The distance of neighbouring numbers of a format, at each element; of subnormals below."""
+    """Return the distance between neighbouring numbers of a format at each element.
+
+    Below the smallest normal number, it is the distance at that number.
+    """
     size = tensor.abs().nan_to_num(posinf=format_.max).clamp(min=format_.tiny, max=format_.max)
     return torch.exp2(size.log2().floor()) * format_.eps
 
 
 def _off(have: Any, want: Any) -> float:
-    """The root mean square of the difference over that of the reference; 0 for what are no floats
-    or none at all, infinite where one of the two only is finite, or they differ in shape."""
+    """Return the root mean square of the difference over that of the reference.
+
+    It is 0 for values that are not float tensors or are empty. It is infinite if the shapes differ
+    or an element is finite in only one of them.
+    """
     if not (isinstance(have, torch.Tensor) and isinstance(want, torch.Tensor)):
         return 0.0
     if not have.is_floating_point() or not have.numel():
@@ -225,8 +240,10 @@ def _off(have: Any, want: Any) -> float:
 
 
 def _reaching(have: Recording, off: Mapping[str, float]) -> set[str | None]:
-    """The values from which a result of the function, or a state, is computed through nothing but
-    results that are off by more than `LOST`: errors that are lost again on all ways do not count.
+    """Return the values whose errors reach a result of the function or a state.
+
+    On the way there, every result must be off by more than `LOST`: an error that is lost again on
+    every way does not count.
     """
     reaching: set[str | None] = set(have.function.outputs)
     for step in reversed(have.steps):
@@ -241,7 +258,7 @@ def _amplified(step: Step, have: Recording, off: dict[str, float]) -> str:
     names = [name for name in have.read_names(step) if name in off]
     worst = max((off[name] for name in names if name is not None), default=0.0)
     if result > LOST >= worst:
-        return f"makes of inputs that are off by {worst:.3g} a result that is off by {result:.3g}"
+        return f"turns inputs that are off by {worst:.3g} into a result that is off by {result:.3g}"
     return ""
 
 

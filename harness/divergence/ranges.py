@@ -1,4 +1,4 @@
-"""How near values come to the ends of fp16, call by call; see `harness.mil.ranges`."""
+"""Measures how near values come to the limits of fp16, in every call; see `harness.mil.ranges`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.runtimes.base import Method
 
 
 class RangeJudge:
-    """A runtime whose methods run under `widen`, a part of them watched by `monitor`."""
+    """A runtime whose methods run under `widen`; `monitor` observes the operations of a part."""
 
     name = "ranges"
 
@@ -31,7 +31,7 @@ class RangeJudge:
         return _Watched(self, self._recorder.load(artifact, method))
 
     def watch(self) -> None:
-        """Take in the call that was just recorded."""
+        """Add the call that was just recorded to the monitor."""
         for recording in self._recorder.recordings:
             if self._part.has(recording.place):
                 for step in recording.steps:
@@ -50,7 +50,7 @@ class _Watched:
 
 
 def to_json(row: Range) -> dict[str, object]:
-    """A row as JSON; a margin of what was all zeros has no end, and is None."""
+    """Return a row as JSON; the infinite margin of a result that was all zeros becomes None."""
     square = row.square_margin
     return {
         "where": row.where,

@@ -1,4 +1,4 @@
-"""Runs a method of a .pte, or a function, on our executor and keeps what every operation gave."""
+"""Runs a method of a .pte, or a function, on our executor and keeps every operation's results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from harness.runtimes.base import Method
 
 @dataclass(frozen=True)
 class Place:
-    """Where an operation stands: the method, the number of its delegate, and the function.
+    """The place of an operation: its method, the number of its delegate, and its function.
 
-    An .mlpackage has functions only: there is no delegate, and the method is the function.
+    An .mlpackage has functions only: the delegate is missing, and the method is the function.
     """
 
     method: str
@@ -40,8 +40,8 @@ class Place:
 class Recording:
     """One execution of a function: its values by name, and its operations in order.
 
-    `values` holds inputs and results, as the function's policy carries them; constants are not
-    among them. An operation inside another's block is that one's business and is not listed.
+    `values` holds inputs and results in the dtypes of the function's policy, without constants. An
+    operation in another one's block is not listed: it is part of the other one.
     """
 
     place: Place
@@ -51,11 +51,14 @@ class Recording:
     steps: list[Step]
 
     def read_names(self, step: Step) -> list[str | None]:
-        """The names of what an operation reads: constants too; None for what is absent."""
+        """Return the name of each value that an operation reads, None for an absent input.
+
+        Constants are included.
+        """
         return [None if slot < 0 else self._names.get(slot, "a value") for slot in step.reads]
 
     def constant(self, slot: int) -> Any:
-        """What stands in a slot before the function runs, None for what it computes."""
+        """Return the value of a slot before the function runs; None if the function computes it."""
         return self.function.plan.slots[slot]
 
     @property
@@ -65,15 +68,15 @@ class Recording:
 
 @dataclass
 class Recorder:
-    """Makes methods whose executions it keeps: `recordings` are those of the last call."""
+    """Loads methods and records their executions; `recordings` belongs to the last call."""
 
     policy: Policy
     recordings: list[Recording] = field(default_factory=list)
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method, or a function of an .mlpackage; its states start at zero in each call.
+        """Load a method, or a function of an .mlpackage; each call begins with states of zeros.
 
-        Raises HarnessError as `MilRuntime.load` does.
+        Raises the HarnessErrors of `MilRuntime.load`.
         """
         if artifact.package is not None:
             function = load_function(artifact.package, method, self.policy, stateful=True)
@@ -113,7 +116,7 @@ class _Recorded:
 
 
 class _RecordedFunction:
-    """A function called in the order of its inputs; -1 stands for what is flexible in a shape."""
+    """A function that is called with its inputs in order; a flexible size in a shape is -1."""
 
     def __init__(self, function: Function, place: Place, recordings: list[Recording]) -> None:
         self.name = place.function
@@ -142,7 +145,7 @@ def _specs(declared: Mapping[str, TensorType]) -> tuple[TensorSpec, ...]:
 def record(
     function: Function, inputs: dict[str, torch.Tensor], place: Place
 ) -> tuple[Recording, dict[str, Any]]:
-    """Call a function; return the recording and the results.
+    """Call a function; return its recording and its results.
 
     Core ML has no tensor of rank 0: a function that takes one has an input of shape (1,).
     """

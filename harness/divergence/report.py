@@ -1,4 +1,4 @@
-"""A bisection as a whole: an artifact against the model's graph, and a policy against `double`."""
+"""Runs a whole bisection: an artifact against the model's graph, and a policy against `double`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Bisection", "Part", "bisect", "measured_ranges"]
 
 @dataclass(frozen=True)
 class Bisection:
-    """What both references say of an artifact; `model` is None where it was fed no prompt."""
+    """The comparisons of an artifact with both references; `model` is None without a prompt."""
 
     model: ModelReport | None
     precision: PrecisionReport
@@ -31,12 +31,12 @@ class Bisection:
 
     @property
     def passes(self) -> bool:
-        """Whether no operation, and no output, leaves its reference."""
+        """Whether every operation and every output agrees with its reference."""
         leaves = self.model is not None and (self.model.first or self.model.output)
         return not (leaves or self.precision.found)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, the operations with what they read."""
+        """Return the report as JSON; each operation has the values that it reads."""
         model, precision = self.model, self.precision
         return {
             "model": model
@@ -61,12 +61,12 @@ class Bisection:
 def bisect(
     subject: Subject, policy: str, part: Part, given: Mapping[str, Any] | None = None
 ) -> Bisection:
-    """Feed a prompt, once for each reference; look at a part of the artifact only.
+    """Feed a prompt once for each reference, and compare the operations of a part.
 
-    An .mlpackage has no model: its functions are called once, and so are the methods of any other
-    artifact for which `given` holds tensors by their inputs' names. Then only `double` is the
-    reference. Raises HarnessError when the artifact cannot be executed, is no Llama or not the
-    checkpoint's, and when nothing was compared.
+    An .mlpackage has no model: its functions are called once. So are the methods of any other
+    artifact for which `given` holds a tensor for each name of an input. In these cases `double` is
+    the only reference. Raises HarnessError when the artifact cannot be executed, is not a Llama,
+    does not belong to the checkpoint, and when nothing was compared.
     """
     part.check(subject.artifact)
     precision, model = PrecisionJudge(policy, part), None
@@ -83,7 +83,9 @@ def bisect(
 def measured_ranges(
     subject: Subject, part: Part, given: Mapping[str, Any] | None = None
 ) -> list[Range]:
-    """Feed as `bisect` does, under `widen`; the operations' ranges, the nearest to overflow first.
+    """Return the operations' ranges under `widen`, the nearest to overflow first.
+
+    The inputs are those of `bisect`.
 
     Raises HarnessError when no operation has an fp16 result.
     """

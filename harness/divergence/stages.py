@@ -1,9 +1,9 @@
-"""The model's graph in fp64 PyTorch, every value that it computes kept under a name.
+"""Computes the model's graph in fp64 PyTorch and keeps every value under a name.
 
-It takes a method's inputs and computes what the method should: masks and caches from outside,
-as `harness.models.model.StaticModel` does, but step by step. A `Stage` is one value of the graph.
-Where exporters compute one thing in different ways (RMSNorm with or without rescaling, values of
-the rotation, keys repeated for grouped heads), the values of each way are stages.
+The graph takes a method's inputs and computes the outputs that the method should have, like
+`harness.models.model.StaticModel`, but step by step. A `Stage` is one value of the graph. Exporters
+compute some things in different ways (RMSNorm with or without rescaling, the values of the
+rotation, keys repeated for grouped heads); the values of each way are stages.
 
 Shapes: T tokens, C cache slots, S = C + T, H query heads, K key-value heads, D head_dim.
 """
@@ -22,8 +22,11 @@ from harness.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Stage:
-    """A value of the model's graph. `cut` is the axis, the first or the last, that programs may
-    divide among several operations; None where none does."""
+    """A value of the model's graph.
+
+    `cut` is the axis, the first or the last, that programs may divide among several operations;
+    None if they do not.
+    """
 
     name: str
     tensor: torch.Tensor
@@ -31,12 +34,12 @@ class Stage:
 
 
 class Graph:
-    """The stages of one call, in the order of computing, and what the method returns."""
+    """Computes one call; keeps its stages in the order of computing."""
 
     def __init__(
         self, config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> None:
-        """`dtype` is the artifact's own, in which it holds epsilon and the attention's scale."""
+        """Take a model; the artifact holds epsilon and the attention's scale in its own `dtype`."""
         self._config = config
         self._weights = weights
         self._eps = _held(config.norm_eps, dtype)
@@ -47,7 +50,7 @@ class Graph:
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Compute a call; inputs and outputs are those of `StaticModel`, the floats in fp64."""
+        """Compute a call; inputs and outputs are those of `StaticModel`, with floats in fp64."""
         self.stages = []
         n_layers = self._config.n_layers
         tokens, mask, cos, sin, *caches = inputs[: 4 + 2 * n_layers]
@@ -76,7 +79,7 @@ class Graph:
         return self._weights[f"{name}.weight"].double()
 
     def _index(self, name: str, index: torch.Tensor, size: int) -> None:
-        """An index, and the values of wrapping a negative one around."""
+        """Add the stages of an index: itself, and the values of wrapping a negative one around."""
         self._put(name, index)
         self._put(f"{name} >= 0", index >= 0)
         self._put(f"{name}, counted from the end", index + size)
@@ -90,7 +93,7 @@ class Graph:
         return self._put(name, F.linear(x, self._weight(name)), cut=-1)
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """RMSNorm of x [T, dim]; and the values of doing it on x over a power of two."""
+        """Return the RMSNorm of x [T, dim]; add the stages of x divided by a power of two too."""
         size = self._put(f"{name}: |x|", x.abs())
         largest = self._put(f"{name}: largest |x|", size.amax(-1, True))
         clamped = self._put(f"{name}: largest |x|, in range", largest.clamp(self._lowest, 3e4))
@@ -119,9 +122,9 @@ class Graph:
         mask: torch.Tensor,
         past: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One transformer block over x [T, dim]; returns x, and the new keys and values [K, T, D].
+        """Run a transformer block over x [T, dim]; return x, and the new keys and values [K, T, D].
 
-        Each product with a weight is followed by what uses it, as programs are written.
+        The stages of each product with a weight precede those that use it, as in a program.
         """
         config = self._config
         normed = self._norm(f"{layer}attention_norm", x)
@@ -148,7 +151,7 @@ class Graph:
         return self._put(f"{layer}after feed forward", x + down), k, v
 
     def _heads(self, name: str, x: torch.Tensor, count: int) -> torch.Tensor:
-        """A linear layer's result as heads, [count, T, D]."""
+        """Split a linear layer's result into heads, [count, T, D]."""
         flat = self._linear(name, x)
         heads = flat.view(x.shape[0], count, -1).transpose(0, 1)
         return self._put(f"{name}, by heads", heads, cut=0)
@@ -156,7 +159,7 @@ class Graph:
     def _rotated(
         self, name: str, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """RoPE in Meta's layout of x [heads, T, D]: columns 2i and 2i + 1 are a pair."""
+        """Rotate x [heads, T, D] by RoPE in Meta's layout: columns 2i and 2i + 1 are a pair."""
         cos, sin = rope
         parts = {"even": x[..., ::2], "odd": x[..., 1::2]}
         for part, tensor in parts.items():
@@ -173,7 +176,7 @@ class Graph:
         return self._put(f"{name}, rotated", torch.stack((even, odd), -1).flatten(-2), cut=0)
 
     def _joined(self, name: str, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """The cache and what is new, [K, S, D]; and the same repeated for each query head."""
+        """Join the cache and the new values, [K, S, D]; add them repeated per query head too."""
         self._put(f"{name}: the cache", past)
         joined = self._put(f"{name}: cache and new", torch.cat((past, new), 1), cut=0)
         group = self._config.n_heads // self._config.n_kv_heads
@@ -184,7 +187,7 @@ class Graph:
     def _attended(
         self, layer: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of q [H, T, D] over k and v [K, S, D] under mask [T, S]; returns [T, H * D]."""
+        """Return attention [T, H * D] of q [H, T, D] over k and v [K, S, D] under mask [T, S]."""
         group = q.shape[0] // k.shape[0]
         k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
         self._put(f"{layer}queries, scaled", q * self._scale)
@@ -197,5 +200,5 @@ class Graph:
 
 
 def _held(number: float, dtype: torch.dtype) -> float:
-    """A constant as an artifact of this dtype holds it."""
+    """Round a constant as an artifact of this dtype does."""
     return float(torch.tensor(number, dtype=dtype))

@@ -169,7 +169,7 @@ def test_the_command_names_the_operation_and_fails(mutated, capsys):
     subject = mutated(weights.perturb_a_norm, "single")
     given = ("--checkpoint", subject.checkpoint, "--params", subject.params)
     status, out, _ = call(capsys, subject.artifact.path, *given)
-    assert status == 1 and "mul 'aten_mul_tensor_2' [1, 16, 64] is no value of the model" in out
+    assert status == 1 and "mul 'aten_mul_tensor_2' [1, 16, 64] is not a value of the model" in out
     status, out, _ = call(capsys, subject.artifact.path, *given, "--json")
     found = json.loads(out)["model"]["first"]
     assert status == 1 and found["result"] == "aten_mul_tensor_2"

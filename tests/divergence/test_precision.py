@@ -45,7 +45,7 @@ def test_a_square_beyond_fp16_is_the_culprit_and_what_follows_is_not():
     first = report.found[0]
     assert first.operation == "mul" and "infinity" in first.reason and "90000" in first.reason
     assert "up to 300" in next(iter(first.reads.values()))
-    own = [found for found in report.found if "makes of inputs" not in found.reason]
+    own = [found for found in report.found if "turns inputs" not in found.reason]
     assert [found.operation for found in own] == ["mul"]
 
 
@@ -73,7 +73,7 @@ def test_a_cancellation_is_named_as_what_amplifies():
 
     report = judged(save(cancel, [(2, 16)], dtype="fp16"), rows(0.3))
     assert [found.operation for found in report.found] == ["sub"]
-    assert "makes of inputs that are off by" in report.found[0].reason
+    assert "turns inputs that are off by" in report.found[0].reason
 
 
 @pytest.mark.parametrize("undone", [True, False])
