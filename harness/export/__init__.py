@@ -1,9 +1,9 @@
-"""From a checkpoint to an artifact.
+"""Exports a checkpoint to an artifact.
 
-:mod:`harness.export.options` says what can be asked for. Two exporters take the same options:
-:mod:`harness.export.executorch` runs ExecuTorch's own, which writes a .pte;
-:mod:`harness.export.coreml` is ours, and writes a folder of packages. Neither imports torch before
-it exports.
+:mod:`harness.export.options` defines the options. Two exporters take the same ones:
+:mod:`harness.export.executorch` runs ExecuTorch's exporter, which writes a .pte;
+:mod:`harness.export.coreml` is our own and writes a folder of packages. Neither imports torch
+before it exports.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ EXPORTERS = ("executorch", "coreml")
 
 
 def exporter(name: str) -> Any:
-    """The module of an exporter, with `export(checkpoint, params, options, output, progress)`."""
+    """Return an exporter's module: `export(checkpoint, params, options, output, progress)`."""
     return importlib.import_module(f"harness.export.{name}")

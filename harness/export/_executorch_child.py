@@ -1,18 +1,17 @@
 """Runs ExecuTorch's static-LLM exporter; :mod:`harness.export.executorch` starts it as a process.
 
-The exporter's `main()` does the work. Around it, four narrow changes, each at a name of the
-exporter's module:
+The exporter's `main()` does the work. This module replaces four names of the exporter's module:
 
-- `load_model`: a checkpoint without `output.weight` gets its output layer from the embedding,
-  where the exporter would leave it on the meta device; any other parameter left there is an error;
-- `_transform_eager_model`: receives the options that its command line cannot express (linear
-  layers not quantized, embedding not quantized, linears not split);
-- `MULTIMETHOD_WEIGHT_SHARING_STRATEGY`: its POSITIONAL stands for DISABLED when weights are not
-  to be shared;
-- `save_pte_program`: a failed write raises, where the exporter logs it and goes on.
+- `load_model`: a checkpoint without `output.weight` gets its output layer from the embedding; the
+  exporter would leave the layer on the meta device. Any other parameter left there is an error.
+- `_transform_eager_model`: receives the options that the command line cannot express (linear layers
+  not quantized, embedding not quantized, linear layers not split).
+- `MULTIMETHOD_WEIGHT_SHARING_STRATEGY`: POSITIONAL becomes DISABLED when the options forbid the
+  sharing of weights.
+- `save_pte_program`: a failed write raises; the exporter would log it and go on.
 
-One argument: a JSON file `{"checkpoint", "params", "output", "options", "report"}`. On failure
-the file `report` receives `{"kind", "message"}`, and the exit status is 1.
+The one argument is a JSON file `{"checkpoint", "params", "output", "options", "report"}`. On
+failure, the child writes `{"kind", "message"}` to the file `report` and exits with status 1.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ PATCHED = (
 
 
 def main(request_path: str) -> int:
-    """Export as the request file says; returns the exit status."""
+    """Run the export that a request file describes; return the exit status."""
     _end_with_parent()
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     try:
@@ -55,7 +54,7 @@ def main(request_path: str) -> int:
 
 
 def arguments(request: dict[str, Any], options: ExportOptions) -> list[str]:
-    """The exporter's own command line for these options."""
+    """Return the exporter's own command line for these options."""
     words = {
         "--checkpoint": request["checkpoint"],
         "--params": request["params"],
@@ -77,7 +76,7 @@ def arguments(request: dict[str, Any], options: ExportOptions) -> list[str]:
 
 
 def patch(exporter: ModuleType, options: ExportOptions) -> None:
-    """Make the exporter honour what its command line cannot say."""
+    """Make the exporter honour the options that its command line cannot express."""
     if absent := [name for name in PATCHED if not hasattr(exporter, name)]:
         raise HarnessError(
             f"the exporter of this ExecuTorch has no {', '.join(absent)}; install executorch 1.4"
@@ -101,7 +100,7 @@ def _export(request: dict[str, Any]) -> None:
     options = ExportOptions(**request["options"])
     from harness.export.meta_files import meta_files
 
-    # the exporter only prints what does not fit, and the working folder goes when this process ends
+    # the exporter only prints misfits, and the working folder is deleted when this process ends
     found = meta_files(Path(request["checkpoint"]), Path(request["params"]), Path.cwd())
     request |= {"checkpoint": str(found[0]), "params": str(found[1])}
     try:
@@ -158,10 +157,10 @@ def _none_if(value: str, nothing: str) -> str | None:
 
 
 def _end_with_parent() -> None:
-    """Exit when standard input closes: a parent that is killed leaves no exporter behind."""
+    """Exit when standard input closes, so that the exporter ends with a killed parent."""
 
     def watch() -> None:
-        while os.read(0, 1):  # not sys.stdin: its lock would be in the way of a normal exit
+        while os.read(0, 1):  # not sys.stdin: its lock would block a normal exit
             pass
         os._exit(1)
 

@@ -1,5 +1,6 @@
-"""The constants that tell a runner how to call an export's methods, as ExecuTorch's exporter names
-them; :mod:`harness.generate.layout` reads them.
+"""Makes the constants from which a runner learns how to call an export's methods.
+
+Their names are those of ExecuTorch's exporter; :mod:`harness.generate.layout` reads them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from harness.models.quantize import DTYPES
 def constants(
     config: ModelConfig, options: ExportOptions, methods: Sequence[MethodPlan]
 ) -> dict[str, int | np.ndarray]:
-    """Constant name -> value. RoPE tables are exact, rounded once to the export's dtype."""
+    """Return the constants by name; RoPE tables are exact, rounded once to the export's dtype."""
     cos, sin = rope_tables(config, options.max_context_len, DTYPES[options.dtype])
     found: dict[str, int | np.ndarray] = {
         "vocab_size": config.vocab_size,

@@ -1,8 +1,8 @@
-"""Our own exporter: a checkpoint to a folder of Core ML packages, without ExecuTorch.
+"""Our own exporter: it makes a folder of Core ML packages of a checkpoint, without ExecuTorch.
 
-Each method is planned as a chain of stages, in partitions. A stage is lowered without its weights,
-and one block for all, so that little goes through torch and coremltools. Weights are then quantized
-and written once per package: functions of one package refer to the same bytes by construction.
+It plans each method as a chain of stages, divided into partitions. It lowers a stage without its
+weights, and all blocks as one, so that torch and coremltools process little. Then it quantizes the
+weights and writes them once per package: the functions of a package refer to the same bytes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def export(
 ) -> Path:
     """Write the folder of a checkpoint's export to `output`, whole or not at all.
 
-    An earlier export at `output` is replaced; anything else there is an error. The same checkpoint
+    It replaces an earlier export at `output`; anything else there is an error. The same checkpoint
     and options give the same bytes. Raises HarnessError for options, params and checkpoints that do
-    not fit, NotInstalledError without coremltools.
+    not fit, and NotInstalledError without coremltools.
     """
     config = load_params(params)
     check_fit(options, config)

@@ -1,7 +1,8 @@
 """Exports a checkpoint through ExecuTorch's own static-LLM exporter, in a child process.
 
-A child process, because the exporter imports for eleven seconds, prints whole graphs, writes into
-the temporary folder, changes global state of torch and coremltools, and may be killed for memory.
+The exporter gets a process of its own for five reasons: it imports for eleven seconds, prints whole
+graphs, writes into the temporary folder, changes global state of torch and coremltools, and may be
+killed because it needs too much memory.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from harness.models.config import load_params
 CHILD = "harness.export._executorch_child"
 CHECKING = "checking the checkpoint"
 STARTING = "importing the exporter"
-# How a line that the exporter prints begins -> the stage that begins there. For show, and to say
-# where a failure happened: when the exporter's words change, nothing else does.
+# The beginning of a line that the exporter prints -> the stage that begins there. Stages appear in
+# progress and error messages only: if the exporter's words change, nothing else does.
 STAGES = {
     "Loading model": "loading the checkpoint",
     "Splitting linear layers": "splitting linear layers",
@@ -55,9 +56,10 @@ def export(
 ) -> Path:
     """Write the `.pte` of a Meta-style checkpoint to `output`, whole or not at all.
 
-    Raises HarnessError for options, params and weights that do not fit, and for a failed export:
-    with the stage, the reason and the log of the exporter, which is kept only then;
-    NotInstalledError when ExecuTorch is missing. An interrupt ends the child and leaves no file.
+    Raises HarnessError for options, params and weights that do not fit, and for a failed export.
+    The latter names the stage, the reason and the exporter's log, which is kept on a failure only.
+    Raises NotInstalledError when ExecuTorch is missing. An interrupt ends the child and leaves no
+    file.
     """
     output = Path(output).absolute()
     if importlib.util.find_spec("executorch") is None:
@@ -74,7 +76,7 @@ def export(
 
         load_checkpoint(
             checkpoint, config, options.quantization
-        )  # mapped, and let go: the child reads its own
+        )  # mapped and released: the child reads the file itself
         request = {
             "checkpoint": str(Path(checkpoint).absolute()),
             "params": str(Path(params).absolute()),
@@ -88,7 +90,7 @@ def export(
 
 @dataclass
 class _Child:
-    """The child process: its folder holds the request, the report, the log and its temporaries."""
+    """The child process; its folder holds the request, the report, the log and temporary files."""
 
     folder: Path
     request: Mapping[str, object]
@@ -99,7 +101,7 @@ class _Child:
         return self.folder / "export.log"
 
     def run(self, progress: Progress) -> None:
-        """Run to the end; raises HarnessError with what the child reported."""
+        """Run the child to its end; raises HarnessError with the failure that it reported."""
         request_path = self.folder / "request.json"
         request_path.write_text(json.dumps(self.request), encoding="utf-8")
         progress(self.stage)
@@ -110,7 +112,7 @@ class _Child:
             stderr=subprocess.STDOUT,
             cwd=self.folder,
             env=_environment(self.folder),
-            start_new_session=True,  # so that Ctrl-C reaches us alone, and we end the whole group
+            start_new_session=True,  # Ctrl-C reaches this process only, which ends the whole group
         )
         try:
             self._follow(process, progress)
@@ -134,7 +136,7 @@ class _Child:
     def _failure(self, status: int) -> HarnessError:
         kind, message = self._reported(status)
         known = {"HarnessError": HarnessError, "NotInstalledError": NotInstalledError}
-        if kind in known:  # our own sentence: it needs no exporter's log
+        if kind in known:  # our own sentence explains it without the exporter's log
             return known[kind](message)
         kept = _keep(self.log)
         return HarnessError(f"the export failed while {self.stage}: {kind}: {message}. Log: {kept}")
@@ -148,20 +150,20 @@ class _Child:
             if status < 0:
                 name = signal.Signals(-status).name
                 return name, "the exporter was killed" + (
-                    ", perhaps for want of memory" if name == "SIGKILL" else ""
+                    ", perhaps because memory ran out" if name == "SIGKILL" else ""
                 )
             return f"exit status {status}", _last_line(self.log)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """The child's: temporaries in its folder; this package importable whatever the folder."""
+    """Return the child's environment: temporary files in its folder, this package importable."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": path}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever it started; does nothing to one that has ended."""
+    """End the child and the processes that it started, if it has not ended yet."""
     if process.poll() is None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             os.killpg(process.pid, number)
@@ -176,7 +178,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _keep(log: Path) -> Path:
-    """Move a log out of the folder that is about to go."""
+    """Move a log out of the folder that is about to be deleted; return its new path."""
     handle, name = tempfile.mkstemp(prefix="harness-export-", suffix=".log")
     os.close(handle)
     shutil.move(log, name)

@@ -1,9 +1,9 @@
-"""Puts weights into a lowered function, in the place of the inputs that stand for them.
+"""Replaces the inputs of a lowered function that represent weights with the weights.
 
-A weight becomes a constant, or, quantized, a `constexpr_blockwise_shift_scale`, right before the
-first operation that reads it. Numbers go to a weight file; the function refers to them.
-A matrix product with such an input becomes a `linear`, which wants a constant weight: that is why
-coremltools did not make one. Source of the operations' rules: coremltools' iOS 18 opset.
+A weight becomes a constant, or a `constexpr_blockwise_shift_scale` if it is quantized, right before
+the first operation that reads it. The weight file holds the numbers; the function refers to them.
+A matrix product with such an input becomes a `linear`. coremltools did not make one because a
+`linear` needs a constant weight. Source of the operations' rules: coremltools' iOS 18 opset.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Weight:
 
 
 def fill(function: Any, weights: Mapping[str, Weight], weight_file: str) -> None:
-    """Replace the inputs of a `Function` that `weights` name; `weight_file` is how the program
-    writes the file's path.
+    """Replace the inputs of a `Function` that `weights` names.
+
+    `weight_file` is the path of the weight file as the program writes it.
     """
     block = function.block_specializations[function.opset]
     operations: list[Any] = list(block.operations)
@@ -56,7 +57,7 @@ def fill(function: Any, weights: Mapping[str, Weight], weight_file: str) -> None
 
 
 def _first_users(operations: list[Any], weights: Mapping[str, Weight]) -> dict[int, list[str]]:
-    """Return the number of an operation -> the weights that it is the first to read."""
+    """Return the weights by the number of the operation that is the first to read them."""
     users: dict[int, list[str]] = {}
     seen: set[str] = set()
     for number, operation in enumerate(operations):
@@ -93,7 +94,7 @@ def _as_linear(product: Any, constants: Mapping[str, Any]) -> Any:
 
 
 def _weight_operation(like: Any, name: str, weight: Weight, weight_file: str) -> Any:
-    """Return the operation that makes a weight; `like` is any operation, for its class."""
+    """Return the operation that makes a weight; `like` is an operation of the same class."""
     operation = type(like)()
     output = operation.outputs.add(name=name)
     _set_text(operation.attributes["name"], name)

@@ -1,4 +1,4 @@
-"""Writes an exported folder; :mod:`harness.artifact.exported` reads it, and shows its layout."""
+"""Writes an exported folder; :mod:`harness.artifact.exported` reads it and documents its layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_package(
 ) -> None:
     """Write a package's specification, manifest and `metadata.json` beside its weight file.
 
-    `functions` holds a `Function` message for each member. Identifiers come from the content.
+    `functions` holds a `Function` message for each member. The content determines identifiers.
     """
     specification = _model(plan, functions).SerializeToString(deterministic=True)
     (data_folder(folder / MODEL) / SPECIFICATION).write_bytes(specification)
@@ -69,7 +69,7 @@ def write_program(
     packages: Sequence[PackagePlan],
     constants: Mapping[str, Constant],
 ) -> None:
-    """Write `program.json` and `constants.bin`: a folder without them is no export."""
+    """Write `program.json` and `constants.bin`, the files that make a folder an export."""
     data = bytearray()
     described: dict[str, Any] = {}
     for name, value in constants.items():

@@ -1,11 +1,11 @@
-"""The Llama that our exporter lowers: fixed shapes, caches in and out, weights as inputs too.
+"""The Llama that our exporter lowers: shapes are fixed; caches and weights are inputs.
 
-A method is a chain of stages: the embedding, the blocks, the head. Each is a module that
-`torch.export` captures, one block for all. Weights are inputs of the module, so that what is
-captured and converted has shapes only; the numbers are put in afterwards.
+A method is a chain of stages: the embedding, the blocks, the head. `torch.export` captures each of
+them as a module, and all blocks as one. Weights are inputs of the module, so that the captured
+graph has shapes only; `harness.export.filling` inserts the numbers afterwards.
 
-Attention is decomposed and grouped: the query heads that share a key-value head stand one below the
-other in one product. Nothing but matrix products, a mask and a softmax: no fused operation.
+Attention is grouped: the query heads that share a key-value head are the rows of one product. It
+consists of matrix products, a mask and a softmax, without a fused operation.
 
 Shapes: T tokens, C cache slots, S = C + T, H query heads, K key-value heads, D head_dim.
 """
@@ -26,7 +26,7 @@ Step = Callable[..., tuple[torch.Tensor, ...]]
 
 
 def embedding(config: ModelConfig, weights: Weights, tokens: torch.Tensor) -> tuple[torch.Tensor]:
-    """Look up tokens [1, T]: the hidden values [1, T, dim]."""
+    """Look up tokens [1, T]; return the hidden values [1, T, dim]."""
     (table,) = weights["tok_embeddings.weight"]
     return (F.embedding(tokens, table),)
 
@@ -41,9 +41,9 @@ def block(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One transformer block over x [1, T, dim].
+    """Run a transformer block over x [1, T, dim].
 
-    mask is [1, T, S], cos and sin [T, D/2], past keys and values [1, K, C, D] each. Returns the new
+    mask is [1, T, S], cos and sin [T, D/2], past keys and values [1, K, C, D] each. Return the new
     x, and this block's new keys (rotated) and values, [1, K, T, D].
     """
     normed = rms_norm(x, weights["attention_norm.weight"][0], config.norm_eps)
@@ -65,7 +65,7 @@ def head(
     x: torch.Tensor,
     last_valid_token_pos: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor]:
-    """Logits of x [1, T, dim]: [1, T, vocab], or [1, 1, vocab] of one position [1]."""
+    """Return the logits of x [1, T, dim]: [1, T, vocab], or [1, 1, vocab] of one position [1]."""
     if last_valid_token_pos is not None:
         x = x.index_select(1, last_valid_token_pos)
     x = rms_norm(x, weights["norm.weight"][0], config.norm_eps)
@@ -73,14 +73,14 @@ def head(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm over the last axis that no fp16 value overflows in: x is scaled below 4 first.
+    """Return the RMSNorm over the last axis, scaling x below 4 first, so that fp16 cannot overflow.
 
     x / rms(x) = y / sqrt(mean(y^2) + eps / m^2), where y = x / m, for any m. Here m is a power of 2
-    that leaves y below 4: to divide by it rounds nothing that stays a normal number, so the result
-    is that of unscaled squares to the last bit where all of them are normal numbers. Max |x| is
-    taken as sqrt(eps) at least, so that eps / m^2 stays below 4 and, if fp16 holds eps, an all-zero
-    row gives zeros; and as 3e4 at most, since its logarithm is rounded too, and 2^16 is no fp16
-    value.
+    that makes y smaller than 4. Dividing by m is exact for results that are normal numbers, so the
+    norm equals that of unscaled squares bit for bit if all of them are normal numbers. Max |x| is
+    clamped to at least sqrt(eps): eps / m^2 then stays below 4 and, if fp16 holds eps, an all-zero
+    row gives zeros. It is clamped to at most 3e4: its logarithm is rounded too, and 2^16 is
+    infinite in fp16.
     """
     largest = x.abs().amax(-1, keepdim=True).clamp(math.sqrt(eps), 3e4)
     m = (largest.log() * (1 / math.log(2))).floor().exp2()
@@ -90,7 +90,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention of q [1, H, T, D] over k and v [1, K, S, D] under mask [1, T, S]; [1, T, H * D].
+    """Return the attention, [1, T, H * D]: q is [1, H, T, D], k and v [1, K, S, D], mask [1, T, S].
 
     Query head h reads key-value head h // (H / K).
     """
@@ -104,7 +104,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE in Meta's interleaved layout: x [1, heads, T, D], cos and sin [T, D/2]."""
+    """Rotate x [1, heads, T, D] by RoPE in Meta's interleaved layout; cos and sin are [T, D/2]."""
     even, odd = x[..., ::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).reshape(x.shape)
 
@@ -115,7 +115,7 @@ def _heads(x: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _linear(x: torch.Tensor, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A linear layer whose rows are cut into pieces, one product each."""
+    """Apply a linear layer whose rows are cut into pieces: one product for each piece."""
     results = [F.linear(x, piece) for piece in pieces]
     return results[0] if len(results) == 1 else torch.cat(results, -1)
 
@@ -124,7 +124,7 @@ STEPS: dict[str, Step] = {"embedding": embedding, "block": block, "head": head}
 
 
 class StageModule(torch.nn.Module):
-    """A stage as a module: flat inputs and weight pieces in, flat outputs out, in its order."""
+    """A stage as a module: it takes its inputs, then its weight pieces, and returns its outputs."""
 
     def __init__(self, config: ModelConfig, stage: Stage) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Chains the functions of stages to the function of a partition."""
+"""Chains the functions of stages into the function of a partition."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from harness.export.plan import Partition
 
 
 def link(partition: Partition, functions: Sequence[Any]) -> Any:
-    """Return the `Function` message of a partition, given one for each of its stages.
+    """Return the `Function` message of a partition, made of one message for each of its stages.
 
-    Its inputs are the partition's, under their names, then its weight pieces, named by
-    `weight_input`; its outputs are the partition's. Values inside are named by stage.
+    Its inputs are the partition's inputs, by their own names, then its weight pieces, named by
+    `weight_input`; its outputs are the partition's. The names of inner values begin with the stage.
     """
     linked = type(functions[0])(opset=functions[0].opset)
     block = linked.block_specializations[linked.opset]
@@ -39,12 +39,12 @@ def link(partition: Partition, functions: Sequence[Any]) -> Any:
 
 
 def weight_input(number: int) -> str:
-    """Name the function input that stands for a partition's piece of that number."""
+    """Return the name of the function input for a partition's weight piece of that number."""
     return f"weight_{number}"
 
 
 def _rename(operation: Any, names: Mapping[str, str], prefix: str) -> None:
-    """Rename all values of an operation: by `names`, or else with the prefix."""
+    """Rename all values of an operation by `names`; a value that it lacks gets the prefix."""
 
     def renamed(name: str) -> str:
         return names.get(name, f"{prefix}{name}")

@@ -1,9 +1,9 @@
 """Lowers a stage to an ML Program function: `torch.export`, then `coremltools.convert`.
 
-Its weights stay inputs of the function, so that neither tool copies, compares or folds a number of
-them, and one block stands for all: a model of a billion weights is converted as fast as one of a
-thousand. :mod:`harness.export.linking` chains stages, :mod:`harness.export.filling` puts the
-weights in the inputs' place.
+The weights stay inputs of the function, so that neither tool copies, compares or folds their
+numbers. All blocks are lowered as one. A model of a billion weights is therefore converted as fast
+as one of a thousand. :mod:`harness.export.linking` chains stages, :mod:`harness.export.filling`
+replaces the inputs with the weights.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _CORE_ML_DTYPES = {"int64": torch.int32}  # Core ML has no int64: the caller con
 def lower(config: ModelConfig, stage: Stage, dtype: str) -> Any:
     """Return the stage's `Function` message, for iOS 18; `dtype` is `fp16` or `fp32`.
 
-    Its inputs are the stage's, then its weight pieces; its block's outputs are the stage's; all in
-    order, under names of no meaning. Raises HarnessError with coremltools' reason when it cannot
-    convert the graph.
+    Its inputs are the stage's inputs, then its weight pieces; its block's outputs are the stage's.
+    All are in order; their names have no meaning. Raises HarnessError with coremltools' reason when
+    it cannot convert the graph.
     """
     with _quiet():
         program = _convert(_capture(config, stage, dtype), dtype)
@@ -54,7 +54,7 @@ def _capture(config: ModelConfig, stage: Stage, dtype: str) -> Any:
     real: torch.dtype = getattr(torch, FLOATS[dtype])
 
     def example(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.zeros((), dtype=dtype).expand(shape)  # one number, whatever the shape
+        return torch.zeros((), dtype=dtype).expand(shape)  # one number for any shape
 
     inputs = [
         example(_CORE_ML_DTYPES.get(value.dtype) or getattr(torch, value.dtype), value.shape)
@@ -88,7 +88,10 @@ def _convert(captured: Any, dtype: str) -> Any:
 
 @contextlib.contextmanager
 def _temporaries_in(folder: Path) -> Iterator[None]:
-    """coremltools leaves temporary files until the process ends, or for ever if interrupted."""
+    """Put coremltools' temporary files into a folder, which the caller deletes.
+
+    coremltools keeps them until the process ends, or for ever if it is interrupted.
+    """
     previous = tempfile.tempdir
     tempfile.tempdir = str(folder)
     try:
@@ -99,7 +102,7 @@ def _temporaries_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars, and without warnings of what a user can do nothing about."""
+    """Silence progress bars and the warnings that a user cannot act on."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

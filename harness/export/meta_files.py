@@ -1,6 +1,6 @@
-"""A checkpoint and its sizes in the form that ExecuTorch's exporter reads: Meta's own.
+"""Converts a checkpoint and its params to Meta's files, which ExecuTorch's exporter reads.
 
-The exporter takes a `.pth` of Meta's names and a `params.json` of Meta's keys, nothing else.
+The exporter takes only a `.pth` with Meta's names and a `params.json` with Meta's keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _COPIED = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim",
 
 
 def meta_files(checkpoint: Path, params: Path, folder: Path) -> tuple[Path, Path]:
-    """A checkpoint and params that the exporter can read, written into `folder` where need be.
+    """Return the paths of a checkpoint and params that the exporter reads.
+
+    They are written into `folder`; a checkpoint of Meta's is used where it lies.
 
     Raises HarnessError for weights that do not fit, and for a RoPE scaling that Meta's params
     cannot express.
@@ -41,7 +43,7 @@ def meta_files(checkpoint: Path, params: Path, folder: Path) -> tuple[Path, Path
 
 
 def meta_params(config: ModelConfig, where: str) -> dict[str, Any]:
-    """The content of Meta's params.json; `where` names the config's source in errors."""
+    """Return the content of Meta's params.json; `where` names the config's source in errors."""
     params: dict[str, Any] = {name: getattr(config, name) for name in _COPIED}
     params |= {"norm_eps": config.norm_eps, "rope_theta": config.rope_theta}
     scaling = config.rope_scaling

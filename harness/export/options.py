@@ -1,4 +1,4 @@
-"""What an export can be asked for; the defaults are those of ExecuTorch's static-LLM exporter."""
+"""The options of an export; the defaults are those of ExecuTorch's static-LLM exporter."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CHOICES = {
 LINEAR_GROUP = 32  # input columns that share a scale in b4w
 LINEAR_SCHEMES: dict[str, Scheme] = {"none": None, "b4w": (4, LINEAR_GROUP), "c4w": (4, 0)}
 MAX_CONTEXT_LEN = 1 << 20
-FLOAT_RANGES = {"fp16": (6e-8, 65504.0), "fp32": (1.5e-45, 3.4e38)}  # the positive numbers, about
+FLOAT_RANGES = {"fp16": (6e-8, 65504.0), "fp32": (1.5e-45, 3.4e38)}  # of positive numbers, rounded
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """One export's options; a bad value raises HarnessError that says what is allowed."""
+    """The options of one export; a bad value raises HarnessError that lists the allowed ones."""
 
     mode: str = "single"
     weight_sharing: str = "positional"
@@ -33,7 +33,7 @@ class ExportOptions:
     dtype: str = "fp16"
     embedding_quantize: str | None = "8,0"  # "bits,group size", group size 0: per row
     linear_quantize: str = "c4w"
-    target_split_size: int | None = 1024  # None: linears are not split
+    target_split_size: int | None = 1024  # None: linear layers are not split
     max_splits: int = 8
     graph_breaks: bool = True
 
@@ -43,7 +43,7 @@ class ExportOptions:
                 raise _bad(self, name, " or ".join(allowed))
         if self.weight_sharing == "none" and self.mode == "single":
             raise HarnessError(
-                "weight_sharing none needs mode multifunction: one method has none to share with"
+                "weight_sharing none needs mode multifunction: one method cannot share weights"
             )
         _check_size(self, "max_context_len", 2, MAX_CONTEXT_LEN)
         _check_size(self, "input_len", 1, self.max_context_len - 1, " (below max_context_len)")
@@ -63,7 +63,7 @@ class ExportOptions:
 
     @property
     def cache_len(self) -> int:
-        """Slots of every KV cache."""
+        """The number of slots of every KV cache."""
         new = self.input_len if self.mode == "single" else 1
         return self.max_context_len - new
 
@@ -77,19 +77,19 @@ class ExportOptions:
         return Quantization(self.dtype, embedding, LINEAR_SCHEMES[self.linear_quantize])
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as JSON values; `ExportOptions(**d)` takes them back."""
+        """Return the options as JSON values; `ExportOptions(**d)` reads them back."""
         return asdict(self)
 
 
 def check_fit(options: ExportOptions, config: ModelConfig) -> None:
-    """Raise HarnessError where the options do not fit the model's sizes.
+    """Raise HarnessError if the options do not fit the model's sizes.
 
-    The exporter notices the same much later, by an assertion without a message, or never.
+    The exporter would fail much later, by an assertion without a message, or not at all.
     """
     if not _held(config.norm_eps, options.dtype):
         low, high = FLOAT_RANGES[options.dtype]
         raise HarnessError(
-            f"norm_eps {config.norm_eps:g} is no number above 0 in {options.dtype}; it must be "
+            f"norm_eps {config.norm_eps:g} becomes 0 or infinite in {options.dtype}; it must be "
             f"from {low:g} to {high:g}"
         )
     scheme = options.quantization.embedding
@@ -114,7 +114,7 @@ def check_fit(options: ExportOptions, config: ModelConfig) -> None:
 
 
 def _held(value: float, dtype: str) -> bool:
-    """Whether a number stays above 0 and finite when it is rounded to a float dtype."""
+    """Return whether a number stays above 0 and finite when it is rounded to a float dtype."""
     letter = {"fp16": "<e", "fp32": "<f"}[dtype]
     try:
         return bool(struct.unpack(letter, struct.pack(letter, value))[0])
@@ -123,7 +123,7 @@ def _held(value: float, dtype: str) -> bool:
 
 
 def split_count(options: ExportOptions, rows: int) -> int:
-    """Into how many parts the exporter cuts a linear layer of so many output rows."""
+    """Return the number of parts into which the exporter cuts a linear layer of `rows` rows."""
     if options.target_split_size is None:
         return 1
     return min(max(rows // options.target_split_size, 1), options.max_splits)

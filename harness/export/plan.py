@@ -1,6 +1,6 @@
-"""What is exported, before anything is: methods, their inputs and outputs, and their partitions.
+"""Plans an export: its methods, their inputs and outputs, and their partitions.
 
-Shapes, dtypes and names only; torch is not imported.
+A plan has shapes, dtypes and names only; torch is not imported.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ FLOATS = {"fp16": "float16", "fp32": "float32"}
 
 @dataclass(frozen=True)
 class Value:
-    """A named tensor that goes into a method, out of it, or between two of its partitions.
+    """A named tensor: an input or output of a method, or one that passes between its partitions.
 
-    `dtype` is what the program declares; a Core ML function takes int64 as int32.
+    `dtype` is the one that the program declares; a Core ML function takes int64 as int32.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a weight, `start` to `stop`: the whole of it where it is not split."""
+    """Rows of a weight, `start` to `stop`; all of them if it is not split."""
 
     weight: str
     start: int
@@ -41,7 +41,7 @@ class Piece:
 class Stage:
     """One step of a method: the embedding, one block, or the head.
 
-    Stages of a `kind` differ in names only: `prefix` starts the names of a stage's weights.
+    Stages of one `kind` differ in names only: `prefix` begins the names of a stage's weights.
     """
 
     kind: str
@@ -52,12 +52,12 @@ class Stage:
 
     @property
     def local_names(self) -> tuple[str, ...]:
-        """The weight that each piece is of, named without the prefix."""
+        """The name of each piece's weight, without the prefix."""
         return tuple(piece.weight.removeprefix(self.prefix) for piece in self.pieces)
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """What the computation depends on; equal for two stages that differ in names only."""
+        """A key of the computation; stages that differ in names only have equal ones."""
         shapes = tuple((value.dtype, value.shape) for value in self.inputs)
         pieces = tuple(zip(self.local_names, (piece.shape for piece in self.pieces), strict=True))
         return self.kind, shapes, pieces
@@ -65,7 +65,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Partition:
-    """One package's share of a method: a run of stages, and what goes in and out of it."""
+    """One package's share of a method: consecutive stages with their inputs and outputs."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -80,7 +80,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """One method. `prefix` starts the names of the constants that describe it."""
+    """One method; `prefix` begins the names of the constants that describe it."""
 
     name: str
     prefix: str
@@ -92,10 +92,9 @@ class MethodPlan:
 
 @dataclass(frozen=True)
 class PackagePlan:
-    """One package: a partition of each of its methods, as a function named like the method.
+    """One package: a partition of each of its methods, as a function with the method's name.
 
-    A package that is not `multifunction` has one member, and its function is asked for without a
-    name.
+    A package that is not `multifunction` has one member; its function is selected without a name.
     """
 
     name: str
@@ -103,7 +102,7 @@ class PackagePlan:
     multifunction: bool
 
     def function_of(self, method: str) -> str | None:
-        """The name by which a method asks for its function."""
+        """Return the name by which a method selects its function, None in a package without one."""
         return method if self.multifunction else None
 
 
@@ -111,8 +110,8 @@ def plan_packages(methods: Sequence[MethodPlan], weight_sharing: str) -> tuple[P
     """Distribute partitions over packages.
 
     With `positional` sharing, partition i of every method goes into package i; otherwise each
-    has a package of its own. Raises HarnessError, naming the methods, when their numbers of
-    partitions differ: then position does not say what belongs together.
+    partition has a package of its own. Raises HarnessError that names two methods whose numbers of
+    partitions differ: their positions then do not match.
     """
     if len(methods) == 1:
         return tuple(
@@ -140,7 +139,7 @@ def plan_packages(methods: Sequence[MethodPlan], weight_sharing: str) -> tuple[P
 
 
 def plan_methods(config: ModelConfig, options: ExportOptions) -> tuple[MethodPlan, ...]:
-    """The methods of an export: `forward`, and in multifunction mode `prefill` too."""
+    """Return the methods of an export: `forward`, and in multifunction mode `prefill` too."""
     if options.mode == "single":
         rows = [("forward", "", options.input_len)]
     else:
@@ -167,7 +166,7 @@ _OUTPUTS = ("logits", "new_k_", "new_v_")
 
 
 def _values(config: ModelConfig, options: ExportOptions, input_len: int) -> dict[str, Value]:
-    """All values of a method by name; its inputs and outputs in ExecuTorch's exporter's order."""
+    """Return a method's values by name, in the order of ExecuTorch's exporter."""
     real, cache_len = FLOATS[options.dtype], options.cache_len
     last_only = options.mode == "multifunction"
     layers = range(config.n_layers)
@@ -194,7 +193,7 @@ def _values(config: ModelConfig, options: ExportOptions, input_len: int) -> dict
 def _stages(
     config: ModelConfig, options: ExportOptions, values: Mapping[str, Value]
 ) -> Iterator[Stage]:
-    """The embedding, the blocks and the head; `harness.export.graph` has their computations."""
+    """Return the embedding, the blocks and the head; `harness.export.graph` computes them."""
     n_layers = config.n_layers
     rows: list[tuple[str, str, tuple[str, ...], list[str], list[str]]] = [
         ("embedding", "", ("tok_embeddings.",), ["tokens"], ["hidden_0"])
@@ -221,7 +220,7 @@ def _stages(
 
 
 def _partition(name: str, stages: Sequence[Stage], method_outputs: Sequence[Value]) -> Partition:
-    """A run of stages: it takes what they read and do not make, each value once."""
+    """Make a partition of stages: its inputs are the values that they read and do not make."""
     reads = dict.fromkeys(value for stage in stages for value in stage.inputs)
     makes = dict.fromkeys(value for stage in stages for value in stage.outputs)
     outputs = [value for value in makes if value in method_outputs or value not in reads]
@@ -232,7 +231,7 @@ def _partition(name: str, stages: Sequence[Stage], method_outputs: Sequence[Valu
 def _pieces(
     name: str, shape: tuple[int, ...], is_linear: bool, options: ExportOptions
 ) -> Iterator[Piece]:
-    """Cut a linear layer's rows as the options say."""
+    """Cut a linear layer's rows into the pieces that the options ask for."""
     rows = shape[0] // (split_count(options, shape[0]) if is_linear else 1)
     for start in range(0, shape[0], rows):
         yield Piece(name, start, start + rows, (rows, *shape[1:]))

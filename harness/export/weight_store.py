@@ -1,4 +1,4 @@
-"""Stores a model's weights in a weight file: cast, quantized and packed as an export asks for."""
+"""Casts, quantizes and packs a model's weights, and stores them in a weight file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MIL_NAMES = {torch.float16: "FLOAT16", torch.float32: "FLOAT32"}
 
 
 class WeightStore:
-    """The weights of a checkpoint, put into weight files piece by piece.
+    """Writes the weights of a checkpoint into weight files, piece by piece.
 
-    Only one piece is in memory at a time: the checkpoint is mapped, the file is written.
+    Only one piece is in memory at a time, because the checkpoint is mapped.
     """
 
     def __init__(

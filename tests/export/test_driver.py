@@ -87,7 +87,7 @@ def test_a_failure_names_the_stage_the_reason_and_a_log(export, tmp_path):
     ("behaviour", "sentence"),
     [
         ("write_nothing", "while .* ended without an error but wrote nothing. Log: "),
-        ("die", "SIGKILL: the exporter was killed, perhaps for want of memory"),
+        ("die", "SIGKILL: the exporter was killed, perhaps because memory ran out"),
         ("exit_early", "exit status 9: the last words"),
     ],
 )
