@@ -3,8 +3,8 @@
 The runtime itself reads and verifies every program, and executes all methods without a Core ML
 delegate. Only a method that has one is loaded and executed here, with inputs checked as strictly as
 the runtime checks them: a refused input raises the runtime's error number and our sentence.
-Sources: ExecuTorch's `extension/pybindings/pybindings.cpp`, version 1.4, and `Method::set_input` in
-its `runtime/executor/method.cpp`.
+Sources: ExecuTorch's `extension/pybindings/pybindings.cpp`, versions 1.4 and 1.5, and
+`Method::set_input` in its `runtime/executor/method.cpp`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -19,7 +20,9 @@ from typing import Any
 from harness.errors import HarnessError
 
 NATIVE_MODULE = "coremltools.libcoremlpython"
-EXECUTORCH_RUNTIME = "executorch.extension.pybindings._portable_lib"
+PYBINDINGS = "executorch.extension.pybindings"
+EXECUTORCH_RUNTIMES = (f"{PYBINDINGS}._portable_lib", f"{PYBINDINGS}._C")
+"""ExecuTorch's native module: its name up to version 1.4, and from 1.5 on."""
 MACOS_VERSION = (26, 0)
 """The macOS that the stand-in passes for: the first with all that coremltools 9.0 can write."""
 
@@ -39,12 +42,25 @@ def _patch_runtime(module: Any) -> None:
     patch(module)
 
 
+def _warn_without_runtime(module: Any) -> None:
+    """Warn when ExecuTorch's Python has loaded a native module that has another name."""
+    if not sys.modules.keys() & set(EXECUTORCH_RUNTIMES):
+        names = " nor ".join(name.rpartition(".")[2] for name in EXECUTORCH_RUNTIMES)
+        warnings.warn(
+            f"ExecuTorch has no Core ML backend here: the stand-in finds neither {names} in "
+            f"{PYBINDINGS}; it works with ExecuTorch 1.4 and 1.5",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 _PATCHES: dict[str, Callable[[Any], None]] = {
     "coremltools.models.utils": _patch_utils,
     "coremltools._deps": _patch_deps,
-    EXECUTORCH_RUNTIME: _patch_runtime,
+    **dict.fromkeys(EXECUTORCH_RUNTIMES, _patch_runtime),
+    f"{PYBINDINGS}.portable_lib": _warn_without_runtime,
 }
-"""Module -> what to change in it; other modules copy these names from there."""
+"""Module -> what to do when it has been executed; other modules copy these names from there."""
 
 
 def install() -> bool:
@@ -57,7 +73,7 @@ def install() -> bool:
         return False
     if is_installed():
         return True
-    if early := sys.modules.keys() & {"coremltools", EXECUTORCH_RUNTIME}:
+    if early := sys.modules.keys() & {"coremltools", *EXECUTORCH_RUNTIMES}:
         raise HarnessError(
             f"{min(early)} has been imported before the stand-in for Core ML was installed: call "
             "harness.shim.install() first, or run the command with `harness shim -- COMMAND`"

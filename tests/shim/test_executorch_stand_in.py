@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
+
+import pytest
 
 INSIDE = Path(__file__).parent / "executorch_inside"
 SHIM = [sys.executable, "-m", "harness", "shim", "--policy", "widen", "--"]
@@ -47,4 +50,41 @@ def test_installing_after_the_runtime_was_imported_is_an_error() -> None:
         "harness.shim.install()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "_portable_lib has been imported before the stand-in for Core ML" in done.stderr
+    sentence = r"pybindings\.(_portable_lib|_C) has been imported before the stand-in for Core ML"
+    assert re.search(sentence, done.stderr), done.stderr
+
+
+FAKE_RUNTIME = """
+def _get_registered_backend_names(): return ["XnnpackBackend"]
+def _is_available(backend_name): return backend_name == "XnnpackBackend"
+def _load_program(path): return path
+_load_program_from_buffer = _load_for_executorch = _load_for_executorch_from_buffer = _load_program
+"""
+
+
+@pytest.mark.parametrize(
+    ("native", "found", "warned"),
+    [("_portable_lib", True, False), ("_C", True, False), ("_native", False, True)],
+)
+def test_the_native_module_is_found_by_either_name(
+    tmp_path: Path, native: str, found: bool, warned: bool
+) -> None:
+    """ExecuTorch 1.5 calls it `_C`; any other name is reported."""
+    folder = tmp_path / "executorch" / "extension" / "pybindings"
+    folder.mkdir(parents=True)
+    (folder / f"{native}.py").write_text(FAKE_RUNTIME)
+    (folder / "portable_lib.py").write_text(
+        f"from executorch.extension.pybindings.{native} import _is_available\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "from executorch.extension.pybindings import portable_lib\n"
+        "print(portable_lib._is_available('CoreMLBackend'))\n"
+    )
+    if sys.platform == "darwin":
+        return
+    done = subprocess.run(
+        [*SHIM, sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(found), done.stderr
+    sentence = "the stand-in finds neither _portable_lib nor _C in executorch.extension.pybindings"
+    assert (sentence in done.stderr) is warned
