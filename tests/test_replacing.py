@@ -6,13 +6,13 @@ import pytest
 
 from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.errors import HarnessError
-from harness.files import Kind, partial_folder, partial_pte
+from harness.files import Kind, partial_file, partial_folder
 
 KIND = Kind("list.json", ("*/model/*",))
 
 
 def write_pte(output):
-    with partial_pte(output, FILE_IDENTIFIER) as partial:
+    with partial_file(output, FILE_IDENTIFIER) as partial:
         partial.write_bytes(b"new")
 
 
@@ -34,13 +34,13 @@ def test_a_pte_replaces_an_older_one(tmp_path, old):
 def test_a_pte_replaces_no_other_file(tmp_path, old):
     output = tmp_path / "m.pte"
     output.write_bytes(old)
-    with pytest.raises(HarnessError, match="m.pte: exists, and is no .pte; name another"):
+    with pytest.raises(HarnessError, match="m.pte: exists, and is not a .pte; name another"):
         write_pte(output)
     assert output.read_bytes() == old and list(tmp_path.iterdir()) == [output]
 
 
 def test_a_pte_replaces_no_device():
-    with pytest.raises(HarnessError, match="/dev/null: exists, and is no .pte"):
+    with pytest.raises(HarnessError, match="/dev/null: exists, and is not a .pte"):
         write_pte(Path("/dev/null"))
 
 

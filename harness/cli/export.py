@@ -111,7 +111,7 @@ def _export_model(
     from fixtures.models import model
     from harness.artifact.exported import EXPORT
     from harness.artifact.pte_reader import FILE_IDENTIFIER
-    from harness.files import partial_folder, partial_pte
+    from harness.files import partial_file, partial_folder
 
     if params is not None:
         raise HarnessError("--params goes with --checkpoint; a named model has its own")
@@ -121,7 +121,7 @@ def _export_model(
         with partial_folder(output, EXPORT, replace=True) as folder:
             shutil.copytree(made, folder, dirs_exist_ok=True)
         return
-    with partial_pte(output, FILE_IDENTIFIER) as partial:
+    with partial_file(output, FILE_IDENTIFIER) as partial:
         shutil.copyfile(made, partial)
 
 

@@ -18,7 +18,7 @@ from harness.artifact.package import Package
 from harness.diff.difference import Difference, changed
 from harness.diff.steps import RETURN, Step, type_text
 
-_MOST_PAIRS = 50_000_000  # of operations to be aligned exactly; beyond, difflib's heuristic
+_MAX_PAIRS = 50_000_000  # of operations to be aligned exactly; beyond, difflib's heuristic
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _runs(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int, 
     rest = shorter - start
     end = next((n for n in range(rest) if a[-1 - n] != b[-1 - n]), rest)
     left, right = a[start : len(a) - end], b[start : len(b) - end]
-    heuristic = len(left) * len(right) > _MOST_PAIRS
+    heuristic = len(left) * len(right) > _MAX_PAIRS
     between = SequenceMatcher(None, left, right, heuristic).get_matching_blocks()
     return [
         (0, 0, start),

@@ -21,7 +21,7 @@ TOLERANCE = 1e-7
 adds its own 1e-12 to a small mean. One weight that is off by 1 % makes at least 1e-5."""
 
 
-_MOST_STARTS = 16  # rows at which a piece may begin: more equal rows than this are padding
+_MAX_STARTS = 16  # rows at which a piece may begin: more equal rows than this are padding
 
 
 class Catalogue:
@@ -91,7 +91,7 @@ def _is_piece(tensor: torch.Tensor, stage: Stage) -> bool:
     return any(
         start + len(piece) <= len(whole)
         and bool(((whole[start : start + len(piece)] - piece).abs() <= allowed).all())
-        for start in starts[:_MOST_STARTS]
+        for start in starts[:_MAX_STARTS]
     )
 
 

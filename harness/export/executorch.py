@@ -23,7 +23,7 @@ from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.errors import HarnessError, NotInstalledError
 from harness.export import Progress
 from harness.export.options import ExportOptions, check_fit
-from harness.files import partial_pte, private_folder
+from harness.files import partial_file, private_folder
 from harness.models.config import load_params
 
 CHILD = "harness.export._executorch_child"
@@ -68,7 +68,7 @@ def export(
     check_fit(options, config)
     show = progress or (lambda stage: None)
     with (
-        partial_pte(output, FILE_IDENTIFIER) as partial,
+        partial_file(output, FILE_IDENTIFIER) as partial,
         private_folder("harness-export") as folder,
     ):
         show(CHECKING)

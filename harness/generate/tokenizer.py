@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 from harness.errors import HarnessError
 from harness.generate.vocabulary import Vocabulary, read_bounded, read_vocabulary
 
-LARGEST_SETTINGS = 8 << 20  # bytes; tokenizer_config.json repeats every added token
-LARGEST_TEMPLATE = 256 << 10
+MAX_SETTINGS_BYTES = 8 << 20  # bytes; tokenizer_config.json repeats every added token
+MAX_TEMPLATE_BYTES = 256 << 10
 SMALLEST_SHARE = 0.9  # exporters pad a vocabulary up to a round number, by a few hundred at most
 
 Message = dict[str, str]  # "role" and "content"
@@ -130,7 +130,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        settings = json.loads(read_bounded(path, LARGEST_SETTINGS))
+        settings = json.loads(read_bounded(path, MAX_SETTINGS_BYTES))
     except (ValueError, RecursionError) as error:
         raise HarnessError(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):
@@ -172,7 +172,7 @@ def _end_ids(generation: Mapping[str, Any], vocabulary: Vocabulary, path: Path) 
 def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     file = path.parent / "chat_template.jinja"
     if file.is_file():
-        template: object = read_bounded(file, LARGEST_TEMPLATE).decode("utf-8", errors="replace")
+        template: object = read_bounded(file, MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
     else:
         template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
@@ -180,9 +180,9 @@ def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
         template = named.get("default")
     if template is None:
         return None
-    if not isinstance(template, str) or len(template) > LARGEST_TEMPLATE:
+    if not isinstance(template, str) or len(template) > MAX_TEMPLATE_BYTES:
         raise HarnessError(
-            f"{path}: its chat template is not a text of at most {LARGEST_TEMPLATE} characters"
+            f"{path}: its chat template is not a text of at most {MAX_TEMPLATE_BYTES} characters"
         )
     return template
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from harness.errors import HarnessError
 
-LARGEST_FILE = 128 << 20  # bytes; the largest known tokenizer.json has 33 MB
+MAX_FILE_BYTES = 128 << 20  # bytes; the largest known tokenizer.json has 33 MB
 
 
 class Vocabulary(Protocol):
@@ -150,7 +150,7 @@ _KINDS: tuple[tuple[str, str, Callable[[bytes, Path], Vocabulary]], ...] = (
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """Read a tokenizer file; raises HarnessError when there is none, or it is of no known kind."""
-    data = read_bounded(path, LARGEST_FILE)
+    data = read_bounded(path, MAX_FILE_BYTES)
     for pattern, kind, reader in _KINDS:
         if re.match(pattern.encode(), data):
             return _read_as(kind, reader, data, path)
@@ -174,13 +174,13 @@ def _read_as(
     return vocabulary
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """A file's bytes; HarnessError when it cannot be read, or has more than `most` bytes."""
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return a file's bytes; raise HarnessError for an unreadable file, or a larger one."""
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > most:
-        raise HarnessError(f"{path}: larger than {most} bytes: not a file of a tokenizer")
+    if len(data) > max_bytes:
+        raise HarnessError(f"{path}: larger than {max_bytes} bytes: not a file of a tokenizer")
     return data

@@ -103,7 +103,7 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
     if all(_skipped_in_both(*pair) for pair in shared):
         raise HarnessError(
             f"Nothing could be compared: of {len(bases)} cases in BASE and {len(heads)} in HEAD no"
-            " case is in both and executed. Give two runs of the same suite."
+            " case is in both and executed; give two runs of the same suite"
         )
     metrics = [metric for id, case in bases.items() for metric in gate.case(case, heads.get(id))]
     metrics += [
@@ -115,7 +115,7 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
     if unused:
         raise HarnessError(
             f"--margin {', '.join(sorted(unused))}: no figure, and no fact with a better direction,"
-            " of the two runs has this name."
+            " of the two runs has this name"
         )
     return GateResult(tuple(metrics), tuple(_differences(base, head)))
 
@@ -190,4 +190,4 @@ def _differences(base: Run, head: Run) -> Iterator[str]:
         differing = [name for name in _names(ours, theirs) if ours.get(name) != theirs.get(name)]
         if differing:
             changes = ", ".join(f"{n} {ours.get(n)} -> {theirs.get(n)}" for n in differing)
-            yield f"The {group} of the runs differ ({changes}): {consequence}."
+            yield f"The {group} of the runs differ ({changes}): {consequence}"

@@ -45,7 +45,7 @@ def sample_in_abba_order(base: Timed, head: Timed, pairs: int, warmup: int = 1) 
     Raises HarnessError unless `pairs` is even and at least 2.
     """
     if pairs < 2 or pairs % 2:
-        raise HarnessError(f"{pairs} pairs were asked for: ABBA order needs an even number.")
+        raise HarnessError(f"{pairs} pairs were asked for: ABBA order needs an even number")
     for _ in range(warmup):
         base(), head()
     compared: list[tuple[float, float]] = []
@@ -94,7 +94,7 @@ def compare(
     """
     for name, value in (("margin", margin), ("alpha", alpha)):
         if not 0 < value < 1:
-            raise HarnessError(f"The {name} is {value}: it must lie between 0 and 1.")
+            raise HarnessError(f"The {name} is {value}: it must lie between 0 and 1")
     ratios, control_ratios = log_ratios(pairs, "pairs"), log_ratios(control, "control")
     limit = math.log1p(margin)
     p, mean = p_two_sided(ratios), float(ratios.mean())
@@ -119,9 +119,9 @@ def log_ratios(pairs: Pairs, name: str) -> NDArray[np.float64]:
     """log(second / first) of each pair, float64 [pairs]; raises HarnessError for a bad time."""
     times = np.asarray(pairs, dtype=np.float64)
     if times.ndim != 2 or times.shape[1] != 2:
-        raise HarnessError(f"There are no {name} of times to compare: time base and head in pairs.")
+        raise HarnessError(f"There are no {name} of times to compare: time base and head in pairs")
     if not (np.isfinite(times) & (times > 0)).all():
-        raise HarnessError(f"One of the {name} has a time that is not positive and finite.")
+        raise HarnessError(f"One of the {name} has a time that is not positive and finite")
     ratios: NDArray[np.float64] = np.log(times[:, 1] / times[:, 0])
     return ratios
 

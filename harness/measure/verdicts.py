@@ -80,7 +80,7 @@ def parse_margins(words: Iterable[str]) -> dict[str, float]:
         if not name or not 0 <= percent < math.inf:
             raise HarnessError(
                 f"--margin {word}: give NAME=PERCENT, the name of a figure or a fact and a number"
-                " that is at least 0."
+                " that is at least 0"
             )
         margins[name] = percent
     return margins

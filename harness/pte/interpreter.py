@@ -34,7 +34,7 @@ from harness.pte.kernels import call_kernel, writes_in_place
 
 DelegateRunner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 DelegateFactory = Callable[[Delegate], DelegateRunner]
-_MOST_STEPS = 1_000_000  # a jump backwards may loop; a method of a real model has a few hundred
+_MAX_STEPS = 1_000_000  # a jump backwards may loop; a method of a real model has a few hundred
 
 
 class Interpreter:
@@ -101,8 +101,8 @@ class Interpreter:
         position = steps = 0
         while position < len(self._plan.instructions):
             steps += 1
-            if steps > _MOST_STEPS:
-                raise HarnessError(f"{self._where}: did not end after {_MOST_STEPS} instructions")
+            if steps > _MAX_STEPS:
+                raise HarnessError(f"{self._where}: did not end after {_MAX_STEPS} instructions")
             position = self._execute(self._plan.instructions[position], values, position)
         self._buffers = {index: values[index] for index in self._buffers}
         return [

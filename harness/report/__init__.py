@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.files import write_whole
+from harness.files import partial_file, writing
 from harness.report.junit import junit_xml
 from harness.report.page import html_page
 from harness.report.table import run_table
@@ -30,4 +30,10 @@ def write_report(run: Run, folder: Path) -> list[Path]:
 
     Raises HarnessError when the folder or a file cannot be written.
     """
-    return [write_whole(Path(folder) / name, draw(run)) for name, draw in DRAWINGS.items()]
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        with partial_file(folder / name) as partial:
+            partial.write_text(draw(run), encoding="utf-8", newline="\n")
+    return [folder / name for name in DRAWINGS]

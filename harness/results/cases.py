@@ -141,7 +141,7 @@ class Case:
         figures = {name: Figure.from_json(figure) for name, figure in data["figures"].items()}
         case = cls(**(values | {"figures": figures}))
         if data["id"] != case.id:
-            raise HarnessError(f"The id {data['id']} does not belong to case {case.id}.")
+            raise HarnessError(f"The id {data['id']} does not belong to case {case.id}")
         return case
 
     def _problems(self) -> Iterable[str]:
@@ -149,20 +149,20 @@ class Case:
             if not _NAME.fullmatch(getattr(self, part)):
                 yield (
                     f"its {part} is {getattr(self, part)!r}: it must be 1 to 200 characters without"
-                    f" brackets and commas, or {NOT_APPLICABLE!r} where it does not apply."
+                    f" brackets and commas, or {NOT_APPLICABLE!r} where it does not apply"
                 )
         outcome = OUTCOMES.get(self.outcome)
         if outcome is None:
-            yield f"unknown outcome {self.outcome!r}; the outcomes are {', '.join(OUTCOMES)}."
+            yield f"unknown outcome {self.outcome!r}; the outcomes are {', '.join(OUTCOMES)}"
             return
         if outcome.needs_reason and not self.reason:
-            yield f"the outcome {self.outcome} needs a reason."
+            yield f"the outcome {self.outcome} needs a reason"
         for detail in DETAILS:
             if bool(getattr(self, detail)) != (detail == outcome.detail):
                 verb = "needs" if detail == outcome.detail else "must not have"
-                yield f"the outcome {self.outcome} {verb} a {detail}."
+                yield f"the outcome {self.outcome} {verb} a {detail}"
         if self.comparisons < 0 or not 0 <= self.seconds < math.inf:
-            yield "comparisons and seconds must be finite and at least 0."
+            yield "comparisons and seconds must be finite and at least 0"
         yield from self._problems_of_facts()
         if self.outcome == "pass":
             yield from self._problems_of_a_pass()
@@ -170,16 +170,16 @@ class Case:
     def _problems_of_facts(self) -> Iterable[str]:
         for name, value in self.facts.items():
             if type(value) not in (bool, int, float, str) or value in (math.inf, -math.inf):
-                yield f"the fact {name} is {value!r}: a fact is a bool, a finite number or a text."
+                yield f"the fact {name} is {value!r}: a fact is a bool, a finite number or a text"
             elif value != value:
-                yield f"the fact {name} is NaN: a fact is a bool, a finite number or a text."
+                yield f"the fact {name} is NaN: a fact is a bool, a finite number or a text"
 
     def _problems_of_a_pass(self) -> Iterable[str]:
         if self.comparisons == 0:
-            yield "it passed with 0 comparisons; a check that compared nothing has not passed."
+            yield "it passed with 0 comparisons; a check that compared nothing has not passed"
         for name, figure in self.figures.items():
             if not figure.within_bound:
-                yield f"it passed although its figure {name} is {figure}."
+                yield f"it passed although its figure {name} is {figure}"
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _merged(named: Sequence[tuple[str, Mapping[str, V]]]) -> dict[str, V]:
         for name, value in values.items():
             full = name if owners[name] == 1 else f"{name}@{where}"
             if full in merged:
-                raise HarnessError(f"Two findings at {where or 'the same place'} both name {name}.")
+                raise HarnessError(f"Two findings at {where or 'the same place'} both name {name}")
             merged[full] = value
     return merged
 

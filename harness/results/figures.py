@@ -41,12 +41,12 @@ class Figure:
         object.__setattr__(self, "value", plain_number(self.value))
         if self.better not in DIRECTIONS:
             raise HarnessError(
-                f"A figure's better is {self.better!r}: it must be one of {', '.join(DIRECTIONS)}."
+                f"A figure's better is {self.better!r}: it must be one of {', '.join(DIRECTIONS)}"
             )
         if self.bound is not None:
             object.__setattr__(self, "bound", plain_number(self.bound))
             if not math.isfinite(self.bound):
-                raise HarnessError(f"A figure's bound is {self.bound}: a bound is a finite number.")
+                raise HarnessError(f"A figure's bound is {self.bound}: a bound is a finite number")
 
     @property
     def finite(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,6 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from harness.errors import HarnessError
-from harness.files import temporary_name
 from harness.results.cases import OUTCOMES, Case
 from harness.results.lines import format_line, parse_line
 from harness.results.machine import Header
@@ -87,20 +87,20 @@ class Writer:
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = Path(path)
-        self.partial = temporary_name(self.path, ".partial")
+        self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
         self._cases: dict[str, Case] = {}
         self._start = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
         except OSError as error:
-            raise HarnessError(f"{path} cannot be written: {error.strerror or error}.") from error
+            raise HarnessError(f"{path} cannot be written: {error.strerror or error}") from error
         self._write(header.to_json())
 
     def add(self, case: Case) -> None:
         """Append a case; raises HarnessError when its id has been written before."""
         if case.id in self._cases:
-            raise HarnessError(f"Case {case.id} ran twice: give each case of a run its own name.")
+            raise HarnessError(f"Case {case.id} ran twice: give each case of a run its own name")
         self._write(case.to_json())
         self._cases[case.id] = case
 
@@ -114,8 +114,8 @@ class Writer:
             self.partial.replace(self.path)
         except OSError as error:
             raise HarnessError(
-                f"{self.path} cannot be written: {error.strerror or error}. The results are in"
-                f" {self.partial}."
+                f"{self.path} cannot be written: {error.strerror or error}; the results are in"
+                f" {self.partial}"
             ) from error
         return footer
 
@@ -144,12 +144,12 @@ class Writer:
             line = format_line(record)
         except ValueError as error:
             what = record.get("id", record["type"])
-            raise HarnessError(f"{self.path}: {what} cannot be recorded: {error}.") from error
+            raise HarnessError(f"{self.path}: {what} cannot be recorded: {error}") from error
         try:
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
-            raise HarnessError(f"{self.partial} cannot be written: {error.strerror}.") from error
+            raise HarnessError(f"{self.partial} cannot be written: {error.strerror}") from error
 
 
 def read_run(path: Path) -> Run:
@@ -166,9 +166,9 @@ def read_run(path: Path) -> Run:
     for line, record in _records(path):
         where = f"{path}, line {line}"
         if (record["type"] == "header") != (header is None):
-            raise InvalidStream(f"{where}: a stream starts with its header and has only one.")
+            raise InvalidStream(f"{where}: a stream starts with its header and has only one")
         if footer is not None:
-            raise InvalidStream(f"{where}: the footer must be the last line.")
+            raise InvalidStream(f"{where}: the footer must be the last line")
         try:
             if record["type"] == "header":
                 header = Header.from_json(record)
@@ -177,16 +177,16 @@ def read_run(path: Path) -> Run:
             else:
                 case = Case.from_json(record)
                 if case.id in cases:
-                    raise HarnessError(f"case {case.id} is there twice.")
+                    raise HarnessError(f"case {case.id} is there twice")
                 cases[case.id] = case
         except HarnessError as error:
             raise InvalidStream(f"{where}: {error}") from error
     if header is None:
-        raise InvalidStream(f"{path} is empty: it is no result stream.")
+        raise InvalidStream(f"{path} is empty: it is no result stream")
     if footer is None:
         raise MissingFooter(
             f"{path} has no footer after {len(cases)} cases: its run did not finish, so it is not a"
-            " result. Run it again."
+            " result; run it again"
         )
     run = Run(header, tuple(cases.values()), footer)
     _check_footer(path, run)
@@ -199,20 +199,20 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             yield number, parse_line(line.rstrip(b"\r\n"))
         except ValueError as error:
-            raise InvalidStream(f"{path}, line {number}: {error}.") from error
+            raise InvalidStream(f"{path}, line {number}: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         # A pipe would never end, a folder is another thing.
         if path.exists() and not path.is_file():
-            raise InvalidStream(f"{path} is no regular file: give the JSON Lines file of a run.")
+            raise InvalidStream(f"{path} is no regular file: give the JSON Lines file of a run")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise InvalidStream(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: no run is.")
+                raise InvalidStream(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: no run is")
             yield from file
     except OSError as error:
-        raise InvalidStream(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InvalidStream(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _check_footer(path: Path, run: Run) -> None:
@@ -221,5 +221,5 @@ def _check_footer(path: Path, run: Run) -> None:
         if value != expected[name]:
             raise InvalidStream(
                 f"{path}: the footer says {name} {value}, its cases say {expected[name]}:"
-                " the stream was changed or cut after the run."
+                " the stream was changed or cut after the run"
             )

@@ -18,7 +18,7 @@ from harness.runtimes import get_runtime
 from suites.fuzz import of_bytes, of_programs
 
 _WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
-_LARGEST_INPUT = 1 << 22  # elements; more are not made for a call, whatever a program asks for
+_MAX_INPUT = 1 << 22  # elements; more are not made for a call, whatever a program asks for
 KINDS = ("fields",) * 9 + ("bytes",) * 6 + ("weights",) * 3 + ("pte",) * 2
 
 
@@ -113,10 +113,10 @@ def _call_pte(path: Path) -> bool:
 def _zeros(shapes: dict[str, Any]) -> dict[str, torch.Tensor] | None:
     sizes = {name: [1 if size is None else size for size in s] for name, s in shapes.items()}
     counts = [torch.Size(size).numel() if _fits(size) else None for size in sizes.values()]
-    if any(count is None or count > _LARGEST_INPUT for count in counts):
+    if any(count is None or count > _MAX_INPUT for count in counts):
         return None
     return {name: torch.zeros(size) for name, size in sizes.items()}
 
 
 def _fits(sizes: list[int]) -> bool:
-    return all(0 <= size <= _LARGEST_INPUT for size in sizes)
+    return all(0 <= size <= _MAX_INPUT for size in sizes)

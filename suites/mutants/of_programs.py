@@ -8,7 +8,7 @@ from typing import Any
 
 from suites.mutants.edit import Export, Mutation, Payload
 
-QUANTISED = "constexpr_blockwise_shift_scale"  # the operation that makes a linear's weights
+QUANTIZED = "constexpr_blockwise_shift_scale"  # the operation that makes a linear's weights
 FLOAT32 = 11  # of MIL's DataType
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from suites.mutants.edit import Export, Payload, copy_blob, put_half, scale_half
-from suites.mutants.of_programs import QUANTISED, blocks
+from suites.mutants.of_programs import QUANTIZED, blocks
 
 
 def constant(payload: Payload, function: str, end: str) -> Any:
@@ -20,7 +20,7 @@ def constant(payload: Payload, function: str, end: str) -> Any:
 def unshare_a_weight(export: Export) -> None:
     """One function gets a copy of a weight that both used."""
     payload = blocks(export)
-    operation = payload.operations(export.functions[-1], QUANTISED)[0]
+    operation = payload.operations(export.functions[-1], QUANTIZED)[0]
     reference = operation.inputs["data"].arguments[0].value.blobFileValue
     reference.offset = copy_blob(payload.weights, reference)
 
@@ -40,14 +40,14 @@ def store_a_weight_twice(export: Export) -> None:
 def leave_a_weight_behind(export: Export) -> None:
     """The weight file holds a blob that no function refers to."""
     payload = blocks(export)
-    operation = payload.operations(export.functions[0], QUANTISED)[0]
+    operation = payload.operations(export.functions[0], QUANTIZED)[0]
     copy_blob(payload.weights, operation.inputs["data"].arguments[0].value.blobFileValue)
 
 
 def perturb_a_scale(export: Export) -> None:
     """One row of a quantized linear is 1 % too large."""
     payload = blocks(export)
-    operation = payload.operations(export.functions[0], QUANTISED)[0]
+    operation = payload.operations(export.functions[0], QUANTIZED)[0]
     reference = operation.inputs["scale"].arguments[0].value.blobFileValue
     scale_half(payload.weights, reference, 3, 1.01)
 
@@ -80,7 +80,7 @@ def _linears(payload: Payload, function: str) -> list[Any]:
 def huge_activations(export: Export) -> None:
     """The embedding is 2,000 times too large: an RMSNorm's squares leave fp16's range."""
     payload = export.payloads[0]
-    operation = payload.operations(export.functions[0], QUANTISED)[0]
+    operation = payload.operations(export.functions[0], QUANTIZED)[0]
     value = operation.inputs["scale"].arguments[0].value
     for index in range(value.type.tensorType.dimensions[0].constant.size):
         scale_half(payload.weights, value.blobFileValue, index, 2000.0)

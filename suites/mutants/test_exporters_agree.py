@@ -71,7 +71,7 @@ def test_a_broken_export_of_ours_is_caught(ours, sources, tmp_path, mode):
     package = open_artifact(folder / "blocks" / "model.mlpackage").package
     function = sorted(package.functions)[0]
     operations = package.operations(function).operations
-    linear = next(op for op in operations if op.type == programs.QUANTISED)
+    linear = next(op for op in operations if op.type == programs.QUANTIZED)
     (file,) = (folder / "blocks").rglob("weight.bin")
     content = bytearray(file.read_bytes())
     scale_half(content, linear.inputs["scale"].arguments[0].value.blobFileValue, 3, 1.01)

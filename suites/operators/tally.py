@@ -25,7 +25,7 @@ COLUMNS = {
 }
 """Heading -> what it counts. `predicted` counts the tests that are judged: those that predicted, or
 loaded a model and failed, and are neither listed nor expected to fail."""
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def case_of(opset: str, file: str, row: Row, runtime: str) -> Case:
     names = {"suite": "operators", "check": file, "mode": opset, "runtime": runtime}
     rest = {"facts": facts, "seconds": round(row.seconds, 3), "comparisons": row.values}
     if row.failures:
-        shown = "; ".join(row.failures[:_MOST_NAMED])
+        shown = "; ".join(row.failures[:_MAX_NAMED])
         reason = f"{len(row.failures)} of {row.tests} tests fail: {shown}"
         return Case(**names, outcome="fail", reason=reason, **rest)
     if not row.counts["predicted"]:

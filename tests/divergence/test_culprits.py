@@ -90,7 +90,7 @@ def test_a_weight_read_from_a_wrong_offset_is_located(mutated):
         for function in export.functions:
             first, second = (
                 op.inputs["data"].arguments[0].value.blobFileValue
-                for op in payload.operations(function, programs.QUANTISED)[1:3]
+                for op in payload.operations(function, programs.QUANTIZED)[1:3]
             )
             first.offset = second.offset  # keys read the values' weight, of equal shape
 

@@ -129,7 +129,7 @@ def test_a_kernel_that_fails_is_named():
 
 
 def test_an_endless_loop_ends(monkeypatch):
-    monkeypatch.setattr("harness.pte.interpreter._MOST_STEPS", 1000)
+    monkeypatch.setattr("harness.pte.interpreter._MAX_STEPS", 1000)
     method = load((False,), (), (), (JumpFalseCall(0, 0),))
     with pytest.raises(HarnessError, match="did not end after 1000 instructions"):
         method()

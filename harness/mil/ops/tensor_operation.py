@@ -236,7 +236,7 @@ def non_maximum_suppression(op: Operation) -> Run:
     box passes the threshold, the best one is selected. Until iOS 16 there are a score threshold
     and a fourth result, the number of boxes; from iOS 17 on the boxes stand on the last axis.
     """
-    overlap, most = op.required("iou_threshold"), op.required("max_boxes")
+    overlap, max_boxes = op.required("iou_threshold"), op.required("max_boxes")
     by_class = op.constant("per_class_suppression", False)
     boxes_last = op.since("CoreML7")
     least = float("-inf") if boxes_last else op.required("score_threshold")
@@ -244,14 +244,14 @@ def non_maximum_suppression(op: Operation) -> Run:
     def run(boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         if boxes_last:
             boxes, scores = boxes.mT, scores.mT
-        op.checked_shape((len(boxes), most, 4), f"max_boxes {most}")
-        chosen_boxes = boxes.new_zeros(len(boxes), most, 4)
-        chosen_scores = scores.new_zeros(len(boxes), most, scores.shape[2])
-        indices = torch.full((len(boxes), most), -1, dtype=torch.int32)
+        op.checked_shape((len(boxes), max_boxes, 4), f"max_boxes {max_boxes}")
+        chosen_boxes = boxes.new_zeros(len(boxes), max_boxes, 4)
+        chosen_scores = scores.new_zeros(len(boxes), max_boxes, scores.shape[2])
+        indices = torch.full((len(boxes), max_boxes), -1, dtype=torch.int32)
         counts = torch.zeros(len(boxes), dtype=torch.int32)
         for batch, (some, marks) in enumerate(zip(boxes, scores, strict=True)):
             best, classes = marks.max(1)
-            chosen = _select(some, best, classes if by_class else None, overlap, least, most)
+            chosen = _select(some, best, classes if by_class else None, overlap, least, max_boxes)
             count = len(chosen)
             chosen_boxes[batch, :count], chosen_scores[batch, :count] = some[chosen], marks[chosen]
             indices[batch, :count] = torch.tensor(chosen, dtype=torch.int32)
@@ -264,17 +264,22 @@ def non_maximum_suppression(op: Operation) -> Run:
 
 
 def _select(
-    boxes: Tensor, best: Tensor, classes: Tensor | None, overlap: float, least: float, most: int
+    boxes: Tensor,
+    best: Tensor,
+    classes: Tensor | None,
+    overlap: float,
+    least: float,
+    max_boxes: int,
 ) -> list[int]:
     chosen: list[int] = []
     order = torch.argsort(best, descending=True, stable=True).tolist()
     for index in order:
-        if len(chosen) == most or best[index] <= least:
+        if len(chosen) == max_boxes or best[index] <= least:
             break
         rivals = [k for k in chosen if classes is None or classes[k] == classes[index]]
         if not rivals or bool((_overlaps(boxes[index], boxes[rivals]) <= overlap).all()):
             chosen.append(index)
-    return chosen or order[: min(1, most)]
+    return chosen or order[: min(1, max_boxes)]
 
 
 def _overlaps(box: Tensor, others: Tensor) -> Tensor:
