@@ -1,4 +1,4 @@
-"""What a run records: figures, findings, cases, and their stream (JSON Lines). No torch."""
+"""Figures, findings and cases of a run, and their stream (JSON Lines), without torch."""
 
 from harness.results.cases import NOT_APPLICABLE, OUTCOMES, Case, Fact, Finding, case_from_findings
 from harness.results.figures import Figure

@@ -1,4 +1,4 @@
-"""A case: what a check found about one subject, and one of seven outcomes."""
+"""A case: the findings of a check about one subject, and one of seven outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.text import clip
 
 NOT_APPLICABLE = "-"
 NAME_PARTS = ("suite", "check", "fixture", "mode", "runtime")
-# What separates the parts of an id must not occur in one, or two cases could share an id.
+# A part of an id must not contain a separator, or two cases could share an id.
 _NAME = re.compile(r"[^\[\],\x00-\x1f\x7f]{1,200}")
 MAX_FAILURES = 10
 MAX_SENTENCE = 400
@@ -28,8 +28,8 @@ V = TypeVar("V")
 class Outcome:
     """One outcome.
 
-    `detail` is the field of a record that this outcome alone must fill ("" when none);
-    `junit` the element that stands for it in JUnit XML ("" for none); `colour` its ANSI code.
+    `detail` is the field of a record that this outcome alone must fill ("" for none), `junit` its
+    element in JUnit XML ("" for none), `colour` its ANSI code.
     """
 
     name: str
@@ -56,15 +56,15 @@ DETAILS = tuple(outcome.detail for outcome in _ROWS if outcome.detail)
 
 @dataclass(frozen=True)
 class Case:
-    """One case: which check, on what, by which runtime, with what outcome.
+    """One case: a check, its subject, the runtime and the outcome.
 
     A part of the name that does not apply is `-`. `facts` are deterministic (the gate compares
-    them exactly), `figures` are measured. `seconds` is what the case took.
+    them exactly), `figures` are measured. `seconds` is the duration of the case.
 
-    Two fields are for whoever runs the case, and are not recorded: `failures` are all that `reason`
-    sums up, each in full; `traceback` is that of a bug in the harness.
+    Two fields are not recorded, but help those who run the case: `failures` holds in full every
+    failure that `reason` summarises; `traceback` belongs to a bug in the harness.
 
-    Raises HarnessError for an unknown outcome, an outcome that lacks what it must say, and a
+    Raises HarnessError for an unknown outcome, an outcome without the field that it needs, and a
     `pass` that compared nothing or holds a figure outside its bound.
     """
 
@@ -96,19 +96,20 @@ class Case:
 
     @property
     def passes(self) -> bool:
-        """Whether a run may hold this case and pass."""
+        """Whether a run with this case can pass."""
         return OUTCOMES[self.outcome].passes
 
     @property
     def summary(self) -> str:
-        """Why the outcome is what it is, in one sentence: the detail, then the reason."""
+        """The cause of the outcome in one sentence: the detail, then the reason."""
         detail = getattr(self, OUTCOMES[self.outcome].detail or "reason")
         return self.reason if detail in self.reason else f"{detail}: {self.reason}"
 
     def judged_against_known(self, issue: str) -> Case:
-        """The case as `suites/known.toml` sees it: a known defect that shows is `known`.
+        """Return the case of a known defect: a failure becomes `known`, a pass a failure.
 
-        One that no longer shows is a failure: the entry must go. A skip says nothing either way.
+        A pass means that the defect no longer shows, so that its entry must be removed. A skip
+        stays a skip.
         """
         if self.outcome == "skip":
             return self
@@ -119,7 +120,7 @@ class Case:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The case as a JSON object; details that do not belong to the outcome are left out."""
+        """Return the case as a JSON object, without details that do not belong to the outcome."""
         detail = OUTCOMES[self.outcome].detail
         return {
             "type": "case",
@@ -136,7 +137,7 @@ class Case:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Case:
-        """The case that `to_json` wrote; `data` has been validated against the schema."""
+        """Read the case that `to_json` wrote; `data` has been validated against the schema."""
         values = {name: value for name, value in data.items() if name not in ("type", "id")}
         figures = {name: Figure.from_json(figure) for name, figure in data["figures"].items()}
         case = cls(**(values | {"figures": figures}))
@@ -184,11 +185,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: where it was looked, whether all is well there, and what was compared.
+    """One finding: the place, whether it is right, and the number of comparisons.
 
-    `message` is a sentence when something is wrong. `comparisons` counts what was compared; a
-    check whose findings compared nothing has not passed. `facts` are deterministic, `figures`
-    measured.
+    `message` is a sentence if something is wrong. A check whose findings compared nothing has not
+    passed. `facts` are deterministic, `figures` are measured.
     """
 
     check: str
@@ -210,11 +210,11 @@ def case_from_findings(
     runtime: str = NOT_APPLICABLE,
     seconds: float = 0.0,
 ) -> Case:
-    """The case that these findings make.
+    """Make a case of findings.
 
     It passes when every finding is ok, every figure is within its bound, and something was
-    compared; otherwise it fails, and its reason says where. A figure or fact that two findings
-    both name is called `name@where`.
+    compared; otherwise it fails, and its reason names the places. If two findings have a figure or
+    a fact of one name, both are renamed to `name@where`.
     """
     findings = tuple(findings)
     figures = _merged([(finding.where, finding.figures) for finding in findings])
@@ -243,13 +243,13 @@ def case_from_findings(
 
 
 def plain_fact(value: Any) -> Fact:
-    """A fact as JSON knows it: numpy's scalars become Python's."""
+    """Return a fact as a value of JSON: numpy's scalars become Python's."""
     fact: Fact = value.item() if hasattr(value, "item") else value
     return fact
 
 
 def _merged(named: Sequence[tuple[str, Mapping[str, V]]]) -> dict[str, V]:
-    """All values by name; a name with several owners carries the owner's place."""
+    """Merge values by name; a name with several owners gets the owner's place as a suffix."""
     owners = Counter(name for _, values in named for name in values)
     merged: dict[str, V] = {}
     for where, values in named:

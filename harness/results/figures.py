@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from harness.errors import HarnessError
 
-# JSON has no such numbers: a stream spells them as these strings.
+# JSON cannot hold these numbers: a stream spells them as strings.
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 # better -> (the sign between value and bound, does value meet bound)
@@ -25,9 +25,9 @@ DIRECTIONS = {
 class Figure:
     """A measured number.
 
-    `unit` is how a reader says it ("dB", "ms/token", "bytes", "" for a ratio); `bound` is what
-    the value had to meet, None when it is reported only; `better` is "lower", "higher" or
-    "exact". A scalar of numpy's or torch's is accepted; it is kept as a float or an int.
+    `unit` follows the number in print ("dB", "ms/token", "bytes", "" for a ratio). The value must
+    meet `bound`; without one it is only reported. `better` is "lower", "higher" or "exact". A
+    scalar of numpy or torch is accepted and kept as a float or an int.
 
     Raises HarnessError for an unknown `better` and for a bound that is not finite.
     """
@@ -55,10 +55,10 @@ class Figure:
 
     @property
     def within_bound(self) -> bool:
-        """Whether the value meets its bound. NaN and infinities never do; no bound is always met.
+        """Whether the value meets its bound; it does if there is none.
 
-        An infinity in the better direction does not pass either: a check that can measure one
-        (the SQNR of two equal tensors) states a finite ceiling for it.
+        NaN and infinities never meet a bound, not even an infinity in the better direction: a check
+        that can measure one (the SQNR of two equal tensors) limits it to a finite ceiling.
         """
         if self.bound is None:
             return True
@@ -72,13 +72,13 @@ class Figure:
         return f"{text} ({DIRECTIONS[self.better][0]} {number(self.bound)})"
 
     def to_json(self) -> dict[str, Any]:
-        """The figure as a JSON object."""
+        """Return the figure as a JSON object."""
         value = self.value if self.finite else _spelling(self.value)
         return {"value": value, "unit": self.unit, "bound": self.bound, "better": self.better}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Figure:
-        """The figure that `to_json` wrote; `data` has been validated against the schema."""
+        """Read the figure that `to_json` wrote; `data` has been validated against the schema."""
         value = data["value"]
         return cls(
             value=NON_FINITE[value] if isinstance(value, str) else value,
@@ -89,7 +89,7 @@ class Figure:
 
 
 def plain_number(value: SupportsFloat | SupportsIndex) -> float:
-    """A Python int or float of the same value; JSON and equality know nothing of array scalars."""
+    """Return a Python int or float of the same value, which JSON and equality can handle."""
     try:
         return int(operator.index(value))  # type: ignore[arg-type]
     except TypeError:
@@ -97,12 +97,12 @@ def plain_number(value: SupportsFloat | SupportsIndex) -> float:
 
 
 def number(value: float) -> str:
-    """A number for a person: four digits, or all of them for an integer."""
+    """Return a number as text: four digits, or all of them for an integer."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def with_unit(value: float, unit: str) -> str:
-    """A number for a person, followed by its unit if it has one."""
+    """Return a number as text, followed by its unit if it has one."""
     return f"{number(value)} {unit}".rstrip()
 
 

@@ -18,8 +18,8 @@ _PATTERNS = ("check", "fixture", "mode", "runtime")
 class KnownDefect:
     """A defect that is reported as `issue` and shows in the cases that all patterns match.
 
-    A pattern is that of a shell (`smollm2-*`); `reproduction` tells how to see the defect without
-    this project.
+    Patterns are written as in a shell (`smollm2-*`); `reproduction` explains how to see the defect
+    without this project.
     """
 
     issue: str
@@ -35,7 +35,7 @@ class KnownDefect:
 
 
 def judge_against_known(case: Case, known: Iterable[KnownDefect]) -> Case:
-    """Return the case as its first matching defect makes it, or unchanged when none matches."""
+    """Return the case judged by the first defect that matches it, or unchanged if none does."""
     defect = next((defect for defect in known if defect.matches(case)), None)
     return case if defect is None else case.judged_against_known(defect.issue)
 

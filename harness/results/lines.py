@@ -1,4 +1,4 @@
-"""One line of a result stream: JSON without surprises, valid against `schema.json`."""
+"""Writes and reads one line of a result stream: strict JSON, validated against `schema.json`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
 
 def format_line(record: Mapping[str, Any]) -> str:
-    """The line of a record, without its newline; ASCII, so that any text survives any encoding.
+    """Return the line of a record, without a newline, in ASCII, which every encoding preserves.
 
-    Raises ValueError with a sentence when the record is not one that `parse_line` accepts.
+    Raises ValueError with a sentence when `parse_line` would not accept the record.
     """
     try:
         line = json.dumps(record, allow_nan=False)
     except TypeError as error:
-        raise ValueError(f"the record holds what JSON cannot: {error}") from error
+        raise ValueError(f"JSON cannot hold the record: {error}") from error
     parse_line(line.encode())
     return line
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The record of a line; raises ValueError with a sentence that says what is wrong with it."""
+    """Return the record of a line; raises ValueError with a sentence that describes the error."""
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
     try:
@@ -67,7 +67,7 @@ def _validator() -> Draft202012Validator:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a name given twice has no one meaning."""
+    """Make an object of its pairs; a repeated name is an error, because it is ambiguous."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("an object names the same key twice")
@@ -79,7 +79,7 @@ def _constant(spelling: str) -> NoReturn:
 
 
 def _finite(spelling: str) -> float:
-    """A float; 1e999 is JSON, but no number that can be compared."""
+    """Read a float; 1e999 is valid JSON but cannot be compared."""
     value = float(spelling)
     if not math.isfinite(value):
         raise ValueError(f"{spelling[:40]} is out of range")

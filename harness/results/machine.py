@@ -1,6 +1,6 @@
-"""What a result depends on besides the project: the machine, the versions, the commit.
+"""Describes the environment of a result: the machine, the versions, the commit.
 
-Nothing here names the machine, its user or a path.
+The description does not name the machine, its user or a path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = ("coreml-llm-harness", "torch", "executorch", "coremltools", "torchao
 
 @dataclass(frozen=True)
 class Header:
-    """What a run depends on: when, with which versions, on what machine, with which options."""
+    """The environment of a run: its time, versions, machine and options."""
 
     started: str
     versions: Mapping[str, str]
@@ -31,7 +31,7 @@ class Header:
 
     @classmethod
     def here(cls, options: Mapping[str, Any]) -> Header:
-        """The header of a run that starts now, on this machine, in this checkout."""
+        """Return the header of a run that starts now, on this machine, in this checkout."""
         return cls(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=installed_versions(),
@@ -41,7 +41,7 @@ class Header:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The header as a JSON object."""
+        """Return the header as a JSON object."""
         return {"type": "header", "schema": SCHEMA} | {
             "started": self.started,
             "versions": dict(self.versions),
@@ -52,13 +52,13 @@ class Header:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
-        """The header that `to_json` wrote; `data` has been validated against the schema."""
+        """Read the header that `to_json` wrote; `data` has been validated against the schema."""
         names = ("started", "versions", "machine", "options", "project")
         return cls(**{name: data[name] for name in names})
 
 
 def this_machine() -> dict[str, Any]:
-    """Operating system, release, architecture, processor, its count, memory, Python."""
+    """Return the operating system, its release, the architecture, processors, memory and Python."""
     import psutil
 
     return {
@@ -73,7 +73,7 @@ def this_machine() -> dict[str, Any]:
 
 
 def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Versions of the packages that a result depends on; nothing is imported for it."""
+    """Return the versions of the packages that a result depends on, without importing them."""
     versions = {}
     for name in packages:
         try:
@@ -84,9 +84,9 @@ def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def project_state(root: Path | None = None) -> Mapping[str, Any]:
-    """Commit of the checkout, and whether it was modified; empty outside a checkout."""
+    """Return the checkout's commit and whether it is modified; empty outside a checkout."""
     root = root or Path(__file__).resolve().parents[2]
-    # Without this, an installed copy would report the repository that its environment lies in.
+    # Without this, an installed copy would report the repository that contains its environment.
     if not (root / ".git").exists():
         return {}
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
@@ -97,7 +97,7 @@ def project_state(root: Path | None = None) -> Mapping[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name: two machines may be alike in all else that is recorded."""
+    """Return the processor's name, which may be all that distinguishes two machines."""
     if platform.system() == "Darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or "unknown"
     try:
@@ -109,7 +109,7 @@ def _processor() -> str:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints, stripped; None when it cannot be had."""
+    """Return a command's output, stripped; None when the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

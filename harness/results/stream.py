@@ -1,4 +1,4 @@
-"""A result stream on disk: written line by line, read back whole or refused with a sentence."""
+"""Writes a result stream line by line, and reads it back whole or refuses it with a sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FILE_BYTES = 256 << 20
 
 
 class InvalidStream(HarnessError):
-    """A result stream that cannot be trusted: what is wrong, in which file and line."""
+    """A result stream that cannot be trusted: the message names the file, line and error."""
 
 
 class MissingFooter(InvalidStream):
@@ -30,7 +30,7 @@ class MissingFooter(InvalidStream):
 
 @dataclass(frozen=True)
 class Footer:
-    """What the cases of a run add up to. A stream without one is not a result."""
+    """The totals of a run's cases; a stream without a footer is not a result."""
 
     counts: Mapping[str, int]
     comparisons: int
@@ -39,7 +39,7 @@ class Footer:
 
     @classmethod
     def of(cls, cases: Iterable[Case], seconds: float) -> Footer:
-        """The footer of these cases.
+        """Return the footer of these cases.
 
         A run passes when no case has an outcome that fails it, and something was compared.
         """
@@ -55,7 +55,7 @@ class Footer:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The footer as a JSON object."""
+        """Return the footer as a JSON object."""
         return {"type": "footer", "counts": dict(self.counts)} | {
             "comparisons": self.comparisons,
             "seconds": self.seconds,
@@ -64,7 +64,7 @@ class Footer:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Footer:
-        """The footer that `to_json` wrote; `data` has been validated against the schema."""
+        """Read the footer that `to_json` wrote; `data` has been validated against the schema."""
         names = ("counts", "comparisons", "seconds", "passed")
         return cls(**{name: data[name] for name in names})
 
@@ -79,10 +79,10 @@ class Run:
 
 
 class Writer:
-    """Writes the stream of one run, a context manager.
+    """A context manager that writes the stream of one run.
 
-    Lines go to `PATH.XXXXXXXX.partial`, each flushed as it comes. Leaving the block writes the
-    footer and moves the file to `path`; leaving it by an exception leaves the partial stream.
+    Lines go to `PATH.XXXXXXXX.partial`; each is flushed. Leaving the block writes the footer and
+    moves the file to `path`. An exception leaves the partial stream in its place.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
@@ -105,7 +105,7 @@ class Writer:
         self._cases[case.id] = case
 
     def finish(self) -> Footer:
-        """Write the footer and put the stream in place; raises HarnessError when it cannot."""
+        """Write the footer and move the stream to `path`; raises HarnessError on failure."""
         footer = Footer.of(self._cases.values(), round(time.monotonic() - self._start, 3))
         self._write(footer.to_json())
         try:
@@ -120,7 +120,7 @@ class Writer:
         return footer
 
     def abandon(self) -> None:
-        """Stop without a footer; the partial stream stays under its own name."""
+        """Stop without a footer; the partial stream keeps its own name."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -132,7 +132,7 @@ class Writer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._file.closed:  # finished by hand
+        if self._file.closed:  # `finish` has been called
             return
         if kind is None:
             self.finish()
@@ -155,9 +155,9 @@ class Writer:
 def read_run(path: Path) -> Run:
     """Read a finished run.
 
-    Raises InvalidStream (MissingFooter for an unfinished one) unless the file is a regular one of
-    at most 256 MiB, every line is valid, the header comes first, ids are unique, and the footer
-    comes last and agrees with the cases.
+    Raises InvalidStream (MissingFooter for an unfinished run) unless the file is a regular file of
+    at most 256 MiB, every line is valid, the header is first, ids are unique, and the footer is
+    last and agrees with the cases.
     """
     path = Path(path)
     header: Header | None = None
@@ -182,7 +182,7 @@ def read_run(path: Path) -> Run:
         except HarnessError as error:
             raise InvalidStream(f"{where}: {error}") from error
     if header is None:
-        raise InvalidStream(f"{path} is empty: it is no result stream")
+        raise InvalidStream(f"{path} is empty: it is not a result stream")
     if footer is None:
         raise MissingFooter(
             f"{path} has no footer after {len(cases)} cases: its run did not finish, so it is not a"
@@ -194,7 +194,7 @@ def read_run(path: Path) -> Run:
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and record of each line."""
+    """Yield the number and the record of each line."""
     for number, line in enumerate(_lines(path), start=1):
         try:
             yield number, parse_line(line.rstrip(b"\r\n"))
@@ -204,9 +204,9 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        # A pipe would never end, a folder is another thing.
+        # Reading a pipe might never end.
         if path.exists() and not path.is_file():
-            raise InvalidStream(f"{path} is no regular file: give the JSON Lines file of a run")
+            raise InvalidStream(f"{path} is not a regular file: give the JSON Lines file of a run")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 raise InvalidStream(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: no run is")

@@ -114,7 +114,7 @@ def test_bad_json_is_named_with_its_line(stream):
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(InvalidStream, match="cannot be read"):
         read_run(tmp_path / "missing.jsonl")
-    with pytest.raises(InvalidStream, match="no regular file"):
+    with pytest.raises(InvalidStream, match="not a regular file"):
         read_run(tmp_path)
 
 
