@@ -1,90 +1,132 @@
-"""The results plugin of the suites that record cases: known defects, the stream, what is drawn.
+"""The results plugin of the suites that record cases: known defects, the stream, and its drawings.
 
-A suite's conftest registers a `Recorder` in `pytest_configure`, and its tests call the fixture
-`record` with each case. The case travels in the test's report, so that under xdist the controller
-receives it from whichever worker made it, and a run without xdist takes the same way.
+In `pytest_configure` a suite registers a `Recorder` by `start_recording`. A test's cases travel in
+its report, so that under xdist the controller receives them from every worker; a run without xdist
+takes the same way. Two kinds of suites use this:
+
+- Our own tests call the fixture `record` with each case; their conftest imports it, and
+  `pytest_runtest_makereport`, from here.
+- Other projects' tests are observed: the suite's plugin makes the case and calls `carry`. A suite
+  whose cases are sums over tests derives from `Recorder`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.report import run_table, write_report
-from harness.results import Case, Header, Writer, read_known, read_run
+from harness.results import Case, Header, Run, Writer, read_known, read_run
+from harness.results.known import judge_against_known
 
 KNOWN = read_known(Path(__file__).with_name("known.toml"))
-_CASES = pytest.StashKey[list[dict[str, Any]]]()
+_CASES = pytest.StashKey[list[Case]]()
 _PROPERTY = "case"
-_NO_RESULT = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+_NO_RESULT = (
+    pytest.ExitCode.INTERRUPTED,
+    pytest.ExitCode.INTERNAL_ERROR,
+    pytest.ExitCode.USAGE_ERROR,
+)
 
 
 class Recorder:
-    """Writes the cases of a run to `FOLDER/SUITE.jsonl`, draws them, and prints their table.
+    """Writes the cases of a run to `FOLDER/SUITE.jsonl`, draws them, and prints their summary.
 
-    `options` are what the run was asked for; the header of the stream holds them.
+    `options` are those that the run was asked for; the header of the stream holds them.
     """
 
     def __init__(self, suite: str, folder: Path, options: dict[str, Any]) -> None:
+        self.folder = folder
         self._suite = suite
-        self._finished = False
+        self._run: Run | None = None  # once it is written: an older run's may be at its path
         self._writer = Writer(folder / f"{suite}.jsonl", Header.here(options))
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the cases out of a report, a worker's or this process's.
+    def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:
+        """Return the cases that a report carries.
 
         A test that fails without a case, as one whose process died does, is an error.
         """
-        carried: list[Any] = [case for name, case in report.user_properties if name == _PROPERTY]
-        cases = [Case.from_json(case) for case in carried]
-        if report.failed and not cases:
-            cases = [self._broken(report)]
-        for case in cases:
+        cases = [Case.from_json(case) for case in carried(report, _PROPERTY)]
+        return cases or ([_broken(self._suite, report)] if report.failed else [])
+
+    def last_cases(self) -> Iterable[Case]:
+        """Return the cases that are known only when all tests have run."""
+        return ()
+
+    def draw(self, run: Run) -> None:
+        """Write the drawings of a run beside its stream."""
+        write_report(run, self.folder)
+
+    def judged_nothing(self, run: Run) -> bool:
+        """Return whether a run in which no test failed must fail all the same."""
+        return False
+
+    def summary(self, run: Run, colours: bool) -> str:
+        """Return what the terminal shows of a run."""
+        return run_table(run, colours=colours) + "\n"
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the cases of a report, a worker's or this process's."""
+        for case in self.cases_of(report):
             self._writer.add(case)
 
-    def _broken(self, report: pytest.TestReport) -> Case:
-        name = re.sub(r"[\[\],\s]+", " ", f"{report.when} of {report.nodeid}").strip()
-        reason = str(report.longrepr).strip().rpartition("\n")[2] or "the test failed"
-        return Case(self._suite, name[-200:], outcome="error", stage="test", reason=reason)
-
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Close the stream; a run that was interrupted gets no footer."""
         if exitstatus in _NO_RESULT:
             self._writer.abandon()
             return
+        for case in self.last_cases():
+            self._writer.add(case)
         self._writer.finish()
-        self._finished = True
-        write_report(read_run(self._writer.path), self._writer.path.parent)
+        self._run = read_run(self._writer.path)
+        self.draw(self._run)
+        if exitstatus == pytest.ExitCode.OK and self.judged_nothing(self._run):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the table, and where the results are."""
-        if not self._finished:  # what lies at the path is an older run's
+        """Print the summary, and where the results are."""
+        if self._run is None:
             return
         terminalreporter.section(self._suite)
         colours = bool(terminalreporter.isatty) and not os.environ.get("NO_COLOR")
-        terminalreporter.write_line(run_table(read_run(self._writer.path), colours=colours))
-        terminalreporter.write_line(f"\nresults: {self._writer.path.parent}")
+        terminalreporter.write_line(self.summary(self._run, colours))
+        terminalreporter.write_line(f"results: {self.folder}")
 
 
 def start_recording(
-    config: pytest.Config, suite: str, folder: Path, options: dict[str, Any]
+    config: pytest.Config,
+    suite: str,
+    folder: Path,
+    options: dict[str, Any],
+    recorder: type[Recorder] = Recorder,
 ) -> None:
     """Register the run's `Recorder`, in the process that collects the reports."""
     if not config.option.collectonly and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Recorder(suite, folder, options), "recorder")
+        config.pluginmanager.register(recorder(suite, folder, options), "recorder")
+
+
+def add_results_option(group: pytest.OptionGroup, default: str = "results") -> None:
+    """Add `--results`, the folder that a run writes to."""
+    group.addoption("--results", type=Path, default=Path(default), help="where results go")
+
+
+def judged_by_known(case: Case) -> Case:
+    """Return the case as `known.toml` makes it; a bug in the harness stays one."""
+    return case if case.traceback else judge_against_known(case, KNOWN)
 
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[Case], None]:
-    """Record a case, and tell pytest how it went: it skips or fails the test, or returns."""
+    """Record a case, and tell pytest how it went: skip or fail the test, or return."""
 
     def record(case: Case) -> None:
-        request.node.stash.setdefault(_CASES, []).append(case.to_json())
+        case = judged_by_known(case)
+        request.node.stash.setdefault(_CASES, []).append(case)
         if case.outcome in ("skip", "known"):
             pytest.skip(case.summary)
         if case.outcome != "pass":
@@ -101,8 +143,30 @@ def pytest_runtest_makereport(
     report = yield
     if call.when == "call":
         cases = item.stash.get(_CASES, [])
-        report.user_properties.extend((_PROPERTY, case) for case in cases)
+        report.user_properties.extend((_PROPERTY, case.to_json()) for case in cases)
         if not cases and not report.failed:  # passed, or skipped itself
             report.outcome = "failed"
             report.longrepr = "a test of this suite must record a case"
     return report
+
+
+def carry(report: pytest.TestReport, case: Case) -> None:
+    """Let another project's test carry a case to the `Recorder`, and judge both by `known.toml`."""
+    judged = judged_by_known(case)
+    if judged.outcome == "known":
+        report.outcome, report.wasxfail = "skipped", judged.summary
+    elif judged.outcome == "fail" and not report.failed:  # the defect no longer shows
+        report.outcome, report.longrepr = "failed", judged.reason
+    report.user_properties.append((_PROPERTY, judged.to_json()))
+
+
+def carried(report: pytest.TestReport, name: str) -> Iterator[Any]:
+    """Yield the values that a report carries under a name."""
+    properties: list[tuple[str, Any]] = report.user_properties
+    return (value for key, value in properties if key == name)
+
+
+def _broken(suite: str, report: pytest.TestReport) -> Case:
+    name = re.sub(r"[\[\],\s]+", " ", f"{report.when} of {report.nodeid}").strip()
+    reason = str(report.longrepr).strip().rpartition("\n")[2] or "the test failed"
+    return Case(suite, name[-200:], outcome="error", stage="test", reason=reason)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
@@ -22,7 +21,12 @@ from harness.results import Case
 from harness.runtimes import RUNTIMES
 from suites.conformance.cases import Judge
 from suites.conformance.subjects import Subjects
-from suites.results import pytest_runtest_makereport, record, start_recording
+from suites.results import (
+    add_results_option,
+    pytest_runtest_makereport,
+    record,
+    start_recording,
+)
 
 __all__ = ["pytest_runtest_makereport", "record"]
 
@@ -36,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--mode", action="append", choices=("single", "multifunction"))
     group.addoption("--exporter", action="append", choices=EXPORTERS)
     group.addoption("--runtime", action="append", help="a runtime, kind:option")
-    group.addoption("--results", type=Path, default=Path("results"), help="where results go")
+    add_results_option(group)
 
 
 def chosen(config: pytest.Config, name: str, default: tuple[str, ...]) -> list[str]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from suites.results import pytest_runtest_makereport, record, start_recording
+from suites.results import (
+    add_results_option,
+    pytest_runtest_makereport,
+    record,
+    start_recording,
+)
 
 __all__ = ["pytest_runtest_makereport", "record"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    default = Path("results/installation")
-    group = parser.getgroup("installation")
-    group.addoption("--results", type=Path, default=default, help="where results go")
+    add_results_option(parser.getgroup("installation"), "results/installation")
 
 
 def pytest_configure(config: pytest.Config) -> None:

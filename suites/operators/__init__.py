@@ -3,6 +3,6 @@
     harness shim --policy widen -- python -m suites.operators [--everything] [-n 2]
 
 The tests, their expected values and their tolerances are coremltools'; nothing here says what an
-operation should give. `selection` chooses among them, `impossible` lists those that cannot apply,
-`watch` sees which really predicted, `half` states when fp16 resolution is enough, `tally` adds up.
+operation should give. `selection` chooses among them, `impossible.toml` lists those that cannot
+apply, `watch` sees which really predicted, `tally` adds up, `plugin` tells pytest.
 """

@@ -11,9 +11,9 @@ import pytest
 from harness.shim import is_installed
 from suites.operators.selection import PACKAGE
 
-# Read by coremltools.converters.mil.testing_reqs, here and in xdist's workers: ML Programs only,
-# in fp32 as well as in fp16, and every test on every opset from its own on. One thread for each:
-# the tests are small, and run side by side.
+# coremltools' module testing_reqs reads these, here and in xdist's workers: ML Programs only, in
+# fp32 as well as in fp16, and every test on every opset from its own on. Each process has one
+# thread, because the tests are small and run side by side.
 _SETTINGS = {
     "PYMIL_TEST_TARGETS": "mlprogram",
     "INCLUDE_MIL_FP32_UNIT_TESTS": "1",
@@ -23,7 +23,7 @@ _SETTINGS = {
 
 
 def main() -> int:
-    """Run pytest; its exit status, or 2 where nothing could predict."""
+    """Run pytest and return its exit status, or 2 when nothing here can predict."""
     if not is_installed() and sys.platform != "darwin":
         print(
             "suites.operators: no Core ML here and no stand-in for it; run it with "

@@ -6,68 +6,113 @@ With xdist a worker sends what it saw as a property of the test's report; the co
 from __future__ import annotations
 
 import gc
+import os
 import random
 import zlib
-from collections.abc import Generator
-from dataclasses import asdict
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from suites.operators.impossible import Impossible, read_impossible, unused
-from suites.operators.results import Results
-from suites.operators.selection import Target, is_fp32, sample, target_of
-from suites.operators.tally import Result
+from harness.results import Case, Run
+from suites.impossible import Impossible, Target, entry_of, judge_listed, mark_listed
+from suites.operators.selection import is_fp32, sample, target_of
+from suites.operators.tally import Result, case_of, opset_table, rows_of
 from suites.operators.watch import Sight, watched
+from suites.results import Recorder, add_results_option, carried, start_recording
 
-_LISTED = pytest.StashKey[Impossible]()
+IMPOSSIBLE = Path(__file__).with_name("impossible.toml")
 _SIGHT = pytest.StashKey[Sight]()
 PROPERTY = "operators"
-_LONGEST_PROBLEM = 300
+_MAX_PROBLEM = 300
+
+
+class OperatorsRecorder(Recorder):
+    """Adds up the tests' results: a case is all tests of one file and opset.
+
+    Beside the stream it writes a table per opset, `opsets.txt`, and `failures.txt`. The tests that
+    are expected to fail are in `impossible.toml`, by name and parameters.
+    """
+
+    def __init__(self, suite: str, folder: Path, options: dict[str, Any]) -> None:
+        super().__init__(suite, folder, options)
+        self._results: list[Result] = []
+
+    def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:
+        """Keep a test's result, for the last cases; one without ended its process."""
+        results = [Result.from_json(value) for value in carried(report, PROPERTY)]
+        if report.failed and not results:
+            path, _, rest = report.nodeid.partition("::")
+            function, _, parameters = rest.partition("[")
+            file = "/".join(path.split("/")[-2:])
+            target = Target(file, function, parameters.rstrip("]"))
+            results = [Result(target, "failed", problem="the process ended")]
+        self._results += results
+        return ()
+
+    def last_cases(self) -> Iterable[Case]:
+        """Return a case for each file and opset."""
+        runtime = f"mil:{os.environ.get('HARNESS_POLICY', 'strict')}"
+        rows = rows_of(self._results).items()
+        return (case_of(opset, file, row, runtime) for (opset, file), row in rows)
+
+    def judged_nothing(self, run: Run) -> bool:
+        """Return whether no test predicted."""
+        return not any(case.facts["predicted"] for case in run.cases)
+
+    def summary(self, run: Run, colours: bool) -> str:
+        """Return the table per opset."""
+        table = opset_table(rows_of(self._results))
+        if self.judged_nothing(run):
+            table += "\n\nNo test predicted: nothing was judged, and the run fails."
+        return table + "\n"
+
+    def draw(self, run: Run) -> None:
+        """Write the usual drawings, the table per opset and the failures."""
+        super().draw(run)
+        (self.folder / "opsets.txt").write_text(self.summary(run, colours=False))
+        failures = [
+            f"{result.target}\n    {result.problem}\n"
+            for result in self._results
+            if result.end in ("failed", "broken")
+        ]
+        (self.folder / "failures.txt").write_text("".join(failures))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("operators")
     group.addoption("--everything", action="store_true", help="every fp32 configuration")
     group.addoption("--sample", type=int, default=1, help="configurations per test and opset")
-    group.addoption("--results", type=Path, default=Path("results"), help="where results go")
+    add_results_option(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Results(config), "operators-results")
+    options = {name: config.getoption(name) for name in ("everything", "sample")}
+    folder = config.getoption("results") / "operators"
+    start_recording(config, "operators", folder, options, OperatorsRecorder)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the listed tests, and keep the chosen ones; an entry that lists nothing is an error."""
-    targets = {item: target_of(item) for item in items}
-    files = {target.file for target in targets.values()}
-    entries = [entry for entry in read_impossible() if entry.test.partition("::")[0] in files]
-    if stale := unused(entries, targets.values()):
-        names = ", ".join(entry.test for entry in stale)
-        raise pytest.UsageError(f"impossible.toml lists tests that are not there: {names}")
-    by_test: dict[str, list[Impossible]] = {}
-    for entry in entries:
-        by_test.setdefault(entry.test, []).append(entry)
-    for item, target in targets.items():
-        for entry in by_test.get(target.name, ()):
-            if entry.covers(target):
-                item.stash[_LISTED] = entry
+    """Mark the listed tests, and keep the chosen ones."""
+    mark_listed({item: target_of(item) for item in items}, IMPOSSIBLE)
     chosen = [item for item in items if is_fp32(item)]
     if not config.getoption("everything"):
-        kept = sample(chosen, config.getoption("sample"))
-        chosen = [item for item in chosen if item in kept]
+        sampled = sample(chosen, config.getoption("sample"))
+        chosen = [item for item in chosen if item in sampled]
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
 
 
 def pytest_collection_finish() -> None:
-    """Leave what stands now out of garbage collections: coremltools asks for one per conversion,
-    and with every test and module in it that takes most of a test's time."""
+    """Exclude what is in memory now from garbage collections.
+
+    coremltools asks for a collection at each conversion. With every test and module to look at, it
+    takes most of a test's time.
+    """
     gc.freeze()
 
 
@@ -90,9 +135,9 @@ def pytest_runtest_makereport(
     report = yield
     if call.when != "call" and report.passed:
         return report
-    listed = item.stash.get(_LISTED, None)
+    listed = entry_of(item)
     if listed is not None:
-        _judge_listed(report, listed)
+        judge_listed(report, listed)
     sight = item.stash.get(_SIGHT, Sight())
     result = Result(
         target=target_of(item),
@@ -102,20 +147,12 @@ def pytest_runtest_makereport(
         problem=_problem(report, call),
         seconds=report.duration,
     )
-    report.user_properties.append((PROPERTY, asdict(result)))
+    report.user_properties.append((PROPERTY, result.to_json()))
     return report
 
 
-def _judge_listed(report: pytest.TestReport, listed: Impossible) -> None:
-    """A listed test that fails is expected to; one that passes is a failure, unless unsteady."""
-    if report.failed:
-        report.outcome, report.wasxfail = "skipped", listed.reason
-    elif report.passed and not listed.unsteady:
-        report.outcome = "failed"
-        report.longrepr = f"listed as impossible ({listed.reason}), but it passes: remove the entry"
-
-
 def _end(report: pytest.TestReport, sight: Sight, listed: Impossible | None) -> str:
+    """Return the heading of `tally.COLUMNS` that a test counts under."""
     if report.failed:
         return "failed" if sight.loads or sight.predictions or listed else "broken"
     if hasattr(report, "wasxfail"):
@@ -131,9 +168,4 @@ def _problem(report: pytest.TestReport, call: pytest.CallInfo[None]) -> str:
     if call.excinfo is None:
         return str(report.longrepr)
     message = " ".join(str(call.excinfo.value).split())
-    return f"{call.excinfo.typename}: {message}"[:_LONGEST_PROBLEM]
-
-
-def result_of_property(value: dict[str, Any]) -> Result:
-    """Return the result that a report carries."""
-    return Result(**(value | {"target": Target(**value["target"])}))
+    return f"{call.excinfo.typename}: {message}"[:_MAX_PROBLEM]

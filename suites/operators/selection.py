@@ -1,40 +1,21 @@
-"""Which of coremltools' operator tests run: fp32 configurations, and of those a sample or all."""
+"""Chooses the operator tests of coremltools that run: fp32 configurations, a sample or all."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from suites.impossible import NO_OPSET, Target
+
 PACKAGE = "coremltools.converters.mil.mil.ops.tests"
-NO_OPSET = "-"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a test is about: its file ("iOS17/test_conv.py"), function ("TestConv::test_x"), its
-    parameters as pytest writes them, and the opset, "-" where it has none."""
-
-    file: str
-    function: str
-    parameters: str
-    opset: str
-
-    @property
-    def name(self) -> str:
-        """File and function: "iOS17/test_conv.py::TestConv::test_x"."""
-        return f"{self.file}::{self.function}"
-
-    def __str__(self) -> str:
-        return f"{self.name}[{self.parameters}]" if self.parameters else self.name
 
 
 def target_of(item: pytest.Item) -> Target:
-    """Return what a collected test is about."""
+    """Return the identity of a collected test."""
     path = Path(item.path)
     parts = item.nodeid.partition("[")[0].split("::")[1:]
     call = getattr(item, "callspec", None)
@@ -49,11 +30,14 @@ def target_of(item: pytest.Item) -> Target:
 
 
 def is_fp32(item: pytest.Item) -> bool:
-    """Whether a test runs in fp32, or has no precision: coremltools compares fp16 to 0.5 only."""
+    """Return whether a test runs in fp32, or has no precision.
+
+    In fp16 coremltools tolerates differences of 0.5, which shows little.
+    """
     call = getattr(item, "callspec", None)
     backend = None if call is None else call.params.get("backend")
     if isinstance(backend, tuple):  # ("mlprogram", "fp32"), where the opset does not matter
-        return backend[1] == "fp32"
+        return bool(backend[1] == "fp32")
     return getattr(backend, "precision", "fp32") == "fp32"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 from tabulate import tabulate
 
-from harness.results import Case
-from suites.operators.selection import Target
+from harness.results import Case, Fact
+from suites.impossible import Target
 
 COLUMNS = {
     "predicted": "with a prediction",
@@ -30,8 +31,11 @@ _MAX_NAMED = 5
 
 @dataclass(frozen=True)
 class Result:
-    """One test's end, a heading of `COLUMNS`; how many values it compared; whether fp16 resolution
-    had to do; what went wrong."""
+    """The result of one test.
+
+    `end` is a heading of `COLUMNS`, `values` the number of values that were compared, `at_half`
+    whether fp16 resolution had to do, `problem` what went wrong.
+    """
 
     target: Target
     end: str
@@ -39,6 +43,15 @@ class Result:
     at_half: bool = False
     problem: str = ""
     seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, which xdist can carry."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the result that `to_json` gave."""
+        return cls(**(data | {"target": Target(**data["target"])}))
 
     @property
     def counts(self) -> Counter[str]:
@@ -83,17 +96,25 @@ def rows_of(results: Iterable[Result]) -> dict[tuple[str, str], Row]:
 
 
 def case_of(opset: str, file: str, row: Row, runtime: str) -> Case:
-    """Return the case of a row: `pass` where something predicted and all of it passed."""
-    facts = {name.replace(" ", "_"): row.counts[name] for name in COLUMNS}
-    names = {"suite": "operators", "check": file, "mode": opset, "runtime": runtime}
-    rest = {"facts": facts, "seconds": round(row.seconds, 3), "comparisons": row.values}
+    """Return the case of a row: `pass` when a test predicted and all that did passed."""
+    facts: dict[str, Fact] = {name.replace(" ", "_"): row.counts[name] for name in COLUMNS}
+    outcome, reason = "pass", ""
     if row.failures:
         shown = "; ".join(row.failures[:_MAX_NAMED])
-        reason = f"{len(row.failures)} of {row.tests} tests fail: {shown}"
-        return Case(**names, outcome="fail", reason=reason, **rest)
-    if not row.counts["predicted"]:
-        return Case(**names, outcome="skip", reason="none of its tests predicted", **rest)
-    return Case(**names, **rest)
+        outcome, reason = "fail", f"{len(row.failures)} of {row.tests} tests fail: {shown}"
+    elif not row.counts["predicted"]:
+        outcome, reason = "skip", "none of its tests predicted"
+    return Case(
+        "operators",
+        check=file,
+        mode=opset,
+        runtime=runtime,
+        outcome=outcome,
+        reason=reason,
+        comparisons=row.values,
+        facts=facts,
+        seconds=round(row.seconds, 3),
+    )
 
 
 def opset_table(rows: dict[tuple[str, str], Row]) -> str:

@@ -17,7 +17,7 @@ _TESTS = Path("backends/apple/coreml/test")
 
 
 def main() -> int:
-    """Run pytest; its exit status, or 2 where there is nothing to run, or to run it with."""
+    """Run pytest and return its exit status, or 2 when the tests or the runtime are not there."""
     parser = argparse.ArgumentParser(prog="suites.upstream", allow_abbrev=False)
     parser.add_argument("--source", type=Path, metavar="DIR", help="a checkout of ExecuTorch")
     parser.add_argument("--file", action="append", metavar="NAME", help="a file of its tests")
@@ -37,7 +37,7 @@ def main() -> int:
 def test_files(source: Path | None, names: tuple[str, ...] | list[str]) -> list[Path]:
     """Return the files of a checkout's Core ML tests, or of the installed package's.
 
-    Raises HarnessError, naming it, for one that is not there.
+    Raises HarnessError for a file that is not there.
     """
     roots = [source] if source is not None else _installed()
     found = []

@@ -1,8 +1,8 @@
-"""The gates of ExecuTorch's Core ML tests: what stands behind `if _TEST_RUNTIME:` and the like.
+"""The gates of ExecuTorch's Core ML tests: `if _TEST_RUNTIME:` and the like.
 
-Two forms occur: `if GATE:` before the statements, and `if not GATE: return` above them. A test asks
-something of the runtime when such statements assert, in the test itself or in a method that it
-calls.
+There are two forms: `if GATE:` before the guarded statements, and `if not GATE: return` above them.
+A test asks something of the runtime when such statements assert, in the test itself or in a method
+that it calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EXECUTING = ("execute", "run_method")
 
 @dataclass(frozen=True)
 class Lines:
-    """Where an assertion stands in its file: its first line and its last."""
+    """The first and the last line of an assertion in its file."""
 
     first: int
     last: int
@@ -33,14 +33,14 @@ class Lines:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a test asks of the runtime: which assertions, and whether it executes anything."""
+    """What a test asks of the runtime: its assertions, and whether it executes anything."""
 
     assertions: frozenset[Lines] = frozenset()
     executes: bool = False
 
 
 def open_gates(module: ModuleType) -> None:
-    """Let a test module believe in its runtime, and give it what it would then have imported."""
+    """Let a test module believe that there is a runtime, and give it what it would then import."""
     from executorch.runtime import Runtime
 
     for gate in GATES:
@@ -49,8 +49,10 @@ def open_gates(module: ModuleType) -> None:
 
 
 def read_asked(path: Path) -> dict[str, Asked]:
-    """Return what each test of a file ("TestOps::test_add") asks behind its gates: itself, and in
-    the methods that it calls."""
+    """Return what each test of a file ("TestOps::test_add") asks behind its gates.
+
+    The methods that a test calls belong to it.
+    """
     found = {}
     for cls in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if isinstance(cls, ast.ClassDef):
@@ -87,8 +89,8 @@ def _reached(name: str, methods: dict[str, ast.FunctionDef]) -> Iterable[ast.Fun
 
 
 def _gated(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a block that run only where its gate is open."""
-    for place, statement in enumerate(body):
+    """Yield the statements of a block that run only when its gate is open."""
+    for index, statement in enumerate(body):
         if isinstance(statement, ast.If):
             match statement.test:
                 case ast.Name(id=name) if name in GATES:
@@ -96,14 +98,14 @@ def _gated(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                     continue
                 case ast.UnaryOp(op=ast.Not(), operand=ast.Name(id=name)) if name in GATES:
                     if isinstance(statement.body[-1], ast.Return):
-                        yield from body[place + 1 :]
+                        yield from body[index + 1 :]
                         return
         for block in ("body", "orelse", "finalbody"):
             yield from _gated(getattr(statement, block, []))
 
 
 def _calls(node: ast.AST) -> Iterator[tuple[ast.Call, str]]:
-    """Yield the calls of methods, of whatever object, with the method's name."""
+    """Yield the calls of any object's methods, with the method's name."""
     for call in ast.walk(node):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
             yield call, call.func.attr

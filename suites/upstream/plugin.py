@@ -1,4 +1,4 @@
-"""The pytest plugin: opens the gates, watches each test, judges it, and writes the results."""
+"""The pytest plugin: opens the gates, watches each test, judges it, and records its case."""
 
 from __future__ import annotations
 
@@ -11,47 +11,58 @@ from typing import Any
 
 import pytest
 
-from harness.report import write_report
-from harness.results import Case, Header, Writer, read_run
-from suites.operators.impossible import Impossible, read_impossible, unused
-from suites.operators.selection import NO_OPSET, Target
+from harness.results import Case, Run
+from suites.impossible import Target, entry_of, judge_listed, mark_listed
+from suites.results import Recorder, add_results_option, carry, start_recording
 from suites.upstream.gates import Asked, open_gates, read_asked
 from suites.upstream.watch import Sight, watched
 
-LIST = Path(__file__).with_name("impossible.toml")
-_FOLDER = "upstream"
+IMPOSSIBLE = Path(__file__).with_name("impossible.toml")
 _ASKED = pytest.StashKey[Asked]()
 _SIGHT = pytest.StashKey[Sight]()
-_LISTED = pytest.StashKey[Impossible]()
-_CASES = pytest.StashKey[list[Case]]()
+_MAX_REASON = 400
+
+
+class UpstreamRecorder(Recorder):
+    """Records a case for each test, and sums up what the tests asked of a runtime."""
+
+    def judged_nothing(self, run: Run) -> bool:
+        """Return whether no test executed anything."""
+        return not _totals(run)["executions"]
+
+    def summary(self, run: Run, colours: bool) -> str:
+        """Return the outcomes, and how much of the runtime the tests really asked for."""
+        totals, outcomes = _totals(run), Counter(case.outcome for case in run.cases)
+        asking = sum(bool(case.facts.get("runtime_assertions")) for case in run.cases)
+        counts = ", ".join(f"{n} {name}" for name, n in sorted(outcomes.items()))
+        return (
+            f"{len(run.cases)} tests: {counts}\n"
+            f"{asking} of them ask a runtime: {totals['runtime_assertions_reached']} of "
+            f"{totals['runtime_assertions']} assertions reached, "
+            f"{totals['executions']} executions, {totals['refusals']} refusals"
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("upstream")
-    group.addoption("--results", type=Path, default=Path("results"), help="where results go")
-    group.addoption("--impossible", type=Path, default=LIST, help="the tests that cannot apply")
+    add_results_option(group)
+    help = "the list of tests that cannot apply"
+    group.addoption("--impossible", type=Path, default=IMPOSSIBLE, help=help)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_CASES] = []
+    folder = config.getoption("results") / "upstream"
+    start_recording(config, "upstream", folder, {}, UpstreamRecorder)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Open the gates, and note what each test must reach; a list that lists nothing is an error."""
-    files = {item.path for item in items}
-    asked = {path: read_asked(path) for path in files}
+    """Open the gates, note what each test must reach, and mark the listed tests."""
+    asked = {path: read_asked(path) for path in {item.path for item in items}}
     for item in items:
-        open_gates(item.module)
+        if isinstance(item, pytest.Function):
+            open_gates(item.module)
         item.stash[_ASKED] = asked[item.path].get(_target(item).function, Asked())
-    entries = read_impossible(config.getoption("impossible"))
-    names = {path.name for path in files}
-    entries = tuple(entry for entry in entries if entry.test.partition("::")[0] in names)
-    if stale := unused(entries, map(_target, items)):
-        tests = ", ".join(entry.test for entry in stale)
-        raise pytest.UsageError(f"impossible.toml lists tests that are not there: {tests}")
-    for item in items:
-        for entry in filter(lambda entry: entry.covers(_target(item)), entries):
-            item.stash[_LISTED] = entry
+    mark_listed({item: _target(item) for item in items}, config.getoption("impossible"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,9 +80,9 @@ def unasked(asked: Asked, sight: Sight) -> str:
     """Say what a test that passed left out; nothing if it left out nothing."""
     if asked.executes and not sight.executions:
         return "it passed, but Core ML's part of its program was never executed"
-    missed = [place for place in asked.assertions if not sight.reached(place)]
+    missed = [lines for lines in asked.assertions if not sight.reached(lines)]
     if missed:
-        where = ", ".join(map(str, sorted(missed, key=lambda place: place.first)))
+        where = ", ".join(map(str, sorted(missed, key=lambda lines: lines.first)))
         return f"it passed, but did not reach what it asserts of the runtime: {where}"
     return ""
 
@@ -80,90 +91,54 @@ def unasked(asked: Asked, sight: Sight) -> str:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Judge a listed test, and keep every test's case."""
+    """Judge a listed test, and let every test's report carry its case."""
     report = yield
     if call.when != "call" and report.passed:
         return report
-    listed = item.stash.get(_LISTED, None)
+    listed = entry_of(item)
     if listed is not None:
-        _judge_listed(report, listed)
-    item.config.stash[_CASES].append(_case(item, report, call))
+        judge_listed(report, listed)
+    carry(report, _case(item, report, call))
     return report
 
 
-def _judge_listed(report: pytest.TestReport, listed: Impossible) -> None:
-    """A listed test that fails is expected to; one that passes is a failure."""
-    if report.failed:
-        report.outcome, report.wasxfail = "skipped", listed.reason
-    elif report.passed:
-        report.outcome = "failed"
-        report.longrepr = f"listed as impossible ({listed.reason}), but it passes: remove the entry"
-
-
 def _case(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> Case:
-    sight, places = item.stash.get(_SIGHT, Sight()), item.stash[_ASKED].assertions
-    names = {"suite": "upstream", "check": _target(item).name, "runtime": _runtime()}
-    facts = {
-        "runtime_assertions": len(places),
-        "runtime_assertions_reached": sum(map(sight.reached, places)),
-        "executions": sight.executions,
-        "refusals": sight.refusals,
-    }
-    rest = {"facts": facts, "seconds": round(report.duration, 3)}
-    if report.failed:
-        reason = str(call.excinfo.value if call.excinfo else report.longrepr)
-        return Case(**names, outcome="fail", reason=" ".join(reason.split())[:400], **rest)
-    if report.skipped:
-        reason = getattr(report, "wasxfail", "") or "skipped by ExecuTorch"
-        return Case(**names, outcome="skip", reason=reason, **rest)
+    sight, asserted = item.stash.get(_SIGHT, Sight()), item.stash[_ASKED].assertions
     compared = sight.values + len(sight.assertions)
-    if not compared:
-        return Case(**names, outcome="skip", reason="it passed without an assertion", **rest)
-    return Case(**names, comparisons=compared, **rest)
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the results of a whole run; one that executed nothing has not passed."""
-    cases = session.config.stash[_CASES]
-    unfinished = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-    if exitstatus in unfinished or not cases:
-        return
-    folder = session.config.getoption("results") / _FOLDER
-    with Writer(folder / "upstream.jsonl", Header.here({})) as writer:
-        for case in cases:
-            writer.add(case)
-    write_report(read_run(writer.path), folder)
-    if exitstatus == pytest.ExitCode.OK and not _totals(cases)["executions"]:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how much of the runtime was really asked."""
-    cases = terminalreporter.config.stash[_CASES]
-    if not cases:
-        return
-    totals, outcomes = _totals(cases), Counter(case.outcome for case in cases)
-    asking = sum(bool(case.facts["runtime_assertions"]) for case in cases)
-    terminalreporter.section("upstream")
-    terminalreporter.write_line(
-        f"{len(cases)} tests: {', '.join(f'{n} {name}' for name, n in sorted(outcomes.items()))}\n"
-        f"{asking} of them ask a runtime: {totals['runtime_assertions_reached']} of "
-        f"{totals['runtime_assertions']} assertions reached, {totals['executions']} executions, "
-        f"{totals['refusals']} refusals\n"
-        f"results: {terminalreporter.config.getoption('results') / _FOLDER}"
+    outcome, reason = "pass", ""
+    if report.failed:
+        outcome, reason = "fail", str(call.excinfo.value if call.excinfo else report.longrepr)
+        reason = " ".join(reason.split())[:_MAX_REASON]
+    elif report.skipped:
+        outcome, reason = "skip", getattr(report, "wasxfail", "") or "skipped by ExecuTorch"
+    elif not compared:
+        outcome, reason = "skip", "it passed without an assertion"
+    return Case(
+        "upstream",
+        check=_target(item).name,
+        runtime=_runtime(),
+        outcome=outcome,
+        reason=reason,
+        comparisons=compared if outcome == "pass" else 0,
+        facts={
+            "runtime_assertions": len(asserted),
+            "runtime_assertions_reached": sum(map(sight.reached, asserted)),
+            "executions": sight.executions,
+            "refusals": sight.refusals,
+        },
+        seconds=round(report.duration, 3),
     )
 
 
-def _totals(cases: list[Case]) -> Counter[str]:
+def _totals(run: Run) -> Counter[str]:
     totals: Counter[str] = Counter()
-    for case in cases:
+    for case in run.cases:
         totals.update({name: int(value) for name, value in case.facts.items()})
     return totals
 
 
 def _target(item: pytest.Item) -> Target:
-    function = "::".join(item.nodeid.split("::")[1:])
-    return Target(item.path.name, function, "", NO_OPSET)
+    return Target(item.path.name, "::".join(item.nodeid.split("::")[1:]))
 
 
 def _runtime() -> str:

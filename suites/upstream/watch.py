@@ -18,17 +18,20 @@ from suites.upstream.gates import Lines
 
 @dataclass
 class Sight:
-    """What one test did: executions that gave a result and that were refused, the lines of its file
-    at which it asserted, and how many values it compared after an execution."""
+    """What one test did.
+
+    It has the numbers of executions that gave a result and of those that were refused, the lines of
+    its file at which it asserted, and how many values it compared after an execution.
+    """
 
     executions: int = 0
     refusals: int = 0
     values: int = 0
     assertions: list[int] = field(default_factory=list)
 
-    def reached(self, place: Lines) -> bool:
-        """Whether an assertion was made."""
-        return any(line in place for line in self.assertions)
+    def reached(self, assertion: Lines) -> bool:
+        """Return whether the test made an assertion."""
+        return any(line in assertion for line in self.assertions)
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def _executing(execute: Callable[..., Any], sight: Sight) -> Callable[..., Any]:
 
 
 def _is_delegated(method: Any) -> bool:
-    """Whether Core ML's part is in it: on a Mac that is the runtime's own affair."""
+    """Return whether a method delegates to Core ML; on a Mac, only the runtime knows."""
     from harness.shim.executorch import MethodProxy
 
     return sys.platform == "darwin" or isinstance(method._method, MethodProxy)

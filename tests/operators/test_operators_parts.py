@@ -1,17 +1,15 @@
 """The parts of the operators' suite that need no Core ML: what is listed, counted and compared."""
 
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from suites.operators.half import HALF_BOUND, within_half
-from suites.operators.impossible import Impossible, read_impossible, unused
-from suites.operators.plugin import _judge_listed
-from suites.operators.results import Results
-from suites.operators.selection import Target, sample
+from suites.impossible import Impossible, Target, judge_listed, read_impossible, unused
+from suites.operators.plugin import IMPOSSIBLE, OperatorsRecorder
+from suites.operators.selection import sample
 from suites.operators.tally import Result, case_of, opset_table, rows_of
+from suites.operators.watch import HALF_BOUND, within_half
 
 FILE = "iOS15/test_x.py"
 
@@ -36,7 +34,7 @@ def test_what_is_not_finite_must_be_the_same(bad):
 
 
 def test_the_list_is_short_and_each_entry_has_its_reason():
-    entries = read_impossible()
+    entries = read_impossible(IMPOSSIBLE)
     assert 0 < len({entry.test for entry in entries}) < 60
     assert all(len(entry.reason) > 30 for entry in entries)
 
@@ -75,7 +73,7 @@ def test_a_listed_test_may_pass_only_when_it_is_unsteady(outcome, unsteady, judg
     report = SimpleNamespace(
         outcome=outcome, failed=outcome == "failed", passed=outcome == "passed", longrepr=None
     )
-    _judge_listed(report, Impossible(f"{FILE}::test_x", "a reason", unsteady=unsteady))
+    judge_listed(report, Impossible(f"{FILE}::test_x", "a reason", unsteady=unsteady))
     assert report.outcome == judged
 
 
@@ -131,8 +129,8 @@ def test_the_share_is_of_those_that_predicted():
 
 @pytest.fixture
 def results(tmp_path):
-    options = {"results": tmp_path, "everything": False, "sample": 1}
-    return Results(SimpleNamespace(getoption=options.get))
+    options = {"everything": False, "sample": 1}
+    return OperatorsRecorder("operators", tmp_path / "operators", options)
 
 
 def test_a_test_that_ends_its_process_fails(results, tmp_path):
@@ -146,7 +144,7 @@ def test_a_test_that_ends_its_process_fails(results, tmp_path):
 
 
 def reported(end):
-    carried = [("operators", asdict(result(end)))]
+    carried = [("operators", result(end).to_json())]
     return SimpleNamespace(user_properties=carried, failed=False, nodeid="")
 
 
@@ -161,4 +159,4 @@ def test_a_run_in_which_nothing_predicts_fails(results, end, status):
 def test_an_interrupted_run_leaves_no_results(results, tmp_path):
     results.pytest_runtest_logreport(reported("passed"))
     results.pytest_sessionfinish(SimpleNamespace(exitstatus=2), pytest.ExitCode.INTERRUPTED)
-    assert not (tmp_path / "operators").exists()
+    assert [path.suffix for path in (tmp_path / "operators").iterdir()] == [".partial"]
