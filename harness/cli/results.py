@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.measure.gate import GateResult, Metric
+    from harness.measure import GateResult, Metric
 
 # header -> widest cell; the reason has what they leave.
 COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
@@ -99,7 +99,7 @@ def _compare(args: argparse.Namespace) -> GateResult:
             )
         runtime = get_runtime(args.runtime).name if args.runtime else default_runtime()
         return compare_artifacts(args.base, args.head, runtime)
-    from harness.measure.gate import compare_runs
+    from harness.measure import compare_runs
     from harness.measure.verdicts import parse_margins
     from harness.results import read_run
 

@@ -15,7 +15,7 @@ from harness.artifact.limits import max_elements
 from harness.divergence.part import Part
 from harness.errors import HarnessError
 from harness.generate.session import open_session
-from harness.pte.signature import TensorSpec
+from harness.pte import TensorSpec
 from harness.runtimes.base import Runtime
 from harness.subject import Subject
 

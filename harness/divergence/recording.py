@@ -13,9 +13,9 @@ from harness.errors import ArtifactError
 from harness.mil import Function, Policy, load_function, observed
 from harness.mil.plan import Step
 from harness.mil.types import TensorType
+from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod
-from harness.pte.signature import TensorSpec
 from harness.runtimes.base import Method
 
 

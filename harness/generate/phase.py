@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.generate.constants import ConstantReader
-    from harness.pte.signature import TensorSpec
+    from harness.pte import TensorSpec
 from harness.runtimes.base import Method
 
 Shape = tuple[int, ...]

@@ -1,1 +1,194 @@
-"""Timing in ABBA order, the statistics of it, and the gate between two runs. No torch."""
+"""The gate between two runs: what the head does worse than the base, metric by metric. No torch.
+
+A case has three kinds of metric: its outcome, its deterministic facts, its measured figures. Each
+metric gets one of the `VERDICTS`. `artifacts` is the gate between two artifacts, which `timing`
+times in the order and with the statistics of `statistics`. `verdicts` serves both gates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.measure.verdicts import (
+    VERDICTS,
+    Margin,
+    Verdict,
+    fact_margin,
+    fact_text,
+    fact_verdict,
+    figure_margin,
+    figure_text,
+    figure_verdict,
+    outcome_verdict,
+    plain_name,
+)
+from harness.results import Case, Run
+
+# Only these outcomes come with facts and figures that can be compared.
+MEASURED = {"pass", "known", "fail"}
+# kind -> margin(name, value, overrides), verdict(base, head, margin), text(value)
+KINDS: dict[str, tuple[Callable[..., Margin], Callable[..., Verdict], Callable[..., str]]] = {
+    "fact": (fact_margin, fact_verdict, fact_text),
+    "figure": (figure_margin, figure_verdict, figure_text),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One thing that the gate compared, or could not; `base` and `head` are as a person reads.
+
+    `kind` is "outcome", "fact" or "figure".
+    """
+
+    case: str
+    name: str
+    kind: str
+    base: str
+    head: str
+    verdict: str
+    reason: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The metric as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """All metrics, and notes on how comparable the two runs are."""
+
+    metrics: tuple[Metric, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of metrics by verdict, every verdict named."""
+        found = Counter(metric.verdict for metric in self.metrics)
+        return {verdict: found[verdict] for verdict in VERDICTS}
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing regressed."""
+        return not self.counts["regression"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return {
+            "passed": self.passed,
+            "counts": self.counts,
+            "notes": list(self.notes),
+            "metrics": [metric.to_json() for metric in self.metrics],
+        }
+
+
+def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = None) -> GateResult:
+    """Compare two runs.
+
+    `margins` maps the name of a figure, or of a fact with a better direction, to the percent of
+    the base's value by which it may be worse; others have the defaults of `margins.py`.
+
+    Raises HarnessError when nothing could be compared, and for a margin that applies to nothing.
+    """
+    gate = _Gate(
+        margins=dict(margins or {}),
+        same_machine=base.header.machine == head.header.machine,
+        same_options=base.header.options == head.header.options,
+    )
+    bases = {case.id: case for case in base.cases}
+    heads = {case.id: case for case in head.cases}
+    shared = [(case, heads[id]) for id, case in bases.items() if id in heads]
+    if all(_skipped_in_both(*pair) for pair in shared):
+        raise HarnessError(
+            f"Nothing could be compared: of {len(bases)} cases in BASE and {len(heads)} in HEAD no"
+            " case is in both and executed; give two runs of the same suite"
+        )
+    metrics = [metric for id, case in bases.items() for metric in gate.case(case, heads.get(id))]
+    metrics += [
+        Metric(id, "outcome", "outcome", "", case.outcome, "new", case.summary)
+        for id, case in heads.items()
+        if id not in bases
+    ]
+    unused = gate.margins.keys() - gate.used
+    if unused:
+        raise HarnessError(
+            f"--margin {', '.join(sorted(unused))}: no figure, and no fact with a better direction,"
+            " of the two runs has this name"
+        )
+    return GateResult(tuple(metrics), tuple(_differences(base, head)))
+
+
+def _skipped_in_both(base: Case, head: Case) -> bool:
+    return base.outcome == head.outcome == "skip"
+
+
+@dataclass
+class _Gate:
+    """What holds for all metrics of one comparison."""
+
+    margins: Mapping[str, float]
+    same_machine: bool
+    same_options: bool
+    used: set[str] = field(default_factory=set)
+
+    def case(self, base: Case, head: Case | None) -> Iterator[Metric]:
+        """All metrics of a case of BASE."""
+        verdict, reason = outcome_verdict(base, head)
+        texts = (base.outcome, head.outcome if head else "missing")
+        yield Metric(base.id, "outcome", "outcome", *texts, verdict, reason)
+        # What a case measured before it was put right is nothing to hold it to.
+        if head is None or verdict == "better" or not {base.outcome, head.outcome} <= MEASURED:
+            return
+        counted = {"comparisons": base.comparisons}, {"comparisons": head.comparisons}
+        yield from self._metrics(base.id, "fact", *counted)
+        yield from self._metrics(base.id, "fact", base.facts, head.facts)
+        yield from self._metrics(base.id, "figure", base.figures, head.figures)
+
+    def _metrics(
+        self, case: str, kind: str, base: Mapping[str, Any], head: Mapping[str, Any]
+    ) -> Iterator[Metric]:
+        margin_of, verdict_of, text_of = KINDS[kind]
+        for name in _names(base, head):
+            margin = margin_of(name, base.get(name, head.get(name)), self.margins)
+            if margin.better != "exact":
+                self.used.add(plain_name(name))
+            texts = (
+                text_of(base[name]) if name in base else "",
+                text_of(head[name]) if name in head else "",
+            )
+            if name in base and name in head:
+                verdict = self._judge(verdict_of(base[name], head[name], margin), margin)
+            elif name in base:
+                verdict = ("regression", "HEAD does not have it")
+            else:
+                verdict = ("new", "")
+            yield Metric(case, name, kind, *texts, *verdict)
+
+    def _judge(self, verdict: Verdict, margin: Margin) -> Verdict:
+        """The verdict, unless the two runs are not comparable in this."""
+        if not self.same_options:
+            return "inconclusive", "the options of the runs differ"
+        if margin.of_the_machine and not self.same_machine:
+            return "inconclusive", "the machines of the runs differ"
+        return verdict
+
+
+def _names(base: Mapping[str, Any], head: Mapping[str, Any]) -> Sequence[str]:
+    return [*base, *(name for name in head if name not in base)]
+
+
+def _differences(base: Run, head: Run) -> Iterator[str]:
+    """How the circumstances of the two runs differ."""
+    for group, consequence in (
+        ("machine", "time and memory are inconclusive"),
+        ("options", "facts and figures are inconclusive"),
+        ("versions", "compared all the same"),
+    ):
+        ours, theirs = getattr(base.header, group), getattr(head.header, group)
+        differing = [name for name in _names(ours, theirs) if ours.get(name) != theirs.get(name)]
+        if differing:
+            changes = ", ".join(f"{n} {ours.get(n)} -> {theirs.get(n)}" for n in differing)
+            yield f"The {group} of the runs differ ({changes}): {consequence}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.artifact.facts import artifact_facts
 from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError, NotInstalledError
-from harness.measure.gate import GateResult, Metric
+from harness.measure import GateResult, Metric
 from harness.measure.statistics import compare, sample_in_abba_order
 from harness.measure.timing import Stopwatch
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict

@@ -17,7 +17,7 @@ from harness.mil import ops as _registers_them  # noqa: F401
 from harness.mil.binding import built, built_at_call, with_blocks
 from harness.mil.block import Block
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
-from harness.mil.packed.weight import PackedWeight
+from harness.mil.packed import PackedWeight
 from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
 from harness.mil.shared import SharedTensors

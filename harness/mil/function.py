@@ -13,8 +13,8 @@ from harness.artifact.package import Package
 from harness.errors import ArtifactError, HarnessError
 from harness.mil.block import Block
 from harness.mil.compile import compile_function
+from harness.mil.packed import PackedWeight, multiplied_by
 from harness.mil.packed.layouts import FEW_ROWS
-from harness.mil.packed.weight import PackedWeight, multiplied_by
 from harness.mil.plan import Plan
 from harness.mil.policy import Policy
 from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes

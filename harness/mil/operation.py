@@ -23,7 +23,7 @@ import torch
 
 from harness.artifact.limits import MAX_ELEMENTS
 from harness.errors import ArtifactError
-from harness.mil.packed.weight import PackedWeight, expanded
+from harness.mil.packed import PackedWeight, expanded
 from harness.mil.policy import Policy
 from harness.mil.types import TensorType, ValueType
 from harness.mil.values import Constant

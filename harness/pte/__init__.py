@@ -1,1 +1,47 @@
-"""Executes a program (`.pte`): kernels by PyTorch, delegate calls by whoever is given."""
+"""Executes a program (`.pte`): kernels by PyTorch, delegate calls by the function that it is given.
+
+Here are the inputs and outputs of a method, with the names that its delegates give them. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.artifact import Artifact
+from harness.artifact.pte import TensorValue
+from harness.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, its shape and its dtype ("float16", "int32", "int64")."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Specs = tuple[TensorSpec, ...]
+
+
+def method_signature(artifact: Artifact, method: str) -> tuple[Specs, Specs]:
+    """Return a method's inputs and outputs, in declared order.
+
+    Raises ArtifactError when there is no such method, or something else than a tensor goes in or
+    out.
+    """
+    if artifact.pte is None or method not in artifact.methods:
+        names = ", ".join(artifact.methods)
+        raise ArtifactError(f"{artifact.path}: no method '{method}'; its methods: {names}")
+    plan, names_of = artifact.pte.methods[method], artifact.value_names(method)
+
+    def spec(index: int) -> TensorSpec:
+        value = plan.values[index]
+        if not isinstance(value, TensorValue):
+            raise ArtifactError(
+                f"{artifact.path}, method '{method}': value {index} goes in or out, "
+                "but it is no tensor"
+            )
+        return TensorSpec(names_of.get(index, f"value_{index}"), value.shape, value.dtype)
+
+    return tuple(map(spec, plan.inputs)), tuple(map(spec, plan.outputs))

@@ -10,8 +10,8 @@ from harness.artifact import Artifact, Delegate
 from harness.artifact.pte import TensorValue
 from harness.errors import ArtifactError, HarnessError
 from harness.mil import Function, Policy, State, load_function
+from harness.pte import method_signature
 from harness.pte.interpreter import DelegateFactory, DelegateRunner, Interpreter
-from harness.pte.signature import method_signature
 
 
 class ProgramMethod:

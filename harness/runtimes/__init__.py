@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.pte.signature import TensorSpec
+from harness.pte import TensorSpec
 from harness.runtimes.base import Method, Runtime
 
 if TYPE_CHECKING:

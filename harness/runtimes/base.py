@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from harness.pte.signature import TensorSpec
+from harness.pte import TensorSpec
 
 if TYPE_CHECKING:
     import torch

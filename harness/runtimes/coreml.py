@@ -19,9 +19,9 @@ import torch
 from harness.artifact import Artifact, Delegate, Package
 from harness.artifact.proto import FEATURE_TYPES
 from harness.errors import ArtifactError, HarnessError
+from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod
-from harness.pte.signature import TensorSpec
 from harness.runtimes.base import Method
 from harness.shim import is_installed
 

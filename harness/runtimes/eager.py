@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.artifact import Artifact
 from harness.models.model import StaticModel
 from harness.models.recognise import read_model
-from harness.pte.signature import method_signature
+from harness.pte import method_signature
 from harness.runtimes.base import Method
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}

@@ -12,7 +12,7 @@ from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND
 from harness.artifact.pte import PteMethod, TensorValue
 from harness.errors import ArtifactError, HarnessError, NotInstalledError
-from harness.pte.signature import TensorSpec
+from harness.pte import TensorSpec
 from harness.runtimes.base import Method
 
 

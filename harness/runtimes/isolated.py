@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from harness.artifact import Artifact
-from harness.pte.signature import TensorSpec
+from harness.pte import TensorSpec
 from harness.runtimes.base import Method, Runtime
 from harness.runtimes.child_process import Answer, ChildProcess, Served
 

@@ -7,9 +7,9 @@ import torch
 from harness.artifact import Artifact, Delegate
 from harness.errors import ArtifactError
 from harness.mil import Function, Policy, TensorType, get_policy, load_function
+from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod, call_function, mil_delegate
-from harness.pte.signature import TensorSpec
 from harness.runtimes.base import Method
 
 

@@ -15,7 +15,7 @@ from harness.generate.layout import parse_layout
 from harness.generate.session import Session
 from harness.models.config import ModelConfig
 from harness.models.model import Oracle, StaticModel, rope_tables
-from harness.pte.signature import TensorSpec
+from harness.pte import TensorSpec
 
 VOCAB = 40
 

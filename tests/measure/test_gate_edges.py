@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from harness.cli import main
-from harness.measure.gate import compare_runs
+from harness.measure import compare_runs
 from harness.results import Figure, read_run
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 

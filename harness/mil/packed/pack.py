@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from harness.mil.operation import Operation
+from harness.mil.packed import PackedWeight
 from harness.mil.packed.layouts import Blocks
-from harness.mil.packed.weight import PackedWeight
 from harness.mil.values import Constant
 
 _SIGN_BITS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
