@@ -28,5 +28,14 @@ class CrashError(HarnessError):
         self.signal = signal
 
 
+class ChildError(HarnessError):
+    """Code in a child process raised an exception of the class named `kind`, for `reason`."""
+
+    def __init__(self, where: str, kind: str, reason: str) -> None:
+        super().__init__(f"{where}: {kind}: {reason}")
+        self.kind = kind
+        self.reason = reason
+
+
 class CallTimeoutError(HarnessError):
     """A child process did not answer in time and was ended."""

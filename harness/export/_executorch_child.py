@@ -10,22 +10,20 @@ The exporter's `main()` does the work. This module replaces four names of the ex
   sharing of weights.
 - `save_pte_program`: a failed write raises; the exporter would log it and go on.
 
-The one argument is a JSON file `{"checkpoint", "params", "output", "options", "report"}`. On
-failure, the child writes `{"kind", "message"}` to the file `report` and exits with status 1.
+A request is `{"checkpoint", "params", "output", "options"}`; the answer is null.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
-import threading
-import traceback
+import tempfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from harness.child import serve
 from harness.errors import HarnessError, NotInstalledError
 from harness.export.options import ExportOptions
 
@@ -37,20 +35,6 @@ PATCHED = (
     "_transform_eager_model",
     "MULTIMETHOD_WEIGHT_SHARING_STRATEGY",
 )
-
-
-def main(request_path: str) -> int:
-    """Run the export that a request file describes; return the exit status."""
-    _end_with_parent()
-    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    try:
-        _export(request)
-    except BaseException as error:
-        traceback.print_exc()
-        report = {"kind": type(error).__name__, "message": str(error)}
-        Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
-        return 1
-    return 0
 
 
 def arguments(request: dict[str, Any], options: ExportOptions) -> list[str]:
@@ -96,7 +80,9 @@ def patch(exporter: ModuleType, options: ExportOptions) -> None:
         )
 
 
-def _export(request: dict[str, Any]) -> None:
+def export(request: dict[str, Any]) -> None:
+    """Export as a request says; the working folder becomes the temporary one."""
+    os.chdir(tempfile.gettempdir())
     options = ExportOptions(**request["options"])
     from harness.export.meta_files import meta_files
 
@@ -156,16 +142,5 @@ def _none_if(value: str, nothing: str) -> str | None:
     return None if value == nothing else value
 
 
-def _end_with_parent() -> None:
-    """Exit when standard input closes, so that the exporter ends with a killed parent."""
-
-    def watch() -> None:
-        while os.read(0, 1):  # not sys.stdin: its lock would block a normal exit
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    serve(export)

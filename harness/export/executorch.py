@@ -8,22 +8,17 @@ killed because it needs too much memory.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from harness.artifact.pte_reader import FILE_IDENTIFIER
-from harness.errors import HarnessError, NotInstalledError
+from harness.child import Child
+from harness.errors import ChildError, CrashError, HarnessError, NotInstalledError
 from harness.export import Progress
 from harness.export.options import ExportOptions, check_fit
-from harness.files import partial_file, private_folder
+from harness.files import partial_file
 from harness.models.config import load_params
 
 CHILD = "harness.export._executorch_child"
@@ -44,7 +39,6 @@ STAGES = {
     "Converting to ExecuTorch": "converting to ExecuTorch",
     "Saved ExecuTorch program": "finishing",
 }
-KILL_AFTER_SECONDS = 5
 
 
 def export(
@@ -67,10 +61,7 @@ def export(
     config = load_params(params)
     check_fit(options, config)
     show = progress or (lambda stage: None)
-    with (
-        partial_file(output, FILE_IDENTIFIER) as partial,
-        private_folder("harness-export") as folder,
-    ):
+    with partial_file(output, FILE_IDENTIFIER) as partial:
         show(CHECKING)
         from harness.models.checkpoint import load_checkpoint
 
@@ -82,111 +73,57 @@ def export(
             "params": str(Path(params).absolute()),
             "output": str(partial),
             "options": options.as_dict(),
-            "report": str(folder / "report.json"),
         }
-        _Child(folder, request).run(show)
+        _run(request, show)
     return output
 
 
-@dataclass
-class _Child:
-    """The child process; its folder holds the request, the report, the log and temporary files."""
+def _run(request: Mapping[str, object], progress: Progress) -> None:
+    """Let a child process export; raises HarnessError with what the child reported."""
+    stage = STARTING
 
-    folder: Path
-    request: Mapping[str, object]
-    stage: str = STARTING
+    def follow(line: str) -> None:
+        nonlocal stage
+        words = line[:80].strip()
+        begun = next((s for start, s in STAGES.items() if words.startswith(start)), stage)
+        if begun != stage:
+            stage = begun
+            progress(stage)
 
-    @property
-    def log(self) -> Path:
-        return self.folder / "export.log"
-
-    def run(self, progress: Progress) -> None:
-        """Run the child to its end; raises HarnessError with the failure that it reported."""
-        request_path = self.folder / "request.json"
-        request_path.write_text(json.dumps(self.request), encoding="utf-8")
-        progress(self.stage)
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", CHILD, str(request_path)],
-            stdin=subprocess.PIPE,  # held open: the child ends when it closes
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self.folder,
-            env=_environment(self.folder),
-            start_new_session=True,  # Ctrl-C reaches this process only, which ends the whole group
-        )
+    progress(stage)
+    with Child(CHILD, "the exporter", _environment()) as child:
         try:
-            self._follow(process, progress)
-            status = process.wait()
-        finally:
-            _end(process)
-        if status:
-            raise self._failure(status)
-
-    def _follow(self, process: subprocess.Popen[bytes], progress: Progress) -> None:
-        assert process.stdout is not None
-        with self.log.open("wb") as log:
-            for line in process.stdout:
-                log.write(line)
-                words = line[:80].decode("utf-8", "replace").strip()
-                stage = next((s for start, s in STAGES.items() if words.startswith(start)), None)
-                if stage is not None and stage != self.stage:
-                    self.stage = stage
-                    progress(stage)
-
-    def _failure(self, status: int) -> HarnessError:
-        kind, message = self._reported(status)
-        known = {"HarnessError": HarnessError, "NotInstalledError": NotInstalledError}
-        if kind in known:  # our own sentence explains it without the exporter's log
-            return known[kind](message)
-        kept = _keep(self.log)
-        return HarnessError(f"the export failed while {self.stage}: {kind}: {message}. Log: {kept}")
-
-    def _reported(self, status: int) -> tuple[str, str]:
-        try:
-            report = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
-            lines = [line.strip() for line in report["message"].splitlines() if line.strip()]
-            return report["kind"], lines[0].rstrip(".") if lines else "no message"
-        except (OSError, ValueError, KeyError):  # it died before it could say why
-            if status < 0:
-                name = signal.Signals(-status).name
-                return name, "the exporter was killed" + (
-                    ", perhaps because memory ran out" if name == "SIGKILL" else ""
-                )
-            return f"exit status {status}", _last_line(self.log)
+            child.ask(request, "asked to export", follow=follow)
+        except (ChildError, CrashError) as error:
+            log = _keep(child.output())
+            raise HarnessError(
+                f"the export failed while {stage}: {_reason(error, child)}. Log: {log}"
+            ) from error
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """Return the child's environment: temporary files in its folder, this package importable."""
+def _reason(error: ChildError | CrashError, child: Child) -> str:
+    if isinstance(error, ChildError):
+        return f"{error.kind}: {error.reason}"
+    if not error.signal.startswith("SIG"):
+        return f"{error.signal}: {_last_line(child.output(65536))}"
+    perhaps = ", perhaps because memory ran out" if error.signal == "SIGKILL" else ""
+    return f"{error.signal}: the exporter was killed{perhaps}"
+
+
+def _environment() -> dict[str, str]:
+    """Return the child's own variables: it imports this package, whatever the folder."""
     root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": path}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the child and the processes that it started, if it has not ended yet."""
-    if process.poll() is None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            os.killpg(process.pid, number)
-            try:
-                process.wait(KILL_AFTER_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-
-
-def _keep(log: Path) -> Path:
-    """Move a log out of the folder that is about to be deleted; return its new path."""
+def _keep(log: bytes) -> Path:
+    """Write a log to a temporary file that stays."""
     handle, name = tempfile.mkstemp(prefix="harness-export-", suffix=".log")
-    os.close(handle)
-    shutil.move(log, name)
+    with os.fdopen(handle, "wb") as file:
+        file.write(log)
     return Path(name)
 
 
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 65536))
-        lines = file.read().decode("utf-8", "replace").splitlines()
+def _last_line(log: bytes) -> str:
+    lines = log.decode("utf-8", "replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

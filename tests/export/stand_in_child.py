@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+from harness.child import serve
 from harness.export import _executorch_child as child
 
 
@@ -69,4 +70,4 @@ if "STAND_IN_SKIPS_CHECKPOINT" in os.environ:  # saves the two seconds that torc
     files = ModuleType("harness.export.meta_files")
     files.meta_files = lambda checkpoint, params, folder: (checkpoint, params)
     sys.modules["harness.export.meta_files"] = files
-sys.exit(child.main(sys.argv[1]))
+serve(child.export)
