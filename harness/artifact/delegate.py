@@ -223,5 +223,4 @@ class Delegate:
     @property
     def program_function(self) -> str:
         """The ML Program function that runs: the named one, else the package's default."""
-        package = self.bundle.package
-        return self.function or package.model.description.defaultFunctionName or "main"
+        return self.function or self.bundle.package.default_function

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.artifact import Artifact
 from harness.artifact.package import Package
-from harness.artifact.proto import MIL_TYPES
+from harness.artifact.proto import mil_types
 from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
 
 
@@ -176,12 +176,12 @@ def _tensor(name: str, value_type: Any) -> Tensor:
     if value_type is None or value_type.WhichOneof("type") != "tensorType":
         return Tensor(name, "unknown", ())
     tensor = value_type.tensorType
-    dtype = MIL_TYPES[tensor.dataType].name if tensor.dataType in MIL_TYPES else "unknown"
+    dtype = mil_types().get(tensor.dataType)
     shape = tuple(
         d.constant.size if d.WhichOneof("dimension") == "constant" else None
         for d in tensor.dimensions
     )
-    return Tensor(name, dtype, shape)
+    return Tensor(name, dtype.name if dtype else "unknown", shape)
 
 
 def sharing(package: Package) -> Sharing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from harness.errors import ArtifactError
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Block, Function
-    from coremltools.proto.Model_pb2 import Model
+    from coremltools.proto.Model_pb2 import FunctionDescription, Model, ModelDescription
+
+    Description = FunctionDescription | ModelDescription
 
 MANIFEST = "Manifest.json"
 SPECIFICATION = "model.mlmodel"
@@ -83,8 +85,30 @@ class Package:
 
     @property
     def is_multifunction(self) -> bool:
-        """Whether the functions are described each for itself, and must be loaded by name."""
+        """Whether each function has a description of its own, and must be loaded by name."""
         return len(self.model.description.functions) > 0
+
+    @property
+    def default_function(self) -> str:
+        """The function that Core ML runs when it is asked for none by name."""
+        return self.model.description.defaultFunctionName or "main"
+
+    def description(self, function: str) -> Description:
+        """Return what describes a function's inputs, outputs and states.
+
+        Raises ArtifactError unless there is one description of it. The top level of a package
+        with several functions, none of which has an entry, describes the default function only.
+        """
+        if self.is_multifunction:
+            count = sum(entry.name == function for entry in self.model.description.functions)
+        else:
+            count = int(function == self.default_function or len(self.functions) == 1)
+        if count != 1:
+            raise ArtifactError(
+                f"{self.what}: its function '{function}' is described {count} times, not once; "
+                "convert the model again"
+            )
+        return described(self.model.description, function)
 
     def operations(self, function: str) -> Block:
         """Return the operations of a function's block for its opset.
@@ -115,7 +139,8 @@ class Package:
     def weights(self, function: str) -> frozenset[tuple[str, int]]:
         """Return the references (file name, offset) of all weights that a function uses."""
         if function not in self._weights:
-            self._weights[function] = frozenset(_block_weights(self.operations(function)))
+            references = _in_block(self.operations(function))
+            self._weights[function] = frozenset((r.fileName, r.offset) for r in references)
         return self._weights[function]
 
     @property
@@ -124,15 +149,18 @@ class Package:
         return sum(len(self.files[name]) for name in self.files)
 
 
-def _block_weights(block: Block) -> Iterator[tuple[str, int]]:
-    for operation in block.operations:
-        values = list(operation.attributes.values())
-        values += [a.value for v in operation.inputs.values() for a in v.arguments]
-        for value in values:
-            if value.WhichOneof("value") == "blobFileValue":
-                yield value.blobFileValue.fileName, value.blobFileValue.offset
-        for inner in operation.blocks:
-            yield from _block_weights(inner)
+def core_ml_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape in which Core ML takes and gives a tensor: (1,) for one of rank 0."""
+    return tuple(shape) or (1,)
+
+
+def described(description: ModelDescription, function: str) -> Description:
+    """Return the entry of a function in a model's description, without one the top level.
+
+    A multifunction model has an entry for each function. The top level of any other describes its
+    inputs, outputs and states; that of a multifunction model has none.
+    """
+    return next((entry for entry in description.functions if entry.name == function), description)
 
 
 def blob_references(function: Any) -> Iterator[Any]:

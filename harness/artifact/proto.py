@@ -8,6 +8,7 @@ gives the same classes in 40 ms. coremltools has no types for them; ours are in
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -36,37 +37,34 @@ class MilType:
     bits: int
 
 
-MIL_TYPES = {
-    1: MilType("BOOL", "bool", 8),
-    2: MilType("STRING", "str", 0),
-    10: MilType("FLOAT16", "float16", 16),
-    11: MilType("FLOAT32", "float32", 32),
-    12: MilType("FLOAT64", "float64", 64),
-    21: MilType("INT8", "int8", 8),
-    22: MilType("INT16", "int16", 16),
-    23: MilType("INT32", "int32", 32),
-    24: MilType("INT64", "int64", 64),
-    25: MilType("INT4", "int8", 4),
-    31: MilType("UINT8", "uint8", 8),
-    32: MilType("UINT16", "uint16", 16),
-    33: MilType("UINT32", "uint32", 32),
-    34: MilType("UINT64", "uint64", 64),
-    35: MilType("UINT4", "uint8", 4),
-    36: MilType("UINT2", "uint8", 2),
-    37: MilType("UINT1", "uint8", 1),
-    38: MilType("UINT6", "uint8", 6),
-    39: MilType("UINT3", "uint8", 3),
+_MIL_TYPES = (
+    MilType("BOOL", "bool", 8),
+    MilType("STRING", "str", 0),
+    MilType("FLOAT16", "float16", 16),
+    MilType("FLOAT32", "float32", 32),
+    MilType("FLOAT64", "float64", 64),
+    MilType("INT8", "int8", 8),
+    MilType("INT16", "int16", 16),
+    MilType("INT32", "int32", 32),
+    MilType("INT64", "int64", 64),
+    MilType("INT4", "int8", 4),
+    MilType("UINT8", "uint8", 8),
+    MilType("UINT16", "uint16", 16),
+    MilType("UINT32", "uint32", 32),
+    MilType("UINT64", "uint64", 64),
+    MilType("UINT4", "uint8", 4),
+    MilType("UINT2", "uint8", 2),
+    MilType("UINT1", "uint8", 1),
+    MilType("UINT6", "uint8", 6),
+    MilType("UINT3", "uint8", 3),
+)
+_FEATURE_TYPES = {
+    "FLOAT16": "float16",
+    "FLOAT32": "float32",
+    "DOUBLE": "float64",
+    "INT8": "int8",
+    "INT32": "int32",
 }
-"""The number of a MIL `DataType` -> the type."""
-
-FEATURE_TYPES = {
-    65568: "float32",
-    65600: "float64",
-    131104: "int32",
-    65552: "float16",
-    131080: "int8",
-}
-"""The number of a feature description's array dtype -> its dtype."""
 
 
 def proto_module(name: str) -> ModuleType:
@@ -79,6 +77,23 @@ def proto_module(name: str) -> ModuleType:
         package.__path__ = [str(Path(spec.origin).parent / "proto")]
         sys.modules[_PACKAGE] = package
     return importlib.import_module(f"{_PACKAGE}.{name}")
+
+
+@functools.cache
+def mil_types() -> dict[int, MilType]:
+    """Return the dtypes of an ML Program by their numbers in its messages (`DataType`)."""
+    number = proto_module("MIL_pb2").DataType.Value
+    return {number(dtype.name): dtype for dtype in _MIL_TYPES}
+
+
+@functools.cache
+def feature_types() -> dict[int, str]:
+    """Return numpy's names of the dtypes that arrays have in a model's description.
+
+    Keys are their numbers in the description's messages (`ArrayDataType`).
+    """
+    number = proto_module("FeatureTypes_pb2").ArrayFeatureType.ArrayDataType.Value
+    return {number(name): dtype for name, dtype in _FEATURE_TYPES.items()}
 
 
 def new_model() -> Model:

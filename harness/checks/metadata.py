@@ -12,7 +12,8 @@ from typing import Any
 
 from harness.artifact import Bundle, Delegate, Package, parse_metadata
 from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
-from harness.artifact.proto import FEATURE_TYPES
+from harness.artifact.package import core_ml_shape, described
+from harness.artifact.proto import feature_types
 from harness.artifact.pte import DelegateCall, TensorValue
 from harness.checks.run import check
 from harness.errors import ArtifactError
@@ -102,7 +103,8 @@ def check_metadata_names(subject: Subject) -> Iterator[Finding]:
 
 
 def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
-    description = _description(delegate)
+    package = delegate.bundle.package
+    description = described(package.model.description, delegate.program_function)
     values = _called_with(subject, delegate)
     names = delegate.names
     split = len(names.input_names)
@@ -126,18 +128,6 @@ def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
                 yield Finding("metadata-names", f"{where}, '{name}'", False, problem, 1)
 
 
-def _description(delegate: Delegate) -> Any:
-    """Return what describes the delegate's inputs and outputs: the function's own, or the model's.
-
-    In a multifunction package the top-level description has none.
-    """
-    description = delegate.bundle.package.model.description
-    for function in description.functions:
-        if function.name == delegate.program_function:
-            return function
-    return description
-
-
 def _called_with(subject: Subject, delegate: Delegate) -> tuple[object, ...]:
     """Return the declarations of the values that the delegate is called with."""
     assert subject.artifact.pte is not None
@@ -155,10 +145,10 @@ def _misfit(value: object, feature: Any) -> str:
     if not isinstance(value, TensorValue):
         return f"the program passes {type(value).__name__}; only tensors can be passed"
     array = feature.type.multiArrayType
-    dtype = FEATURE_TYPES.get(array.dataType, f"type {array.dataType}")
+    dtype = feature_types().get(array.dataType, f"type {array.dataType}")
     shape = tuple(array.shape)
     # an output's shape may be left out of the description
-    if shape and value.shape != shape and not (value.shape == () and shape == (1,)):
+    if shape and core_ml_shape(value.shape) != shape:
         return f"the program passes shape {list(value.shape)}, the function takes {list(shape)}"
     if value.dtype != dtype and (value.dtype, dtype) not in _CONVERTED:
         return f"the program passes {value.dtype}, the function takes {dtype}"
@@ -200,7 +190,7 @@ def _check_default_functions(subject: Subject) -> Iterator[Finding]:
     different methods do not belong together.
     """
     bundles = subject.artifact.bundles
-    defaults = [b.package.model.description.defaultFunctionName or "main" for b in bundles]
+    defaults = [bundle.package.default_function for bundle in bundles]
     for number, (bundle, default) in enumerate(zip(bundles, defaults, strict=True)):
         wanted = bundle.metadata.default_method or defaults[0]
         own = bundle.package.functions

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from harness.artifact.proto import MIL_TYPES
+from harness.artifact.proto import mil_types
 from harness.checks.run import check
 from harness.generate.constants import ConstantReader
 from harness.results import Finding
@@ -60,7 +60,8 @@ def _wide_operations(operations: Any) -> Iterator[str]:
             continue
         for output in operation.outputs:
             tensor = output.type.tensorType
-            if MIL_TYPES.get(tensor.dataType) and MIL_TYPES[tensor.dataType].name == "FLOAT32":
+            dtype = mil_types().get(tensor.dataType)
+            if dtype is not None and dtype.name == "FLOAT32":
                 yield f"{operation.type} '{output.name}'"
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.artifact.facts import sharing
-from harness.artifact.package import Package
+from harness.artifact.package import Package, described
 from harness.diff.difference import Difference, changed, reordered, same_files
 from harness.diff.functions import Weights, align, diff_operations, diff_weights
 from harness.diff.steps import steps, type_text
@@ -73,10 +73,9 @@ def _metadata(package: Package) -> dict[str, str]:
 
 def _features(package: Package, function: str) -> dict[str, str]:
     """Return what Core ML's interface says of a function: each feature as text, by its name."""
-    model = package.model.description
-    described = next((d for d in model.functions if d.name == function), model)
+    description = described(package.model.description, function)
     return {
         f"{field} {feature.name}": " ".join(str(feature.type).split())
         for field in _FEATURES
-        for feature in getattr(described, field)
+        for feature in getattr(description, field)
     }

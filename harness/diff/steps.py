@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.artifact.proto import MIL_TYPES
+from harness.artifact.proto import mil_types
 
 _LONGEST = 60  # characters of a constant shown as it is; a longer one is shown by its digest
 _LONGEST_TYPE = 200
@@ -158,7 +158,7 @@ def _type_text(value_type: Any) -> str:
     match value_type.WhichOneof("type"):
         case "tensorType":
             tensor = value_type.tensorType
-            dtype = MIL_TYPES.get(tensor.dataType)
+            dtype = mil_types().get(tensor.dataType)
             return f"{dtype.name if dtype else tensor.dataType}{list(shape(tensor))}"
         case "stateType":
             return f"state {type_text(value_type.stateType.wrappedType)}"

@@ -15,7 +15,7 @@ from harness.mil.plan import Step
 from harness.mil.types import TensorType
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
-from harness.pte.program import ProgramMethod
+from harness.pte.program import ProgramMethod, in_core_ml_shapes
 from harness.runtimes.base import Method
 
 
@@ -145,14 +145,8 @@ def _specs(declared: Mapping[str, TensorType]) -> tuple[TensorSpec, ...]:
 def record(
     function: Function, inputs: dict[str, torch.Tensor], place: Place
 ) -> tuple[Recording, dict[str, Any]]:
-    """Call a function; return its recording and its results.
-
-    Core ML has no tensor of rank 0: a function that takes one has an input of shape (1,).
-    """
-    given = {
-        name: tensor.reshape(1) if _is_scalar(function, name, tensor) else tensor
-        for name, tensor in inputs.items()
-    }
+    """Call a function; return its recording and its results."""
+    given = in_core_ml_shapes(function, inputs)
     own = {id(step) for step in function.plan.steps}
     ran: list[tuple[Step, tuple[torch.Tensor, ...]]] = []
 
@@ -171,8 +165,3 @@ def record(
         values |= zip(step.names, results, strict=True)
         declared |= zip(step.names, step.types, strict=True)
     return Recording(place, function, values, declared, [step for step, _ in ran]), outputs
-
-
-def _is_scalar(function: Function, name: str, tensor: torch.Tensor) -> bool:
-    declared = function.inputs.get(name)
-    return tensor.shape == () and isinstance(declared, TensorType) and declared.shape == (1,)

@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.artifact.proto import MIL_TYPES
-
-_NUMBERS = {mil.name: number for number, mil in MIL_TYPES.items()}
+from harness.artifact.proto import proto_module
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def _set_stored(value: Any, stored: Stored, weight_file: str) -> None:
 
 def _set_type(value_type: Any, dtype: str, shape: tuple[int, ...]) -> None:
     tensor = value_type.tensorType
-    tensor.dataType, tensor.rank = _NUMBERS[dtype], len(shape)
+    tensor.dataType, tensor.rank = proto_module("MIL_pb2").DataType.Value(dtype), len(shape)
     for size in shape:
         tensor.dimensions.add().constant.size = size
 

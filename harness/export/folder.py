@@ -13,7 +13,7 @@ import numpy as np
 from harness.artifact.delegate import MethodMetadata, ModelMetadata
 from harness.artifact.exported import CONSTANTS, FORMAT, PROGRAM, VERSION
 from harness.artifact.package import SPECIFICATION, data_folder, write_manifest
-from harness.artifact.proto import FEATURE_TYPES, new_model
+from harness.artifact.proto import feature_types, new_model
 from harness.export.plan import MethodPlan, PackagePlan, Partition, Value
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SPECIFICATION_VERSION = 9  # iOS 18: int4 data, blockwise scales, several functions
 SINGLE_FUNCTION = "main"
 MODEL, METADATA = "model.mlpackage", "metadata.json"
-_FEATURE_NUMBERS = {name: number for number, name in FEATURE_TYPES.items()} | {"int64": 131104}
+_PASSED_AS = {"int64": "int32"}  # the delegate converts: Core ML has no arrays of int64
 
 Constant = int | np.ndarray
 
@@ -104,10 +104,11 @@ def _method(method: MethodPlan, packages: Sequence[PackagePlan]) -> dict[str, An
 
 
 def _describe(features: Any, values: Sequence[Value]) -> None:
+    numbers = {dtype: number for number, dtype in feature_types().items()}
     for value in values:
         array = features.add(name=value.name).type.multiArrayType
         array.shape.extend(value.shape)
-        array.dataType = _FEATURE_NUMBERS[value.dtype]
+        array.dataType = numbers[_PASSED_AS.get(value.dtype, value.dtype)]
 
 
 def _names(partition: Partition) -> MethodMetadata:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.artifact.package import Package
+from harness.artifact.package import Package, described
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -47,11 +47,8 @@ class AllowedShapes:
 
 def allowed_shapes(package: Package, function: str) -> dict[str, AllowedShapes]:
     """Return the allowed shapes of a function's flexible inputs, by name."""
-    description = package.model.description
-    named = [f.input for f in description.functions if f.name == function]
-    features = named[0] if named else description.input
     found = {}
-    for feature in features:
+    for feature in described(package.model.description, function).input:
         if feature.type.WhichOneof("Type") != "multiArrayType":
             continue
         allowed = _allowed(feature.type.multiArrayType)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.artifact.proto import MIL_TYPES, MilType
+from harness.artifact.proto import MilType, mil_types
 from harness.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def tensor_type(message: MIL_pb2.ValueType, where: str) -> TensorType:
 
 
 def _tensor(declared: MIL_pb2.TensorType, where: str) -> TensorType:
-    if declared.dataType not in MIL_TYPES:
+    if declared.dataType not in mil_types():
         raise ArtifactError(f"{where}: unknown MIL dtype {declared.dataType}")
     shape = tuple(
         d.constant.size if d.WhichOneof("dimension") == "constant" else None
@@ -139,7 +139,7 @@ def _tensor(declared: MIL_pb2.TensorType, where: str) -> TensorType:
     variadic = any(
         d.WhichOneof("dimension") == "unknown" and d.unknown.variadic for d in declared.dimensions
     )
-    return TensorType(MIL_TYPES[declared.dataType], () if variadic else shape, variadic)
+    return TensorType(mil_types()[declared.dataType], () if variadic else shape, variadic)
 
 
 def _held(message: MIL_pb2.ValueType, kind: str, where: str) -> TensorType:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from harness.artifact import Artifact
-from harness.artifact.proto import MIL_TYPES
+from harness.artifact.proto import mil_types
 from harness.errors import ArtifactError, HarnessError
 from harness.models.config import ModelConfig, Quantization, Scheme
 
@@ -142,7 +142,7 @@ def _schemes(block: Any) -> Iterator[tuple[str, Scheme]]:
             data, scale = (_tensor_type(maker, makers, name) for name in ("data", "scale"))
             columns, scales = (t.dimensions[-1].constant.size for t in (data, scale))
             group = 0 if scales == 1 else columns // max(scales, 1)
-            yield operation.type, (_BITS.get(MIL_TYPES[data.dataType].name, 0), group)
+            yield operation.type, (_BITS.get(mil_types()[data.dataType].name, 0), group)
 
 
 def _tensor_type(operation: Any, makers: dict[str, Any], parameter: str) -> Any:

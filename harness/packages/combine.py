@@ -29,7 +29,7 @@ from harness.artifact.package import (
 from harness.artifact.proto import new_model
 from harness.errors import HarnessError
 from harness.files import Kind, partial_folder
-from harness.packages.description import describe, function_description
+from harness.packages.description import copied_description, describe
 
 _FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # Core ML compiles it to an identifier
 
@@ -110,7 +110,7 @@ def _copy_function(model: Any, part: Part, package: Package) -> None:
     """Add a part's function and its description; raises ArtifactError when it has none."""
     package.operations(part.source)  # the function and the block of its opset are there
     model.mlProgram.functions[part.target].CopyFrom(package.functions[part.source])
-    description = function_description(package, part.source)
+    description = copied_description(package, part.source)
     description.name = part.target
     model.description.functions.append(description)
 

@@ -10,7 +10,7 @@ from harness.artifact.proto import new_model
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
+    from coremltools.proto.Model_pb2 import FunctionDescription
 
 MULTIFUNCTION_VERSION = 9
 """The first specification version (iOS 18) with several functions."""
@@ -20,29 +20,18 @@ _NAMED = ("predictedFeatureName", "predictedProbabilitiesName")
 _METADATA = ("shortDescription", "versionString", "author", "license")
 
 
-def function_description(package: Package, function: str) -> FunctionDescription:
-    """Return a new `FunctionDescription` of a function, without a name.
+def copied_description(package: Package, function: str) -> FunctionDescription:
+    """Return a copy of a function's description, without its name.
 
-    A package with one function describes it at the top level, which applies to its default
-    function only. Raises HarnessError when the function is not described.
+    Raises ArtifactError unless the function is described once.
     """
-    description = package.model.description
-    found: Sequence[FunctionDescription | ModelDescription]
-    if package.is_multifunction:
-        found = [d for d in description.functions if d.name == function]
-    else:
-        found = [description] if function == "main" or len(package.functions) == 1 else []
-    if len(found) != 1:
-        raise HarnessError(
-            f"{package.what}: its function '{function}' is described {len(found)} times, "
-            "not once; convert the model again"
-        )
-    described = new_model().description.functions.add()
+    description = package.description(function)
+    copy = new_model().description.functions.add()
     for field in _DESCRIBED:
-        getattr(described, field).extend(getattr(found[0], field))
+        getattr(copy, field).extend(getattr(description, field))
     for field in _NAMED:
-        setattr(described, field, getattr(found[0], field))
-    return described
+        setattr(copy, field, getattr(description, field))
+    return copy
 
 
 def describe(model: Any, packages: Sequence[Package], default_function: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import torch
 
 from harness.artifact import Artifact, Delegate
 from harness.artifact.limits import MAX_ELEMENTS, max_elements
+from harness.artifact.package import core_ml_shape
 from harness.artifact.pte import (
     DelegateCall,
     FreeCall,
@@ -149,8 +150,8 @@ class Interpreter:
         for index, name, result in zip(args[split:], names.output_names, run(tensors), strict=True):
             declared = self._plan.values[index]
             assert isinstance(declared, TensorValue), "checked at load"
-            if declared.shape == () and tuple(result.shape) == (1,):  # as Core ML gives a scalar
-                result = result.reshape(())
+            if not declared.shape and tuple(result.shape) == core_ml_shape(declared.shape):
+                result = result.reshape(declared.shape)
             if not declared.allows(result.shape):
                 raise HarnessError(
                     f"{self._where}, delegate {number}: output '{name}' has shape "

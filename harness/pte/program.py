@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from harness.artifact import Artifact, Delegate
+from harness.artifact.package import core_ml_shape
 from harness.artifact.pte import TensorValue
 from harness.errors import ArtifactError, HarnessError
 from harness.mil import Function, Policy, State, load_function
@@ -87,17 +88,24 @@ def call_function(
     tensors: Sequence[torch.Tensor],
     state: State | None = None,
 ) -> list[torch.Tensor]:
-    """Call by position. A strict result leaves in its declared dtype, which holds it exactly.
-
-    Core ML has no tensor of rank 0: a program that takes one has an input of shape (1,).
-    """
+    """Call by position. A strict result leaves in its declared dtype, which holds it exactly."""
     given = dict(zip(inputs, tensors, strict=True))
-    for name, tensor in given.items():
-        if tensor.shape == () and name in function.inputs and function.inputs[name].shape == (1,):
-            given[name] = tensor.reshape(1)
-    results = function(given, state)
+    results = function(in_core_ml_shapes(function, given), state)
     if not policy.rounds_half:
         return [results[name] for name in outputs]
     return [
         results[name].to(getattr(torch, function.outputs[name].dtype.numpy)) for name in outputs
     ]
+
+
+def in_core_ml_shapes(
+    function: Function, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return tensors by name, each of rank 0 in the shape in which the function takes it."""
+    shaped = dict(tensors)
+    for name, tensor in tensors.items():
+        shape = core_ml_shape(tensor.shape)
+        declared = function.inputs.get(name)
+        if tensor.shape != shape and declared is not None and declared.shape == shape:
+            shaped[name] = tensor.reshape(shape)
+    return shaped

@@ -11,22 +11,20 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
 
 from harness.artifact import Artifact, Delegate, Package
-from harness.artifact.proto import FEATURE_TYPES
+from harness.artifact.package import described
+from harness.artifact.proto import feature_types
 from harness.errors import ArtifactError, HarnessError
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod
 from harness.runtimes.base import Method
 from harness.shim import is_installed
-
-if TYPE_CHECKING:
-    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
 
 # Option, coremltools' name of the compute units, and the device without which they mean the CPU.
 _UNITS = {
@@ -153,16 +151,7 @@ def _declared(
     package: Package, function: str
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """A function's inputs and outputs, as the package describes them to its callers."""
-    model = package.model.description
-    description: FunctionDescription | ModelDescription = model
-    if package.is_multifunction:
-        named = {f.name: f for f in model.functions}
-        if function not in named:
-            raise ArtifactError(
-                f"{package.what}: describes no function '{function}', only "
-                f"{', '.join(sorted(named))}"
-            )
-        description = named[function]
+    description = package.description(function)
     return _specs(description.input, package.what), _specs(description.output, package.what)
 
 
@@ -171,10 +160,10 @@ def _specs(features: Any, what: str) -> tuple[TensorSpec, ...]:
     for feature in features:
         array = feature.type.multiArrayType
         if feature.type.WhichOneof("Type") != "multiArrayType" or (
-            array.dataType not in FEATURE_TYPES
+            array.dataType not in feature_types()
         ):
             raise ArtifactError(f"{what}: '{feature.name}' is no array; only arrays can be passed")
-        specs.append(TensorSpec(feature.name, tuple(array.shape), FEATURE_TYPES[array.dataType]))
+        specs.append(TensorSpec(feature.name, tuple(array.shape), feature_types()[array.dataType]))
     return tuple(specs)
 
 
@@ -212,10 +201,8 @@ def _load_model(
 
 
 def _describes_states(description: Any, function_name: str | None) -> bool:
-    for function in description.functions:
-        if function.name == (function_name or description.defaultFunctionName):
-            return len(function.state) > 0
-    return len(description.state) > 0
+    function = function_name or description.defaultFunctionName
+    return len(described(description, function).state) > 0
 
 
 def _to_array(tensor: torch.Tensor) -> numpy.ndarray:

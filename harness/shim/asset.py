@@ -17,12 +17,12 @@ from weakref import WeakValueDictionary
 
 from harness.artifact import Package
 from harness.artifact.flattened import checked_path
-from harness.artifact.proto import parse_model
+from harness.artifact.proto import feature_types, parse_model
 from harness.errors import ArtifactError, HarnessError
 
 NEWEST_VERSION = 10
 _OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9, "CoreML9": 10}
-_ARRAY_NEEDS = {65552: 7, 131080: 10}  # FLOAT16 and INT8 arrays, by ArrayDataType
+_ARRAY_NEEDS = {"float16": 7, "int8": 10}
 _STATES = _SEVERAL_FUNCTIONS = 9
 
 COMPILED = ".mlmodelc"
@@ -173,7 +173,7 @@ def _needs(model: Any) -> list[int]:
             needs.append(_STATES)
         for feature in (*description.input, *description.output):
             array = feature.type.multiArrayType
-            needs.append(_ARRAY_NEEDS.get(array.dataType, 0))
+            needs.append(_ARRAY_NEEDS.get(feature_types().get(array.dataType, ""), 0))
     return needs
 
 

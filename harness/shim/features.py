@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.artifact import Package
-from harness.artifact.proto import FEATURE_TYPES
+from harness.artifact.proto import feature_types
 from harness.errors import ArtifactError
 from harness.mil.shapes import AllowedShapes
 
-if TYPE_CHECKING:
-    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
-
-_COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
 _PLAIN = ("int64Type", "stringType", "dictionaryType")  # a classifier's label and probabilities
 
 
@@ -62,15 +58,7 @@ class Signature:
 
 def read_signature(package: Package, function: str) -> Signature:
     """Return how a package describes a function; raises ArtifactError for what cannot be had."""
-    model = package.model.description
-    description: FunctionDescription | ModelDescription = model
-    if package.is_multifunction:
-        named = {entry.name: entry for entry in model.functions}
-        if function not in named:
-            raise ArtifactError(
-                f"{package.what}: describes no function '{function}', only {', '.join(named)}"
-            )
-        description = named[function]
+    description = package.description(function)
     where = f"{package.what}, function '{function}'"
     return Signature(
         *(
@@ -102,16 +90,17 @@ def _feature(message: Any, where: str) -> Feature:
 
 
 def _array(name: str, message: Any, optional: bool, where: str) -> ArrayFeature:
-    if message.dataType not in FEATURE_TYPES:
+    if message.dataType not in feature_types():
         raise ArtifactError(f"{where}: array '{name}' has no dtype")
     given = message.WhichOneof("defaultOptionalValue")
     filler = float(getattr(message, given)) if given else 0.0
-    dtype = FEATURE_TYPES[message.dataType]
+    dtype = feature_types()[message.dataType]
     return ArrayFeature(name, dtype, tuple(message.shape), filler if optional else None)
 
 
 def _image(name: str, message: Any, where: str) -> ImageFeature:
-    if message.colorSpace not in _COLOURS:
+    colours = {number: name for name, number in message.ColorSpace.items() if number}
+    if message.colorSpace not in colours:
         raise ArtifactError(f"{where}: image '{name}' has no colour space")
     sizes = AllowedShapes(listed=((message.height, message.width),))
     match message.WhichOneof("SizeFlexibility"):
@@ -126,4 +115,4 @@ def _image(name: str, message: Any, where: str) -> ImageFeature:
                     for limit in limits
                 )
             )
-    return ImageFeature(name, _COLOURS[message.colorSpace], sizes)
+    return ImageFeature(name, colours[message.colorSpace], sizes)

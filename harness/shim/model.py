@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.artifact import Package
 from harness.errors import HarnessError
 from harness.mil import State, get_policy, load_function
 from harness.shim.asset import (
@@ -95,7 +94,7 @@ class ModelProxy:
         self._last_prediction: int | None = None
         with as_runtime_error():
             self._package = open_model(path) if asset is None else asset.package
-            name = function_name or _default_function(self._package)
+            name = function_name or self._package.default_function
             policy = get_policy(os.environ.get(POLICY_VARIABLE, "strict"))
             self._function = load_function(self._package, name, policy, stateful=True)
             self._signature = read_signature(self._package, name)
@@ -200,10 +199,6 @@ def _failing_as_core_ml_does() -> Iterator[None]:
     except HarnessError as error:
         problem = f"Unable to compute the prediction using ML Program: {error}"
         raise HarnessError(problem) from error
-
-
-def _default_function(package: Package) -> str:
-    return package.model.description.defaultFunctionName or "main"
 
 
 def _wrapped(asset: ModelAssetProxy) -> Any:

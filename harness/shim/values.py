@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.artifact.package import core_ml_shape
 from harness.errors import HarnessError, NotInstalledError
 from harness.shim.features import ArrayFeature, Feature, ImageFeature, PlainFeature, Signature
 
@@ -56,7 +57,7 @@ def python_of_outputs(
 def array_of_tensor(tensor: torch.Tensor, dtype: str) -> np.ndarray:
     """Return a copy of a tensor as the array of a described dtype."""
     array = tensor.numpy().astype(_GIVEN.get(dtype, dtype))
-    return array.reshape(1) if array.shape == () else array
+    return array.reshape(core_ml_shape(array.shape))
 
 
 def tensor_of_array(value: Any, name: str, where: str) -> torch.Tensor:
@@ -74,7 +75,7 @@ def tensor_of_array(value: Any, name: str, where: str) -> torch.Tensor:
             f"{where}: '{name}' is an array of {value.dtype}; Core ML takes {', '.join(_TAKEN)}: "
             "cast it with .astype"
         )
-    return torch.from_numpy(np.array(value if value.shape else value.reshape(1)))
+    return torch.from_numpy(np.array(value.reshape(core_ml_shape(value.shape))))
 
 
 def _entered(feature: Feature, value: Any, where: str) -> torch.Tensor:

@@ -6,10 +6,10 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from harness.artifact.proto import proto_module
 from suites.mutants.edit import Export, Mutation, Payload
 
 QUANTIZED = "constexpr_blockwise_shift_scale"  # the operation that makes a linear's weights
-FLOAT32 = 11  # of MIL's DataType
 
 
 def blocks(export: Export) -> Payload:
@@ -183,7 +183,7 @@ def ignore_the_last_position(export: Export) -> None:
 def leak_fp32(export: Export) -> None:
     """One operation gives fp32 in an fp16 program."""
     operation = blocks(export).operations(export.functions[0], "silu")[0]
-    operation.outputs[0].type.tensorType.dataType = FLOAT32
+    operation.outputs[0].type.tensorType.dataType = proto_module("MIL_pb2").FLOAT32
 
 
 def fuse_attention(export: Export) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.artifact.proto import proto_module
+
 HALF_BOUND = 2.0**-9
 """Of the largest expected value: two units in the last place of fp16."""
-_FLOAT16 = 10  # in MIL.proto's DataType
 
 
 @dataclass
@@ -98,14 +99,18 @@ def _holds_half(proxy: Any) -> bool:
 
 
 def _any_half(named: Any) -> bool:
-    return any(value.type.tensorType.dataType == _FLOAT16 for value in named)
+    return any(_is_half(value) for value in named)
+
+
+def _is_half(value: Any) -> bool:
+    return bool(value.type.tensorType.dataType == proto_module("MIL_pb2").FLOAT16)
 
 
 def _block_holds_half(block: Any) -> bool:
     return any(
         _any_half(operation.outputs)
         or any(
-            argument.value.type.tensorType.dataType == _FLOAT16
+            _is_half(argument.value)
             for bound in operation.inputs.values()
             for argument in bound.arguments
         )

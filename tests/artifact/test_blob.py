@@ -51,7 +51,7 @@ def test_it_reads_what_coremltools_wrote(written, kind):
 def test_small_integers_are_unpacked_as_the_native_writer_packs_them(tmp_path, kind):
     from coremltools.libmilstoragepython import _BlobStorageWriter
 
-    from harness.artifact.proto import MIL_TYPES
+    from harness.artifact.proto import mil_types
     from harness.mil.types import TensorType
     from harness.mil.values import Constant, _from_bytes
 
@@ -66,7 +66,7 @@ def test_small_integers_are_unpacked_as_the_native_writer_packs_them(tmp_path, k
     blob = read_blob(memoryview(path.read_bytes()), offset, "here")
     assert blob.dtype == kind.upper()
     assert blob.padding_bits == -len(values) * bits % 8
-    dtype = next(found for found in MIL_TYPES.values() if found.name == blob.dtype)
+    dtype = next(found for found in mil_types().values() if found.name == blob.dtype)
     declared = TensorType(dtype, (13,))
     constant = Constant(declared, _from_bytes(blob.data, declared, "here"))
     np.testing.assert_array_equal(constant.array, values)

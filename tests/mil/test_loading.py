@@ -44,9 +44,9 @@ def test_packed_unsigned_integers_are_unpacked_as_coremltools_packs_them(bits):
 
     values = RNG.integers(0, 1 << bits, 37).astype(np.uint8)
     packed = _utils.pack_elements_into_bits(values, bits)
-    from harness.artifact.proto import MIL_TYPES
+    from harness.artifact.proto import mil_types
 
-    dtype = next(t for t in MIL_TYPES.values() if t.name == f"UINT{bits}")
+    dtype = next(t for t in mil_types().values() if t.name == f"UINT{bits}")
     declared = TensorType(dtype, (37,))
     stored = _from_bytes(memoryview(packed.tobytes()), declared, "here")
     np.testing.assert_array_equal(Constant(declared, stored).array, values)
