@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from harness.export.options import ExportOptions
     from harness.generate.session import Session
-    from harness.models.config import ModelConfig
+    from harness.models import ModelConfig
     from harness.models.model import Freqs, Oracle
 
 _DTYPES = {"float16": "fp16", "float32": "fp32"}

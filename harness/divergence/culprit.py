@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.divergence.match import Catalogue
 from harness.divergence.recording import Place, Recording
+from harness.divergence.stages import Catalogue
 from harness.mil.plan import Step
 
 _NEAR = 0.25  # of the largest value: a stage that is further away explains nothing

@@ -10,17 +10,16 @@ import torch
 
 from harness.artifact import Artifact
 from harness.divergence.culprit import Comparison, Divergence, compare
-from harness.divergence.match import TOLERANCE, Catalogue, distance
 from harness.divergence.part import Part
 from harness.divergence.recording import Recorder
-from harness.divergence.stages import Graph
+from harness.divergence.stages import TOLERANCE, Catalogue, Graph, distance
 from harness.errors import HarnessError
 from harness.mil import get_policy
 from harness.runtimes.base import Method
 from harness.subject import Subject
 
 if TYPE_CHECKING:
-    from harness.models.config import ModelConfig
+    from harness.models import ModelConfig
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 

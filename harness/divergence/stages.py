@@ -1,23 +1,33 @@
-"""Computes the model's graph in fp64 PyTorch and keeps every value under a name.
+"""The values of a model's graph in fp64 under their names, and which of them a tensor holds.
 
-The graph takes a method's inputs and computes the outputs that the method should have, like
-`harness.models.model.StaticModel`, but step by step. A `Stage` is one value of the graph. Exporters
-compute some things in different ways (RMSNorm with or without rescaling, the values of the
-rotation, keys repeated for grouped heads); the values of each way are stages.
+`Graph` computes a call as `harness.models.model` does and keeps each value as a `Stage`. Exporters
+compute some things in different ways (RMSNorm with or without rescaling, keys repeated for grouped
+heads); the values of each way are stages.
 
-Shapes: T tokens, C cache slots, S = C + T, H query heads, K key-value heads, D head_dim.
+Programs hold one value in several layouts: with axes of size 1, with split or joined axes, with the
+axes in another order. A tensor matches a stage when its elements, in order, are those of the stage
+for some order of the stage's axes. A tensor with fewer elements may be a piece of a stage that
+programs compute in pieces. Numbers agree when they differ by at most `TOLERANCE` of the stage's
+largest.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 
-from harness.models.config import ModelConfig
+from harness.models import ModelConfig
+from harness.models.model import Operations, evaluate_method
+
+TOLERANCE = 1e-7
+"""Both sides compute in fp64; the largest difference measured is 1e-12, or 1e-9 where an `rsqrt`
+adds its own 1e-12 to a small mean. One weight that is off by 1 % makes at least 1e-5."""
+
+_MAX_STARTS = 16  # rows at which a piece may begin: more equal rows than this are padding
 
 
 @dataclass(frozen=True)
@@ -33,172 +43,165 @@ class Stage:
     cut: int | None = None
 
 
-class Graph:
-    """Computes one call; keeps its stages in the order of computing."""
+class Graph(Operations):
+    """Computes calls in fp64; `stages` are those of the last one, in the order of computing."""
 
     def __init__(
         self, config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> None:
         """Take a model; the artifact holds epsilon and the attention's scale in its own `dtype`."""
-        self._config = config
-        self._weights = weights
-        self._eps = _held(config.norm_eps, dtype)
+        eps, scale = _held(config.norm_eps, dtype), _held(config.head_dim**-0.5, dtype)
+        held = replace(config, norm_eps=eps, attention_scale=scale)
+        super().__init__(held, weights, torch.float64)
         self._lowest = _held(math.sqrt(config.norm_eps), dtype)
         self._per_doubling = _held(1 / math.log(2), dtype)
-        self._scale = _held(config.head_dim**-0.5, dtype)
         self.stages: list[Stage] = []
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Compute a call; inputs and outputs are those of `StaticModel`, with floats in fp64."""
         self.stages = []
-        n_layers = self._config.n_layers
-        tokens, mask, cos, sin, *caches = inputs[: 4 + 2 * n_layers]
-        last = inputs[4 + 2 * n_layers] if len(inputs) > 4 + 2 * n_layers else None
-        mask, cos, sin, *caches = (tensor.double() for tensor in (mask, cos, sin, *caches))
-        rope = self._put("cosines", cos), self._put("sines", sin)
-        self._put("mask", mask[0])
-        x = self._embedded(tokens[0])
-        keys, values = [], []
-        for layer in range(n_layers):
-            past = caches[layer][0], caches[n_layers + layer][0]  # [K, C, D] each
-            x, k, v = self._block(f"layers.{layer}.", x, rope, mask[0], past)
-            keys.append(k[None])
-            values.append(v[None])
-        if last is not None:
-            self._index("last_valid_token_pos", last, x.shape[0])
-            x = self._put("hidden state of the last token", x[last.long()])
-        x = self._norm("norm", x)
-        return (self._linear("output", x)[None], *keys, *values)
+        return evaluate_method(self, inputs)
 
-    def _put(self, name: str, tensor: torch.Tensor, cut: int | None = None) -> torch.Tensor:
-        self.stages.append(Stage(name, tensor, cut))
-        return tensor
+    def tap(self, name: str, value: torch.Tensor, cut: int | None = None) -> torch.Tensor:
+        """Keep a value as a stage."""
+        self.stages.append(Stage(name, value, cut))
+        return value
 
-    def _weight(self, name: str) -> torch.Tensor:
-        return self._weights[f"{name}.weight"].double()
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Look up tokens [T]; add the stages of the index."""
+        self._index("tokens", tokens, self.config.vocab_size)
+        return super().embed(tokens)
+
+    def select(self, x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Take a position out of x [T, dim]; add the stages of the index."""
+        self._index("last_valid_token_pos", last, x.shape[0])
+        return super().select(x, last)
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Return the RMSNorm of x; add the stages of x divided by a power of two too."""
+        size = self.tap(f"{name}: |x|", x.abs())
+        largest = self.tap(f"{name}: largest |x|", size.amax(-1, True))
+        clamped = self.tap(f"{name}: largest |x|, in range", largest.clamp(self._lowest, 3e4))
+        natural = self.tap(f"{name}: its logarithm", clamped.log())
+        binary = self.tap(f"{name}: its binary logarithm", natural * self._per_doubling)
+        exponent = self.tap(f"{name}: its exponent", binary.floor())
+        scale = self.tap(f"{name}: its scale", exponent.exp2())
+        once = self.tap(f"{name}: epsilon / scale", self.config.norm_eps / scale)
+        eps = self.tap(f"{name}: epsilon / scale^2", once / scale)
+        self.over_rms(f"{name} (scaled)", self.tap(f"{name}: x / scale", x / scale), eps)
+        return super().norm(name, x)
+
+    def join(self, name: str, past: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        """Append to a cache [K, C, D]; add the result repeated for each query head."""
+        joined = super().join(name, past, new)
+        group = self.config.n_heads // self.config.n_kv_heads
+        if group > 1:
+            self.tap(f"{name}: repeated for its heads", joined.repeat_interleave(group, 0))
+        return joined
+
+    def attend(
+        self, layer: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend; add the queries scaled, as programs do that scale before the product."""
+        self.tap(f"{layer}queries, scaled", q * self.config.scale)
+        return super().attend(layer, q, k, v, mask)
 
     def _index(self, name: str, index: torch.Tensor, size: int) -> None:
         """Add the stages of an index: itself, and the values of wrapping a negative one around."""
-        self._put(name, index)
-        self._put(f"{name} >= 0", index >= 0)
-        self._put(f"{name}, counted from the end", index + size)
-
-    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._index("tokens", tokens, self._config.vocab_size)
-        table = self._weights["tok_embeddings.weight"]
-        return self._put("tok_embeddings", table[tokens.long()].double())  # [T, dim]
-
-    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return self._put(name, F.linear(x, self._weight(name)), cut=-1)
-
-    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Return the RMSNorm of x [T, dim]; add the stages of x divided by a power of two too."""
-        size = self._put(f"{name}: |x|", x.abs())
-        largest = self._put(f"{name}: largest |x|", size.amax(-1, True))
-        clamped = self._put(f"{name}: largest |x|, in range", largest.clamp(self._lowest, 3e4))
-        natural = self._put(f"{name}: its logarithm", clamped.log())
-        binary = self._put(f"{name}: its binary logarithm", natural * self._per_doubling)
-        exponent = self._put(f"{name}: its exponent", binary.floor())
-        scale = self._put(f"{name}: its scale", exponent.exp2())
-        once = self._put(f"{name}: epsilon / scale", self._eps / scale)
-        eps = self._put(f"{name}: epsilon / scale^2", once / scale)
-        self._rooted(f"{name} (scaled)", self._put(f"{name}: x / scale", x / scale), eps)
-        normed = self._rooted(name, x, torch.tensor(self._eps, dtype=x.dtype))
-        return self._put(name, normed * self._weight(name))
-
-    def _rooted(self, name: str, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        squares = self._put(f"{name}: squares", x * x)
-        mean = self._put(f"{name}: mean of squares", squares.mean(-1, True))
-        raised = self._put(f"{name}: mean + epsilon", mean + eps)
-        root = self._put(f"{name}: 1 / rms", raised.rsqrt())
-        return self._put(f"{name}: x / rms", x * root)
-
-    def _block(
-        self,
-        layer: str,
-        x: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor,
-        past: tuple[torch.Tensor, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run a transformer block over x [T, dim]; return x, and the new keys and values [K, T, D].
-
-        The stages of each product with a weight precede those that use it, as in a program.
-        """
-        config = self._config
-        normed = self._norm(f"{layer}attention_norm", x)
-        q, k, v = (
-            self._heads(f"{layer}attention.{name}", normed, count)
-            for name, count in (
-                ("wq", config.n_heads),
-                ("wk", config.n_kv_heads),
-                ("wv", config.n_kv_heads),
-            )
-        )
-        q = self._rotated(f"{layer}queries", q, rope)
-        k = self._rotated(f"{layer}keys", k, rope)
-        all_k = self._joined(f"{layer}keys", past[0], k)
-        all_v = self._joined(f"{layer}values", past[1], v)
-        attended = self._attended(layer, q, all_k, all_v, mask)
-        x = self._put(f"{layer}after attention", x + self._linear(f"{layer}attention.wo", attended))
-        normed = self._norm(f"{layer}ffn_norm", x)
-        gate = self._linear(f"{layer}feed_forward.w1", normed)
-        gate = self._put(f"{layer}silu of the gate", F.silu(gate))
-        up = self._linear(f"{layer}feed_forward.w3", normed)
-        product = self._put(f"{layer}gate x up", gate * up)
-        down = self._linear(f"{layer}feed_forward.w2", product)
-        return self._put(f"{layer}after feed forward", x + down), k, v
-
-    def _heads(self, name: str, x: torch.Tensor, count: int) -> torch.Tensor:
-        """Split a linear layer's result into heads, [count, T, D]."""
-        flat = self._linear(name, x)
-        heads = flat.view(x.shape[0], count, -1).transpose(0, 1)
-        return self._put(f"{name}, by heads", heads, cut=0)
-
-    def _rotated(
-        self, name: str, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """Rotate x [heads, T, D] by RoPE in Meta's layout: columns 2i and 2i + 1 are a pair."""
-        cos, sin = rope
-        parts = {"even": x[..., ::2], "odd": x[..., 1::2]}
-        for part, tensor in parts.items():
-            self._put(f"{name}: {part} columns", tensor)
-        turned = {
-            (part, angle): self._put(f"{name}: {part} columns x {angle}", tensor * table)
-            for part, tensor in parts.items()
-            for angle, table in (("cosines", cos), ("sines", sin))
-        }
-        even = turned["even", "cosines"] - turned["odd", "sines"]
-        odd = turned["even", "sines"] + turned["odd", "cosines"]
-        self._put(f"{name}: even columns, rotated", even)
-        self._put(f"{name}: odd columns, rotated", odd)
-        return self._put(f"{name}, rotated", torch.stack((even, odd), -1).flatten(-2), cut=0)
-
-    def _joined(self, name: str, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Join the cache and the new values, [K, S, D]; add them repeated per query head too."""
-        self._put(f"{name}: the cache", past)
-        joined = self._put(f"{name}: cache and new", torch.cat((past, new), 1), cut=0)
-        group = self._config.n_heads // self._config.n_kv_heads
-        if group > 1:
-            self._put(f"{name}: repeated for its heads", joined.repeat_interleave(group, 0))
-        return joined
-
-    def _attended(
-        self, layer: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Return attention [T, H * D] of q [H, T, D] over k and v [K, S, D] under mask [T, S]."""
-        group = q.shape[0] // k.shape[0]
-        k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
-        self._put(f"{layer}queries, scaled", q * self._scale)
-        products = self._put(f"{layer}scores", q @ k.transpose(1, 2))  # [H, T, S]
-        scores = self._put(f"{layer}scores, scaled", products * self._scale)
-        masked = self._put(f"{layer}scores, masked", scores + mask)
-        chances = self._put(f"{layer}attention weights", masked.softmax(-1))
-        mixed = self._put(f"{layer}attention, by heads", chances @ v)  # [H, T, D]
-        return self._put(f"{layer}attention", mixed.transpose(0, 1).flatten(1))
+        self.tap(name, index)
+        self.tap(f"{name} >= 0", index >= 0)
+        self.tap(f"{name}, counted from the end", index + size)
 
 
 def _held(number: float, dtype: torch.dtype) -> float:
-    """Round a constant as an artifact of this dtype does."""
+    """Return a constant as an artifact of this dtype holds it."""
     return float(torch.tensor(number, dtype=dtype))
+
+
+class Catalogue:
+    """The stages of one call, found by their elements."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._by_count: dict[int, list[tuple[Stage, float]]] = {}
+        for stage in stages:
+            row = (stage, _sum(stage.tensor))
+            self._by_count.setdefault(stage.tensor.numel(), []).append(row)
+        self._cut = [stage for stage in stages if stage.cut is not None]
+
+    def find(self, tensor: torch.Tensor) -> list[str]:
+        """Return the names of the stages that a tensor matches, whole or as a piece."""
+        total, count = _sum(tensor), tensor.numel()
+        whole = [
+            stage.name
+            for stage, expected in self._by_count.get(count, [])
+            if abs(total - expected) <= TOLERANCE * max(1.0, expected) * count
+            and any(_close(tensor, layout) for layout in layouts(stage.tensor))
+        ]
+        if whole:
+            return whole
+        return [stage.name for stage in self._cut if _is_piece(tensor, stage)]
+
+    def nearest(self, tensor: torch.Tensor) -> tuple[str, float] | None:
+        """Return the nearest stage of the same size and the distance to it; None without one.
+
+        The distance is a fraction of the stage's largest value.
+        """
+        found = [
+            (distance(tensor, layout), stage.name)
+            for stage, _ in self._by_count.get(tensor.numel(), [])
+            for layout in layouts(stage.tensor)
+        ]
+        return min(found)[::-1] if found else None
+
+
+def layouts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a tensor's elements in order, for each order of its axes."""
+    squeezed = tensor.squeeze()
+    for axes in itertools.permutations(range(squeezed.dim())):
+        yield squeezed.permute(axes).reshape(-1)
+
+
+def _close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether all elements agree; an infinity agrees with itself only, NaN with nothing."""
+    have = tensor.reshape(-1)
+    if not expected.is_floating_point():
+        return bool((have == expected).all())
+    return bool(torch.isclose(have.double(), expected, 0.0, TOLERANCE * _largest(expected)).all())
+
+
+def _is_piece(tensor: torch.Tensor, stage: Stage) -> bool:
+    """Return whether a tensor is a range of a stage along the axis by which it may be cut."""
+    if stage.cut is None or not 0 < tensor.numel() < stage.tensor.numel():
+        return False
+    whole = stage.tensor if stage.cut == 0 else stage.tensor.movedim(-1, 0)
+    whole = whole.reshape(len(whole), -1)  # [n, elements per index of the axis]
+    if tensor.numel() % whole.shape[1]:
+        return False
+    piece = tensor.reshape(-1, whole.shape[1])
+    if stage.cut == -1:
+        piece = tensor.reshape(whole.shape[1], -1).T
+    allowed = TOLERANCE * _largest(whole)
+    starts = ((whole - piece[0]).abs() <= allowed).all(1).nonzero().flatten().tolist()
+    return any(
+        start + len(piece) <= len(whole)
+        and bool(((whole[start : start + len(piece)] - piece).abs() <= allowed).all())
+        for start in starts[:_MAX_STARTS]
+    )
+
+
+def distance(tensor: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference of elements, over the largest value of `expected` (1-D)."""
+    have, want = tensor.reshape(-1).double(), expected.double()
+    same = have == want  # equal infinities too, whose difference would be NaN
+    error = torch.where(same, 0.0, (have - want).abs()).nan_to_num(nan=torch.inf)
+    return float(error.max()) / (_largest(want) or 1.0) if error.numel() else 0.0
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.abs().nan_to_num(posinf=0.0).max()) if tensor.numel() else 0.0
+
+
+def _sum(tensor: torch.Tensor) -> float:
+    """Return the sum of the finite magnitudes, which every layout shares."""
+    return float(tensor.double().abs().nan_to_num(nan=0.0, posinf=0.0).sum())

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.export.options import ExportOptions
 from harness.export.plan import MethodPlan
-from harness.models.config import ModelConfig
+from harness.models import ModelConfig
 from harness.models.model import rope_tables
 from harness.models.quantize import DTYPES
 

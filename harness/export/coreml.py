@@ -20,7 +20,8 @@ from harness.export.folder import MODEL, write_package, write_program
 from harness.export.options import ExportOptions, check_fit
 from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
 from harness.files import partial_folder
-from harness.models.config import ModelConfig, load_params
+from harness.models import ModelConfig
+from harness.models.config import load_params
 
 if TYPE_CHECKING:
     from harness.export.filling import Weight

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.export.plan import Stage
-from harness.models.config import ModelConfig
+from harness.models import ModelConfig
 
 Weights = Mapping[str, Sequence[torch.Tensor]]  # a weight's pieces, cut by rows
 Step = Callable[..., tuple[torch.Tensor, ...]]

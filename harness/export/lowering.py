@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 from harness.export.graph import StageModule
 from harness.export.plan import FLOATS, Stage
 from harness.files import private_folder
-from harness.models.config import ModelConfig
+from harness.models import ModelConfig
 
 _CORE_ML_DTYPES = {"int64": torch.int32}  # Core ML has no int64: the caller converts
 

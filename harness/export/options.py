@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.models.config import ModelConfig, Quantization, Scheme
+from harness.models import ModelConfig, Quantization, Scheme
 
 CHOICES = {
     "mode": ("single", "multifunction"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions, split_count
-from harness.models.config import ModelConfig
+from harness.models import ModelConfig
 
 FLOATS = {"fp16": "float16", "fp32": "float32"}
 

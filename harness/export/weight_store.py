@@ -10,7 +10,7 @@ from harness.artifact.blob import Blob, WeightFile
 from harness.export.filling import Stored, Weight
 from harness.export.options import ExportOptions
 from harness.export.plan import Piece
-from harness.models.config import ModelConfig
+from harness.models import ModelConfig
 from harness.models.quantize import DTYPES, quantize
 
 _MIL_NAMES = {torch.float16: "FLOAT16", torch.float32: "FLOAT32"}

@@ -1,4 +1,4 @@
-"""Reads a Llama's weights from Meta's or Hugging Face's files and checks them against a config.
+"""Reads a model's weights from Meta's or Hugging Face's files and checks them against a config.
 
 A checkpoint without an output layer has tied embeddings: `output.weight` becomes the very tensor
 of `tok_embeddings.weight`. ExecuTorch's static exporter does not support tying: it prints the
@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from harness.errors import HarnessError
-from harness.models import hugging_face
-from harness.models.config import ModelConfig, Quantization, Scheme
+from harness.models import ModelConfig, Quantization, Scheme
 from harness.models.quantize import DTYPES
 from harness.models.tensor_files import read_tensors
 
@@ -35,14 +34,18 @@ MAX_LISTED = 8
 class _Layout:
     """How a family of checkpoints names its tensors and orders the rows that RoPE rotates."""
 
-    name: Callable[[str], str]  # Meta's name of a tensor -> the family's
+    names: Callable[[ModelConfig], dict[str, str]]  # Meta's name of a tensor -> the family's
     unused: str  # a pattern of tensors that are computed from the config instead
     interleaved: bool
 
 
-_META = _Layout(name=lambda name: name, unused=r"rope\.freqs", interleaved=True)
+_META = _Layout(
+    names=lambda config: {name: name for name in config.weight_shapes},
+    unused=r"rope\.freqs",
+    interleaved=True,
+)
 _HUGGING_FACE = _Layout(
-    name=hugging_face.tensor_name,
+    names=lambda config: config.hugging_face_names,
     unused=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
     interleaved=False,
 )
@@ -61,9 +64,9 @@ def load_checkpoint(
     found = read_tensors(Path(path))
     layout = _layout_of(found)
     tensors = {k: v for k, v in found.items() if not re.fullmatch(layout.unused, str(k))}
-    names = {meta: layout.name(meta) for meta in config.weight_shapes}
+    names = layout.names(config)
     shapes = {names[meta]: shape for meta, shape in config.weight_shapes.items()}
-    problems = _tie(tensors, layout, config) + _problems(tensors, shapes)
+    problems = _tie(tensors, names, config) + _problems(tensors, shapes)
     if problems:
         raise HarnessError(f"{path} does not fit its params: {_listed(problems)}")
     if quantization is not None:
@@ -86,9 +89,9 @@ def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
     return weights["output.weight"] is weights["tok_embeddings.weight"]
 
 
-def _tie(tensors: dict[Any, Any], layout: _Layout, config: ModelConfig) -> list[str]:
+def _tie(tensors: dict[Any, Any], names: Mapping[str, str], config: ModelConfig) -> list[str]:
     """Make a tied output layer the embedding tensor; return the problems that forbid it."""
-    embedding, output = layout.name("tok_embeddings.weight"), layout.name("output.weight")
+    embedding, output = names["tok_embeddings.weight"], names["output.weight"]
     if config.tied is False or embedding not in tensors:
         return []
     if output not in tensors:
@@ -127,13 +130,15 @@ def _problems(tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]])
 
 
 def _interleaved(weights: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Put the rows of queries and keys into Meta's order: halves of a head become pairs."""
+    """Put the rows that RoPE rotates into Meta's order: halves of a head become pairs."""
+    architecture = config.architecture
+    weights_of_block = (*architecture.linears, *architecture.norms)
+    rotated = tuple(f".{weight.name}.weight" for weight in weights_of_block if weight.rotated)
 
     def paired(weight: torch.Tensor) -> torch.Tensor:
-        halves = weight.reshape(-1, 2, config.head_dim // 2, config.dim)
+        halves = weight.reshape(-1, 2, config.head_dim // 2, *weight.shape[1:])
         return halves.transpose(1, 2).reshape(weight.shape)
 
-    rotated = (".attention.wq.weight", ".attention.wk.weight")
     return {
         name: paired(weight) if name.endswith(rotated) else weight
         for name, weight in weights.items()

@@ -2,20 +2,27 @@
 
 A key of Meta's describes the model (`_READ`), does not affect the maths of one forward pass
 (`_IGNORED`), or changes the maths (`_MUST_BE`). A key of the last kind may only have its neutral
-value: an oracle that skipped such a key would blame the artifact for its own mistake.
+value, or one that chooses an architecture of `ARCHITECTURES`: an oracle that skipped such a key
+would blame the artifact for its own mistake. The same holds for `config.json`, whose keys are
+translated to Meta's. Source: `LlamaConfig`, `Qwen3Config` and `modeling_rope_utils.py` of
+transformers 4 and 5, which spell the RoPE parameters differently.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.models import hugging_face
+from harness.models import Architecture, ModelConfig, RopeScaling
+from harness.models.llama import LLAMA
+
+ARCHITECTURES = (LLAMA,)
+"""The first one whose `params` a model has is its own; Llama, which asks for none, is the last."""
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
 MAX_SIZE = 1 << 24  # far above any dimension of a Llama; limits what is allocated from it
@@ -79,93 +86,47 @@ _MUST_BE: dict[str, tuple[object, ...]] = {
     "target_modules": (None,),
 }
 
-Scheme = tuple[int, int] | None
-"""Bits, and how many columns of a row share a scale (0: all of them); None: not quantized."""
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How an artifact holds weights: float dtype (`fp16` or `fp32`), and how it quantizes them."""
-
-    dtype: str
-    embedding: Scheme = None
-    linear: Scheme = None
-
-    def schemes(self, config: ModelConfig) -> dict[str, Scheme]:
-        """Return the scheme of each weight that may be quantized, by Meta name."""
-        linears = dict.fromkeys(config.linears, self.linear)
-        return linears | {"tok_embeddings.weight": self.embedding}
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How Llama 3.1 stretches the low RoPE frequencies.
-
-    Source: `rope_type: llama3` in transformers' `modeling_rope_utils.py`. The defaults are Meta's:
-    its files never give the low factor and the original context length.
-    """
-
-    factor: float = 8.0
-    high_freq_factor: float = 4.0
-    low_freq_factor: float = 1.0
-    original_context_len: int = 8192
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes and constants of a Llama; :func:`parse_params` validates every field."""
-
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    hidden_dim: int
-    vocab_size: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    attention_scale: float | None = None  # None: the exact one; an artifact holds a rounded one
-    tied: bool | None = None  # whether the output layer is the embedding; None: the file decides
-
-    @property
-    def scale(self) -> float:
-        """The factor of the products of queries and keys."""
-        return self.attention_scale or self.head_dim**-0.5
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Weight shapes `(out_features, in_features)` of the linear layers by Meta name."""
-        q_size, kv_size = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        of_block = {
-            "attention.wq": (q_size, self.dim),
-            "attention.wk": (kv_size, self.dim),
-            "attention.wv": (kv_size, self.dim),
-            "attention.wo": (self.dim, q_size),
-            "feed_forward.w1": (self.hidden_dim, self.dim),
-            "feed_forward.w2": (self.dim, self.hidden_dim),
-            "feed_forward.w3": (self.hidden_dim, self.dim),
-        }
-        shapes = {
-            f"layers.{layer}.{name}.weight": shape
-            for layer in range(self.n_layers)
-            for name, shape in of_block.items()
-        }
-        return shapes | {"output.weight": (self.vocab_size, self.dim)}
-
-    @property
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor that a complete checkpoint holds, by Meta name."""
-        norms = [
-            f"layers.{layer}.{norm}.weight"
-            for layer in range(self.n_layers)
-            for norm in ("attention_norm", "ffn_norm")
-        ]
-        return {
-            "tok_embeddings.weight": (self.vocab_size, self.dim),
-            **self.linears,
-            **dict.fromkeys([*norms, "norm.weight"], (self.dim,)),
-        }
+_HF_SIZES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "hidden_dim",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_eps",
+}
+_HF_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+_HF_IGNORED = frozenset(
+    (
+        *("max_position_embeddings", "initializer_range", "attention_dropout", "use_cache"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "pretraining_tp"),
+        *(
+            "transformers_version",
+            "_name_or_path",
+            "_attn_implementation",
+            "transformers.js_config",
+        ),
+        *("output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id"),
+        *("problem_type", "chunk_size_feed_forward", "is_llama_config", "unsloth_version"),
+        *("unsloth_fixed", "finetuning_task", "task_specific_params"),
+    )
+)
+_HF_MUST_BE: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "rope_interleaved": (False,),
+    "is_encoder_decoder": (False,),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+}
+_HF_SCALING = {
+    "factor": "rope_scale_factor",
+    "high_freq_factor": "high_freq_factor",
+    "low_freq_factor": "low_freq_factor",
+    "original_max_position_embeddings": "original_context_len",
+}
 
 
 def load_params(path: str | Path) -> ModelConfig:
@@ -187,17 +148,23 @@ def load_params(path: str | Path) -> ModelConfig:
         raise HarnessError(f"{path} is not JSON: {error}") from error
     if not isinstance(params, dict):
         raise HarnessError(f'{path} must hold a JSON object, such as {{"dim": 576, ...}}')
-    if hugging_face.is_config(params):
-        params = hugging_face.meta_params(params, str(path))
+    if "model_type" in params or "hidden_size" in params:  # transformers' config.json
+        params = _meta_params(params, str(path))
     return parse_params(params, str(path))
 
 
 def parse_params(params: Mapping[str, Any], where: str = "params") -> ModelConfig:
     """Validate the content of a `params.json`; `where` names it in errors."""
-    _refuse_unsupported(params, where)
+    architecture = next(
+        row
+        for row in ARCHITECTURES
+        if all(params.get(key) in allowed for key, allowed in row.params.items())
+    )
+    _refuse_unsupported(params, architecture, where)
     read = _Params(params, where)
     dim, n_heads = read.size("dim"), read.size("n_heads")
     config = ModelConfig(
+        architecture=architecture,
         dim=dim,
         n_layers=read.size("n_layers"),
         n_heads=n_heads,
@@ -220,18 +187,27 @@ def parse_params(params: Mapping[str, Any], where: str = "params") -> ModelConfi
     return config
 
 
-def _refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
+def _refuse_unsupported(params: Mapping[str, Any], architecture: Architecture, where: str) -> None:
     for key, value in params.items():
+        if key in architecture.params:
+            continue
         if key in _MUST_BE:
-            if not any(value == neutral for neutral in _MUST_BE[key]):
+            if value not in _MUST_BE[key]:
                 raise HarnessError(
                     f"{where}: {key} = {json.dumps(value)} changes the maths and is not supported; "
-                    f"only {' or '.join(json.dumps(v) for v in _MUST_BE[key])} is"
+                    f"only {' or '.join(json.dumps(v) for v in _MUST_BE[key])} is{_needs(key)}"
                 )
         elif key not in (*_READ, *_IGNORED):
             raise HarnessError(
                 f"{where}: unknown key {key!r}; remove it, if it does not change the model"
             )
+
+
+def _needs(key: str) -> str:
+    """Return with which keys an architecture has this one, "" when none does."""
+    rows = [row for row in ARCHITECTURES if key in row.params]
+    needed = [f"{k} {json.dumps(v[0])}" for row in rows for k, v in row.params.items()]
+    return f"; {rows[0].name} needs {', '.join(needed)}" if rows else ""
 
 
 def _hidden_dim(dim: int, read: _Params) -> int:
@@ -288,3 +264,68 @@ class _Params:
         if value is not True and value is not False:
             raise HarnessError(f"{self.where}: {key} must be true or false, not {value!r}")
         return value
+
+
+def _meta_params(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a `config.json` as the keys that `parse_params` takes.
+
+    Raises HarnessError that names the file and the unsupported key.
+    """
+    kind = config.get("model_type", "llama")
+    known = {str(row.config["model_type"][0]): row for row in reversed(ARCHITECTURES)}
+    architecture = known.get(kind) if isinstance(kind, str) else None
+    if architecture is None:
+        raise _unsupported(where, "model_type", kind, list(known))
+    for key, value in config.items():
+        _check_key(key, value, {**_HF_MUST_BE, **architecture.config}, where)
+    tied = config.get("tie_word_embeddings", False)
+    params = {
+        ours: config[name] for name, ours in _HF_SIZES.items() if config.get(name) is not None
+    }
+    chosen_by = {key: values[0] for key, values in architecture.params.items()}
+    return params | {"tied": tied} | chosen_by | dict(_rope(config, where))
+
+
+def _check_key(
+    key: str, value: object, must_be: Mapping[str, Sequence[object]], where: str
+) -> None:
+    """Raise HarnessError for a key of a `config.json` that cannot be honoured.
+
+    A list may also hold an allowed value in every place, as `layer_types` does.
+    """
+    if key in must_be:
+        values = value if isinstance(value, list) and value else [value]
+        if value not in must_be[key] and any(one not in must_be[key] for one in values):
+            raise _unsupported(where, key, value, must_be[key])
+    elif key not in (*_HF_SIZES, *_HF_ROPE, *_HF_IGNORED, "tie_word_embeddings"):
+        raise HarnessError(
+            f"{where}: unknown key {key!r}; remove it, if it does not change the model"
+        )
+
+
+def _unsupported(where: str, key: str, value: object, allowed: Sequence[object]) -> HarnessError:
+    only = " or ".join(json.dumps(one) for one in allowed)
+    return HarnessError(f"{where}: {key} = {json.dumps(value)} is not supported; only {only} is")
+
+
+def _rope(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Yield RoPE's parameters as Meta's keys: transformers 5 has `rope_parameters`, 4 two keys."""
+    key = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
+    rope = config.get(key) or {}
+    if not isinstance(rope, dict):
+        raise HarnessError(f"{where}: {key} must be an object, not {rope!r}")
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    if theta is not None:
+        yield "rope_theta", theta
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return
+    if kind != "llama3":
+        raise HarnessError(
+            f"{where}: {key} of type {kind!r} is not supported; only 'default' and 'llama3' are"
+        )
+    if missing := [name for name in _HF_SCALING if name not in rope]:
+        raise HarnessError(f"{where}: {key} of type 'llama3' lacks {', '.join(missing)}")
+    yield "use_scaled_rope", True
+    for name, ours in _HF_SCALING.items():
+        yield ours, rope[name]

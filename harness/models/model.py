@@ -1,38 +1,210 @@
-"""Llama in plain PyTorch, twice: over a whole sequence, and as the method that is exported.
+"""A language model in plain PyTorch: over a whole sequence, and in the form that is exported.
 
-- :class:`Oracle` computes all tokens at once, with a causal mask and no cache. Run it in fp64 or
-  fp32.
-- :class:`StaticModel` has the inputs and outputs of the exported method: fixed shapes, and the
-  caller passes mask and caches. It computes in one dtype, except for the norms. It is the eager
-  reference in the artifact's own precision.
+- `Oracle` is the oracle: all tokens at once, no cache. Run it in fp64 or fp32.
+- `StaticModel` has the exported method's inputs and outputs (fixed shapes, mask and caches from
+  outside) and computes in one dtype, but for the norms: the eager reference in the artifact's
+  own precision.
 
-Both run the same :func:`_block`. Shapes: T tokens, C cache slots, H query heads, K key-value heads,
-D head_dim.
+Both call `evaluate`, which calls the architecture's block, which calls `Operations`. A subclass of
+`Operations` sees each named value (`tap`), or computes an operation in another way.
+
+The exporter's own graph (`harness.export.graph`) shares none of this on purpose.
+
+Shapes: T tokens, C cache slots, S = C + T, H query heads, K key-value heads, D head_dim; `...` are
+batch axes, or none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from harness.errors import HarnessError
-from harness.models.config import ModelConfig, RopeScaling
+from harness.models import Cache, ModelConfig, RopeScaling, Surroundings
 
 Freqs = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each [T, D/2]
-Layer = Mapping[str, torch.Tensor]  # a block's weights, named without the prefix "layers.N."
+Results = tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]  # logits, keys, values
 
-_OUTPUT_ROWS = 1 << 14  # of the output layer, converted at a time
+_ROWS = 1 << 14  # of a linear layer, converted at a time: an output layer has 100,000
+
+
+class Operations:
+    """The operations of which a block is made, on weights by Meta's names, in one dtype.
+
+    Weights are converted to `dtype` whenever they are used: a model of a billion weights in fp64
+    would take 10 GB. Each value goes through `tap` under a name that is unique in a call.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> None:
+        self.config, self.weights, self.dtype = config, weights, dtype
+
+    def tap(self, name: str, value: torch.Tensor, cut: int | None = None) -> torch.Tensor:
+        """Return a value that was just computed.
+
+        `cut` is the axis, the first or the last, that programs may divide among several operations;
+        None where none does.
+        """
+        return value
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Return a weight in the dtype that it is kept in."""
+        return self.weights[f"{name}.weight"]
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Look up tokens [..., T]: [..., T, dim]."""
+        rows = self.weight("tok_embeddings")[tokens.long()]
+        return self.tap("tok_embeddings", rows.to(self.dtype))
+
+    def select(self, x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Take the position `last` [1] out of x [..., T, dim]: [..., 1, dim]."""
+        return self.tap("hidden state of the last token", x[..., last.long(), :])
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x [..., columns] with a weight [rows, columns]: [..., rows]."""
+        parts = [F.linear(x, rows.to(self.dtype)) for rows in self.weight(name).split(_ROWS)]
+        return self.tap(name, parts[0] if len(parts) == 1 else torch.cat(parts, -1), cut=-1)
+
+    def heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Return a linear layer's result over x [..., T, dim] as heads, [..., heads, T, D]."""
+        flat = self.linear(name, x)
+        split = flat.unflatten(-1, (-1, self.config.head_dim)).transpose(-3, -2)
+        return self.tap(f"{name}, by heads", split, cut=0)
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """RMSNorm of the last axis of x, normalised in fp32 at least, as ExecuTorch's models do.
+
+        A program that squares in fp16 instead overflows at |x| > 255: a calibration must show it.
+        """
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = self.over_rms(name, wide, self.config.norm_eps).to(x.dtype)
+        return self.tap(name, normed * self.weight(name).to(self.dtype))
+
+    def over_rms(self, name: str, x: torch.Tensor, eps: torch.Tensor | float) -> torch.Tensor:
+        """Divide x by the root mean square of its last axis."""
+        squares = self.tap(f"{name}: squares", x * x)
+        mean = self.tap(f"{name}: mean of squares", squares.mean(-1, keepdim=True))
+        raised = self.tap(f"{name}: mean + epsilon", mean + eps)
+        return self.tap(f"{name}: x / rms", x * self.tap(f"{name}: 1 / rms", raised.rsqrt()))
+
+    def rotate(self, name: str, x: torch.Tensor, around: Surroundings) -> torch.Tensor:
+        """RoPE of x [..., T, D] in Meta's layout: columns 2i and 2i + 1 are a pair."""
+        even = self.tap(f"{name}: even columns", x[..., ::2])
+        odd = self.tap(f"{name}: odd columns", x[..., 1::2])
+        even_cos = self.tap(f"{name}: even columns x cosines", even * around.cos)
+        even_sin = self.tap(f"{name}: even columns x sines", even * around.sin)
+        odd_cos = self.tap(f"{name}: odd columns x cosines", odd * around.cos)
+        odd_sin = self.tap(f"{name}: odd columns x sines", odd * around.sin)
+        even = self.tap(f"{name}: even columns, rotated", even_cos - odd_sin)
+        odd = self.tap(f"{name}: odd columns, rotated", even_sin + odd_cos)
+        return self.tap(f"{name}, rotated", torch.stack((even, odd), -1).flatten(-2), cut=0)
+
+    def join(self, name: str, past: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        """Append new keys or values [..., K, T, D] to a cache [..., K, C, D]; None is no cache."""
+        if past is None:
+            return new
+        self.tap(f"{name}: the cache", past)
+        return self.tap(f"{name}: cache and new", torch.cat((past, new), -2), cut=0)
+
+    def attend(
+        self, layer: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of q [..., H, T, D] over k and v [..., K, S, D] under mask [T, S].
+
+        Query head h reads key-value head h // (H / K). Returns [..., T, H * D].
+        """
+        *batch, n_heads, length, head_dim = q.shape
+        n_kv_heads, span = k.shape[-3:-1]
+        grouped = q.reshape(*batch, n_kv_heads, -1, head_dim)  # a group's heads below one another
+        factor = torch.tensor(self.config.scale, dtype=q.dtype)  # rounded, as artifacts hold it
+        by_head = (*batch, n_heads, length)
+        products = self.tap(f"{layer}scores", (grouped @ k.mT).view(*by_head, span))
+        scores = self.tap(f"{layer}scores, scaled", products * factor)
+        masked = self.tap(f"{layer}scores, masked", scores + mask)
+        weights = self.tap(f"{layer}attention weights", masked.softmax(-1))
+        mixed = (weights.view(*batch, n_kv_heads, -1, span) @ v).view(*by_head, head_dim)
+        mixed = self.tap(f"{layer}attention, by heads", mixed)
+        return self.tap(f"{layer}attention", mixed.transpose(-3, -2).flatten(-2))
+
+    def feed_forward(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        """Compute w2(silu(w1(x)) * w3(x)) over x [..., T, dim]."""
+        gate = self.linear(f"{layer}feed_forward.w1", x)
+        gate = self.tap(f"{layer}silu of the gate", F.silu(gate))
+        up = self.linear(f"{layer}feed_forward.w3", x)
+        product = self.tap(f"{layer}gate x up", gate * up)
+        return self.linear(f"{layer}feed_forward.w2", product)
+
+
+def evaluate(
+    ops: Operations,
+    tokens: torch.Tensor,
+    around: Surroundings,
+    caches: Sequence[Cache] | None = None,
+    last: torch.Tensor | None = None,
+) -> Results:
+    """Compute logits [..., T, vocab], and each layer's new rotated keys and values [..., K, T, D].
+
+    `caches` holds each layer's keys and values [..., K, C, D]; the mask is then [T, C + T]. `last`
+    [1] is the one position whose logits are wanted: [..., 1, vocab].
+    """
+    config = ops.config
+    around = Surroundings(
+        *(ops.tap(*row) for row in zip(("cosines", "sines", "mask"), around, strict=True))
+    )
+    x = ops.embed(tokens)
+    keys, values = [], []
+    for layer in range(config.n_layers):
+        past = caches[layer] if caches else None
+        x, k, v = config.architecture.block(ops, f"layers.{layer}.", x, around, past)
+        keys.append(k)
+        values.append(v)
+    if last is not None:
+        x = ops.select(x, last)
+    return ops.linear("output", ops.norm("norm", x)), keys, values
+
+
+def evaluate_method(ops: Operations, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Compute a call of an exported method: flat inputs in, flat outputs out.
+
+    Inputs: tokens [1, T] integer; mask [1, T, C + T], 0 or -inf; cos, sin [T, D/2]; a key cache
+    [1, K, C, D] per layer; a value cache per layer; and, in the multifunction form,
+    last_valid_token_pos [1] integer. Floats come in any dtype. Outputs, in `ops.dtype`: logits,
+    [1, T, vocab], or [1, 1, vocab] of the last valid token; then the new keys [1, K, T, D] of each
+    layer; then the new values. Raises HarnessError for a wrong number of inputs, and for tokens
+    outside the vocabulary.
+    """
+    n_layers = ops.config.n_layers
+    count = 4 + 2 * n_layers
+    if len(inputs) not in (count, count + 1):
+        raise HarnessError(
+            f"a {n_layers}-layer method takes {count} inputs, or one more with "
+            f"last_valid_token_pos; got {len(inputs)}"
+        )
+    tokens, *floats = inputs[:count]
+    _check_tokens(tokens[0], ops.config)
+    mask, cos, sin, *caches = (tensor.to(ops.dtype) for tensor in floats)
+    past = [(k[0], v[0]) for k, v in zip(caches[:n_layers], caches[n_layers:], strict=True)]
+    last = inputs[count] if len(inputs) > count else None
+    logits, keys, values = evaluate(ops, tokens[0], Surroundings(cos, sin, mask[0]), past, last)
+    return (logits[None], *(k[None] for k in keys), *(v[None] for v in values))
+
+
+def whole_sequence(
+    config: ModelConfig, freqs: Freqs, length: int, dtype: torch.dtype
+) -> Surroundings:
+    """Return what the blocks read for a whole sequence of `length` tokens, without caches."""
+    positions = torch.arange(length)
+    visible = config.architecture.mask(positions[:, None], positions)
+    mask = torch.zeros(length, length, dtype=dtype).masked_fill(~visible, -torch.inf)
+    return Surroundings(freqs[0].to(dtype), freqs[1].to(dtype), mask)
 
 
 class Oracle:
-    """Computes logits, keys and values of a whole sequence, without a cache or padding.
-
-    Weights are converted to `dtype` one layer at a time, on each use: a model of a billion weights
-    in fp64 would take 10 GB.
-    """
+    """The oracle: logits and caches of a whole sequence, without a cache or padding."""
 
     def __init__(
         self,
@@ -41,37 +213,24 @@ class Oracle:
         dtype: torch.dtype = torch.float64,
     ):
         self.config, self.dtype = config, dtype
-        self._weights = weights
+        self._ops = Operations(config, weights, dtype)
 
     @torch.no_grad()
-    def forward(
-        self, tokens: torch.Tensor, freqs: Freqs | None = None
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    def __call__(self, tokens: torch.Tensor, freqs: Freqs | None = None) -> Results:
         """Return logits [T, vocab], and each layer's rotated keys and values, [K, T, D].
 
-        `tokens` is a LongTensor [T]. `freqs` replaces the exact RoPE tables with the caller's,
-        [T, D/2] each: an artifact has rounded ones.
+        `tokens` is a LongTensor [T]. `freqs` replaces the RoPE tables (exact ones by default) by
+        the caller's, [T, D/2] each: an artifact carries rounded ones.
         """
         _check_tokens(tokens, self.config)
         length = tokens.shape[0]
-        cos, sin = freqs or rope_tables(self.config, length)
-        cos, sin = cos.to(self.dtype), sin.to(self.dtype)
-        causal = torch.full((length, length), -torch.inf, dtype=self.dtype).triu(1)
-        x = self._weights["tok_embeddings.weight"][tokens].to(self.dtype)  # [T, dim]
-        keys, values = [], []
-        for layer in _layers(self.config, self._weights, self.dtype):
-            x, k, v = _block(x, layer, self.config, cos, sin, causal)
-            keys.append(k)
-            values.append(v)
-        x = _rms_norm(x, self._weights["norm.weight"].to(self.dtype), self.config.norm_eps)
-        output = self._weights["output.weight"].split(_OUTPUT_ROWS)
-        return torch.cat([F.linear(x, rows.to(self.dtype)) for rows in output], -1), keys, values
-
-    __call__ = forward
+        freqs = freqs or rope_tables(self.config, length)
+        around = whole_sequence(self.config, freqs, length, self.dtype)
+        return evaluate(self._ops, tokens, around)
 
 
 class StaticModel:
-    """The exported method in eager PyTorch: it takes flat inputs and returns flat outputs."""
+    """The exported method in eager PyTorch; its weights are converted to `dtype` once."""
 
     def __init__(
         self,
@@ -79,128 +238,14 @@ class StaticModel:
         weights: Mapping[str, torch.Tensor],
         dtype: torch.dtype = torch.float16,
     ):
-        self.config, self.dtype = config, dtype
-        self._weights = _Weights(config, weights, dtype)
+        converted = {id(weight): weight.to(dtype) for weight in weights.values()}
+        self.weights = {name: converted[id(weight)] for name, weight in weights.items()}
+        self._ops = Operations(config, self.weights, dtype)
 
     @torch.no_grad()
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the method once; floating-point inputs have any dtype, outputs have `dtype`.
-
-        Inputs: tokens [1, T] integer; mask [1, T, C + T], 0 or -inf; cos, sin [T, D/2]; a key cache
-        [1, K, C, D] per layer; a value cache per layer; and, in a multifunction export,
-        last_valid_token_pos [1] integer. Outputs: logits, [1, T, vocab], or [1, 1, vocab] of the
-        last valid token; then the new keys [1, K, T, D] of each layer; then the new values.
-        """
-        n_layers = self.config.n_layers
-        if len(inputs) not in (4 + 2 * n_layers, 5 + 2 * n_layers):
-            raise HarnessError(
-                f"a {n_layers}-layer method takes {4 + 2 * n_layers} inputs, or one more with "
-                f"last_valid_token_pos; got {len(inputs)}"
-            )
-        tokens, *floats = inputs[: 4 + 2 * n_layers]
-        _check_tokens(tokens[0], self.config)
-        mask, cos, sin, *caches = (tensor.to(self.dtype) for tensor in floats)
-        x = self._weights.embedding[tokens[0]]  # [T, dim]
-        keys, values = [], []
-        for layer, k_cache, v_cache in zip(
-            self._weights.layers, caches[:n_layers], caches[n_layers:], strict=True
-        ):
-            past = k_cache[0], v_cache[0]
-            x, k, v = _block(x, layer, self.config, cos, sin, mask[0], past)
-            keys.append(k[None])
-            values.append(v[None])
-        if len(inputs) > 4 + 2 * n_layers:
-            x = x[inputs[-1]]  # [1, dim]
-        return (self._weights.logits(x)[None], *keys, *values)
-
-
-class _Weights:
-    """A model's weights in one dtype, by block; a tied output layer stays tied."""
-
-    def __init__(
-        self, config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
-    ):
-        self.embedding = weights["tok_embeddings.weight"].to(dtype)
-        tied = weights["output.weight"] is weights["tok_embeddings.weight"]
-        self.output = self.embedding if tied else weights["output.weight"].to(dtype)
-        self.norm = weights["norm.weight"].to(dtype)
-        self.eps = config.norm_eps
-        self.layers = list(_layers(config, weights, dtype))
-
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(_rms_norm(x, self.norm, self.eps), self.output)
-
-
-def _layers(
-    config: ModelConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
-) -> Iterator[Layer]:
-    for prefix in (f"layers.{layer}." for layer in range(config.n_layers)):
-        yield {
-            name.removeprefix(prefix): value.to(dtype)
-            for name, value in weights.items()
-            if name.startswith(prefix)
-        }
-
-
-def _block(
-    x: torch.Tensor,
-    layer: Layer,
-    config: ModelConfig,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    mask: torch.Tensor,
-    past: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run a transformer block over x [T, dim]; mask is [T, C + T], past keys and values [K, C, D].
-
-    Return the new x, and this block's new keys (rotated) and values, [K, T, D].
-    """
-    normed = _rms_norm(x, layer["attention_norm.weight"], config.norm_eps)
-    q = _heads(F.linear(normed, layer["attention.wq.weight"]), config.n_heads)  # [H, T, D]
-    k = _heads(F.linear(normed, layer["attention.wk.weight"]), config.n_kv_heads)  # [K, T, D]
-    v = _heads(F.linear(normed, layer["attention.wv.weight"]), config.n_kv_heads)  # [K, T, D]
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    all_k, all_v = (
-        (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
-    )
-    attended = _attend(q, all_k, all_v, mask, config.scale)
-    x = x + F.linear(attended, layer["attention.wo.weight"])
-    normed = _rms_norm(x, layer["ffn_norm.weight"], config.norm_eps)
-    gate = F.silu(F.linear(normed, layer["feed_forward.w1.weight"]))
-    up = F.linear(normed, layer["feed_forward.w3.weight"])
-    return x + F.linear(gate * up, layer["feed_forward.w2.weight"]), k, v
-
-
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Return the attention [T, H * D] of q [H, T, D] over k and v [K, S, D] under mask [T, S].
-
-    Query head h reads key-value head h // (H / K).
-    """
-    n_heads, length, head_dim = q.shape
-    n_kv_heads = k.shape[0]
-    grouped = q.reshape(n_kv_heads, -1, head_dim)  # the heads of a group, one below the other
-    factor = torch.tensor(scale, dtype=q.dtype)  # rounded, as an artifact in this dtype holds it
-    scores = (grouped @ k.transpose(1, 2) * factor).view(n_heads, length, -1) + mask
-    weights = scores.softmax(-1).view(n_kv_heads, -1, k.shape[1])
-    return (weights @ v).view(n_heads, length, head_dim).transpose(0, 1).reshape(length, -1)
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return the RMSNorm of x [T, dim], computed in fp32 at least.
-
-    Meta's and ExecuTorch's models do the same. A program that squares in fp16 overflows at
-    |x| > 255; a calibration must show this.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    normed = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
-
-
-def _heads(x: torch.Tensor, count: int) -> torch.Tensor:
-    """Split [T, count * D] into heads [count, T, D]."""
-    return x.view(x.shape[0], count, -1).transpose(0, 1)
+        """Compute one call of the method; see `evaluate_method`."""
+        return evaluate_method(self._ops, inputs)
 
 
 def _check_tokens(tokens: torch.Tensor, config: ModelConfig) -> None:
@@ -213,12 +258,10 @@ def _check_tokens(tokens: torch.Tensor, config: ModelConfig) -> None:
         )
 
 
-def rope_tables(
-    config: ModelConfig, length: int, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cosines and sines of positions `0 .. length-1`, each [length, head_dim/2].
+def rope_tables(config: ModelConfig, length: int, dtype: torch.dtype = torch.float64) -> Freqs:
+    """Return cosines and sines of positions `0 .. length-1`, each [length, head_dim/2].
 
-    They are computed in fp64 for every `dtype`, then rounded once.
+    They are computed in fp64 whatever `dtype`, then rounded once.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     frequencies = config.rope_theta**-exponents  # [head_dim/2]
@@ -228,14 +271,8 @@ def rope_tables(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair of x [..., T, head_dim] by its angle; cos and sin are [T, head_dim/2]."""
-    even, odd = x[..., ::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
-
-
 def _scaled(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Divide the frequencies of long wavelengths by the factor, keep short ones, blend between."""
+    """Divide long wavelengths by the factor, keep short ones, blend in between."""
     turns = scaling.original_context_len * frequencies / (2 * math.pi)  # over the old context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)

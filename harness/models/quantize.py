@@ -22,7 +22,7 @@ import torch
 from harness.artifact import Artifact
 from harness.artifact.proto import mil_types
 from harness.errors import ArtifactError, HarnessError
-from harness.models.config import ModelConfig, Quantization, Scheme
+from harness.models import ModelConfig, Quantization, Scheme
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _BITS = {"INT8": 8, "INT4": 4}

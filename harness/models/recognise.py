@@ -1,14 +1,14 @@
-"""Reads a Llama's sizes and dequantized weights out of an artifact, by the program's structure.
+"""Reads a model's sizes and dequantized weights out of an artifact, by the program's structure.
 
 Quantized weights have no names in an ML Program, so this module recognises them by structure:
-linear operations that read the same value are one group, and the groups of a Llama have a fixed
-order (queries, keys and values; attention output; gate and up; down; ...; logits). It joins a
-linear layer that was split by rows again, in program order.
+linear operations that read the same value are one group. Each architecture has its groups and
+norms in an order of its own, such as queries, keys and values; attention output; gate and up; down;
+...; logits. A linear layer that was split by rows is joined again, in program order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,13 @@ from harness.artifact.pte import DelegateCall
 from harness.errors import ArtifactError
 from harness.mil.function import Function, load_function
 from harness.mil.policy import get_policy
-from harness.models.config import ModelConfig
+from harness.models import Architecture, ModelConfig
+from harness.models.config import ARCHITECTURES
 
 
 @dataclass
 class _Parts:
-    """The parts of a Llama that a method's programs contain, in order of execution."""
+    """The parts of a model that a method's programs contain, in order of execution."""
 
     embeddings: list[torch.Tensor] = field(default_factory=list)
     norms: list[torch.Tensor] = field(default_factory=list)
@@ -33,25 +34,42 @@ class _Parts:
 
 
 def read_model(artifact: Artifact, method: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """Return the sizes of the Llama that a method computes, and its weights by Meta's names.
+    """Return the sizes of the model that a method computes, and its weights by Meta's names.
 
     Weights are fp32 tensors of the artifact's values, dequantized. The config's RoPE parameters are
     not the model's: RoPE tables are inputs of the method. Raises ArtifactError, which lists the
-    parts that were found, when they do not make a Llama.
+    parts that were found, when they do not make a model of a known architecture.
     """
     parts = _Parts()
     for function, block in _functions(artifact, method):
         _collect(function, block, parts)
     where = f"{artifact.path}, method '{method}'"
-    n_layers, odd = divmod(len(parts.groups) - 1, 4)
-    if odd or n_layers < 1 or len(parts.norms) != 2 * n_layers + 1 or not parts.embeddings:
-        raise ArtifactError(
-            f"{where}: not recognised as a Llama: {len(parts.embeddings)} embeddings, "
-            f"{len(parts.groups)} groups of linears (4 per layer and 1 are expected), "
-            f"{len(parts.norms)} norms (2 per layer and 1 are expected)"
-        )
-    config = _config(artifact, parts, n_layers, where)
+    architecture = _architecture(parts, where)
+    config = _config(artifact, parts, architecture, where)
     return config, _named(config, parts, where)
+
+
+def _architecture(parts: _Parts, where: str) -> Architecture:
+    """Return the architecture that has as many groups and norms per layer as were found."""
+    for row in ARCHITECTURES:
+        n_layers, odd = divmod(len(parts.groups) - 1, len(row.groups))
+        complete = len(parts.norms) == len(row.norms) * n_layers + 1 and parts.embeddings
+        if not odd and n_layers > 0 and complete:
+            return row
+    groups = _either(len(row.groups) for row in reversed(ARCHITECTURES))
+    norms = _either(len(row.norms) for row in reversed(ARCHITECTURES))
+    raise ArtifactError(
+        f"{where}: {_UNKNOWN}: {len(parts.embeddings)} embeddings, "
+        f"{len(parts.groups)} groups of linears ({groups} per layer and 1 are expected), "
+        f"{len(parts.norms)} norms ({norms} per layer and 1 are expected)"
+    )
+
+
+def _either(words: Iterable[object]) -> str:
+    return " or ".join(map(str, dict.fromkeys(words)))
+
+
+_UNKNOWN = f"not recognised as a {_either(row.name for row in reversed(ARCHITECTURES))}"
 
 
 def _functions(artifact: Artifact, method: str) -> Iterator[tuple[Function, Any]]:
@@ -107,7 +125,9 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                 parts.epsilons.append(scalars[names["x"]])
 
 
-def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> ModelConfig:
+def _config(
+    artifact: Artifact, parts: _Parts, architecture: Architecture, where: str
+) -> ModelConfig:
     try:
         head_dim = int(artifact.constants["head_dim"])
         n_kv_heads = int(artifact.constants["n_heads_per_cache"])
@@ -120,14 +140,15 @@ def _config(artifact: Artifact, parts: _Parts, n_layers: int, where: str) -> Mod
     n_heads = rows // head_dim - 2 * n_kv_heads if head_dim > 0 else 0
     if min(n_heads, n_kv_heads) < 1 or n_heads % n_kv_heads:
         raise ArtifactError(
-            f"{where}: not recognised as a Llama: {rows} rows of queries, keys and values do not "
+            f"{where}: {_UNKNOWN}: {rows} rows of queries, keys and values do not "
             f"divide into heads of {head_dim} rows with {n_kv_heads} key-value heads"
         )
     if len(set(parts.epsilons)) != 1:
         raise ArtifactError(f"{where}: its norms have {len(set(parts.epsilons))} epsilons, not one")
     return ModelConfig(
+        architecture=architecture,
         dim=dim,
-        n_layers=n_layers,
+        n_layers=len(parts.groups) // len(architecture.groups),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
@@ -148,23 +169,15 @@ def _rounded(artifact: Artifact, value: float) -> float:
     return float(torch.tensor(value, dtype=kept))
 
 
-_GROUPS = (
-    ("attention.wq", "attention.wk", "attention.wv"),
-    ("attention.wo",),
-    ("feed_forward.w1", "feed_forward.w3"),
-    ("feed_forward.w2",),
-)
-
-
 def _named(config: ModelConfig, parts: _Parts, where: str) -> dict[str, torch.Tensor]:
     weights = {"tok_embeddings.weight": parts.embeddings[0], "norm.weight": parts.norms[-1]}
-    for layer in range(config.n_layers):
-        prefix = f"layers.{layer}."
-        weights[f"{prefix}attention_norm.weight"] = parts.norms[2 * layer]
-        weights[f"{prefix}ffn_norm.weight"] = parts.norms[2 * layer + 1]
-        for names, group in zip(_GROUPS, parts.groups[4 * layer : 4 * layer + 4], strict=True):
+    norms, groups = iter(parts.norms), iter(parts.groups)
+    for prefix in (f"layers.{layer}." for layer in range(config.n_layers)):
+        for norm in config.architecture.norms:
+            weights[f"{prefix}{norm.name}.weight"] = next(norms)
+        for names in config.architecture.groups:
             full = [f"{prefix}{name}.weight" for name in names]
-            weights |= _cut(group, full, config, where)
+            weights |= _cut(next(groups), full, config, where)
     return weights | _cut(parts.groups[-1], ["output.weight"], config, where)
 
 
@@ -177,7 +190,6 @@ def _cut(
     found = [list(weight.shape) for weight in group]
     if any(shape[1:] != [width] for shape in found) or sum(rows for rows, _ in found) != sum(sizes):
         raise ArtifactError(
-            f"{where}: not recognised as a Llama: {', '.join(names)} are made of {found}, "
-            f"{shapes} are expected"
+            f"{where}: {_UNKNOWN}: {', '.join(names)} are made of {found}, {shapes} are expected"
         )
     return dict(zip(names, torch.cat(group).split(sizes), strict=True))

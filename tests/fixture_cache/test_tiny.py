@@ -9,8 +9,7 @@ import torch
 from fixtures import tiny
 from fixtures.grammar import RULES
 from fixtures.quality import MASTERED, cases, quality, tokens_of
-from fixtures.train_tiny import SCHEMES, train, train_tokenizer
-from fixtures.trainable import logits, rounded
+from fixtures.train_tiny import SCHEMES, Trained, rounded, train, train_tokenizer
 from harness.generate.tokenizer import load_tokenizer
 from harness.models.checkpoint import load_checkpoint
 from harness.models.config import load_params
@@ -87,7 +86,7 @@ def test_the_tokenizer_is_made_again_with_the_same_pieces():
 
 def test_what_is_trained_computes_what_the_oracle_computes(weights):
     tokens = torch.randint(512, (2, 40), generator=torch.Generator().manual_seed(0))
-    found = logits({n: w.double() for n, w in weights.items()}, CONFIG, tokens)
+    found = Trained(CONFIG, {n: w.double() for n, w in weights.items()}).logits(tokens)
     for row, text in zip(found, tokens, strict=True):
         wanted = Oracle(CONFIG, weights)(text)[0]
         torch.testing.assert_close(row, wanted, rtol=0, atol=1e-4)

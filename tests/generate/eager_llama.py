@@ -13,7 +13,8 @@ import torch
 from harness.generate.constants import Constants
 from harness.generate.layout import parse_layout
 from harness.generate.session import Session
-from harness.models.config import ModelConfig
+from harness.models import ModelConfig
+from harness.models.llama import LLAMA
 from harness.models.model import Oracle, StaticModel, rope_tables
 from harness.pte import TensorSpec
 
@@ -22,6 +23,7 @@ VOCAB = 40
 
 def small_config(n_layers: int = 2) -> ModelConfig:
     return ModelConfig(
+        architecture=LLAMA,
         dim=16, n_layers=n_layers, n_heads=4, n_kv_heads=2, head_dim=4, hidden_dim=24,
         vocab_size=VOCAB,
     )  # fmt: skip

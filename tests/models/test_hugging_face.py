@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
+from harness.models import RopeScaling
 from harness.models.checkpoint import is_tied, load_checkpoint
-from harness.models.config import RopeScaling, load_params
+from harness.models.config import load_params
 from harness.models.model import Oracle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,11 +234,10 @@ def test_weights_are_mapped_and_not_read(tmp_path):
     """400 MB of weights: opening them takes a tenth of that, q and k included."""
     from safetensors.torch import save_file
 
-    from harness.models import hugging_face
-
     sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 200_000}
     config = load_params(edited(tmp_path, **sizes))
-    shapes = {hugging_face.tensor_name(n): s for n, s in config.weight_shapes.items()}
+    names = config.hugging_face_names
+    shapes = {names[n]: s for n, s in config.weight_shapes.items()}
     save_file({n: torch.zeros(s) for n, s in shapes.items()}, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size > 400e6
     code = (

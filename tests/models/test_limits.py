@@ -6,7 +6,6 @@ import torch
 from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
-from harness.models import hugging_face
 from harness.models.checkpoint import load_checkpoint
 from harness.models.config import parse_params
 from harness.models.quantize import exported_weights
@@ -55,7 +54,7 @@ def test_a_value_that_the_export_cannot_hold_is_refused(load, tmp_path, value, d
 
 def test_it_is_named_as_the_file_names_it(load):
     with pytest.raises(HarnessError, match=r": model\.layers\.0\.self_attn\.q_proj\.weight holds"):
-        load(filled(float("nan")), name=hugging_face.tensor_name)
+        load(filled(float("nan")), name=CONFIG.hugging_face_names.__getitem__)
 
 
 @pytest.mark.parametrize("scheme", ["none", "c4w"])

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from harness.errors import HarnessError
-from harness.models.config import RopeScaling, load_params, parse_params
+from harness.models import RopeScaling
+from harness.models.config import load_params, parse_params
 
 SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 100}
 

@@ -3,7 +3,8 @@ import torch
 
 from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
-from harness.models.config import Quantization, parse_params
+from harness.models import Quantization
+from harness.models.config import parse_params
 from harness.models.quantize import exported_weights, quantize_dequantize
 
 CONFIG = parse_params({"dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 64, "hidden_dim": 64})

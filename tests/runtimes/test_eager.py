@@ -7,6 +7,7 @@ import torch
 
 from harness.artifact import open_artifact
 from harness.errors import ArtifactError
+from harness.models.llama import LLAMA
 from harness.models.recognise import _config, _cut, _named, _Parts, read_model
 from harness.runtimes import get_runtime
 
@@ -49,14 +50,14 @@ def artifact(**constants):
 
 
 def test_sizes_are_read_from_what_was_found():
-    config = _config(artifact(), parts(), 1, "here")
+    config = _config(artifact(), parts(), LLAMA, "here")
     assert (config.dim, config.n_heads, config.n_kv_heads, config.hidden_dim) == (4, 2, 1, 5)
     assert (config.vocab_size, config.head_dim, config.norm_eps) == (6, 2, 1e-5)
 
 
 def test_weights_are_named_and_joined_in_order():
     found = parts()
-    weights = _named(_config(artifact(), found, 1, "here"), found, "here")
+    weights = _named(_config(artifact(), found, LLAMA, "here"), found, "here")
     queries, keys, values = found.groups[0]
     assert torch.equal(weights["layers.0.attention.wk.weight"], keys)
     assert torch.equal(weights["layers.0.attention.wv.weight"], values)
@@ -70,9 +71,9 @@ def test_weights_are_named_and_joined_in_order():
 def test_a_layer_that_was_split_by_rows_is_joined():
     found = parts()
     split = [found.groups[0][0][:1], found.groups[0][0][1:], *found.groups[0][1:]]
-    whole = _named(_config(artifact(), found, 1, "here"), found, "here")
+    whole = _named(_config(artifact(), found, LLAMA, "here"), found, "here")
     found = parts(**(vars(found) | {"groups": [split, *found.groups[1:]]}))
-    joined = _named(_config(artifact(), found, 1, "here"), found, "here")
+    joined = _named(_config(artifact(), found, LLAMA, "here"), found, "here")
     assert all(torch.equal(joined[name], whole[name]) for name in whole)
 
 
@@ -93,11 +94,11 @@ def test_a_layer_that_was_split_by_rows_is_joined():
 def test_sizes_that_make_no_llama_are_refused(constants, changes, problem):
     with pytest.raises(ArtifactError, match=f"^here: .*{problem}"):
         found = parts(**changes)
-        _named(_config(artifact(**constants), found, 1, "here"), found, "here")
+        _named(_config(artifact(**constants), found, LLAMA, "here"), found, "here")
 
 
 def test_weights_of_other_shapes_are_refused():
-    config = _config(artifact(), parts(), 1, "here")
+    config = _config(artifact(), parts(), LLAMA, "here")
     for shapes in ([(7, 4)], [(6, 5)], [(3, 4), (3, 5)], [(6,)], [(6, 4, 1)]):
         group = [torch.rand(shape) for shape in shapes]
         with pytest.raises(ArtifactError, match="here: not recognised.* output.weight are made of"):
