@@ -217,7 +217,7 @@ def test_a_declared_size_that_no_package_of_its_size_has_is_refused(tmp_path, ca
 def test_tensors_of_other_kinds_are_refused(package, tmp_path, capsys, tensor):
     torch.save({"a": tensor}, tmp_path / "in.pt")
     assert main(["bisect", package, "--inputs", str(tmp_path / "in.pt")]) == 2
-    assert "no dense tensor of real numbers" in capsys.readouterr().err
+    assert "must be a dense tensor of real numbers" in capsys.readouterr().err
 
 
 def test_tensors_of_one_method_need_to_know_which(tmp_path, capsys):
