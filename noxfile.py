@@ -85,7 +85,7 @@ def real(session: nox.Session) -> None:
 def operators(session: nox.Session) -> None:
     """Run coremltools' own operator tests on our executor: a sample; `-- --everything`: all."""
     install(session)
-    suite = [BIN / "python", "-m", "suites.operators", "-n", "auto", "--results", RESULTS]
+    suite = [BIN / "python", "-m", "harness.suites.operators", "-n", "auto", "--results", RESULTS]
     run(session, "harness", "shim", "--policy", "widen", "--", *suite, *session.posargs)
 
 
@@ -101,7 +101,7 @@ def matrix(session: nox.Session) -> None:
 def upstream(session: nox.Session) -> None:
     """Run ExecuTorch's own Core ML tests, unmodified, with our executor as its backend."""
     install(session)
-    suite = [str(BIN / "python"), "-m", "suites.upstream", "--results", RESULTS]
+    suite = [str(BIN / "python"), "-m", "harness.suites.upstream", "--results", RESULTS]
     run(session, "harness", "shim", "--", *suite, *session.posargs)
 
 
@@ -129,7 +129,7 @@ def bench(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Load and call 10,000 mutated artifacts: none may crash, hang or take too much memory."""
     install(session)
-    run(session, "python", "-m", "suites.fuzz", *session.posargs)
+    run(session, "python", "-m", "harness.suites.fuzz", *session.posargs)
 
 
 @nox.session(python=False, default=False)

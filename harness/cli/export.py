@@ -26,7 +26,7 @@ def models(args: argparse.Namespace) -> int:
     """Print the named models with the options of their exports, and return 0."""
     from tabulate import tabulate
 
-    from fixtures.models import all_models
+    from harness.fixtures.models import all_models
 
     named = all_models().values()
     rows = [
@@ -46,9 +46,9 @@ def models(args: argparse.Namespace) -> int:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness export`; an option that is not given stays absent."""
-    from fixtures.models import MODELS
     from harness.export import EXPORTERS
     from harness.export.options import CHOICES
+    from harness.fixtures.models import MODELS
 
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
@@ -107,11 +107,11 @@ def _export_model(
     name: str, given: dict[str, Any], params: str | None, exporter: str, output: Path
 ) -> None:
     """Copy the cached export of a named model, which is made first if it is not there."""
-    from fixtures import cache
-    from fixtures.models import model
     from harness.artifact.exported import EXPORT
     from harness.artifact.pte_reader import FILE_IDENTIFIER
     from harness.files import partial_file, partial_folder
+    from harness.fixtures import cache
+    from harness.fixtures.models import model
 
     if params is not None:
         raise HarnessError("--params goes with --checkpoint; a named model has its own")

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
-from fixtures.cache import exported, fixture
 from harness.errors import HarnessError
+from harness.fixtures.cache import exported, fixture
 from harness.measure.timing import Stopwatch, load_times
 from harness.runtimes import RUNTIMES, get_runtime
 from harness.subject import Subject

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.checks import Check, run_check
 from harness.results import Case
 from harness.subject import Subject
-from suites.conformance.subjects import Subjects
+from harness.suites.conformance.subjects import Subjects
 
 
 @dataclass(frozen=True)

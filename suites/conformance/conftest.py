@@ -14,14 +14,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness
 
 import pytest
 
-from fixtures.matrix import matrix
-from fixtures.models import model
 from harness.export import EXPORTERS
+from harness.fixtures.matrix import matrix
+from harness.fixtures.models import model
 from harness.results import Case
 from harness.runtimes import RUNTIMES
-from suites.conformance.cases import Judge
-from suites.conformance.subjects import Subjects
-from suites.results import (
+from harness.suites.conformance.cases import Judge
+from harness.suites.conformance.subjects import Subjects
+from harness.suites.results import (
     add_results_option,
     pytest_runtest_makereport,
     record,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fixtures.cache import exported, fixture
 from harness.errors import HarnessError
 from harness.export.options import CHOICES, ExportOptions
+from harness.fixtures.cache import exported, fixture
 from harness.subject import Subject
 
 

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from fixtures.cache import fixture
-from fixtures.quality import MASTERED, cases, tokens_of
 from harness.checks import Check
+from harness.fixtures.cache import fixture
+from harness.fixtures.quality import MASTERED, cases, tokens_of
 from harness.generate import generate
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
-from suites.conformance.subjects import SubjectName
+from harness.suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("tiny")
 

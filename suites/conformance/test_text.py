@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 
-from fixtures.cache import fixture
 from harness.checks import Check
 from harness.checks.parity import greedy_findings
+from harness.fixtures.cache import fixture
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
-from suites.conformance.subjects import SubjectName
+from harness.suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("smollm2")
 

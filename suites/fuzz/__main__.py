@@ -1,4 +1,4 @@
-"""`python -m suites.fuzz`: ten thousand mutated artifacts; exit status 1 when one is not borne."""
+"""Attempt ten thousand mutated artifacts; the exit status is 1 when one crashes or hangs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from suites.fuzz.programs import save_all
-from suites.fuzz.run import counted, results
+from harness.suites.fuzz.programs import save_all
+from harness.suites.fuzz.run import counted, results
 
 
 def main() -> int:
     """Make the sound artifacts, run the cases, print every failure and the counts."""
-    parser = argparse.ArgumentParser(prog="python -m suites.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m harness.suites.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=20_26)
     parser.add_argument("--case", type=int, help="this one only")
@@ -43,7 +43,7 @@ def main() -> int:
 
 def _add_exports(folder: Path) -> None:
     """Copy the exports of `tiny`, made now if they are not there."""
-    from suites.conformance.subjects import Subjects
+    from harness.suites.conformance.subjects import Subjects
 
     subjects = Subjects(lambda stage: print(stage, file=sys.stderr))
     for mode in ("single", "multifunction"):

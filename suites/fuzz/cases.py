@@ -15,7 +15,7 @@ from harness.artifact.facts import artifact_facts
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
 from harness.runtimes import get_runtime
-from suites.fuzz import of_bytes, of_programs
+from harness.suites.fuzz import of_bytes, of_programs
 
 _WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 _MAX_INPUT = 1 << 22  # elements; more are not made for a call, whatever a program asks for

@@ -57,13 +57,13 @@ def results(folder: Path, seed: int, first: int, end: int) -> Iterator[Result]:
 
 class _Child:
     def __init__(self, folder: Path, seed: int, first: int, end: int) -> None:
-        command = [sys.executable, "-m", "suites.fuzz.worker", folder, seed, first, end]
+        command = [sys.executable, "-m", "harness.suites.fuzz.worker", folder, seed, first, end]
         self._process = subprocess.Popen(
             [str(word) for word in command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).resolve().parents[2],
         )
         assert self._process.stdout is not None and self._process.stderr is not None
         self._lines: queue.Queue[str | None] = queue.Queue()

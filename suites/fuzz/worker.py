@@ -1,7 +1,7 @@
 """A child process that attempts cases, in limited memory: a line of JSON before and after each.
 
-`python -m suites.fuzz.worker FOLDER SEED FIRST END`. The parent counts the seconds and sees a
-crash; this side knows the memory, and what kind of error ended an attempt.
+`python -m harness.suites.fuzz.worker FOLDER SEED FIRST END`. The parent counts the seconds and sees
+a crash; this side knows the memory, and what kind of error ended an attempt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from harness.errors import HarnessError
-from suites.fuzz.cases import Case, Sources
+from harness.suites.fuzz.cases import Case, Sources
 
 GIGABYTE = 1 << 30
 SLACK = 256 << 20  # address space that is mapped and not used: arenas, stacks of threads

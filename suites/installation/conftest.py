@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from suites.results import (
+from harness.suites.results import (
     add_results_option,
     pytest_runtest_makereport,
     record,

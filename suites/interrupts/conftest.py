@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suites.interrupts.process import WarmProcess
+from harness.suites.interrupts.process import WarmProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ interrupted, as SIGINT does it, or the process is killed. Between two moments a 
 `limit` kills the process (SIGXFSZ) at the write that would make a file longer than so many bytes.
 What libraries do in machine code, as coremltools writes weights, is no moment; a limit meets it.
 
-`python -m suites.interrupts.moments` reads one request a line, as JSON, and answers with one.
+`python -m harness.suites.interrupts.moments` reads one request a line, as JSON, and answers each.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from suites.interrupts.moments import Request
+from harness.suites.interrupts.moments import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 300.0  # seconds that a command may take
@@ -40,7 +40,7 @@ class WarmProcess:
             "STAND_IN_SKIPS_CHECKPOINT": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "suites.interrupts.moments"],
+            [sys.executable, "-m", "harness.suites.interrupts.moments"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from fixtures.cache import exported
 from harness.artifact.exported import PROGRAM
 from harness.artifact.package import MANIFEST
+from harness.fixtures.cache import exported
 from harness.packages.extract import LIST
-from suites.interrupts.leftovers import content, taken_for_whole
-from suites.interrupts.moments import Request
+from harness.suites.interrupts.leftovers import content, taken_for_whole
+from harness.suites.interrupts.moments import Request
 
 SMALL = ("--input-len", "4", "--max-context-len", "24", "--target-split-size", "none")
 EXPORT = ("export", "--checkpoint", "{model}/checkpoint.pth", "--params", "{model}/params.json")

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from fixtures.cache import exported
 from harness.artifact.exported import PROGRAM
-from suites.interrupts.leftovers import content, taken_for_whole
+from harness.fixtures.cache import exported
+from harness.suites.interrupts.leftovers import content, taken_for_whole
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import time
 import psutil
 import pytest
 
-from suites.interrupts.leftovers import content, is_whole, taken_for_whole
-from suites.interrupts.process import ROOT
-from suites.interrupts.test_interrupts import KEPT_BY_TORCH, OURS, SMALL
+from harness.suites.interrupts.leftovers import content, is_whole, taken_for_whole
+from harness.suites.interrupts.process import ROOT
+from harness.suites.interrupts.test_interrupts import KEPT_BY_TORCH, OURS, SMALL
 
 THEIRS = (*OURS[:5], "--exporter", "executorch", *SMALL, "-o", "{output}")
 TIMES = 6

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fixtures.cache import exported
-from fixtures.models import model
 from harness.artifact import open_artifact
+from harness.fixtures.cache import exported
+from harness.fixtures.models import model
 from harness.generate.session import open_session
 from harness.runtimes import get_runtime
 
@@ -103,7 +103,7 @@ def test_a_process_that_loads_and_runs_stays_small(bar, record_property):
         [sys.executable, "-c", CHILD, str(path)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).resolve().parents[2],
     )
     assert done.returncode == 0, done.stderr[-2000:]
     took, peak = map(float, done.stdout.split())

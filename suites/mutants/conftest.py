@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.subject import Subject
-from suites.conformance.subjects import Subjects
-from suites.mutants.edit import Export
-from suites.mutants.judge import opened
+from harness.suites.conformance.subjects import Subjects
+from harness.suites.mutants.edit import Export
+from harness.suites.mutants.judge import opened
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from suites.mutants.edit import Export, Mutation
+from harness.suites.mutants.edit import Export, Mutation
 
 PREFIXES = {"single": ("",), "multifunction": ("decode_", "prefill_")}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from suites.mutants.edit import Export, Mutation, Payload
-from suites.mutants.of_programs import blocks
+from harness.suites.mutants.edit import Export, Mutation, Payload
+from harness.suites.mutants.of_programs import blocks
 
 
 def methods(payload: Payload) -> list[dict[str, list[str]]]:

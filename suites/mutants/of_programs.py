@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.artifact.proto import proto_module
-from suites.mutants.edit import Export, Mutation, Payload
+from harness.suites.mutants.edit import Export, Mutation, Payload
 
 QUANTIZED = "constexpr_blockwise_shift_scale"  # the operation that makes a linear's weights
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from suites.mutants.edit import Export, Payload, copy_blob, put_half, scale_half
-from suites.mutants.of_programs import QUANTIZED, blocks
+from harness.suites.mutants.edit import Export, Payload, copy_blob, put_half, scale_half
+from harness.suites.mutants.of_programs import QUANTIZED, blocks
 
 
 def constant(payload: Payload, function: str, end: str) -> Any:

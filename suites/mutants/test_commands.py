@@ -5,9 +5,9 @@ import json
 import pytest
 
 from harness.cli import main
-from suites.conformance.subjects import Subjects
-from suites.mutants import of_programs as programs
-from suites.mutants.edit import Export
+from harness.suites.conformance.subjects import Subjects
+from harness.suites.mutants import of_programs as programs
+from harness.suites.mutants.edit import Export
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from harness.artifact import open_artifact
-from suites.mutants import of_names as names
-from suites.mutants import of_programs as programs
-from suites.mutants import of_weights as weights
-from suites.mutants.edit import Export
+from harness.suites.mutants import of_names as names
+from harness.suites.mutants import of_programs as programs
+from harness.suites.mutants import of_weights as weights
+from harness.suites.mutants.edit import Export
 
 MODES = ("single", "multifunction")
 

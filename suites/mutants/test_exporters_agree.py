@@ -9,12 +9,12 @@ import torch
 
 from harness.artifact import open_artifact
 from harness.checks.agreement import agreement_with
-from suites.conformance.subjects import Subjects
-from suites.mutants import of_constants as constants
-from suites.mutants import of_programs as programs
-from suites.mutants import of_weights as weights
-from suites.mutants.edit import scale_half
-from suites.mutants.judge import RUNTIME, judged, opened
+from harness.suites.conformance.subjects import Subjects
+from harness.suites.mutants import of_constants as constants
+from harness.suites.mutants import of_programs as programs
+from harness.suites.mutants import of_weights as weights
+from harness.suites.mutants.edit import scale_half
+from harness.suites.mutants.judge import RUNTIME, judged, opened
 
 pytestmark = pytest.mark.mutant
 MODES = ("single", "multifunction")

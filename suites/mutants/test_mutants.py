@@ -14,11 +14,11 @@ import torch
 
 from harness.checks import artifact_checks
 from harness.subject import Subject
-from suites.mutants import of_constants as constants
-from suites.mutants import of_names as names
-from suites.mutants import of_programs as programs
-from suites.mutants import of_weights as weights
-from suites.mutants.judge import judged, opened
+from harness.suites.mutants import of_constants as constants
+from harness.suites.mutants import of_names as names
+from harness.suites.mutants import of_programs as programs
+from harness.suites.mutants import of_weights as weights
+from harness.suites.mutants.judge import judged, opened
 
 pytestmark = pytest.mark.mutant
 SINGLE, MULTI = ("single",), ("multifunction",)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from fixtures.cache import exported, fixture
 from harness.checks import artifact_checks
+from harness.fixtures.cache import exported, fixture
 from harness.subject import Subject
-from suites.mutants.judge import judged
+from harness.suites.mutants.judge import judged
 
 
 @pytest.mark.parametrize(("input_len", "context"), [(1, 8), (16, 20)])

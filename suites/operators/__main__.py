@@ -1,4 +1,4 @@
-"""`python -m suites.operators`: pytest on coremltools' operator tests, with what they need set."""
+"""Run pytest on coremltools' operator tests, with the settings that they need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.shim import is_installed
-from suites.operators.selection import PACKAGE
+from harness.suites.operators.selection import PACKAGE
 
 # coremltools' module testing_reqs reads these, here and in xdist's workers: ML Programs only, in
 # fp32 as well as in fp16, and every test on every opset from its own on. Each process has one
@@ -27,14 +27,22 @@ def main() -> int:
     if not is_installed() and sys.platform != "darwin":
         print(
             "suites.operators: no Core ML here and no stand-in for it; run it with "
-            "`harness shim --policy widen -- python -m suites.operators`",
+            "`harness shim --policy widen -- python -m harness.suites.operators`",
             file=sys.stderr,
         )
         return 2
     os.environ.update(_SETTINGS)
     settings = Path(__file__).with_name("pytest.ini")
     return pytest.main(
-        ["-c", str(settings), "-p", "suites.operators.plugin", "--pyargs", PACKAGE, *sys.argv[1:]]
+        [
+            "-c",
+            str(settings),
+            "-p",
+            "harness.suites.operators.plugin",
+            "--pyargs",
+            PACKAGE,
+            *sys.argv[1:],
+        ]
     )
 
 

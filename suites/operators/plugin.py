@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from harness.results import Case, Run
-from suites.impossible import Impossible, Target, entry_of, judge_listed, mark_listed
-from suites.operators.selection import is_fp32, sample, target_of
-from suites.operators.tally import Result, case_of, opset_table, rows_of
-from suites.operators.watch import Sight, watched
-from suites.results import Recorder, add_results_option, carried, start_recording
+from harness.suites.impossible import Impossible, Target, entry_of, judge_listed, mark_listed
+from harness.suites.operators.selection import is_fp32, sample, target_of
+from harness.suites.operators.tally import Result, case_of, opset_table, rows_of
+from harness.suites.operators.watch import Sight, watched
+from harness.suites.results import Recorder, add_results_option, carried, start_recording
 
 IMPOSSIBLE = Path(__file__).with_name("impossible.toml")
 _SIGHT = pytest.StashKey[Sight]()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from suites.impossible import NO_OPSET, Target
+from harness.suites.impossible import NO_OPSET, Target
 
 PACKAGE = "coremltools.converters.mil.mil.ops.tests"
 

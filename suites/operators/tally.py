@@ -10,7 +10,7 @@ from typing import Any, Self
 from tabulate import tabulate
 
 from harness.results import Case, Fact
-from suites.impossible import Target
+from harness.suites.impossible import Target
 
 COLUMNS = {
     "predicted": "with a prediction",

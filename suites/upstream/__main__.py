@@ -1,4 +1,4 @@
-"""`python -m suites.upstream`: pytest on ExecuTorch's tests, found in its package or a checkout."""
+"""Run pytest on ExecuTorch's own tests, found in its package or in a checkout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TESTS = Path("backends/apple/coreml/test")
 
 def main() -> int:
     """Run pytest and return its exit status, or 2 when the tests or the runtime are not there."""
-    parser = argparse.ArgumentParser(prog="suites.upstream", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="harness.suites.upstream", allow_abbrev=False)
     parser.add_argument("--source", type=Path, metavar="DIR", help="a checkout of ExecuTorch")
     parser.add_argument("--file", action="append", metavar="NAME", help="a file of its tests")
     args, rest = parser.parse_known_args()
@@ -30,7 +30,14 @@ def main() -> int:
         return error.exit_status
     sys.dont_write_bytecode = True  # beside its tests
     settings = str(Path(__file__).with_name("pytest.ini"))
-    ours = ["-c", settings, "--rootdir", str(files[0].parent), "-p", "suites.upstream.plugin"]
+    ours = [
+        "-c",
+        settings,
+        "--rootdir",
+        str(files[0].parent),
+        "-p",
+        "harness.suites.upstream.plugin",
+    ]
     return pytest.main([*ours, *map(str, files), *rest])
 
 
@@ -61,7 +68,7 @@ def _check_runtime() -> None:
     if not is_installed() and sys.platform != "darwin":
         raise HarnessError(
             "no Core ML here and no stand-in for it; run it with "
-            "`harness shim -- python -m suites.upstream`"
+            "`harness shim -- python -m harness.suites.upstream`"
         )
 
 

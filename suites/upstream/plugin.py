@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from harness.results import Case, Run
-from suites.impossible import Target, entry_of, judge_listed, mark_listed
-from suites.results import Recorder, add_results_option, carry, start_recording
-from suites.upstream.gates import Asked, open_gates, read_asked
-from suites.upstream.watch import Sight, watched
+from harness.suites.impossible import Target, entry_of, judge_listed, mark_listed
+from harness.suites.results import Recorder, add_results_option, carry, start_recording
+from harness.suites.upstream.gates import Asked, open_gates, read_asked
+from harness.suites.upstream.watch import Sight, watched
 
 IMPOSSIBLE = Path(__file__).with_name("impossible.toml")
 _ASKED = pytest.StashKey[Asked]()

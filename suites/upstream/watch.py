@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from suites.upstream.gates import Lines
+from harness.suites.upstream.gates import Lines
 
 
 @dataclass

@@ -16,7 +16,7 @@ from harness.errors import ArtifactError
 def sound():
     from dataclasses import replace
 
-    from fixtures.cache import exported, fixture
+    from harness.fixtures.cache import exported, fixture
 
     options = replace(fixture("tiny").options, mode="multifunction")
     return exported("tiny", options, exporter="coreml")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.cache import cache_dir
 from harness.errors import HarnessError
+from harness.fixtures.cache import cache_dir
 from harness.runtimes import RUNTIMES
-from suites.benchmarks import language_models
+from harness.suites.benchmarks import language_models
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -97,7 +97,7 @@ def test_a_runtime_that_crashes_when_asked_is_no_skip(monkeypatch):
 
 
 def test_an_unknown_profile_is_a_sentence():
-    code = "import suites.benchmarks.language_models"
+    code = "import harness.suites.benchmarks.language_models"
     environment = {**os.environ, "HARNESS_BENCH_PROFILE": "quick"}
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from fixtures.cache import exported, fixture
 from harness.checks import Check, artifact_checks
 from harness.cli import main
 from harness.errors import CallTimeoutError, CrashError
-from suites.mutants import of_names as names
-from suites.mutants import of_programs as programs
-from suites.mutants import of_weights as weights
-from suites.mutants.edit import Export
+from harness.fixtures.cache import exported, fixture
+from harness.suites.mutants import of_names as names
+from harness.suites.mutants import of_programs as programs
+from harness.suites.mutants import of_weights as weights
+from harness.suites.mutants.edit import Export
 
 WIDEN = ("--runtime", "mil:widen")
 

@@ -286,7 +286,7 @@ def test_bytes_that_no_part_shows_still_differ(base, programs):
 
 
 def test_a_change_in_a_real_program_is_found_where_it_is(mixed_program, tmp_path):
-    from suites.mutants.edit import Export, scale_half
+    from harness.suites.mutants.edit import Export, scale_half
 
     export = Export(mixed_program[0])
     weights = export.payloads[0].weights

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from harness.artifact import open_artifact
 from harness.cli import main
 from harness.runtimes import get_runtime
-from suites.conformance.subjects import Subjects
+from harness.suites.conformance.subjects import Subjects
 from tests.mil.programs import save
 
 

@@ -11,13 +11,13 @@ from harness.divergence.model import ModelJudge
 from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge
 from harness.subject import Subject
-from suites.conformance.subjects import Subjects
-from suites.mutants import of_constants as constants
-from suites.mutants import of_names as names
-from suites.mutants import of_programs as programs
-from suites.mutants import of_weights as weights
-from suites.mutants.edit import Export
-from suites.mutants.judge import opened
+from harness.suites.conformance.subjects import Subjects
+from harness.suites.mutants import of_constants as constants
+from harness.suites.mutants import of_names as names
+from harness.suites.mutants import of_programs as programs
+from harness.suites.mutants import of_weights as weights
+from harness.suites.mutants.edit import Export
+from harness.suites.mutants.judge import opened
 
 BOTH = ("single", "multifunction")
 LOCATED = [

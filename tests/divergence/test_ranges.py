@@ -11,9 +11,9 @@ from harness.cli import main
 from harness.divergence.ranges import to_json
 from harness.mil import get_policy, load_function, observed
 from harness.mil.ranges import RangeMonitor
-from suites.conformance.subjects import Subjects
-from suites.mutants import of_weights as weights
-from suites.mutants.edit import Export
+from harness.suites.conformance.subjects import Subjects
+from harness.suites.mutants import of_weights as weights
+from harness.suites.mutants.edit import Export
 from tests.mil.programs import save
 
 

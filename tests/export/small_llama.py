@@ -4,9 +4,9 @@ import json
 
 import torch
 
-from fixtures.random_llama import random_weights
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
+from harness.fixtures.random_llama import random_weights
 from harness.models.config import parse_params
 from harness.subject import Subject
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fixtures import cache
-from fixtures.models import MODELS, all_models
 from harness.cli import main
 from harness.export import executorch
+from harness.fixtures import cache
+from harness.fixtures.models import MODELS, all_models
 
 
 @pytest.fixture

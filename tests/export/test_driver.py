@@ -11,10 +11,10 @@ import psutil
 import pytest
 import torch
 
-from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.export import executorch
 from harness.export.options import ExportOptions
+from harness.fixtures.random_llama import random_weights
 from harness.models.config import parse_params
 
 ROOT = Path(__file__).resolve().parents[2]

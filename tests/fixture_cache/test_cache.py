@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import cache
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
+from harness.fixtures import cache
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def test_a_damaged_fixture_is_made_again(empty):
 
 
 def test_a_build_that_fails_leaves_nothing_to_be_taken_for_whole(empty, monkeypatch):
-    monkeypatch.setattr("fixtures.tiny.shutil.copyfile", interrupt)
+    monkeypatch.setattr("harness.fixtures.tiny.shutil.copyfile", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.fixture("tiny")
     assert [path.suffix for path in (empty / "models").iterdir()] == [".lock"]
@@ -101,7 +101,9 @@ def test_a_change_of_the_builder_makes_another_fixture(made, monkeypatch):
     before = cache.fixture("tiny").folder
     digest = cache._source_digest
     monkeypatch.setattr(
-        cache, "_source_digest", lambda name: "edited" if name == "fixtures.tiny" else digest(name)
+        cache,
+        "_source_digest",
+        lambda name: "edited" if name == "harness.fixtures.tiny" else digest(name),
     )
     assert cache.fixture("tiny").folder != before
 
@@ -205,7 +207,7 @@ def test_a_cached_lookup_is_quick_and_imports_no_torch(exporter):
     path = cache.exported("tiny", export=exporter)
     code = (
         "import json, sys, time\n"
-        "from fixtures.cache import exported\n"
+        "from harness.fixtures.cache import exported\n"
         "path = exported('tiny')\n"
         "heavy = sorted({'torch', 'executorch', 'coremltools', 'numpy'} & set(sys.modules))\n"
         "print(json.dumps([str(path), heavy, time.process_time()]))\n"

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from fixtures.grammar import RULES, documents, held_out
-from fixtures.quality import cases
+from harness.fixtures.grammar import RULES, documents, held_out
+from harness.fixtures.quality import cases
 
 SAYINGS = list(held_out(seed=5, count=3000))
 WORDS = (

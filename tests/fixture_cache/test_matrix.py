@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fixtures import cache
-from fixtures.matrix import build, matrix
-from fixtures.models import MODELS, all_models, model
 from harness.errors import HarnessError
 from harness.export.options import check_fit
+from harness.fixtures import cache
+from harness.fixtures.matrix import build, matrix
+from harness.fixtures.models import MODELS, all_models, model
 from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import load_params, parse_params
 
@@ -111,7 +111,7 @@ def test_some_split_really_cuts_a_layer():
 def test_the_rows_are_the_same_in_every_process():
     code = (
         "import hashlib, json\n"
-        "from fixtures.matrix import matrix\n"
+        "from harness.fixtures.matrix import matrix\n"
         "rows = [[m.name, m.description, m.settings, m.options.as_dict()]\n"
         "        for m in matrix().values()]\n"
         "print(hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest())\n"

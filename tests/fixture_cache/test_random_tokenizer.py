@@ -3,7 +3,7 @@ import json
 import pytest
 from tokenizers import Tokenizer
 
-from fixtures.random_tokenizer import write_tokenizer
+from harness.fixtures.random_tokenizer import write_tokenizer
 
 SIZE = 2000  # more than the pairs of frequent letters
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from fixtures import smollm2
 from harness.errors import HarnessError, NotInstalledError
+from harness.fixtures import smollm2
 from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import load_params
 from harness.models.model import Oracle

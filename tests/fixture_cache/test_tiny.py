@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-from fixtures import tiny
-from fixtures.grammar import RULES
-from fixtures.quality import MASTERED, cases, quality, tokens_of
-from fixtures.train_tiny import SCHEMES, Trained, rounded, train, train_tokenizer
+from harness.fixtures import tiny
+from harness.fixtures.grammar import RULES
+from harness.fixtures.quality import MASTERED, cases, quality, tokens_of
+from harness.fixtures.train_tiny import SCHEMES, Trained, rounded, train, train_tokenizer
 from harness.generate.tokenizer import load_tokenizer
 from harness.models.checkpoint import load_checkpoint
 from harness.models.config import load_params

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from suites.fuzz import worker
-from suites.fuzz.cases import Case, Sources
-from suites.fuzz.programs import save_all
-from suites.fuzz.run import Result, counted, results
+from harness.suites.fuzz import worker
+from harness.suites.fuzz.cases import Case, Sources
+from harness.suites.fuzz.programs import save_all
+from harness.suites.fuzz.run import Result, counted, results
 
 SAMPLE = 300
 
@@ -89,16 +89,16 @@ class _Failing(Sources):
 
 
 def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch, tmp_path):
-    from suites.fuzz import run
+    from harness.suites.fuzz import run
 
     start = tmp_path / "start.py"
     start.write_text(
         "import runpy, sys\n"
-        "import suites.fuzz.cases as cases\n"
+        "import harness.suites.fuzz.cases as cases\n"
         "from test_fuzz import _Failing\n"
         "cases.Sources = _Failing\n"
         "sys.argv = sys.argv[1:]\n"
-        "from suites.fuzz import worker\n"
+        "from harness.suites.fuzz import worker\n"
         "worker.Sources = _Failing\n"
         "worker.main()\n"
     )
@@ -122,7 +122,7 @@ def test_counts_say_the_longest_and_the_largest():
 
 
 def test_a_child_that_is_gone_has_no_processor_time_left(folder):
-    from suites.fuzz.run import _Child
+    from harness.suites.fuzz.run import _Child
 
     child = _Child(folder, 0, 0, 1)
     assert child._processor() < 100

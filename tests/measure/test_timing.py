@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fixtures.cache import exported, fixture
 from harness.errors import HarnessError
+from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
 from harness.measure import timing
 from harness.measure.timing import Stopwatch, WrongAnswerError, load_times, milliseconds

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
+from harness.fixtures.random_llama import random_weights
 from harness.models.checkpoint import load_checkpoint
 from harness.models.config import parse_params
 from harness.models.quantize import exported_weights

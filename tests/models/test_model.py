@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fixtures.random_llama import random_weights
 from harness.errors import HarnessError
+from harness.fixtures.random_llama import random_weights
 from harness.models.config import parse_params
 from harness.models.model import Oracle, StaticModel, rope_tables
 
@@ -258,7 +258,7 @@ def test_a_tied_output_layer_stays_one_tensor():
 
 MEMORY = """
 import psutil, torch
-from fixtures.random_llama import random_weights
+from harness.fixtures.random_llama import random_weights
 from harness.models.config import parse_params
 from harness.models.model import Oracle
 from harness.runtimes._isolated_child import peak_memory

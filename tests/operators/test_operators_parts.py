@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from suites.impossible import Impossible, Target, judge_listed, read_impossible, unused
-from suites.operators.plugin import IMPOSSIBLE, OperatorsRecorder
-from suites.operators.selection import sample
-from suites.operators.tally import Result, case_of, opset_table, rows_of
-from suites.operators.watch import HALF_BOUND, within_half
+from harness.suites.impossible import Impossible, Target, judge_listed, read_impossible, unused
+from harness.suites.operators.plugin import IMPOSSIBLE, OperatorsRecorder
+from harness.suites.operators.selection import sample
+from harness.suites.operators.tally import Result, case_of, opset_table, rows_of
+from harness.suites.operators.watch import HALF_BOUND, within_half
 
 FILE = "iOS15/test_x.py"
 

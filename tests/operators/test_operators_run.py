@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MINIATURE = HERE / "miniature" / "iOS15"
-PLUGIN = ("-c", str(ROOT / "suites/operators/pytest.ini"), "-p", "suites.operators.plugin")
+PLUGIN = ("-c", str(ROOT / "suites/operators/pytest.ini"), "-p", "harness.suites.operators.plugin")
 
 
 def start(*words):
@@ -86,6 +86,6 @@ def test_the_table_is_shown_and_kept(run):
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac needs no stand-in")
 def test_without_the_stand_in_it_does_not_start():
-    done = start("-m", "suites.operators")
+    done = start("-m", "harness.suites.operators")
     assert done.returncode == 2
-    assert "harness shim --policy widen -- python -m suites.operators" in done.stderr
+    assert "harness shim --policy widen -- python -m harness.suites.operators" in done.stderr

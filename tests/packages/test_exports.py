@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.cache import exported, fixture
 from harness.artifact import Package, open_artifact
 from harness.artifact.facts import duplicate_bytes, sharing
 from harness.diff import diff_artifacts
+from harness.fixtures.cache import exported, fixture
 from harness.mil import get_policy, load_function
 from harness.packages import combine_packages, extract_packages
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.cache import exported, fixture
 from harness.artifact import Package, open_artifact
 from harness.diff import diff_artifacts
+from harness.fixtures.cache import exported, fixture
 from harness.packages import combine_packages, extract_packages
 from tests.packages.test_exports import execute
 

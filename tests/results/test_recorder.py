@@ -11,7 +11,7 @@ from harness.results import read_run
 
 CONFTEST = """
 from pathlib import Path
-from suites.results import pytest_runtest_makereport, record, start_recording
+from harness.suites.results import pytest_runtest_makereport, record, start_recording
 
 def pytest_configure(config):
     start_recording(config, "mini", Path("results"), {})

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fixtures.cache import exported, fixture
 from harness.checks.accuracy import WIDE_TOLERANCE, tolerances
 from harness.cli import main
 from harness.errors import HarnessError
+from harness.fixtures.cache import exported, fixture
 from harness.runtimes import RUNTIMES, RuntimeRow, get_runtime, runtime_row
 from harness.runtimes.mil import MilRuntime
 from harness.subject import Subject

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from fixtures.cache import exported, fixture
 from harness.artifact import open_artifact
 from harness.export.options import ExportOptions
+from harness.fixtures.cache import exported, fixture
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has Core ML itself")
 

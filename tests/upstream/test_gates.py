@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from harness.errors import HarnessError
-from suites.upstream.__main__ import FILES, test_files
-from suites.upstream.gates import Asked, open_gates, read_asked
+from harness.suites.upstream.__main__ import FILES, test_files
+from harness.suites.upstream.gates import Asked, open_gates, read_asked
 
 test_files.__test__ = False  # type: ignore[attr-defined]
 LYING = Path(__file__).with_name("lying.py")

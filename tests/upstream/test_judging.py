@@ -48,7 +48,15 @@ def suite(tmp_path_factory: pytest.TempPathFactory, mixed_program: Any) -> Any:
 
     def run(*options: str) -> tuple[int, str, Run | None]:
         results = tmp_path_factory.mktemp("results")
-        suite = [sys.executable, "-W", "ignore", "-m", "suites.upstream", "--source", str(root)]
+        suite = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "harness.suites.upstream",
+            "--source",
+            str(root),
+        ]
         command = [*SHIM, *suite, "--file", "test_lying.py", "--results", str(results), *options]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         stream = results / "upstream/upstream.jsonl"
@@ -114,6 +122,6 @@ def test_a_run_that_executed_nothing_has_not_passed(suite: Any) -> None:
 def test_without_the_stand_in_nothing_is_run() -> None:
     if sys.platform == "darwin":
         pytest.skip("a Mac has Core ML itself")
-    command = [sys.executable, "-m", "suites.upstream"]
+    command = [sys.executable, "-m", "harness.suites.upstream"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "no stand-in for it" in done.stderr
