@@ -1,10 +1,26 @@
-"""Figures, findings and cases of a run, and their stream (JSON Lines), without torch."""
+"""What a run records: figures, findings and cases, in a stream (JSON Lines). No torch.
 
+A stream is written line by line, and read back whole or refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from harness.errors import HarnessError
 from harness.results.cases import NOT_APPLICABLE, OUTCOMES, Case, Fact, Finding, case_from_findings
 from harness.results.figures import Figure
 from harness.results.known import KnownDefect, read_known
+from harness.results.lines import format_line, parse_line
 from harness.results.machine import Header
-from harness.results.stream import Footer, InvalidStream, MissingFooter, Run, Writer, read_run
 
 __all__ = [
     "NOT_APPLICABLE",
@@ -24,3 +40,210 @@ __all__ = [
     "read_known",
     "read_run",
 ]
+
+MAX_FILE_BYTES = 256 << 20
+
+
+class InvalidStream(HarnessError):
+    """A result stream that cannot be trusted: the message names the file, line and error."""
+
+
+class MissingFooter(InvalidStream):
+    """A result stream that ends before its footer: the run did not finish."""
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The totals of a run's cases; a stream without a footer is not a result."""
+
+    counts: Mapping[str, int]
+    comparisons: int
+    seconds: float
+    passed: bool
+
+    @classmethod
+    def of(cls, cases: Iterable[Case], seconds: float) -> Footer:
+        """Return the footer of these cases.
+
+        A run passes when no case has an outcome that fails it, and something was compared.
+        """
+        cases = tuple(cases)
+        found = Counter(case.outcome for case in cases)
+        comparisons = sum(case.comparisons for case in cases)
+        compared = any(case.outcome == "pass" for case in cases)
+        return cls(
+            counts={name: found[name] for name in OUTCOMES},
+            comparisons=comparisons,
+            seconds=seconds,
+            passed=compared and all(case.passes for case in cases),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the footer as a JSON object."""
+        return {"type": "footer", "counts": dict(self.counts)} | {
+            "comparisons": self.comparisons,
+            "seconds": self.seconds,
+            "passed": self.passed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Footer:
+        """Read the footer that `to_json` wrote; `data` has been validated against the schema."""
+        names = ("counts", "comparisons", "seconds", "passed")
+        return cls(**{name: data[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as read from its stream."""
+
+    header: Header
+    cases: tuple[Case, ...]
+    footer: Footer
+
+
+class Writer:
+    """A context manager that writes the stream of one run.
+
+    Lines go to `PATH.XXXXXXXX.partial`; each is flushed. Leaving the block writes the footer and
+    moves the file to `path`. An exception leaves the partial stream in its place.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
+        self._cases: dict[str, Case] = {}
+        self._start = time.monotonic()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise HarnessError(f"{path} cannot be written: {error.strerror or error}") from error
+        self._write(header.to_json())
+
+    def add(self, case: Case) -> None:
+        """Append a case; raises HarnessError when its id has been written before."""
+        if case.id in self._cases:
+            raise HarnessError(f"Case {case.id} ran twice: give each case of a run its own name")
+        self._write(case.to_json())
+        self._cases[case.id] = case
+
+    def finish(self) -> Footer:
+        """Write the footer and move the stream to `path`; raises HarnessError on failure."""
+        footer = Footer.of(self._cases.values(), round(time.monotonic() - self._start, 3))
+        self._write(footer.to_json())
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self.partial.replace(self.path)
+        except OSError as error:
+            raise HarnessError(
+                f"{self.path} cannot be written: {error.strerror or error}; the results are in"
+                f" {self.partial}"
+            ) from error
+        return footer
+
+    def abandon(self) -> None:
+        """Stop without a footer; the partial stream keeps its own name."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file.closed:  # `finish` has been called
+            return
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        try:
+            line = format_line(record)
+        except ValueError as error:
+            what = record.get("id", record["type"])
+            raise HarnessError(f"{self.path}: {what} cannot be recorded: {error}") from error
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise HarnessError(f"{self.partial} cannot be written: {error.strerror}") from error
+
+
+def read_run(path: Path) -> Run:
+    """Read a finished run.
+
+    Raises InvalidStream (MissingFooter for an unfinished run) unless the file is a regular file of
+    at most 256 MiB, every line is valid, the header is first, ids are unique, and the footer is
+    last and agrees with the cases.
+    """
+    path = Path(path)
+    header: Header | None = None
+    footer: Footer | None = None
+    cases: dict[str, Case] = {}
+    for line, record in _records(path):
+        where = f"{path}, line {line}"
+        if (record["type"] == "header") != (header is None):
+            raise InvalidStream(f"{where}: a stream starts with its header and has only one")
+        if footer is not None:
+            raise InvalidStream(f"{where}: the footer must be the last line")
+        try:
+            if record["type"] == "header":
+                header = Header.from_json(record)
+            elif record["type"] == "footer":
+                footer = Footer.from_json(record)
+            else:
+                case = Case.from_json(record)
+                if case.id in cases:
+                    raise HarnessError(f"case {case.id} is there twice")
+                cases[case.id] = case
+        except HarnessError as error:
+            raise InvalidStream(f"{where}: {error}") from error
+    if header is None:
+        raise InvalidStream(f"{path} is empty: it is not a result stream")
+    if footer is None:
+        raise MissingFooter(
+            f"{path} has no footer after {len(cases)} cases: its run did not finish, so it is not a"
+            " result; run it again"
+        )
+    run = Run(header, tuple(cases.values()), footer)
+    _check_footer(path, run)
+    return run
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the record of each line."""
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            yield number, parse_line(line.rstrip(b"\r\n"))
+        except ValueError as error:
+            raise InvalidStream(f"{path}, line {number}: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        # Reading a pipe might never end.
+        if path.exists() and not path.is_file():
+            raise InvalidStream(f"{path} is not a regular file: give the JSON Lines file of a run")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise InvalidStream(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: no run is")
+            yield from file
+    except OSError as error:
+        raise InvalidStream(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _check_footer(path: Path, run: Run) -> None:
+    expected = Footer.of(run.cases, run.footer.seconds).to_json()
+    for name, value in run.footer.to_json().items():
+        if value != expected[name]:
+            raise InvalidStream(
+                f"{path}: the footer says {name} {value}, its cases say {expected[name]}:"
+                " the stream was changed or cut after the run"
+            )

@@ -11,7 +11,7 @@ import pytest
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.report.table import wants_colours
-from harness.results import InvalidStream, Writer, read_run, stream
+from harness.results import InvalidStream, Writer, read_run
 from harness.results.lines import parse_line
 from tests.results.runs import HEADER, PARITY, SKIPPED, lines_of, write_lines, write_run
 
@@ -39,7 +39,7 @@ def test_a_line_made_to_hurt_is_refused(line, problem):
 
 def test_a_file_too_large_is_refused_unread(tmp_path, monkeypatch):
     path = write_run(tmp_path / "run.jsonl", PARITY)
-    monkeypatch.setattr(stream, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("harness.results.MAX_FILE_BYTES", 10)
     with pytest.raises(InvalidStream, match="is larger than"):
         read_run(path)
 
