@@ -112,7 +112,8 @@ def large(session: nox.Session) -> None:
     The first run exports that model: 7 minutes and 14 GB.
     """
     install(session)
-    run(session, "pytest", "suites/large", "-s", *session.posargs)
+    results = ["--results", f"{RESULTS}/large"]
+    run(session, "pytest", "suites/large", "-s", *results, *session.posargs)
 
 
 @nox.session(python=False, default=False)

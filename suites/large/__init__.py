@@ -1,1 +1,1 @@
-"""What the executor owes on large models: speed beside eager PyTorch, memory and load time."""
+"""Holds the executor to bars on large models: speed beside eager PyTorch, memory, load time."""
