@@ -1,7 +1,7 @@
-"""The checks of artifacts, and `run_check`, which makes a case of what a check finds.
+"""The checks of artifacts, and `run_check`, which makes a case of a check's findings.
 
-To add a check: write a generator of findings with `@check(NAME)` in the module of its theme, and in
-`suites/mutants` the broken artifact that it must catch.
+To add a check: write a generator of findings with `@check(NAME)` in the module of its theme, and
+add to `suites/mutants` the broken artifact that it must catch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Check", "artifact_checks", "check", "run_check"]
 def artifact_checks() -> dict[str, Check[Subject]]:
     """Return every check of an artifact by name, in the order in which they run.
 
-    Their modules import torch, so they are imported by this call.
+    This call imports their modules, which import torch.
     """
     from harness.checks import metadata, parity, program, weights
 

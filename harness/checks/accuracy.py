@@ -1,8 +1,8 @@
-"""How far a runtime is from the oracle on a subject's own tokens, and how far it may be.
+"""Measures the error of a runtime against the oracle on a subject's tokens, and its tolerance.
 
-The tolerance is calibrated. Where the executor carries more precision than the artifact (`widen`,
-`double`), 1e-5 of the largest logit is allowed. Where a runtime computes in the artifact's own
-precision, it may be off by twice what eager PyTorch in that precision is off on the same tokens.
+The tolerance is calibrated. If the executor computes with more precision than the artifact has
+(`widen`, `double`), it is 1e-5 of the largest logit. If a runtime computes in the artifact's own
+precision, it is twice the error of eager PyTorch in that precision on the same tokens.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SEED = 20_26
 
 @dataclass(frozen=True)
 class Error:
-    """The distance of a tensor from what it should be.
+    """The distance of a tensor from the expected one.
 
     `largest` is the largest absolute error, `scale` the largest expected magnitude,
-    `deviation` the expected values' standard deviation, `sqnr` in dB. NaN or an infinity
-    anywhere makes `largest` infinite.
+    `deviation` the expected values' standard deviation; `sqnr` is in dB. A NaN or an infinity
+    makes `largest` infinite.
     """
 
     largest: float
@@ -45,7 +45,7 @@ class Error:
         return self.largest / self.scale if self.scale else self.largest
 
 
-_BEST_SQNR = 400.0  # dB; beyond what fp64 resolves, and finite where nothing differs
+_BEST_SQNR = 400.0  # dB; above the resolution of fp64, and finite when nothing differs
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> Error:
@@ -77,7 +77,7 @@ def kl_divergence(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of `decided` rows, those whose oracle margin exceeds the error, `agreed` agree."""
+    """How many rows the oracle decides, by a margin above the error, and how many of them agree."""
 
     agreed: int
     decided: int
@@ -87,8 +87,8 @@ class Agreement:
 def top_agreement(chosen: torch.Tensor, expected: torch.Tensor, bound: float) -> Agreement:
     """Compare chosen tokens [rows] with the oracle's logits [rows, vocab].
 
-    Two logits that may each be off by `bound` can change places when they are less than
-    `2 * bound` apart: such a row decides nothing.
+    Two logits that may each be off by `bound` can change their order when they are less than
+    `2 * bound` apart: the oracle does not decide such a row.
     """
     best = expected.double().topk(2, -1)
     decided = best.values[:, 0] - best.values[:, 1] > 2 * bound
@@ -98,7 +98,7 @@ def top_agreement(chosen: torch.Tensor, expected: torch.Tensor, bound: float) ->
 
 @dataclass(frozen=True)
 class Trace:
-    """What a session gave for a sequence: logits [rows, vocab] of `positions`, and the caches."""
+    """A session's results for a sequence: logits [rows, vocab] of `positions`, and the caches."""
 
     positions: list[int]
     n_prefill: int
@@ -109,7 +109,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Errors:
-    """A trace's distance from the oracle, by part."""
+    """The distance of a trace from the oracle, by part."""
 
     prefill: Error
     decode: Error
@@ -126,14 +126,17 @@ class Measured:
 
 
 def prompt_length(subject: Subject) -> int:
-    """Return two and a half chunks, so that the last is padded; fewer in a short context."""
+    """Return the length of two and a half chunks, or less in a short context.
+
+    The last chunk is therefore padded.
+    """
     layout = subject.session("mil:widen").layout
     decoded = min(DECODE_STEPS, layout.context // 2)
     return max(1, min(5 * layout.prefill.input_len // 2, layout.context - decoded))
 
 
 def sequence(subject: Subject) -> list[int]:
-    """Return seeded tokens: a prompt, and `DECODE_STEPS` to be decoded one by one."""
+    """Return seeded tokens: a prompt, then `DECODE_STEPS` that are decoded one by one."""
     layout = subject.session("mil:widen").layout
     length = min(prompt_length(subject) + DECODE_STEPS, layout.context)
     generator = torch.Generator().manual_seed(SEED)
@@ -142,7 +145,7 @@ def sequence(subject: Subject) -> list[int]:
 
 
 def trace(session: Session, tokens: list[int], n_prompt: int) -> Trace:
-    """Feed a prompt in chunks and the rest token by token, whatever the logits say."""
+    """Feed a prompt in chunks and the rest token by token, regardless of the logits."""
     layout = session.layout
     if layout.full_logits:
         logits = [session.prefill_all(tokens[:n_prompt])]
@@ -164,7 +167,7 @@ def trace(session: Session, tokens: list[int], n_prompt: int) -> Trace:
 
 
 def measure(subject: Subject, runtime: str) -> Measured:
-    """Run the subject's sequence on a runtime, once: the result is kept with the subject."""
+    """Run the subject's sequence on a runtime once; the result is kept with the subject."""
     if runtime not in subject.measured:
         subject.measured[runtime] = _measure(subject, runtime)
     measured = subject.measured[runtime]
@@ -199,7 +202,7 @@ def tolerances(subject: Subject, runtime: str) -> dict[str, float]:
 
 
 def _calibrated(relative: float, subject: Subject) -> float:
-    """Return the allowed relative error, given that of eager PyTorch in the artifact's dtype."""
+    """Return the relative error to allow for this one of eager PyTorch in the artifact's dtype."""
     if not math.isfinite(relative):
         raise HarnessError(
             f"eager PyTorch in {subject.dtype} gives NaN or infinity where the reference is "
@@ -211,8 +214,8 @@ def _calibrated(relative: float, subject: Subject) -> float:
 def allowed_on(subject: Subject, runtime: str, tokens: torch.Tensor, wanted: torch.Tensor) -> float:
     """Return the allowed relative error on tokens other than the subject's sequence.
 
-    Late positions of a long context may err more than the sequence's. One eager pass in the
-    artifact's precision says by how much, of the largest logit of the position.
+    Late positions of a long context may have a larger error than the sequence. One eager pass in
+    the artifact's precision measures it, relative to the largest logit of the position.
     """
     if not runtime_row(runtime).rounds:
         return 0.0

@@ -1,10 +1,11 @@
-"""Two artifacts of one model, by two exporters: called in one way, they give the same numbers.
+"""Checks that two exporters' artifacts of one model compute the same numbers for the same calls.
 
-Each is judged against the oracle already; here one is held against the other. So what the oracle
-cannot see, because it takes a value from the artifact (the norms' epsilon), is seen as well.
+Other checks compare each artifact with the oracle; this one compares the two with each other. It
+finds errors that the oracle cannot see, in values that it takes from the artifact, such as the
+norms' epsilon.
 
-The bounds are parity's: 1e-5 of the largest logit where more precision is carried than the artifact
-has, and twice what eager PyTorch is off where a runtime rounds as the artifact does.
+The bounds are parity's: 1e-5 of the largest logit if the runtime computes with more precision than
+the artifact, and twice the error of eager PyTorch if it rounds as the artifact does.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _NOT_COMPARED = ("freqs_cos", "freqs_sin", "crossed_rows")  # of a layout; see t
 
 
 def agreement_with(other: Callable[[], Subject]) -> Check[Subject]:
-    """Return the check that a subject agrees with another, which is opened when the check runs."""
+    """Return a check that a subject agrees with another one, which `other` opens on demand."""
 
     def find(subject: Subject, runtime: str) -> Iterator[Finding]:
         return _agreement(subject, other(), runtime)
@@ -49,14 +50,14 @@ def agreement_with(other: Callable[[], Subject]) -> Check[Subject]:
 def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Finding]:
     """Compare `subject` with `other`, an export of the same checkpoint with the same options.
 
-    Teacher forced, as parity: prefill in chunks, decode step by step, logits and caches. Both are
-    given the subject's RoPE tables, which are compared for themselves: one that is rounded the
-    other way (angles in fp32, angles in fp64) moves a key by more than a sum in another order does.
-    The difference is taken relative to the largest value of `other`.
+    As in parity, both are teacher forced: prefill in chunks, decode step by step, logits and
+    caches. Both use the subject's RoPE tables, which `_tables` compares separately: a table that is
+    rounded in another way (angles in fp32 or in fp64) changes a key by more than another order of
+    summing does. The difference is relative to the largest value of `other`.
     """
     interface = _interface(subject.session(runtime).layout, other.session(runtime).layout)
     yield interface
-    if not interface.ok:  # what is called in another way cannot be given the same calls
+    if not interface.ok:  # the same calls do not fit both artifacts
         return
     yield _tables(subject.tables, other.tables)
     have = measure(subject, runtime).trace
@@ -69,7 +70,7 @@ def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findi
 
 
 def _tables(ours: Freqs, theirs: Freqs) -> Finding:
-    """RoPE tables differ by no more than each may from the exact ones."""
+    """Compare RoPE tables; they may differ by the sum of their errors against exact ones."""
     have, want = torch.stack(ours), torch.stack(theirs)
     over = ((have.double() - want.double()).abs() / table_error(theirs[0])).max()
     return Finding(
@@ -82,7 +83,7 @@ def _tables(ours: Freqs, theirs: Freqs) -> Finding:
 
 
 def _interface(ours: ModelLayout, theirs: ModelLayout) -> Finding:
-    """Everything that decides a call: lengths, shapes, dtypes, and the index of every tensor."""
+    """Compare all properties of a call: lengths, shapes, dtypes, and the index of every tensor."""
     have, want = _facts(ours), _facts(theirs)
     differing = [
         f"{name} is {have[name]}, not {want[name]}" for name in want if have[name] != want[name]
@@ -91,7 +92,7 @@ def _interface(ours: ModelLayout, theirs: ModelLayout) -> Finding:
         "agreement",
         "interface",
         ok=not differing,
-        message=f"the two are not called in one way: {'; '.join(differing)}",
+        message=f"the two are called in different ways: {'; '.join(differing)}",
         comparisons=len(want),
     )
 
@@ -103,7 +104,7 @@ def _facts(layout: ModelLayout) -> dict[str, object]:
 
 
 def _differences(have: Trace, want: Trace) -> dict[str, Error]:
-    """The difference of each part; that of the caches is the largest of any layer's."""
+    """Return the difference of each part; that of the caches is the largest of all layers."""
     split = want.n_prefill
     pairs = zip((*have.keys, *have.values), (*want.keys, *want.values), strict=True)
     return {

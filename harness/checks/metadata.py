@@ -1,7 +1,7 @@
-"""`metadata.json`, the references to packages, and the functions: all must name the same things.
+"""Checks that `metadata.json`, the references to packages and the functions agree.
 
-The delegate passes arguments by the order of the names in `metadata.json`: an order that is not the
-function's is a wrong answer without an error.
+The delegate passes arguments in the order of the names in `metadata.json`: if the function has
+another order, the answer is wrong without an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the 
 
 @check("references")
 def check_references(subject: Subject) -> Iterator[Finding]:
-    """Every reference resolves, and all named data and all weights are referred to."""
+    """Check that every reference resolves, and that no named data and no weight is unused."""
     pte = subject.artifact.pte
     assert pte is not None
     used = set()
@@ -51,7 +51,7 @@ def check_references(subject: Subject) -> Iterator[Finding]:
 
 
 def _unused_weight_bytes(package: Package) -> int:
-    """Return the size of the weight files less what is referred to, each weight padded."""
+    """Return the bytes of the weight files that no function refers to, apart from padding."""
     references = {r for name in package.functions for r in package.weights(name)}
     used = [ENTRY_SIZE + len(package.blob(*reference).data) for reference in references]
     used += [HEADER_SIZE for _ in {file for file, _ in references}]
@@ -61,7 +61,10 @@ def _unused_weight_bytes(package: Package) -> int:
 
 @check("metadata-round-trip")
 def check_metadata_round_trip(subject: Subject) -> Iterator[Finding]:
-    """Bytes to value to bytes, for every payload; and the draft's dialect, made of the same."""
+    """Check that parsing and writing every payload's metadata returns the same bytes.
+
+    The same is checked for the draft dialect, which is made of the payload.
+    """
     for number, bundle in enumerate(subject.artifact.bundles):
         data = bytes(bundle.metadata_bytes)
         dialects = [("as stored", data)]
@@ -79,14 +82,14 @@ def check_metadata_round_trip(subject: Subject) -> Iterator[Finding]:
 
 
 def _draft(bundle: Bundle) -> bytes:
-    """Return the bundle's metadata with a default method, as the draft dialect has it."""
+    """Return the bundle's metadata in the draft dialect, which has a default method."""
     methods = bundle.metadata.methods or {}
     return replace(bundle.metadata, default_method=next(iter(methods))).to_bytes()
 
 
 @check("metadata-names")
 def check_metadata_names(subject: Subject) -> Iterator[Finding]:
-    """Names, order, shapes and dtypes: metadata against the function, and against the program."""
+    """Check that metadata, function and program agree in names, order, shapes and dtypes."""
     for delegates in subject.artifact.delegates.values():
         for delegate in delegates:
             yield from _check_delegate(subject, delegate)
@@ -139,7 +142,7 @@ def _called_with(subject: Subject, delegate: Delegate) -> tuple[object, ...]:
 
 
 def _misfit(value: object, feature: Any) -> str:
-    """Say how a program's value and a Core ML feature differ, "" when they fit."""
+    """Describe how a program's value and a Core ML feature differ; "" when they fit."""
     if feature is None:
         return "the function has no feature of this name"
     if not isinstance(value, TensorValue):
@@ -147,7 +150,7 @@ def _misfit(value: object, feature: Any) -> str:
     array = feature.type.multiArrayType
     dtype = feature_types().get(array.dataType, f"type {array.dataType}")
     shape = tuple(array.shape)
-    # an output's shape may be left out of the description
+    # a description may omit an output's shape
     if shape and core_ml_shape(value.shape) != shape:
         return f"the program passes shape {list(value.shape)}, the function takes {list(shape)}"
     if value.dtype != dtype and (value.dtype, dtype) not in _CONVERTED:
@@ -157,9 +160,9 @@ def _misfit(value: object, feature: Any) -> str:
 
 @check("function-names")
 def check_function_names(subject: Subject) -> Iterator[Finding]:
-    """Single-method artifacts ask Core ML for no function; multifunction ones for their method's.
+    """Check that multifunction artifacts, and no others, ask Core ML for a function by name.
 
-    A package of one function must be loaded without a name, a multifunction package must not.
+    Core ML loads a package of one function without a name, a multifunction package with one.
     """
     yield from _check_default_functions(subject)
     for delegates in subject.artifact.delegates.values():
@@ -184,10 +187,10 @@ def check_function_names(subject: Subject) -> Iterator[Finding]:
 
 
 def _check_default_functions(subject: Subject) -> Iterator[Finding]:
-    """What runs when no function is asked for: a function of the package, the same in every one.
+    """Check that every package has the same default function, and contains it.
 
-    Tools that open a package without naming a function run its default; partitions that default to
-    different methods do not belong together.
+    Tools that open a package without naming a function run its default; partitions with different
+    defaults do not belong together.
     """
     bundles = subject.artifact.bundles
     defaults = [bundle.package.default_function for bundle in bundles]

@@ -1,4 +1,4 @@
-"""Prefill and decode against the oracle: logits and caches, teacher forced and greedy."""
+"""Compares prefill and decode with the oracle: logits and caches, teacher forced and greedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from harness.subject import Subject
 
 @check("parity", takes_runtime=True)
 def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Teacher forced: prefill in chunks and decode step by step, logits and caches."""
+    """Compare logits and caches, teacher forced: prefill in chunks, then decode step by step."""
     measured = measure(subject, runtime)
     allowed = tolerances(subject, runtime)
     for part in PARTS:
@@ -58,7 +58,7 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
 
 @check("greedy", takes_runtime=True)
 def check_greedy(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Let the artifact choose: its tokens are the oracle's wherever the oracle is sure."""
+    """Check that the artifact chooses the oracle's tokens wherever the oracle decides."""
     tokens = sequence(subject)[: prompt_length(subject)]
     yield from greedy_findings(subject, runtime, {"seeded prompt": tokens}, DECODE_STEPS)
 
@@ -66,7 +66,7 @@ def check_greedy(subject: Subject, runtime: str) -> Iterator[Finding]:
 def greedy_findings(
     subject: Subject, runtime: str, prompts: dict[str, list[int]], new_tokens: int
 ) -> Iterator[Finding]:
-    """Generate after each prompt; one oracle pass over the whole text judges every choice."""
+    """Generate after each prompt; one oracle pass over the whole text judges every token."""
     allowed = max(tolerances(subject, runtime).values())
     for name, prompt in prompts.items():
         chosen = [t.token for t in generate(subject.session(runtime), prompt, new_tokens)]
@@ -88,7 +88,7 @@ def greedy_findings(
 
 @check("residues", takes_runtime=True)
 def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Prompts of every length up to two chunks, and the context filled to its last position."""
+    """Compare prompts of every length up to two chunks, and a full context's last position."""
     session = subject.session(runtime)
     layout = session.layout
     generator = torch.Generator().manual_seed(SEED + 1)
@@ -123,13 +123,13 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
 
 
 def fp16(subject: Subject) -> str | None:
-    """Say when the artifact is not fp16."""
+    """Return why an artifact that is not fp16 is skipped, or None."""
     return None if subject.dtype == "fp16" else f"an {subject.dtype} artifact holds no fp16 values"
 
 
 @check("fp16-range", needs=(fp16,))
 def check_fp16_range(subject: Subject) -> Iterator[Finding]:
-    """Run the subject's sequence in `widen`: no FLOAT16 result may exceed fp16's largest value."""
+    """Check under `widen` that no FLOAT16 result exceeds fp16's largest value."""
     monitor = RangeMonitor()
     tokens = sequence(subject)
     with observed(monitor):

@@ -1,7 +1,7 @@
-"""What an ML Program must not hold: states, fused attention, fp32 arithmetic in an fp16 export.
+"""Checks an ML Program for states, fused attention and fp32 arithmetic in an fp16 export.
 
-Each has broken a real export: states where none were asked for (ExecuTorch 21855, 21979), fused
-attention on the Neural Engine (15833), fp32 weights leaking into fp16 (19786).
+Each of them has broken a real export: states that nobody asked for (ExecuTorch 21855, 21979), fused
+attention on the Neural Engine (15833), fp32 weights in an fp16 export (19786).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STATE = ("read_state", "coreml_update_state", "write_state")
 
 @check("program")
 def check_program(subject: Subject) -> Iterator[Finding]:
-    """Look at every operation of every function."""
+    """Check every operation of every function."""
     for number, bundle in enumerate(subject.artifact.bundles):
         for name in sorted(bundle.package.functions):
             function = bundle.package.functions[name]
@@ -67,20 +67,20 @@ def _wide_operations(operations: Any) -> Iterator[str]:
 
 @check("cache-rows")
 def check_cache_rows(subject: Subject) -> Iterator[Finding]:
-    """Each row of `kv_cache_specs` pairs a layer's cache inputs with the same layer's outputs.
+    """Check that each row of `kv_cache_specs` pairs inputs and outputs of one layer's caches.
 
-    Inputs and outputs come in layer order, so a row must have one place in all four columns.
-    ExecuTorch 1.4 sorts rows by the cache's name as text ("l10,h0" before "l2,h0") but numbers the
-    outputs in layer order: from eleven layers on, a runner that believes the rows stores one
-    layer's keys in another layer's cache.
+    Inputs and outputs are in layer order, so the four numbers of a row must have the same rank in
+    their columns. ExecuTorch 1.4 sorts rows by the cache's name as text ("l10,h0" before "l2,h0")
+    but numbers the outputs in layer order: with eleven or more layers, a runner that trusts the
+    rows stores one layer's keys in another layer's cache.
     """
     reader = ConstantReader(subject.artifact.constants)
     names = [name for name in subject.artifact.constants if name.endswith("kv_cache_specs")]
     for name in names:
         rows = reader.table(name, 5)
         columns = list(zip(*rows, strict=True))[:4]  # key in, key out, value in, value out
-        places = zip(*(_places(column) for column in columns), strict=True)
-        crossed = sum(len(set(place)) > 1 for place in places)
+        ranks = zip(*(_ranks(column) for column in columns), strict=True)
+        crossed = sum(len(set(row)) > 1 for row in ranks)
         yield Finding(
             "cache-rows",
             name,
@@ -92,7 +92,7 @@ def check_cache_rows(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _places(column: tuple[int, ...]) -> list[int]:
-    """Return each number's place among the column's numbers in order."""
-    places = {number: place for place, number in enumerate(sorted(column))}
-    return [places[number] for number in column]
+def _ranks(column: tuple[int, ...]) -> list[int]:
+    """Return the rank of each number in its column."""
+    ranks = {number: rank for rank, number in enumerate(sorted(column))}
+    return [ranks[number] for number in column]

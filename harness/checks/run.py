@@ -1,7 +1,7 @@
-"""The one judge: a check looks at a subject, and `run_check` makes the case of what it finds.
+"""The one judge: a check yields findings about a subject, and `run_check` makes a case of them.
 
-The command line, the suites and the gate call it alike. Checks of artifacts and checks of an
-installation are of the same class; this module needs neither torch nor a subject's code.
+The command line, the suites and the gate all call it. Checks of artifacts and of installations have
+the same class; this module needs neither torch nor a subject's code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Check(Generic[S]):
         return next((reason for need in self.needs if (reason := need(subject))), None)
 
     def findings(self, subject: S, runtime: str | None = None) -> Iterable[Finding]:
-        """Look at a subject; raises HarnessError when it is too broken for that."""
+        """Return the findings about a subject; raises HarnessError when it is too broken."""
         return self.find(subject, runtime) if self.takes_runtime else self.find(subject)
 
 
@@ -48,7 +48,7 @@ def check(
     needs: tuple[Callable[[Any], str | None], ...] = (),
     takes_runtime: bool = False,
 ) -> Callable[[Callable[..., Iterable[Finding]]], Check[Any]]:
-    """Make a generator of findings a check, which `defined_in` finds in its module."""
+    """Turn a generator of findings into a check, which `defined_in` finds in its module."""
 
     def decorate(find: Callable[..., Iterable[Finding]]) -> Check[Any]:
         return Check(name, find, needs, takes_runtime)
@@ -57,7 +57,7 @@ def check(
 
 
 def defined_in(*modules: ModuleType) -> dict[str, Check[Any]]:
-    """Return the checks of modules by name, in the order in which they are written."""
+    """Return the checks of modules by name, in the order of their source."""
     return {
         value.name: value
         for module in modules
@@ -76,17 +76,17 @@ def run_check(
     mode: str = NOT_APPLICABLE,
     known: Iterable[KnownDefect] = (),
 ) -> Case:
-    """Run a check on a subject, or on what a function returns when it is called here; never raises.
+    """Run a check on a subject, or on one that a function makes here; never raises.
 
     | what happens | outcome |
     |---|---|
     | the findings are judged | `pass` or `fail` |
     | the runtime is unavailable, the check does not apply, a part is not installed | `skip` |
     | a child process dies or does not answer | `crash` or `timeout` |
-    | the artifact cannot be looked at, or the harness itself has a bug | `error` |
+    | the artifact cannot be read, or the harness itself has a bug | `error` |
 
     The stage of an error is `runtime` (is it available?), `export` (make and open the subject) or
-    `check`. Only a bug leaves a `traceback`; `known` defects are for all other outcomes.
+    `check`. Only a bug leaves a `traceback`; `known` defects apply to all other outcomes.
     """
     names: dict[str, Any] = {"suite": suite, "check": check.name, "fixture": fixture, "mode": mode}
     names["runtime"] = runtime or NOT_APPLICABLE
@@ -117,7 +117,7 @@ def _judge(
         return Case(**names, outcome="timeout", reason=str(error))
     except HarnessError as error:
         return Case(**names, outcome="error", stage=stage, reason=str(error))
-    except Exception as error:  # a bug here must not hide what other checks find
+    except Exception as error:  # a bug here must not hide the findings of other checks
         reason = f"the {stage} itself failed ({type(error).__name__}: {error}); please report it"
         trace = traceback.format_exc()
         return Case(**names, outcome="error", stage=stage, reason=reason, traceback=trace)

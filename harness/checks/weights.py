@@ -1,6 +1,7 @@
-"""The artifact's weights: stored once, and equal to the checkpoint's to the last bit.
+"""Checks that weights are stored once and equal the checkpoint's weights bit for bit.
 
-Sharing is lost without an error when partitions do not line up (ExecuTorch 18531): only bytes tell.
+When partitions do not match, functions stop sharing weights without an error (ExecuTorch 18531);
+only the number of bytes shows it.
 """
 
 from __future__ import annotations
@@ -22,32 +23,32 @@ _SLACK = 0.001  # names and headers may differ a little between the two exports
 
 
 def multifunction(subject: Subject) -> str | None:
-    """Say why a single-method artifact shares no weights."""
+    """Return why a single-method artifact is skipped, or None."""
     if subject.mode == "multifunction":
         return None
     return "a single-method artifact has no functions to share weights between"
 
 
 def weight_sharing(subject: Subject) -> str | None:
-    """Say when the artifact was exported without weight sharing."""
+    """Return why an artifact that was exported without weight sharing is skipped, or None."""
     if subject.options and subject.options.weight_sharing == "none":
         return "it was exported without weight sharing, as it was asked for"
     return None
 
 
 def unshared_export(subject: Subject) -> str | None:
-    """Say when the same export without weight sharing is missing."""
+    """Return why a subject without the same export with weight sharing off is skipped, or None."""
     return None if subject.unshared else "needs the same export with weight sharing off"
 
 
 def checkpoint(subject: Subject) -> str | None:
-    """Say when the checkpoint is missing."""
+    """Return why a subject without a checkpoint is skipped, or None."""
     return "needs the checkpoint and its params" if subject.expected_weights is None else None
 
 
 @check("weight-sharing", needs=(multifunction, weight_sharing))
 def check_sharing(subject: Subject) -> Iterator[Finding]:
-    """No function has a weight of its own, and no content is stored twice."""
+    """Check that all functions share all weights, and that no content is stored twice."""
     for index, bundle in enumerate(subject.artifact.bundles):
         shares, twice = sharing(bundle.package), duplicate_bytes(bundle.package)
         alone = shares.stored - shares.shared
@@ -64,7 +65,10 @@ def check_sharing(subject: Subject) -> Iterator[Finding]:
 
 @check("sharing-size", needs=(multifunction, weight_sharing, unshared_export))
 def check_sharing_size(subject: Subject) -> Iterator[Finding]:
-    """The artifact against the same export with sharing off: bytes, and what the weights allow."""
+    """Compare the artifact's bytes with the same export's with sharing off.
+
+    The sizes of the weights give the ratio that is possible.
+    """
     assert subject.unshared is not None
     unshared = open_artifact(subject.unshared)
     packages = [bundle.package for bundle in subject.artifact.bundles]
@@ -74,7 +78,7 @@ def check_sharing_size(subject: Subject) -> Iterator[Finding]:
     weights, functions = together - programs, len(subject.artifact.methods)
     assert subject.artifact.pte is not None
     assert unshared.pte is not None
-    # Apart, each function has its own program and a copy of the weights.
+    # Without sharing, each function has its own program and a copy of the weights.
     possible = together / (functions * weights + programs)
     yield Finding(
         "sharing-size",
@@ -93,15 +97,15 @@ def check_sharing_size(subject: Subject) -> Iterator[Finding]:
 
 
 def _model_bytes(package: Package) -> int:
-    """Return the bytes of the specification and the weights: no manifest, no debugging files."""
+    """Return the bytes of the specification and the weights, without manifest and debug files."""
     return sum(len(data) for name, data in package.files.items() if name.startswith("Data/"))
 
 
 @check("weights", needs=(checkpoint,))
 def check_weights(subject: Subject) -> Iterator[Finding]:
-    """Every method's dequantized weights equal the checkpoint's after quantization, at 0 ULP.
+    """Check that every method's dequantized weights equal the quantized checkpoint's at 0 ULP.
 
-    Each has the same tensors: a layer that only one of the two has is a difference.
+    Both must have the same tensors: a layer that only one of them has is a difference.
     """
     expected = subject.expected_weights
     assert expected is not None
@@ -121,7 +125,7 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
 
 
 def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) -> str:
-    """Say how a tensor differs from the one that is wanted, "" when it does not."""
+    """Describe how a tensor differs from the expected one; "" when it does not."""
     have = held[name]
     if have.shape != want.shape:
         return f"{name} (shape {list(have.shape)}, not {list(want.shape)})"
@@ -132,9 +136,9 @@ def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) ->
 
 @check("tables", needs=(checkpoint,))
 def check_tables(subject: Subject) -> Iterator[Finding]:
-    """The RoPE tables equal exact ones to one ULP of their dtype, and to fp32's angle error.
+    """Check that the RoPE tables are within `table_error` of exact ones.
 
-    The norms' epsilon equals the checkpoint's, rounded.
+    The norms' epsilon must equal the checkpoint's, rounded.
     """
     assert subject.params is not None
     params = load_params(subject.params)
@@ -154,10 +158,10 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
 
 
 def table_error(table: torch.Tensor) -> torch.Tensor:
-    """How far a RoPE table may be from the exact one at each position, fp64 [positions, 1].
+    """Return the error that a RoPE table may have at each position, fp64 [positions, 1].
 
-    One ULP of its dtype at 1; and ExecuTorch's exporter computes angles in fp32, where position p
-    is off by up to p * 2**-23.
+    It is one ULP of the table's dtype at 1, and the error of angles in fp32, in which ExecuTorch's
+    exporter computes them: up to p * 2**-23 at position p.
     """
     position = torch.arange(table.shape[0], dtype=torch.float64)[:, None]
     return torch.finfo(table.dtype).eps + position * 2.0**-23

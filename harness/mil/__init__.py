@@ -1,8 +1,8 @@
-"""Executes an ML Program on PyTorch, on any machine: the exported bytes, not their model.
+"""Executes an exported ML Program on PyTorch, on any machine.
 
-*Data model.* `types` has the declared types, `values` the constants, `shared` the tensors that
-functions of one package share, `state` the tensors that live from call to call; a `policy` decides
-the dtypes that carry numbers.
+*Data model.* `types` has the declared types, `values` the constants, `shared` the tensors that the
+functions of one package share, `state` the tensors that persist from call to call; a `policy` sets
+the dtypes of numbers.
 
 *Plan.* A function is compiled once, at load, to a list of steps over numbered slots:
 
@@ -20,8 +20,8 @@ the dtypes that carry numbers.
         Block.run                          block.py: step by step the first time, or when observed;
             Step.run                       later as one generated Python function
 
-An operation is one builder in `ops/`; `operation` tells how to add one. `packed/` multiplies by
-quantized weights without expanding them. `ranges` is an observer of FLOAT16 ranges.
+An operation is one builder in `ops/`; `operation` explains how to add one. `packed/` multiplies by
+quantized weights without expanding them. `ranges` measures the ranges of FLOAT16 values.
 """
 
 from harness.mil.block import observed

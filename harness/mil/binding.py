@@ -18,13 +18,13 @@ from harness.mil.values import Constant
 def built(operation: Operation) -> Run:
     """Return the function of an operation; it rounds FLOAT16 results if the policy does.
 
-    Raise ArtifactError for a parameter that is wrong, or that the builder does not read.
+    Raise ArtifactError for a wrong parameter, and for one that the builder does not read.
     """
     implementation = IMPLEMENTATIONS[operation.type]
     try:
         run = implementation.build(operation)
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-        problem = f"a parameter is not what the operation takes ({error})"
+        problem = f"the operation does not take a parameter's value ({error})"
         raise operation.error(problem) from error
     unread = operation.given - operation.read - {*implementation.inputs}
     if unread:
@@ -53,7 +53,7 @@ def _rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
 def built_at_call(operation: Operation, computed: Mapping[str, ValueType]) -> Run:
     """Return a function that takes the computed parameters after the tensors, and builds with them.
 
-    It builds again only when a parameter has changed.
+    It builds again only when a parameter changes.
     """
     last: tuple[list[tuple[tuple[int, ...], bytes]], Run] | None = None
 
@@ -77,7 +77,7 @@ def built_at_call(operation: Operation, computed: Mapping[str, ValueType]) -> Ru
 
 
 def with_blocks(run: Run, blocks: Sequence[Block], captured: Sequence[int]) -> Run:
-    """Return a function that takes the values that blocks capture after the tensors.
+    """Return a function that takes the captured values of blocks after the tensors.
 
     It passes the blocks to `run` as functions of their inputs.
     """

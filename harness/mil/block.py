@@ -1,4 +1,4 @@
-"""Evaluation: runs the plan of a block step by step, or as generated code, and calls observers."""
+"""Runs the plan of a block, step by step or as generated code, and calls observers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.mil.types import TensorType
 Observer = Callable[[Step, tuple[torch.Tensor, ...]], None]
 Evaluate = Callable[[Sequence[object]], tuple[Any, ...]]
 _OBSERVERS: list[Observer] = []
-_MAX_LINES = 50_000  # of generated code; Python needs a second to compile them
+_MAX_LINES = 50_000  # of generated code; Python compiles them in a second
 _FILE_NAME = "<plan>"
-_LINES_BEFORE = 2  # before the first step's: the head, and the inputs
+_LINES_BEFORE = 2  # before the first step: the head and the inputs
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 class Block:
-    """A plan that can be run. Runs are independent of each other.
+    """A plan that can be run; its runs are independent of each other.
 
     The first run checks the results of every step. Later runs without an observer use one
     generated function.
@@ -44,9 +44,9 @@ class Block:
         self._generated: Evaluate | None = None
 
     def run(self, slots: list[object]) -> tuple[object, ...]:
-        """Execute over slots that hold the inputs; return the results.
+        """Run over slots that hold the inputs; return the results.
 
-        Raise HarnessError, naming the operation that failed.
+        Raise HarnessError that names the operation that failed.
         """
         if self._gives_tuple is None or _OBSERVERS or len(self.plan.steps) > _MAX_LINES:
             return self._run_steps(slots)
@@ -63,7 +63,7 @@ class Block:
             raise _failure(step, error) from error
 
     def nested(self, inputs: Sequence[object], captured: Sequence[object]) -> tuple[object, ...]:
-        """Execute as a block in an operation: on its inputs, and the values that it captures."""
+        """Run a block that belongs to an operation, on its inputs and the captured values."""
         slots = list(self.plan.slots)
         for (slot, _), value in zip(self.plan.inputs.values(), inputs, strict=True):
             slots[slot] = value
@@ -99,30 +99,30 @@ class Block:
 
 
 def _failure(step: Step, error: Exception) -> HarnessError:
-    """Return an error in one line: torch adds lines about its own source, which are left out."""
+    """Return an error in one line, without the lines that torch adds about its own source."""
     first = str(error).partition("\n")[0]
     return HarnessError(f"{step.where}: {type(error).__name__}: {first}")
 
 
 def _check_results(results: tuple[object, ...], step: Step) -> None:
-    """Raise HarnessError unless the number and shapes of the results are as declared."""
+    """Raise HarnessError unless the results have the declared number and shapes."""
     if len(results) != len(step.types):
         raise HarnessError(
-            f"{step.where}: gives {len(results)} results, the program declares {len(step.types)}"
+            f"{step.where}: returns {len(results)} results, the program declares {len(step.types)}"
         )
     for result, declared in zip(results, step.types, strict=True):
         if not declared.fits(result):
             have = f"shape {list(result.shape)}" if hasattr(result, "shape") else type(result)
             want = list(declared.shape) if isinstance(declared, TensorType) else declared
-            raise HarnessError(f"{step.where}: gives {have}, the program declares {want}")
+            raise HarnessError(f"{step.where}: returns {have}, the program declares {want}")
 
 
 def _generate(plan: Plan, gives_tuple: Sequence[bool]) -> Evaluate:
-    """Return a plan as one Python function, from slots that hold the inputs to the results.
+    """Return a plan as one Python function, which takes the slots and returns the results.
 
     A language model's plan has two thousand steps of a few microseconds each; a loop over them
-    would cost a fifth of that. The source has a line for each step. Its names are numbered: it
-    holds no text of the program. `gives_tuple` tells for each step whether it returns a tuple.
+    would take a fifth of that time. The source has a line for each step. Its names are numbers: it
+    contains no text of the program. `gives_tuple` is true for each step that returns a tuple.
     """
     entering = [slot for slot, _ in (*plan.inputs.values(), *plan.captures)]
     known = {slot: f"c{slot}" for slot, value in enumerate(plan.slots) if value is not None}

@@ -1,7 +1,7 @@
 """Compiles a function of an ML Program, or a block in it, to a list of steps over numbered slots.
 
-Compiling decodes constants, binds parameters, looks up implementations and computes constexpr
-weights: a call runs only the steps.
+Compiling decodes constants, binds parameters, finds implementations and computes constexpr weights,
+so that a call runs only the steps.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Scope:
 def compile_function(
     package: Package, function: str, policy: Policy, shared: SharedTensors
 ) -> Plan:
-    """Compile a function; add its tensors to `shared`, which functions of a package share.
+    """Compile a function; add its tensors to `shared`, which the functions of a package share.
 
-    Raise ArtifactError, naming function, operation and opset, for an operation that is not
-    implemented, a value that is not defined before its use, or a constant that contradicts itself.
+    Raise ArtifactError that names function, operation and opset for an operation that is not
+    implemented, a value that is used before its definition, or a constant that contradicts itself.
     """
     block = package.operations(function)
     message = package.functions[function]
@@ -61,7 +61,7 @@ def compile_function(
 
 
 class Compiler:
-    """Compiles one block. A nested one sees the names of the block around it, its `outer`."""
+    """Compiles one block; a nested block sees the names of `outer`, the block around it."""
 
     def __init__(self, scope: Scope, outer: Compiler | None = None) -> None:
         self._scope = scope
@@ -165,7 +165,7 @@ class Compiler:
     def _bind(
         self, message: MIL_pb2.Operation, outputs: tuple[ValueType, ...], where: str, index: int
     ) -> tuple[Operation, dict[str, tuple[int, ...]]]:
-        """Return the operation as its builder sees it, and the slots of each of its inputs."""
+        """Return the `Operation` for the builder, and the slots of each of its inputs."""
         implementation = IMPLEMENTATIONS.get(message.type)
         if implementation is None:
             raise ArtifactError(
@@ -225,7 +225,7 @@ class Compiler:
         bound: Mapping[str, tuple[int, ...]],
         blocks: Sequence[MIL_pb2.Block],
     ) -> tuple[Run, tuple[int, ...]]:
-        """Return the function to call at each execution, and the slots that it reads."""
+        """Return the function that each execution calls, and the slots that it reads."""
         implementation = IMPLEMENTATIONS[operation.type]
         for name in implementation.inputs:
             kinds = implementation.types.get(name, TensorType)

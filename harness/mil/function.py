@@ -27,7 +27,7 @@ _SMALL_CONSTANT = 1 << 16
 
 
 class Function:
-    """One compiled function. Calls share nothing but the `State` that they are given.
+    """One compiled function; calls share only the `State` that the caller passes.
 
     `inputs`, `states` and `outputs` are the declared types by name; a classifier's labels and
     probabilities are not tensors. `allowed` has the shapes that flexible inputs may have.
@@ -44,7 +44,7 @@ class Function:
         self.allowed = allowed
         self.inputs: dict[str, TensorType] = {}
         self.states: dict[str, TensorType] = {}
-        self._as_carried: dict[str, tuple[Any, torch.dtype]] = {}  # shape, dtype of no conversion
+        self._as_carried: dict[str, tuple[Any, torch.dtype]] = {}  # shape, dtype without conversion
         for name, (_, declared) in plan.inputs.items():
             if isinstance(declared, StateType):
                 self.states[name] = declared.wrapped
@@ -66,12 +66,12 @@ class Function:
 
     @property
     def plan(self) -> Plan:
-        """The compiled plan, for tools that look at single operations."""
+        """The compiled plan, for tools that need single operations."""
         return self._plan
 
     @property
     def policy(self) -> Policy:
-        """The policy that decides how numbers are carried."""
+        """The policy that sets the dtypes of numbers."""
         return self._policy
 
     @property
@@ -80,20 +80,20 @@ class Function:
         return {name: declared for name, (_, declared) in self._plan.outputs.items()}
 
     def new_state(self) -> State:
-        """Return a state to call with, all zeros."""
+        """Return a new state for calls, all zeros."""
         return State(self.states, self._policy)
 
     @torch.inference_mode()
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], state: State | None = None
     ) -> dict[str, Any]:
-        """Execute, and return the outputs by name; floats have the dtype that the policy carries.
+        """Execute the function; return the outputs by name, floats in the policy's dtype.
 
-        Results may share memory with inputs or constants: read them, do not write to them. A
-        function with states needs a state, which the call reads and changes. A classifier's label
-        is a str or an int, its probabilities are a dict.
+        Results may share memory with inputs or constants: do not write to them. A function with
+        states needs a state, which the call reads and changes. A classifier's label is a str or an
+        int, its probabilities are a dict.
 
-        Raise HarnessError, naming the function and the input or the operation, when an input is
+        Raise HarnessError that names the function and the input or the operation when an input is
         missing, unknown, misshapen or of the wrong kind, or an operation fails.
         """
         if inputs.keys() != self.inputs.keys():
@@ -146,8 +146,8 @@ def load_function(
 ) -> Function:
     """Load a function; the functions of one package share the tensors of their weights.
 
-    With `stateful` the function may have states; the caller then gives each call a `State`.
-    Raise ArtifactError for states without it, and for the reasons of `compile_function`.
+    With `stateful` the function may have states; the caller then passes a `State` to each call.
+    Raise ArtifactError for states without `stateful`, and for the reasons of `compile_function`.
     """
     shared = _SHARED.setdefault(package, {}).setdefault(policy.name, SharedTensors())
     where = f"{package.what}, function '{function}'"
@@ -155,17 +155,17 @@ def load_function(
     loaded = Function(plan, policy, where, allowed_shapes(package, function))
     if loaded.states and not stateful:
         raise ArtifactError(
-            f"{where}: a value of kind stateType; only tensors are taken where the caller keeps "
-            f"no state (the states: {', '.join(loaded.states)})"
+            f"{where}: has a value of kind stateType ({', '.join(loaded.states)}); a caller that "
+            "keeps no state can pass tensors only"
         )
     return loaded
 
 
 def _is_small(plan: Plan) -> bool:
-    """Whether every result, constant and product of a plan is too small for a second thread.
+    """Return whether every result, constant and product of a plan is too small for two threads.
 
-    Waking a second thread takes about ten microseconds, more than a small operation does, and torch
-    does it from some thousand elements on.
+    Waking a second thread takes about ten microseconds, longer than a small operation. torch does
+    it for a few thousand elements or more.
     """
     for value in plan.slots:
         if isinstance(value, torch.Tensor) and value.numel() > _SMALL_CONSTANT:
@@ -183,7 +183,7 @@ def _is_small(plan: Plan) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread alone; packed weights keep their threads."""
+    """Make torch compute in the calling thread only; packed weights keep their threads."""
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""One operation as its implementation sees it, and the registry of implementations.
+"""Defines the `Operation` that an implementation reads, and the registry of implementations.
 
 To add an operation:
 1. Find the module of its kind in `harness/mil/ops`.
@@ -6,8 +6,8 @@ To add an operation:
    `Operation`. The builder reads the constant parameters from it, and returns a function of the
    tensors named in `inputs` (None for an absent one). The program may compute the parameters
    named in `computed`; the builder is then called when their values are known.
-3. Add its names and parameters to `operations.toml`, if they are not there.
-4. Add its rule to the tests with expected values from numpy or PyTorch.
+3. Add its name and parameters to `operations.toml`, if they are missing.
+4. Test its rule with expected values from numpy or PyTorch.
 
 A parameter that no builder reads is an error at load: nothing in a program is ignored.
 """
@@ -32,14 +32,17 @@ Run = Callable[..., Any]
 """Computes an operation: takes the values of its inputs, returns its result or a tuple of them."""
 Builder = Callable[["Operation"], Run]
 Kinds = type[object] | tuple[type[object], ...]
-"""What `isinstance` takes: the types of value that an input may have."""
+"""The types of value that an input may have, in the form that `isinstance` takes."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """A registered operation: its builder, the inputs that it reads at call time, the parameters
-    that the program may compute, the number of its blocks, the types of inputs that are not
-    tensors, and the inputs that may be a `PackedWeight`."""
+    """A registered operation.
+
+    It has a builder, the inputs that it reads at call time, the parameters that the program may
+    compute, the number of its blocks, the types of inputs that are not tensors, and the inputs that
+    may be a `PackedWeight`.
+    """
 
     build: Builder
     inputs: tuple[str, ...]
@@ -62,10 +65,10 @@ def operation(
     types: Mapping[str, Kinds] | None = None,
     packed: tuple[str, ...] = (),
 ) -> Callable[[Builder], Builder]:
-    """Register a builder. An operation that `moves_data` makes no new values: nothing is rounded.
+    """Register a builder; an operation that `moves_data` makes no new values to round.
 
-    The function of an operation with `blocks` takes them after its tensors, as functions of the
-    blocks' inputs that return a tuple. Inputs are tensors, except those in `types`; an input in
+    The function of an operation with `blocks` takes them after its tensors, as functions that take
+    the blocks' inputs and return a tuple. Inputs are tensors, except those in `types`; an input in
     `packed` receives a quantized weight as a `PackedWeight`.
     """
 
@@ -102,7 +105,7 @@ class Operation:
     def constant(self, name: str, default: Any = None) -> Any:
         """Return a parameter as a Python value, `default` when it is not given.
 
-        Raise ArtifactError when it is given but not known at load.
+        Raise ArtifactError when it is given but unknown at load.
         """
         values = self.all_of(name)
         if len(values) > 1:
@@ -142,8 +145,8 @@ class Operation:
     def check_count(self, count: int, what: str) -> None:
         """Raise ArtifactError unless a result of `count` elements has the declared size.
 
-        `what` names the parameters that ask for it. Builders call this before they allocate the
-        result. Where the declared shape is flexible, `max_elements` is the limit.
+        `what` names the parameters that determine the size. Builders call this before they allocate
+        the result. If the declared shape is flexible, `max_elements` is the limit.
         """
         if self.output.is_fixed and count != self.output.count:
             raise self.error(f"{what} do not give {list(self.output.shape)}")
@@ -160,9 +163,9 @@ class Operation:
             raise self.error(f"{what} would be of shape {list(shape)}; {limit}")
 
     def checked_shape(self, shape: Sequence[int], what: str) -> tuple[int, ...]:
-        """Return a shape; raise ArtifactError for a negative size, or as `check_count` does."""
+        """Return a shape; raise ArtifactError for a negative size, and like `check_count`."""
         if any(size < 0 for size in shape):
-            raise self.error(f"{what} ask for shape {list(shape)}, which no tensor has")
+            raise self.error(f"{what} ask for shape {list(shape)}, which a tensor cannot have")
         self.check_count(math.prod(shape), what)
         return tuple(shape)
 
@@ -181,7 +184,7 @@ class Operation:
 
     @property
     def carrier(self) -> torch.dtype:
-        """The torch dtype that carries the first output."""
+        """The torch dtype of the first output under the policy."""
         return self.policy.carrier(self.output.dtype)
 
     def since(self, opset: str) -> bool:

@@ -1,9 +1,9 @@
-"""Number policies: in which dtype a value is carried while a program executes.
+"""Number policies, which set the dtypes of values while a program executes.
 
 `strict` rounds every FLOAT16 result to fp16 and accumulates in fp32; it predicts fp16 hazards.
-`widen` carries FLOAT16 as fp32 without rounding; it sees errors that fp16 noise hides. `double`
-carries every float as fp64; it is the reference. In all three a constexpr result is rounded to its
-declared dtype, because those are the weights that ship.
+`widen` keeps FLOAT16 values in fp32 without rounding; it shows errors that fp16 noise hides.
+`double` keeps every float in fp64; it is the reference. All three round a constexpr result to its
+declared dtype, because a device uses these weights too.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _FLOATS = {"FLOAT16": torch.float16, "FLOAT32": torch.float32, "FLOAT64": torch.
 
 @dataclass(frozen=True)
 class Policy:
-    """How floats are carried, and whether FLOAT16 results are rounded after each operation."""
+    """The dtypes of floats, and whether FLOAT16 results are rounded after each operation."""
 
     name: str
     carriers: dict[str, torch.dtype]
     rounds_half: bool
 
     def carrier(self, dtype: MilType) -> torch.dtype:
-        """Return the torch dtype that holds a value; small integers are held as int32."""
+        """Return the torch dtype that carries a MIL dtype's values; small integers take int32."""
         if dtype.name in self.carriers:
             return self.carriers[dtype.name]
         return torch.bool if dtype.name == "BOOL" else _INTEGERS.get(dtype.name, torch.int32)
 
     def enter(self, tensor: torch.Tensor, dtype: MilType) -> torch.Tensor:
-        """Convert a tensor from the caller to the dtype that carries a value of this dtype."""
+        """Convert a caller's tensor to the torch dtype that carries values of this dtype."""
         tensor = tensor.to(self.carrier(dtype))
         return self.rounded(tensor) if self.rounds_half and dtype.name == "FLOAT16" else tensor
 
     def constant(self, tensor: torch.Tensor, dtype: MilType) -> torch.Tensor:
-        """Round to the declared dtype, whatever the policy, and convert to the carrying dtype."""
+        """Round to the declared dtype under every policy, then convert to the carrying dtype."""
         declared = _FLOATS.get(dtype.name)
         return (tensor.to(declared) if declared else tensor).to(self.carrier(dtype))
 
@@ -58,7 +58,7 @@ POLICIES = {
 
 
 def get_policy(name: str) -> Policy:
-    """Return a policy by name; raise HarnessError, listing the names, for another."""
+    """Return a policy by name; raise HarnessError that lists the names for an unknown one."""
     if name not in POLICIES:
         raise HarnessError(f"no number policy '{name}'; choose from {', '.join(POLICIES)}")
     return POLICIES[name]

@@ -6,8 +6,8 @@ whose square is in range. An RMSNorm that squares a larger input in fp16 overflo
 0, the block is zeroed, and all of its outputs are finite (ExecuTorch 19523). Only the range shows
 it.
 
-A margin is a factor: at 12 the values could grow twelvefold. Infinities are left out, because masks
-contain them.
+A margin is a factor: with a margin of 12, the values may grow twelvefold. Infinities do not count,
+because masks contain them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ _SQUARES = frozenset(("square", "reduce_sum_square"))
 
 @dataclass
 class Range:
-    """The range of an operation's FLOAT16 results over all calls: the largest magnitude, the
-    smallest magnitude above zero, the number of nonzero values, and how many of these are
-    subnormal in fp16.
+    """The range of an operation's FLOAT16 results over all calls.
 
-    `squares` is true for an operation whose results are squares or sums of squares: one of that
-    name, or a `mul` of a value by itself.
+    It has the largest magnitude, the smallest magnitude above zero, the number of nonzero values,
+    and how many of these are subnormal in fp16. `squares` is true for an operation whose results
+    are squares or sums of squares: one of that name, or a `mul` of a value by itself.
     """
 
     where: str
@@ -46,12 +45,12 @@ class Range:
 
     @property
     def overflow_margin(self) -> float:
-        """How many times larger the results could be."""
+        """The factor by which the results may grow."""
         return LARGEST / self.peak if self.peak else math.inf
 
     @property
     def square_margin(self) -> float | None:
-        """How many times larger a squared value could be: 255.9 over the largest one.
+        """The factor by which a squared value may grow: 255.9 over the largest one.
 
         None if the operation does not square.
         """

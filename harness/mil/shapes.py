@@ -75,9 +75,9 @@ def _allowed(array: ArrayFeatureType) -> AllowedShapes | None:
 def check_shapes(
     allowed: Mapping[str, AllowedShapes], shapes: Mapping[str, Sequence[int]], where: str
 ) -> None:
-    """Raise HarnessError, listing the allowed ones, for any other shape or combination of shapes.
+    """Raise HarnessError that lists the allowed shapes unless all shapes are allowed together.
 
-    Where several inputs list their shapes, entries with the same index go together.
+    If several inputs list their shapes, entries with the same index belong together.
     """
     for name, one in allowed.items():
         if name in shapes and not one.allow(shapes[name]):
@@ -92,7 +92,7 @@ def check_shapes(
     if given not in rows:
         names = ", ".join(f"'{name}'" for name in listed)
         raise HarnessError(
-            f"{where}: shapes {_row(given)} of inputs {names} do not go together; "
+            f"{where}: shapes {_row(given)} of inputs {names} do not belong together; "
             f"allowed are {', or '.join(map(_row, rows))}"
         )
 

@@ -11,18 +11,18 @@ from harness.mil.values import Constant
 _SMALL = 64  # elements up to which a constant in the program's text is compared by its values
 
 _Source = tuple[object, ...]
-"""The file and offset, or the values, that a tensor was made of, with its type."""
+"""The source of a tensor, a file and an offset or the values themselves, with its type."""
 
 
 class SharedTensors:
-    """The tensors that one policy has made of a package's weights so far."""
+    """The tensors that have been made of a package's weights under one policy."""
 
     def __init__(self) -> None:
         self._constants: dict[_Source, torch.Tensor] = {}
         self._made: dict[_Source, tuple[tuple[torch.Tensor, ...], tuple[object, ...]]] = {}
 
     def constant(self, constant: Constant, policy: Policy) -> torch.Tensor:
-        """Return a constant's tensor; that of a weight in a file is made once."""
+        """Return a constant's tensor; a weight in a file becomes a tensor once only."""
         key = (constant.weight, constant.type)
         if key in self._constants:
             return self._constants[key]

@@ -1,4 +1,4 @@
-"""The state of a model: tensors that live from call to call, shared by functions on request."""
+"""The state of a model: tensors that persist from call to call, also of several functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.mil.types import TensorType
 
 @dataclass
 class StateCell:
-    """The tensor of one state. A write replaces it, so that tensors read earlier do not change."""
+    """The tensor of one state; a write replaces it, so that tensors read earlier do not change."""
 
     declared: TensorType
     value: torch.Tensor
@@ -23,7 +23,7 @@ class StateCell:
 class State:
     """A tensor for each state of a function, initially zero.
 
-    Calls with the same `State` continue from each other, also calls of different functions.
+    A call continues from the last call with the same `State`, even one of another function.
     """
 
     def __init__(self, types: Mapping[str, TensorType], policy: Policy) -> None:
@@ -43,13 +43,13 @@ class State:
         cell = self._cell(name, f"{where}: ")
         if cell.declared != declared or policy.name != self._policy.name:
             raise HarnessError(
-                f"{where}: the state given is {cell.declared} under policy {self._policy.name}, "
+                f"{where}: the state is {cell.declared} under policy {self._policy.name}, "
                 f"the function declares {declared} and runs under {policy.name}"
             )
         return cell
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a copy of a state's tensor, as the policy carries it."""
+        """Return a copy of a state's tensor, in the policy's dtype."""
         return self._cell(name).value.clone()
 
     def write(self, name: str, tensor: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The table of operations: what each opset knows, and where the rules come from."""
+"""The table of operations: the operations of each opset, their parameters and their sources."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8", "CoreML9")
 
 @dataclass(frozen=True)
 class Entry:
-    """An operation: its page in coremltools' MIL reference, its tolerance class, and the names of
-    its parameters for each opset in which they changed."""
+    """An operation of the table.
+
+    It has the page in coremltools' MIL reference, the tolerance class, and the names of its
+    parameters for each opset in which they changed.
+    """
 
     name: str
     source: str
@@ -27,7 +30,7 @@ class Entry:
 
     @property
     def since(self) -> str:
-        """The opset that brought the operation."""
+        """The opset that introduced the operation."""
         return min(self.changes)
 
     def parameters(self, opset: str) -> frozenset[str] | None:

@@ -25,9 +25,9 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class TensorType:
-    """A declared tensor: its dtype and its shape, None where a dimension is flexible.
+    """A declared tensor: its dtype and its shape, with None for a flexible dimension.
 
-    Where the rank itself is flexible (`variadic`), the shape is empty.
+    If the rank itself is flexible (`variadic`), the shape is empty.
     """
 
     dtype: MilType
@@ -69,7 +69,7 @@ class TensorType:
 
 @dataclass(frozen=True)
 class TensorList:
-    """The value of a list: tensors, and None for unwritten elements. A write makes a new list."""
+    """The value of a list: tensors, and None for unwritten elements; a write makes a new list."""
 
     items: tuple[torch.Tensor | None, ...]
 
@@ -87,12 +87,12 @@ class ListType:
 
 @dataclass(frozen=True)
 class StateType:
-    """A tensor that lives from call to call."""
+    """A tensor that persists from call to call."""
 
     wrapped: TensorType
 
     def fits(self, value: object) -> bool:
-        """Return True: a state is checked when it enters a function."""
+        """Return True, because a state is checked when it enters a function."""
         return True
 
 
@@ -113,7 +113,7 @@ ValueType = TensorType | ListType | StateType | DictionaryType
 def value_type(message: MIL_pb2.ValueType, where: str) -> ValueType:
     """Return the type that a `ValueType` message declares.
 
-    Raise ArtifactError, naming `where`, for a type that cannot be executed.
+    Raise ArtifactError that names `where` for a type that cannot be executed.
     """
     kind = message.WhichOneof("type")
     if kind not in _KINDS:

@@ -1,7 +1,7 @@
-"""MIL values: constants from the program's text or its weight file, as tensors.
+"""Reads constants from the program's text or its weight file, as tensors.
 
-Source: coremltools' `MIL.proto`. FLOAT16 and small integers are stored as bytes, integers of fewer
-than 8 bits packed from the lowest bit up.
+Source: coremltools' `MIL.proto`. FLOAT16 and small integers are stored as bytes; integers of fewer
+than 8 bits are packed, beginning with the lowest bit.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _LISTS = {
 class Constant:
     """A constant: its type, its stored numpy array, and the file name and offset of its weight.
 
-    `weight` is None for a constant in the program's text. `stored` are the packed bytes, uint8 of
-    one axis, for integers of fewer than 8 bits, and the array itself for all other dtypes.
+    `weight` is None for a constant in the program's text. `stored` holds the packed bytes, a 1-D
+    uint8 array, for integers of fewer than 8 bits, and the array itself for all other dtypes.
     """
 
     type: TensorType
@@ -49,7 +49,7 @@ class Constant:
 
     @property
     def array(self) -> np.ndarray:
-        """The array, 0-d for a scalar or a STRING; each access unpacks integers of a few bits."""
+        """The array, 0-D for a scalar or a STRING; each access unpacks integers of a few bits."""
         if 0 < self.type.dtype.bits < 8:
             return _unpacked(self.stored, self.type)
         return self.stored
@@ -68,7 +68,7 @@ class Constant:
 
 
 def read_constant(value: MIL_pb2.Value, package: Package, where: str) -> Constant:
-    """Decode a `Value`; raise ArtifactError, naming `where`, when it contradicts itself.
+    """Decode a `Value`; raise ArtifactError that names `where` when it contradicts itself.
 
     A list of scalars, such as the labels of a classifier, becomes an array with one axis.
     """
@@ -102,7 +102,7 @@ def _list(
 def _immediate(tensor: MIL_pb2.TensorValue, declared: TensorType, where: str) -> np.ndarray:
     field = _LISTS.get(declared.dtype.name, "bytes")
     if field == "ints" and tensor.WhichOneof("value") == "bytes" and declared.dtype.bits == 16:
-        field = "bytes"  # coremltools' proto announces that it will store them there
+        field = "bytes"  # coremltools' proto announces this future field
     if tensor.WhichOneof("value") not in (field, None):
         raise ArtifactError(
             f"{where}: declared {declared.dtype.name}, but its value is in "
@@ -132,7 +132,7 @@ def _from_bytes(data: memoryview, declared: TensorType, where: str) -> np.ndarra
 
 
 def _unpacked(raw: np.ndarray, declared: TensorType) -> np.ndarray:
-    """Unpack integers of fewer than 8 bits from bytes, to one int8 or uint8 each."""
+    """Unpack integers of fewer than 8 bits from bytes; each becomes an int8 or a uint8."""
     bits = declared.dtype.bits
     if 8 % bits == 0:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)

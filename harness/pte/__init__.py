@@ -1,6 +1,6 @@
-"""Executes a program (`.pte`): kernels by PyTorch, delegate calls by the function that it is given.
+"""Executes a program (`.pte`): PyTorch runs the kernels, the caller runs the delegates.
 
-Here are the inputs and outputs of a method, with the names that its delegates give them. No torch.
+This module has a method's inputs and outputs, with the names that its delegates use, without torch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ Specs = tuple[TensorSpec, ...]
 def method_signature(artifact: Artifact, method: str) -> tuple[Specs, Specs]:
     """Return a method's inputs and outputs, in declared order.
 
-    Raises ArtifactError when there is no such method, or something else than a tensor goes in or
-    out.
+    Raises ArtifactError when there is no such method, or an input or output is not a tensor.
     """
     if artifact.pte is None or method not in artifact.methods:
         names = ", ".join(artifact.methods)
@@ -39,8 +38,8 @@ def method_signature(artifact: Artifact, method: str) -> tuple[Specs, Specs]:
         value = plan.values[index]
         if not isinstance(value, TensorValue):
             raise ArtifactError(
-                f"{artifact.path}, method '{method}': value {index} goes in or out, "
-                "but it is no tensor"
+                f"{artifact.path}, method '{method}': value {index} is an input or "
+                "output, but not a tensor"
             )
         return TensorSpec(names_of.get(index, f"value_{index}"), value.shape, value.dtype)
 

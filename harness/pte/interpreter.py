@@ -1,9 +1,9 @@
 """Executes the instructions of a method of a .pte: delegate and kernel calls, moves and jumps.
 
-What a delegate does is the runtime's own; this module hands it tensors in the order of
-`metadata.json`'s names and takes the results in that order. A buffer that a kernel writes in place
-lives from call to call: it starts with the bytes that the program has for it, or with zeros, as
-ExecuTorch's memory does.
+A runtime executes the delegates; this module passes tensors to a delegate in the order of the names
+in `metadata.json` and takes the results in that order. A buffer that a kernel writes in place keeps
+its values from call to call. As in ExecuTorch's memory, it starts with the program's bytes, or with
+zeros if the program has none.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _MAX_STEPS = 1_000_000  # a jump backwards may loop; a method of a real model ha
 
 
 class Interpreter:
-    """A method whose Core ML delegates are run by what `factory` makes of each.
+    """Runs a method; `factory` makes the function that runs a Core ML delegate.
 
-    `output_names` name the outputs in messages. Raises ArtifactError where a delegate is not Core
-    ML's, or is not called with a tensor for each name.
+    `output_names` name the outputs in messages. Raises ArtifactError if a delegate does not belong
+    to Core ML, or is not called with one tensor for each name.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Interpreter:
         factory: DelegateFactory,
         output_names: Sequence[str],
     ) -> None:
-        assert artifact.pte is not None, "a method to interpret is a program's"
+        assert artifact.pte is not None, "only a program has methods to interpret"
         self._plan = artifact.pte.methods[method]
         self._where = f"{artifact.path}, method '{method}'"
         self._output_names = output_names
@@ -62,7 +62,7 @@ class Interpreter:
         self._buffers = _buffers(self._plan, delegates.values(), self._where)
 
     def _check_delegates(self, delegates: dict[int, Delegate]) -> None:
-        """Raise ArtifactError unless each call hands over as many tensors as there are names."""
+        """Raise ArtifactError unless each call passes one tensor for each name."""
         for instruction in self._plan.instructions:
             if not isinstance(instruction, DelegateCall):
                 continue
@@ -85,14 +85,14 @@ class Interpreter:
                 if not isinstance(self._plan.values[index], TensorValue):
                     kind = type(self._plan.values[index]).__name__
                     raise ArtifactError(
-                        f"{self._where}, delegate {instruction.delegate}: '{name}' is handed over "
-                        f"as {kind}; a Core ML delegate takes and gives tensors only"
+                        f"{self._where}, delegate {instruction.delegate}: '{name}' is passed as "
+                        f"{kind}; a Core ML delegate takes and returns tensors only"
                     )
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Execute once on inputs that have been checked; results may share memory with them.
 
-        Raises HarnessError, naming the delegate or kernel at fault.
+        Raises HarnessError that names the delegate or kernel at fault.
         """
         values = [_initial(value) for value in self._plan.values]
         for index, buffer in self._buffers.items():
@@ -112,7 +112,7 @@ class Interpreter:
         ]
 
     def _made(self, values: list[Any], index: int, what: str) -> Any:
-        """Return a value; raises HarnessError, naming `what`, when it is not defined yet."""
+        """Return a value; raises HarnessError that names `what` when it is not defined yet."""
         if values[index] is None and self._plan.values[index] is not None:
             raise HarnessError(f"{self._where}: {what} is value {index}, used before it is defined")
         return values[index]
@@ -178,14 +178,14 @@ class Interpreter:
 
 
 def _initial(value: Value) -> Any:
-    """Return what a value is before the first instruction; a tensor that is no constant is None."""
+    """Return a value before the first instruction: None for a tensor that is not a constant."""
     if isinstance(value, TensorValue):
         return None if value.data is None else torch.from_numpy(value.array().copy())
     return value
 
 
 def _buffers(plan: PteMethod, delegates: Iterable[Delegate], where: str) -> dict[int, torch.Tensor]:
-    """Return the tensors that live from call to call, by index, as they are before the first.
+    """Return the buffers that keep their values from call to call, by index, before the first call.
 
     Raises ArtifactError for more elements than a program with these delegates may have.
     """
@@ -202,7 +202,7 @@ def _buffers(plan: PteMethod, delegates: Iterable[Delegate], where: str) -> dict
         and (index in written or value.initial is not None)
     }
     count = sum(math.prod(value.shape) for value in declared.values())
-    if count > MAX_ELEMENTS:  # a look at the packages is not free
+    if count > MAX_ELEMENTS:  # looking into the packages takes time
         packages = {id(d.bundle): d.bundle.package for d in delegates}.values()
         if count > (limit := max_elements(sum(package.size for package in packages))):
             raise ArtifactError(f"{where}: declares buffers of over {limit} elements")

@@ -1,7 +1,7 @@
-"""Kernel calls of a .pte, run by PyTorch's own operators.
+"""Runs the kernel calls of a .pte with PyTorch's own operators.
 
-A .pte calls the out-variants of ATen operators: the arguments of the schema in order, the outputs
-among them, and then the value that is returned. PyTorch registers the same schemas.
+A .pte calls the out-variants of ATen operators. Its arguments are those of the schema in order,
+including the outputs, followed by the returned value. PyTorch registers the same schemas.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def call_kernel(
 ) -> tuple[torch.Tensor, ...]:
     """Run `operator` ("aten::add.out") and return its outputs.
 
-    `declared` holds the values' declarations beside `args`: an output gets its declared dtype,
-    or the inputs' when they are carried wider. Raises HarnessError, naming `where`, for an
-    operator that PyTorch does not have and for one that fails.
+    `declared` holds the declaration of each value in `args`: an output gets its declared dtype, or
+    that of the inputs if it is wider. Raises HarnessError that names `where` for an operator that
+    PyTorch does not have and for one that fails.
     """
     try:
         if operator == _DIM_ORDER_COPY:
@@ -42,7 +42,7 @@ def call_kernel(
 
 
 def writes_in_place(operator: str) -> bool:
-    """Whether an operator ("aten::copy_") changes its first argument."""
+    """Return whether an operator ("aten::copy_") changes its first argument."""
     return operator.partition(".")[0].endswith("_")
 
 
@@ -72,7 +72,7 @@ def _call_out_variant(
             value = torch.empty(0, dtype=_output_dtype(declaration, positional))
             outputs.append(value)
         elif argument.alias_info is not None and argument.alias_info.is_write:
-            # What is written may share memory with what was given or read before: write a copy.
+            # An output may share memory with inputs or earlier values: write into a copy.
             value = value.to(_output_dtype(declaration, args), copy=True)
         elif (
             str(argument.real_type) in ("ScalarType", "Optional[ScalarType]") and value is not None
@@ -87,7 +87,7 @@ def _call_out_variant(
 
 
 def _output_dtype(declared: Any, inputs: Sequence[Any]) -> torch.dtype:
-    """Return the declared dtype, or a wider float when an input is one."""
+    """Return the declared dtype, or an input's if it is a wider float."""
     if not isinstance(declared, TensorValue):
         raise HarnessError("an output is not declared as a tensor")
     dtype: torch.dtype = getattr(torch, declared.dtype)

@@ -1,4 +1,4 @@
-"""A method of a .pte as a `Method`, its Core ML delegates executed by our ML Program executor."""
+"""A method of a .pte as a `Method`; our ML Program executor runs its Core ML delegates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from harness.pte.interpreter import DelegateFactory, DelegateRunner, Interpreter
 
 
 class ProgramMethod:
-    """A method of a .pte, its Core ML delegates run by what `factory` makes of each."""
+    """A method of a .pte; `factory` makes the function that runs a Core ML delegate."""
 
     def __init__(self, artifact: Artifact, method: str, factory: DelegateFactory) -> None:
         self.name = method
         self.inputs, self.outputs = method_signature(artifact, method)
-        assert artifact.pte is not None, "a signature is a program's"
+        assert artifact.pte is not None, "only a program has a signature"
         plan = artifact.pte.methods[method]
         self._declared = [plan.values[index] for index in plan.inputs]
         self._where = f"{artifact.path}, method '{method}'"
@@ -31,7 +31,7 @@ class ProgramMethod:
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Execute once; see `harness.runtimes.base.Method`. Results may share memory with inputs.
 
-        Raises HarnessError, naming the input, delegate or kernel at fault.
+        Raises HarnessError that names the input, delegate or kernel at fault.
         """
         return tuple(self._interpreter.run(self._entered(tensors)))
 
@@ -58,11 +58,11 @@ class ProgramMethod:
 
 
 def mil_delegate(delegate: Delegate, policy: Policy, *, stateful: bool = False) -> DelegateRunner:
-    """Return a delegate as a function of tensors, both in the order of `metadata.json`.
+    """Return a delegate as a function; its inputs and results have the order of `metadata.json`.
 
-    One that keeps states is for callers that say `stateful`: they start at zero, and go on from
-    call to call, as with ExecuTorch's Core ML backend. Raises ArtifactError for it otherwise, for
-    names that are not the function's own, and as `load_function` does.
+    A delegate with states needs `stateful`: the states start at zero and keep their values from
+    call to call, as in ExecuTorch's Core ML backend. Raises ArtifactError for states without
+    `stateful`, for names that the function does not have, and the errors of `load_function`.
     """
     name = delegate.program_function
     function = load_function(delegate.bundle.package, name, policy, stateful=stateful)
@@ -88,7 +88,7 @@ def call_function(
     tensors: Sequence[torch.Tensor],
     state: State | None = None,
 ) -> list[torch.Tensor]:
-    """Call by position. A strict result leaves in its declared dtype, which holds it exactly."""
+    """Call a function by position; a strict result has its declared dtype."""
     given = dict(zip(inputs, tensors, strict=True))
     results = function(in_core_ml_shapes(function, given), state)
     if not policy.rounds_half:
@@ -101,7 +101,7 @@ def call_function(
 def in_core_ml_shapes(
     function: Function, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return tensors by name, each of rank 0 in the shape in which the function takes it."""
+    """Return tensors by name; one of rank 0 gets the shape in which the function takes it."""
     shaped = dict(tensors)
     for name, tensor in tensors.items():
         shape = core_ml_shape(tensor.shape)

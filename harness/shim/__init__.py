@@ -1,7 +1,7 @@
-"""Stands in for Core ML where there is none: scripts that predict run unchanged, on our executor.
+"""A stand-in for Core ML on other systems: scripts that predict run unchanged, on our executor.
 
-coremltools reaches Core ML through a native module, `coremltools.libcoremlpython`, which exists on
-macOS only. `install` provides a module of that name, and coremltools' own Python works as it is:
+coremltools calls Core ML through a native module, `coremltools.libcoremlpython`, which exists on
+macOS only. `install` provides a module of that name; coremltools' own Python works unchanged:
 
     import harness.shim
     harness.shim.install()
@@ -10,9 +10,9 @@ macOS only. `install` provides a module of that name, and coremltools' own Pytho
 `harness shim -- COMMAND ...` does the same for a command, before its first line runs.
 
 A finder at the front of `sys.meta_path` provides the module. It also changes two modules of
-coremltools right after each has been executed: those that tell whether this is macOS, and which.
-ExecuTorch's native runtime gets a Core ML backend in the same way. `sys.platform` keeps its value,
-because other packages read it too. No torch, no coremltools.
+coremltools right after they have been executed: those that detect macOS and its version.
+ExecuTorch's native runtime gets a Core ML backend in the same way. `sys.platform` does not change,
+because other packages read it too. This module imports neither torch nor coremltools.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PYBINDINGS = "executorch.extension.pybindings"
 EXECUTORCH_RUNTIMES = (f"{PYBINDINGS}._portable_lib", f"{PYBINDINGS}._C")
 """ExecuTorch's native module: its name up to version 1.4, and from 1.5 on."""
 MACOS_VERSION = (26, 0)
-"""The macOS that the stand-in passes for: the first with all that coremltools 9.0 can write."""
+"""The macOS version that the stand-in reports, the first to support all of coremltools 9.0."""
 
 
 def _patch_utils(module: Any) -> None:
@@ -52,7 +52,7 @@ def _patch_runtime(module: Any) -> None:
 
 
 def _warn_without_runtime(module: Any) -> None:
-    """Warn when ExecuTorch's Python has loaded a native module that has another name."""
+    """Warn when ExecuTorch's Python has loaded a native module with another name."""
     if not sys.modules.keys() & set(EXECUTORCH_RUNTIMES):
         names = " nor ".join(name.rpartition(".")[2] for name in EXECUTORCH_RUNTIMES)
         warnings.warn(
@@ -69,14 +69,17 @@ _PATCHES: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(EXECUTORCH_RUNTIMES, _patch_runtime),
     f"{PYBINDINGS}.portable_lib": _warn_without_runtime,
 }
-"""Module -> what to do when it has been executed; other modules copy these names from there."""
+"""Module -> the function that changes it once it has been executed.
+
+Other modules copy the changed names from it.
+"""
 
 
 def install() -> bool:
-    """Put the stand-ins in place; False on a Mac, where Core ML itself is used.
+    """Install the stand-ins; return False on a Mac, which uses Core ML itself.
 
     A second call changes nothing. Raises HarnessError when coremltools or ExecuTorch's runtime has
-    been imported already, for then it has looked for Core ML, and has not found it.
+    been imported already, because it has then failed to find Core ML.
     """
     if sys.platform == "darwin":
         return False
@@ -84,7 +87,7 @@ def install() -> bool:
         return True
     if early := sys.modules.keys() & {"coremltools", *EXECUTORCH_RUNTIMES}:
         raise HarnessError(
-            f"{min(early)} has been imported before the stand-in for Core ML was installed: call "
+            f"{min(early)} was imported before the stand-in for Core ML was installed: call "
             "harness.shim.install() first, or run the command with `harness shim -- COMMAND`"
         )
     sys.meta_path.insert(0, _Finder())
@@ -92,7 +95,7 @@ def install() -> bool:
 
 
 def is_installed() -> bool:
-    """Whether predictions of coremltools go to the stand-in in this process."""
+    """Return whether coremltools uses the stand-in in this process."""
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 
@@ -119,7 +122,7 @@ class _Finder(MetaPathFinder):
 
 
 class _NativeLoader(Loader):
-    """Fills the module with the stand-in's classes."""
+    """Fills the native module with the stand-in's classes."""
 
     def exec_module(self, module: ModuleType) -> None:
         from harness.shim.model import NATIVE_NAMES
@@ -128,7 +131,7 @@ class _NativeLoader(Loader):
 
 
 class _PatchingLoader(Loader):
-    """Loads a module with its own loader, changes it, and leaves its own loader in place."""
+    """Loads a module with its own loader, then changes it; the module keeps its own loader."""
 
     def __init__(self, loader: Loader, patch: Callable[[Any], None]) -> None:
         self._loader = loader

@@ -1,6 +1,6 @@
-"""Models in files and in memory: `.mlpackage` folders, bytes, and compiled models.
+"""Opens models from files and from memory: `.mlpackage` folders, bytes, and compiled models.
 
-A compiled model (`.mlmodelc`) of the stand-in is a folder with the package's files and a note. Only
+The stand-in's compiled model (`.mlmodelc`) is a folder with the package's files and a note. Only
 Core ML can load a model that Core ML compiled. The rules of specification versions come from
 coremltools' `Model.proto`.
 """
@@ -28,8 +28,8 @@ _STATES = _SEVERAL_FUNCTIONS = 9
 COMPILED = ".mlmodelc"
 _NOTE = "compiled-by-harness.txt"
 _NOTE_TEXT = (
-    "Not a model compiled by Core ML: the files of an .mlpackage, for the stand-in of\n"
-    "coreml-llm-harness. On a Mac, compile the .mlpackage itself.\n"
+    "Core ML did not compile this model and cannot load it. The folder holds the files of an\n"
+    ".mlpackage for the stand-in of coreml-llm-harness. On a Mac, compile the .mlpackage itself.\n"
 )
 _MODEL_FOLDER = "com.apple.CoreML"
 _OPENED: WeakValueDictionary[tuple[object, ...], Package] = WeakValueDictionary()
@@ -43,10 +43,10 @@ class ModelAssetProxy:
 
 
 def open_model(path: str) -> Package:
-    """Open an .mlpackage, or a compiled model of ours.
+    """Open an .mlpackage, or a compiled model of the stand-in.
 
-    While one is open, opening it again gives the same one: its functions share their weights.
-    Raises ArtifactError for what is neither.
+    Opening a package again while it is open returns the same object: its functions share their
+    weights. Raises ArtifactError for anything else.
     """
     folder = Path(path)
     _refuse_foreign(folder)
@@ -54,24 +54,24 @@ def open_model(path: str) -> Package:
     key = (str(folder.resolve()), *_stamps(folder, package))
     package = _OPENED.setdefault(key, package)
     for name in package.files:
-        _ = package.files[name]  # mapped now: the folder may be removed while the model lives
+        _ = package.files[name]  # mapped now: the folder may be deleted while the model is in use
     return package
 
 
 def open_compiled(path: str) -> Package:
-    """Open a compiled model of ours; raises ArtifactError for anything else, as Core ML does."""
+    """Open a compiled model of the stand-in; raises ArtifactError for anything else."""
     if not path.rstrip("/").endswith(COMPILED):
         raise ArtifactError(
-            f"{path}: not a compiled model ({COMPILED}); give what get_compiled_model_path() or "
-            "coremltools.models.utils.compile_model() returns"
+            f"{path}: not a compiled model ({COMPILED}); give a path that "
+            "get_compiled_model_path() or coremltools.models.utils.compile_model() returned"
         )
     return open_model(path)
 
 
 def compile_model(path: str) -> str:
-    """Write the model at `path` as a compiled one of ours; return where.
+    """Compile the model at `path` for the stand-in; return the new folder.
 
-    The folder is the caller's. Raises ArtifactError when it holds no ML Program.
+    The caller deletes the folder. Raises ArtifactError when the model is not an ML Program.
     """
     source = Path(path)
     package = package_of_bytes(source.read_bytes()) if source.is_file() else open_model(path)
@@ -80,7 +80,7 @@ def compile_model(path: str) -> str:
 
 def write_compiled(package: Package, folder: Path, source: Path) -> Path:
     """Write a package below `folder` as a compiled model, named after its source."""
-    _ = package.model  # what cannot be parsed is no model
+    _ = package.model  # raises ArtifactError if it cannot be parsed
     root = folder / f"{source.stem}{COMPILED}"
     for name, data in package.files.items():
         target = root / name
@@ -91,9 +91,9 @@ def write_compiled(package: Package, folder: Path, source: Path) -> Path:
 
 
 def package_of_bytes(specification: bytes, weights: Mapping[str, bytes] | None = None) -> Package:
-    """Return a package of a specification and weight files by name ("weights/weight.bin").
+    """Return a package of a specification and of weight files by name ("weights/weight.bin").
 
-    Raises ArtifactError for a name that could leave the folder to which the package is written.
+    Raises ArtifactError for a name outside the folder to which the package is written.
     """
     root = f"Data/{_MODEL_FOLDER}"
     item = {"path": f"{_MODEL_FOLDER}/model.mlmodel"}
@@ -126,7 +126,7 @@ def asset_of_memory(specification: bytes, weights: Mapping[str, bytes]) -> Model
 def _refuse_foreign(folder: Path) -> None:
     if folder.suffix == COMPILED and folder.is_dir() and not (folder / _NOTE).exists():
         raise ArtifactError(
-            f"{folder}: compiled by Core ML, and only Core ML can load it; "
+            f"{folder}: Core ML compiled it, and only Core ML can load it; "
             "load the .mlpackage from which it was compiled"
         )
     if folder.suffix == ".mlmodel" and folder.is_file():
@@ -136,9 +136,9 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _stamps(folder: Path, package: Package) -> list[object]:
-    """What tells a package from another that was written to the same place.
+    """Return a key that distinguishes a package from a later one at the same path.
 
-    Not its manifest: coremltools writes that anew whenever it opens a package.
+    It leaves out the manifest, which coremltools writes again whenever it opens a package.
     """
     stamps: list[object] = []
     for name in sorted(package.files.keys() - {"Manifest.json"}):
@@ -148,9 +148,9 @@ def _stamps(folder: Path, package: Package) -> list[object]:
 
 
 def with_lowest_version(specification: bytes) -> bytes:
-    """Return a model with the lowest version that has its opset, arrays, states and functions.
+    """Return a model with the lowest version that supports its opset, arrays, states and functions.
 
-    Raises ArtifactError for what is not an ML Program of a known opset.
+    Raises ArtifactError unless it is an ML Program of a known opset.
     """
     if not isinstance(specification, bytes):
         raise TypeError(f"a model is bytes, not {type(specification).__name__}")

@@ -1,8 +1,8 @@
 """Gives ExecuTorch's native runtime a Core ML backend: our executor.
 
-The runtime itself reads and verifies every program, and executes all methods without a Core ML
-delegate. Only a method that has one is loaded and executed here, with inputs checked as strictly as
-the runtime checks them: a refused input raises the runtime's error number and our sentence.
+The runtime itself reads and verifies every program, and executes every method without a Core ML
+delegate. This module loads and executes the other methods. It checks their inputs as strictly as
+the runtime does: a refused input raises the runtime's error number with our sentence.
 Sources: ExecuTorch's `extension/pybindings/pybindings.cpp`, versions 1.4 and 1.5, and
 `Method::set_input` in its `runtime/executor/method.cpp`.
 """
@@ -34,14 +34,17 @@ from harness.shim.launch import POLICY_VARIABLE
 _NOT_SUPPORTED = 0x10
 _INVALID_ARGUMENT = 0x12
 _INVALID_PROGRAM = 0x23
-_DELEGATE_FAILED = 0x32  # DelegateInvalidHandle: what the Core ML backend returns
+_DELEGATE_FAILED = 0x32  # DelegateInvalidHandle, which the Core ML backend returns
 
 _SCALAR_TOLERANCE = {"rel_tol": 1e-5, "abs_tol": 1e-4}  # of a float that was an input at export
 
 
 class MethodProxy:
-    """A method; FLOAT16 is carried as the environment variable HARNESS_POLICY says, rounded after
-    every operation if it says nothing. Core ML states, and buffers of the program, live with it."""
+    """A method that our executor runs.
+
+    The environment variable HARNESS_POLICY selects the precision of FLOAT16; by default it is
+    rounded after every operation. The method owns its Core ML states and the program's buffers.
+    """
 
     def __init__(self, artifact: Artifact, name: str, meta: Any) -> None:
         assert artifact.pte is not None
@@ -57,11 +60,11 @@ class MethodProxy:
             self._interpreter = Interpreter(artifact, name, factory, names)
 
     def method_meta(self) -> Any:
-        """What the runtime tells of the method: `MethodMeta`."""
+        """Return the runtime's description of the method: `MethodMeta`."""
         return self._meta
 
     def set_inputs(self, inputs: Sequence[Any]) -> None:
-        """Take the inputs of the next execution; RuntimeError for what the program refuses."""
+        """Set the inputs of the next execution; RuntimeError for one that the program refuses."""
         values = [self._plan.values[index] for index in self._plan.inputs]
         if len(inputs) != len(values):
             raise self._refusal(
@@ -72,7 +75,7 @@ class MethodProxy:
         self._inputs = [one.detach() if torch.is_tensor(one) else one for one in inputs]
 
     def execute(self) -> None:
-        """Execute once on the inputs that were set last."""
+        """Execute once, on the inputs that were set last."""
         if self._inputs is None:
             if self._plan.inputs:
                 problem = f"method->execute() failed with error 0x{_INVALID_ARGUMENT:x}"
@@ -82,7 +85,7 @@ class MethodProxy:
             self._outputs = self._interpreter.run(self._inputs)
 
     def get_outputs(self, clone_outputs: bool = True) -> list[Any]:
-        """Return what the last execution gave, tensors as declared; always copies."""
+        """Return copies of the last execution's outputs, with tensors as declared."""
         declared = [self._plan.values[index] for index in self._plan.outputs]
         return [
             _declared_copy(value, result)
@@ -90,7 +93,7 @@ class MethodProxy:
         ]
 
     def call(self, inputs: Any = (), clone_outputs: bool = True) -> list[Any]:
-        """Execute on a sequence of inputs, or on a tensor that is the only one; return a list."""
+        """Execute on a sequence of inputs, or on the only input, a tensor; return a list."""
         self.set_inputs((inputs,) if torch.is_tensor(inputs) else inputs)
         self.execute()
         return self.get_outputs(clone_outputs)
@@ -98,7 +101,7 @@ class MethodProxy:
     __call__ = call
 
     def _check(self, position: int, value: Value, given: Any) -> None:
-        """Raise RuntimeError unless an input is what the program takes at this position."""
+        """Raise RuntimeError unless the program takes this input at this position."""
         if type(given) is torch.Tensor:
             self._check_layout(position, given)
         elif not isinstance(given, bool | int | float | None):
@@ -154,7 +157,7 @@ def _failing(what: str) -> Iterator[None]:
 
 
 def _is_same_constant(value: Value, given: Any) -> bool:
-    """Whether a number or None is the one that the program was exported with."""
+    """Return whether a number or None equals the one at export."""
     if isinstance(value, float) and isinstance(given, float):
         same = math.isnan(value) and math.isnan(given)
         return same or math.isclose(given, value, **_SCALAR_TOLERANCE)
@@ -166,14 +169,14 @@ def _described(given: Any) -> str:
 
 
 def _declared_copy(value: Value, result: Any) -> Any:
-    """Return a copy in the declared dtype, which is what the runtime's memory has."""
+    """Return a copy in the declared dtype, the dtype of the runtime's memory."""
     if not isinstance(value, TensorValue):
         return result
     return result.to(getattr(torch, value.dtype), copy=True)
 
 
 def patch(native: Any) -> None:
-    """Put the backend into the native module, before others have copied its functions."""
+    """Put the backend into the native module before other modules copy its functions."""
     names, is_available = native._get_registered_backend_names, native._is_available
     native._get_registered_backend_names = lambda: [*names(), BACKEND]
     native._is_available = lambda backend_name: (
@@ -184,7 +187,7 @@ def patch(native: Any) -> None:
 
 
 class ProgramProxy:
-    """A program as `executorch.runtime` uses it: methods with Core ML delegates run here."""
+    """A program for `executorch.runtime`: methods with Core ML delegates run here."""
 
     def __init__(self, native: Any, artifact: Artifact) -> None:
         self._native = native
@@ -194,14 +197,14 @@ class ProgramProxy:
         return getattr(self._native, name)  # what needs no delegate
 
     def load_method(self, method_name: str) -> Any:
-        """Load a method; RuntimeError with the reason when Core ML's part cannot be executed."""
+        """Load a method; RuntimeError with the reason if its delegates cannot be executed."""
         if not _has_core_ml(self._artifact, method_name):
             return self._native.load_method(method_name)
         return MethodProxy(self._artifact, method_name, self._native.method_meta(method_name))
 
 
 class ModuleProxy:
-    """A program as `_load_for_executorch` gives it: methods are loaded when they are first run."""
+    """A program for `_load_for_executorch`: a method is loaded when it is first run."""
 
     def __init__(self, native: Any, artifact: Artifact) -> None:
         self._native = native
@@ -212,19 +215,19 @@ class ModuleProxy:
         return getattr(self._native, name)  # what needs no delegate
 
     def run_method(self, method_name: str, inputs: Any = (), clone_outputs: bool = True) -> Any:
-        """Run a method on its inputs, and return its outputs as a list."""
+        """Run a method on its inputs; return its outputs as a list."""
         if not _has_core_ml(self._artifact, method_name):
             return self._native.run_method(method_name, inputs, clone_outputs)
         return self._method(method_name).call(inputs, clone_outputs)
 
     def forward(self, inputs: Any = (), clone_outputs: bool = True) -> Any:
-        """Run `forward`; a tensor alone is its only input."""
+        """Run `forward` on a sequence of inputs, or on the only input, a tensor."""
         return self.run_method("forward", inputs, clone_outputs)
 
     __call__ = forward
 
     def plan_execute(self, method_name: str, clone_outputs: bool = True) -> Any:
-        """Run a method on the inputs that it was given last."""
+        """Run a method on the inputs that were set last."""
         if not _has_core_ml(self._artifact, method_name):
             return self._native.plan_execute(method_name, clone_outputs)
         method = self._method(method_name)
@@ -244,11 +247,11 @@ _LOADERS: dict[str, type[ProgramProxy] | type[ModuleProxy]] = {
     "_load_for_executorch": ModuleProxy,
     "_load_for_executorch_from_buffer": ModuleProxy,
 }
-"""Function of the native module -> what stands in for what it returns."""
+"""Function of the native module -> the proxy for the programs that it returns."""
 
 
 def _loading(load: Callable[..., Any], proxy: Callable[[Any, Artifact], Any]) -> Callable[..., Any]:
-    """Return a loader whose programs are stood in for where they have Core ML delegates."""
+    """Return a loader that returns a proxy for each program with Core ML delegates."""
 
     @wraps(load)
     def loaded(*arguments: Any, **options: Any) -> Any:
@@ -260,9 +263,9 @@ def _loading(load: Callable[..., Any], proxy: Callable[[Any, Artifact], Any]) ->
 
 
 def _read(source: str | bytes) -> Artifact | None:
-    """Return a program that has Core ML delegates, None for any other.
+    """Return a program if it has Core ML delegates, else None.
 
-    Raises RuntimeError for one that ExecuTorch reads and this project does not.
+    Raises RuntimeError for one that ExecuTorch can read and this project cannot.
     """
     path = Path(source) if isinstance(source, str) else Path("the program in memory")
     data = map_file(path) if isinstance(source, str) else memoryview(source)

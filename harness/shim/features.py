@@ -1,6 +1,6 @@
-"""What a function takes and gives, as the model describes it to its callers.
+"""The inputs and outputs of a function, from the model's description of it.
 
-Source: `FeatureTypes.proto`. An array's dtype is that of the description: the program casts.
+Source: `FeatureTypes.proto`. An array's dtype is the described one: the program casts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ _PLAIN = ("int64Type", "stringType", "dictionaryType")  # a classifier's label a
 
 @dataclass(frozen=True)
 class ArrayFeature:
-    """An array: numpy's name of its dtype, its usual shape, and the value that fills it where it
-    may be left out; None where it must be given."""
+    """An array: numpy's name of its dtype, its default shape, and the value that fills it.
+
+    The value is None if a caller must give the array.
+    """
 
     name: str
     dtype: str
@@ -39,7 +41,7 @@ class ImageFeature:
 
 @dataclass(frozen=True)
 class PlainFeature:
-    """A label or a dictionary: the program makes Python's own value."""
+    """A label or a dictionary, which the program returns as a value of Python."""
 
     name: str
 
@@ -57,7 +59,7 @@ class Signature:
 
 
 def read_signature(package: Package, function: str) -> Signature:
-    """Return how a package describes a function; raises ArtifactError for what cannot be had."""
+    """Return a package's description of a function; raises ArtifactError if it is unsupported."""
     description = package.description(function)
     where = f"{package.what}, function '{function}'"
     return Signature(
@@ -84,8 +86,8 @@ def _feature(message: Any, where: str) -> Feature:
     if kind in _PLAIN:
         return PlainFeature(message.name)
     raise ArtifactError(
-        f"{where}: '{message.name}' is of kind {kind or 'nothing'}; an ML Program takes and gives "
-        "arrays, images and labels"
+        f"{where}: '{message.name}' is of kind {kind or 'nothing'}; an ML Program takes and "
+        "returns arrays, images and labels"
     )
 
 

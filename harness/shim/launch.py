@@ -1,7 +1,7 @@
-"""How a Python command is started with the stand-in in place, for it and its children alone.
+"""Starts a Python command with the stand-in, which applies to the command and its children only.
 
 The child's PYTHONPATH begins with a folder whose `sitecustomize` installs the stand-in before the
-command's first line. Nothing is written anywhere, and nothing outside the child changes.
+command's first line. No file is written, and nothing outside the child changes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Command:
 def python_command(
     words: Sequence[str], environment: Mapping[str, str], policy: str | None
 ) -> Command:
-    """Return how to start a command: a Python, a script, `-m module`, or a program in Python.
+    """Return how to start a Python interpreter, a script, `-m module` or a program in Python.
 
-    Raises HarnessError when it is none of these, or a Python that would not see the stand-in.
+    Raises HarnessError for any other command, and for options that would ignore the stand-in.
     """
     if not words:
         raise HarnessError("no command; write it after --: harness shim -- python script.py")
@@ -57,7 +57,7 @@ def python_command(
     if hiding:
         raise HarnessError(
             f"{words[0]} runs Python with -{hiding[0]}, which ignores PYTHONPATH: "
-            "the stand-in cannot be put in place; leave the option out"
+            "the stand-in cannot be installed; omit the option"
         )
     return Command(program, tuple(words), _with_stand_in(environment, policy))
 
@@ -65,8 +65,8 @@ def python_command(
 def _found(name: str, environment: Mapping[str, str]) -> str:
     """Return the program's path.
 
-    One beside this Python comes before those in PATH: the stand-in is installed here, and the first
-    `pytest` in PATH may be another environment's, or a shell script that looks for one.
+    A program beside this Python comes before those in PATH: this environment has the stand-in,
+    while the first `pytest` in PATH may belong to another one or be a shell script.
     """
     beside = str(Path(sys.executable).parent)
     program = shutil.which(name, path=beside) or shutil.which(name, path=environment.get("PATH"))
@@ -76,24 +76,24 @@ def _found(name: str, environment: Mapping[str, str]) -> str:
 
 
 def _interpreter(program: str) -> list[str]:
-    """Return the Python, and its options, that a program's first lines name."""
+    """Return the Python interpreter and its options, which a program's first lines name."""
     with Path(program).open("rb") as file:
         head = file.read(_SHEBANG_BYTES)
     lines = head.splitlines()[:2] if head.startswith(b"#!") else []
-    # Where its path is too long for the kernel, pip lets a shell find the Python, in line two.
+    # If its path is too long for the kernel, pip makes a shell start Python in the second line.
     for line in lines:
         words = line.decode(errors="replace").lstrip("#!").replace("'", " ").split()
         for place, word in enumerate(words):
             if _PYTHON.fullmatch(Path(word.strip('"')).name):
                 return words[place:]
     raise HarnessError(
-        f"{program} is no Python and no program written in Python; the stand-in works inside "
-        "Python only: name the Python command itself"
+        f"{program} is not a Python command; the stand-in works inside Python only: name the "
+        "Python command itself"
     )
 
 
 def _options(words: Sequence[str]) -> str:
-    """Return the letters of Python's own options, which end where the script or module begins."""
+    """Return the letters of Python's own options, which precede the script or the module."""
     letters = ""
     rest = iter(words)
     for word in rest:

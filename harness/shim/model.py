@@ -51,7 +51,7 @@ from harness.shim.values import (
 
 
 class StateProxy:
-    """A tensor for each state, zero at first; predictions that are given it continue from it."""
+    """A tensor for each state, zero at first; a prediction with this state reads and changes it."""
 
     def __init__(self, state: State, features: dict[str, Feature], where: str) -> None:
         self.state = state
@@ -73,10 +73,10 @@ class StateProxy:
 
 
 class ModelProxy:
-    """One function of a model, executed by our executor on the CPU, whatever the compute units.
+    """One function of a model, which our executor runs on the CPU for any compute units.
 
-    FLOAT16 is rounded after every operation, as a device does, unless the environment variable
-    HARNESS_POLICY names another number policy. Everything that goes wrong is a RuntimeError.
+    FLOAT16 is rounded after every operation, as on a device, unless the environment variable
+    HARNESS_POLICY names another number policy. Every error is a RuntimeError.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ModelProxy:
         optimization_hints: Mapping[str, str],
         asset: ModelAssetProxy | None = None,
     ) -> None:
-        del compute_units, optimization_hints  # they change where and how fast, not what
+        del compute_units, optimization_hints  # they change place and speed, not results
         start = time.perf_counter_ns()
         self._path = path
         self._compiled: tempfile.TemporaryDirectory[str] | None = None
@@ -102,7 +102,7 @@ class ModelProxy:
         self._load_duration = time.perf_counter_ns() - start
 
     def predict(self, values: Mapping[str, Any], state: StateProxy | None = None) -> dict[str, Any]:
-        """Predict once; the state that is given is read and changed."""
+        """Predict once; the prediction reads and changes the state."""
         with as_runtime_error():
             inputs = tensors_of_inputs(self._signature, values, self._where)
             start = time.perf_counter_ns()
@@ -112,7 +112,7 @@ class ModelProxy:
             return python_of_outputs(self._signature, results, self._where)
 
     def batchPredict(self, batch: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Predict for each of several inputs."""
+        """Predict once for each of several inputs."""
         start = time.perf_counter_ns()
         results = [self.predict(values) for values in batch]
         self._last_prediction = time.perf_counter_ns() - start
@@ -123,7 +123,7 @@ class ModelProxy:
         return StateProxy(self._function.new_state(), self._signature.states, self._where)
 
     def get_compiled_model_path(self) -> str:
-        """Return a folder that stands for the compiled model; it is removed with this object."""
+        """Return the folder of a compiled model, which is deleted with this object."""
         if self._path.rstrip("/").endswith(COMPILED):
             return self._path
         if self._compiled is None:
@@ -132,27 +132,27 @@ class ModelProxy:
         return str(next(Path(self._compiled.name).iterdir()))
 
     def get_load_duration_in_nano_seconds(self) -> int:
-        """Return how long loading took."""
+        """Return the duration of loading."""
         return self._load_duration
 
     def get_last_predict_duration_in_nano_seconds(self) -> int | None:
-        """Return how long the last prediction took, None before the first."""
+        """Return the duration of the last prediction, None before the first."""
         return self._last_prediction
 
     @staticmethod
     def maximum_supported_specification_version() -> int:
-        """Return the newest specification version that can be loaded."""
+        """Return the newest specification version that the stand-in can load."""
         return NEWEST_VERSION
 
     @staticmethod
     def auto_set_specification_version(model: bytes) -> bytes:
-        """Return a model with the lowest specification version that has all that it uses."""
+        """Return a model with the lowest specification version that supports all its features."""
         with as_runtime_error():
             return with_lowest_version(model)
 
     @staticmethod
     def compileModel(path: str) -> str:
-        """Write what stands for a compiled model, and return where; the folder is the caller's."""
+        """Compile a model; return the folder, which the caller deletes."""
         with as_runtime_error():
             return compile_model(path)
 
@@ -173,7 +173,7 @@ class ModelProxy:
 
     @staticmethod
     def get_all_compute_devices() -> list[Any]:
-        """Return the devices that there are: the CPU."""
+        """Return all devices: the CPU."""
         return devices()
 
     @staticmethod
@@ -193,7 +193,7 @@ class ModelProxy:
 
 @contextmanager
 def _failing_as_core_ml_does() -> Iterator[None]:
-    """Begin the sentence as Core ML begins its own: there are scripts that look for it."""
+    """Begin an error's message as Core ML does, because scripts look for these words."""
     try:
         yield
     except HarnessError as error:

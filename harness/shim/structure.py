@@ -1,8 +1,8 @@
 """The structure and the compute plan of an ML Program, and the compute devices.
 
 coremltools wraps these objects as `MLModelStructure`, `MLComputePlan` and `MLComputeDevice`. The
-stand-in has one device, the CPU, and runs every operation on it. Where Core ML would place an
-operation, and at which cost, only a Mac can say.
+stand-in has one device, the CPU, and runs every operation on it. Only a Mac can tell where Core ML
+would place an operation, and at which cost.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ class CPUDeviceProxy:
 
 
 class GPUDeviceProxy:
-    """A GPU; none is found here."""
+    """A GPU; the stand-in has none."""
 
 
 class NeuralEngineDeviceProxy:
-    """A Neural Engine; none is found here."""
+    """A Neural Engine; the stand-in has none."""
 
     def get_total_core_count(self) -> int:
-        """Raise RuntimeError: there is none whose cores could be counted."""
+        """Raise RuntimeError, because the stand-in has no Neural Engine."""
         raise RuntimeError(
-            "there is no Neural Engine here; the stand-in for Core ML computes on the CPU"
+            "this machine has no Neural Engine; the stand-in for Core ML computes on the CPU"
         )
 
 
 def devices() -> list[Any]:
-    """Return the compute devices, as coremltools wraps them."""
+    """Return the compute devices in coremltools' wrappers."""
     from coremltools.models.compute_device import MLCPUComputeDevice
 
     return [MLCPUComputeDevice(CPUDeviceProxy())]
 
 
 class OperationProxy:
-    """Stands in an operation's structure for the operation itself."""
+    """The proxy of an operation in a model's structure."""
 
     def __init__(self, type_: str) -> None:
         self.type = type_
 
 
 class LayerProxy:
-    """A layer of a neural network; the stand-in reads none."""
+    """A layer of a neural network; the stand-in does not read neural networks."""
 
 
 def model_structure(package: Package) -> Any:
-    """Return the structure of a package's functions; raises ArtifactError for no ML Program."""
+    """Return the structure of a package; raises ArtifactError if it is not an ML Program."""
     from coremltools.models import compute_plan as ct
 
     functions = {
@@ -107,25 +107,25 @@ def _named(messages: Iterable[Any]) -> list[Any]:
 
 
 class ComputePlanProxy:
-    """The plan of one package; without one, a base for coremltools' plan of a remote device."""
+    """The plan of one package, or the base of coremltools' plan for a remote device."""
 
     def __init__(self, package: Package | None = None, compute_units: str = "CPU_ONLY") -> None:
         self._structure = None if package is None else model_structure(package)
         if compute_units != "CPU_ONLY":
             warnings.warn(
-                f"compute units {compute_units} were asked for; placement on a GPU or a Neural "
-                "Engine can be had on a Mac only: this plan has every operation on the CPU",
+                f"compute units {compute_units} were requested; only a Mac can plan for a GPU or "
+                "a Neural Engine: this plan places every operation on the CPU",
                 RuntimeWarning,
                 stacklevel=4,
             )
 
     @property
     def model_structure(self) -> Any:
-        """The `MLModelStructure` whose operations can be asked for."""
+        """The `MLModelStructure` whose operations the plan describes."""
         return self._structure
 
     def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
-        """Return the CPU as preferred and only device; None for a constant, which runs nowhere."""
+        """Return the CPU as preferred and only device; None for a constant, which has none."""
         from coremltools.models.compute_plan import MLComputePlanDeviceUsage
 
         if operation.operator_name == "const":
@@ -134,9 +134,9 @@ class ComputePlanProxy:
         return MLComputePlanDeviceUsage(here[0], here)
 
     def get_compute_device_usage_for_neuralnetwork_layer(self, layer: Any) -> None:
-        """Return None: the stand-in loads no neural networks."""
+        """Return None, because the stand-in does not load neural networks."""
         return None
 
     def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> None:
-        """Return None, as Core ML does where it has no estimate."""
+        """Return None, as Core ML does without an estimate."""
         return None

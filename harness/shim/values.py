@@ -1,11 +1,11 @@
-"""Values of a prediction: from Python to tensors and back, as Core ML's bindings convert them.
+"""Converts values of a prediction between Python and tensors, as Core ML's bindings do.
 
 The bindings take arrays of float32, float64, int32 and int8 and convert them to the described
 dtype. They return FLOAT16 results as float32, and a scalar with shape (1,).
 
-A program sees a picture as floats from 0 to 255, [1, 3, height, width] in the described order of
-colours, or [1, 1, height, width]. A picture that comes out is rounded to the nearest value; RGB and
-BGR come out as RGBA, as in Core ML's buffers.
+A program takes an image as floats from 0 to 255, [1, 3, height, width] in the described order of
+colours, or [1, 1, height, width]. An image that it returns is rounded to integers; RGB and BGR
+become RGBA, as in Core ML's buffers.
 
 Sources: coremltools' `CoreMLPythonArray.mm` and `CoreMLPythonUtils.mm`, and its guide to image
 inputs.
@@ -31,10 +31,10 @@ _GIVEN = {"float16": "float32"}  # numpy in the native module has no half precis
 def tensors_of_inputs(
     signature: Signature, values: Mapping[str, Any], where: str
 ) -> dict[str, torch.Tensor]:
-    """Return every input of a function as a tensor, those that may be left out filled in.
+    """Return every input of a function as a tensor; a missing optional input gets its default.
 
-    Values that are not inputs are left alone, as Core ML does; shapes of arrays are checked where
-    the function is called. Raises HarnessError, naming the input and what is allowed.
+    Values that are not inputs are ignored, as in Core ML. The call of the function checks the
+    shapes of arrays. Raises HarnessError that names the input and the allowed values.
     """
     return {
         name: _entered(feature, values[name], where) if name in values else _filled(feature, where)
@@ -45,10 +45,10 @@ def tensors_of_inputs(
 def python_of_outputs(
     signature: Signature, results: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Return a function's results as Core ML's bindings give them, by name."""
+    """Return a function's results by name, converted as Core ML's bindings do."""
     missing = signature.outputs.keys() - results.keys()
     if missing:
-        raise HarnessError(f"{where}: describes output '{min(missing)}', which it does not give")
+        raise HarnessError(f"{where}: describes output '{min(missing)}' but does not return it")
     return {
         name: _left(feature, results[name], where) for name, feature in signature.outputs.items()
     }
@@ -63,7 +63,7 @@ def array_of_tensor(tensor: torch.Tensor, dtype: str) -> np.ndarray:
 def tensor_of_array(value: Any, name: str, where: str) -> torch.Tensor:
     """Return a copy of an array as a tensor; a scalar's shape becomes (1,).
 
-    Raises HarnessError for what Core ML's bindings do not take.
+    Raises HarnessError for an array that Core ML's bindings do not take.
     """
     if not isinstance(value, np.ndarray):
         raise HarnessError(
@@ -82,9 +82,9 @@ def _entered(feature: Feature, value: Any, where: str) -> torch.Tensor:
     if isinstance(feature, ImageFeature):
         return tensor_of_image(feature, value, where)
     if isinstance(feature, PlainFeature):
-        raise HarnessError(f"{where}: input '{feature.name}' is no array and no image")
+        raise HarnessError(f"{where}: input '{feature.name}' is neither an array nor an image")
     tensor = tensor_of_array(value, feature.name, where)
-    # What the program itself declares may be fp16: only the kind, float or integer, is fixed here.
+    # The program itself may declare fp16: only the kind, float or integer, is set here.
     wanted: torch.dtype = getattr(torch, feature.dtype)
     return tensor if wanted.is_floating_point else tensor.to(wanted)
 
@@ -104,7 +104,7 @@ def _left(feature: Feature, result: Any, where: str) -> Any:
     if isinstance(feature, PlainFeature):
         return result
     if not isinstance(result, torch.Tensor):
-        raise HarnessError(f"{where}: output '{feature.name}' is no tensor")
+        raise HarnessError(f"{where}: output '{feature.name}' is not a tensor")
     if isinstance(feature, ImageFeature):
         return image_of_tensor(feature, result, where)
     return array_of_tensor(result, feature.dtype)
@@ -112,7 +112,7 @@ def _left(feature: Feature, result: Any, where: str) -> Any:
 
 @dataclass(frozen=True)
 class _Colours:
-    """A colour space: the modes of Pillow that fit it, its channels, and which of RGB is which."""
+    """A colour space: the modes of Pillow that fit it, its channels, and their order."""
 
     modes: tuple[str, ...]
     channels: int
@@ -128,7 +128,7 @@ _COLOURS = {
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is a picture of Pillow's; no Pillow, no picture."""
+    """Return whether a value is an image of Pillow; without Pillow, none is."""
     try:
         from PIL import Image
     except ImportError:
@@ -137,14 +137,16 @@ def is_image(value: Any) -> bool:
 
 
 def tensor_of_image(feature: ImageFeature, image: Any, where: str) -> torch.Tensor:
-    """Return a picture as fp32, [1, channels, height, width]; raises HarnessError for no picture,
-    or one of a mode or a size that does not fit."""
+    """Return an image as fp32, [1, channels, height, width].
+
+    Raises HarnessError for a value that is not an image, or whose mode or size does not fit.
+    """
     colours = _COLOURS[feature.colours]
     if not is_image(image) or image.mode not in colours.modes:
         have = f"picture of mode {image.mode}" if is_image(image) else type(image).__name__
         raise HarnessError(
-            f"{where}: input '{feature.name}' is a {have}; a {feature.colours} image is wanted, "
-            f"which Pillow has as mode {' or '.join(colours.modes)}"
+            f"{where}: input '{feature.name}' is a {have}; the model takes {feature.colours}, "
+            f"Pillow's mode {' or '.join(colours.modes)}"
         )
     pixels = np.array(image)
     if not feature.sizes.allow(pixels.shape[:2]):
@@ -159,7 +161,7 @@ def tensor_of_image(feature: ImageFeature, image: Any, where: str) -> torch.Tens
 
 
 def image_of_tensor(feature: ImageFeature, tensor: torch.Tensor, where: str) -> Any:
-    """Return a result as a picture: RGBA, L or F; raises HarnessError when it is not shaped so."""
+    """Return a result as an image, RGBA, L or F; raises HarnessError for another shape."""
     colours = _COLOURS[feature.colours]
     if tensor.dim() not in (3, 4) or tensor.shape[-3] != colours.channels or tensor.numel() == 0:
         raise HarnessError(

@@ -225,7 +225,7 @@ def test_a_declared_shape_that_is_not_the_results_is_named_at_the_first_call(aff
 
     function = load_function(edited(affine, change), "main", get_policy("widen"))
     with pytest.raises(
-        HarnessError, match=r"relu '.*': gives shape \[2, 16\], the program declares"
+        HarnessError, match=r"relu '.*': returns shape \[2, 16\], the program declares"
     ):
         function({"a": torch.from_numpy(X)})
 

@@ -228,7 +228,7 @@ def test_a_state_that_is_missing_or_not_what_is_declared_is_named(counter):
 
 
 def test_a_program_with_states_is_refused_to_callers_that_keep_none(counter):
-    with pytest.raises(ArtifactError, match=r"function 'main': a value of kind stateType.*total"):
+    with pytest.raises(ArtifactError, match=r"function .*of kind stateType.*total"):
         load_function(counter, "main", get_policy("widen"))
 
 

@@ -146,7 +146,7 @@ AT_LOAD = [
     (smaller_weight, r"const '.*': FLOAT32\[15, 4\] needs 240 bytes, has 256"),
     (computed_parameter, "softmax '.*': parameter 'axis' is computed by the program"),
     (missing_parameter, "reshape '.*': parameter 'shape' is missing"),
-    (parameter_of_another_kind, "reshape '.*': a parameter is not what the operation takes"),
+    (parameter_of_another_kind, "reshape '.*': the operation does not take a parameter's value"),
     (text_as_a_tensor, "function 'main': a STRING is used as a tensor"),
     (const_without_value, "const '.*': a const without 'val'"),
     (no_output, "function 'main': operation [0-9]+, softmax, has no output"),
@@ -180,8 +180,8 @@ def another_rank(function, block):
 AT_CALL = [
     (another_size, "reshape '.*': RuntimeError: shape '.4, 9.' is invalid"),
     (another_axis, "softmax '.*': IndexError: Dimension out of range"),
-    (more_parts_than_declared, "split '.*': gives 4 results, the program declares 2"),
-    (another_rank, r"softmax '.*': gives shape \[8, 4\], the program declares \[8, 4, 1\]"),
+    (more_parts_than_declared, "split '.*': returns 4 results, the program declares 2"),
+    (another_rank, r"softmax '.*': returns shape \[8, 4\], the program declares \[8, 4, 1\]"),
 ]
 
 

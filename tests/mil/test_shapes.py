@@ -62,7 +62,7 @@ def test_lists_of_several_inputs_go_together():
         np.testing.assert_array_equal(sums, [np.full(3, n) for n in rows])
     with pytest.raises(
         HarnessError,
-        match=r"\[2, 3\] with \[4, 3\] of inputs 'a', 'b' do not go together; "
+        match=r"\[2, 3\] with \[4, 3\] of inputs 'a', 'b' do not belong together; "
         r"allowed are \[2, 3\] with \[1, 3\], or \[7, 3\] with \[4, 3\]",
     ):
         call(function, 2, 4)

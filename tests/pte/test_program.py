@@ -225,9 +225,9 @@ def test_a_delegates_input_that_nothing_has_made_is_named():
 @pytest.mark.parametrize(
     ("values", "args", "problem"),
     [
-        ((tensor(1), 3, tensor(1)), (0, 1, 2), "'b' is handed over as int; .* tensors only"),
-        ((tensor(1), None, tensor(1)), (0, 1, 2), "'b' is handed over as NoneType"),
-        ((tensor(1), tensor(1), ListValue((0,))), (0, 1, 2), "'c' is handed over as ListValue"),
+        ((tensor(1), 3, tensor(1)), (0, 1, 2), "'b' is passed as int; .* tensors only"),
+        ((tensor(1), None, tensor(1)), (0, 1, 2), "'b' is passed as NoneType"),
+        ((tensor(1), tensor(1), ListValue((0,))), (0, 1, 2), "'c' is passed as ListValue"),
         ((tensor(1), tensor(1), tensor(1)), (0, 2), "called with 2 values, metadata.json names 3"),
         ((tensor(1), tensor(1), tensor(1)), (0, 1, 2, 2), "called with 4 values"),
     ],
@@ -247,7 +247,7 @@ def test_a_delegate_of_another_backend_is_named_at_load():
 
 
 def test_something_else_than_a_tensor_that_goes_in_is_named():
-    with pytest.raises(HarnessError, match="value 0 goes in or out, but it is no tensor"):
+    with pytest.raises(HarnessError, match="value 0 is an input or output, but not a tensor"):
         load((3,), (0,), (), (FreeCall(0),))
 
 

@@ -144,7 +144,7 @@ def test_the_policy_is_handed_on_and_named(start, policy):
     ("words", "sentence"),
     [
         ([], "no command; write it after --"),
-        (["ls"], "is no Python and no program written in Python"),
+        (["ls"], "is not a Python command; the stand-in works inside"),
         (["no-such-command"], "no-such-command: no such command"),
         ([sys.executable, "-I", "show.py"], "runs Python with -I, which ignores PYTHONPATH"),
         ([sys.executable, "-W", "error", "-uE", "-c", "0"], "runs Python with -E"),

@@ -1,8 +1,8 @@
 """A quantized weight of two axes that stays packed: its codes are read from the mapped file.
 
-Its values are those that the program declares: `scale * (code - offset)`, rounded to the declared
-dtype. Products are summed in fp32, or in fp64 if `x` is fp64: they differ from products with the
-expanded weight in the order of the sum only.
+Its values are the declared ones: `scale * (code - offset)`, rounded to the declared dtype. Products
+are summed in fp32, or in fp64 if `x` is fp64; they differ from products with the expanded weight
+only in the order of summing.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class PackedWeight:
 
     @cached_property
     def tensor(self) -> Tensor:
-        """The whole weight, expanded once and kept: for operations that cannot read it packed."""
+        """The whole weight, expanded once, for operations that cannot read it packed."""
         return self.dequantized()
 
     def _product_by_tiles(self, x: Tensor) -> Tensor:
-        """Expand some rows at a time to one tile, and multiply by that.
+        """Expand some rows at a time to a tile, and multiply by it.
 
-        The tile is the left operand: with few rows of x the BLAS is faster so.
+        The tile is the left operand, because BLAS is faster this way with few rows of x.
         """
         n_rows, n_columns = self.shape
         x_rows = x.reshape(-1, n_columns)
@@ -103,7 +103,7 @@ def _parts(count: int) -> int:
 def _turn(parts: int) -> AbstractContextManager[object]:
     """Return a lock on numba's threads, if any are needed.
 
-    Some of its threading layers end a process that calls them twice at the same time.
+    Some of its threading layers abort a process that calls them twice at the same time.
     """
     return _THREADS if parts > 1 else _NOTHING
 

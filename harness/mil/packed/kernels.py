@@ -1,10 +1,10 @@
 """Products with packed weights, and rows of them as fp32, compiled by numba for this machine.
 
-A weight has one of two layouts (`harness.mil.packed.layouts`): *tables*, for two codes to a byte
-and a table to a row, and *blocks*, for all others. Each gives the floats of a row in an order of
-its own. Everything is summed in fp32, in any order.
+A weight has one of two layouts (`harness.mil.packed.layouts`): *tables*, with two codes in a byte
+and a table for each row, and *blocks*, for all other weights. Each layout has its own order of the
+floats of a row. All sums are in fp32, in any order.
 
-Arrays, where not said otherwise: codes uint8 [rows, columns] or, two to a byte,
+Unless a docstring says otherwise, arrays are: codes uint8 [rows, columns] or, with two in a byte,
 [rows, columns / 2]; tables uint8 [rows, 32]; scale and offset fp32 [row blocks, column blocks]; x
 fp32 [m, columns]; out fp32 [m, rows].
 """
@@ -35,11 +35,11 @@ _VECTOR_CODE = sha256(getsource(vector).encode()).hexdigest()[:16]
 
 
 def _compiler(parallel: bool = False) -> Callable[[Kernel], Kernel]:
-    """Return a decorator that compiles; the machine code is kept for the next process.
+    """Return a decorator that compiles, and caches the machine code for the next process.
 
-    numba compiles again when the file of a kernel has changed, but the vector code, which is part
-    of the machine code, is in another file. So a kernel's name, which names the kept file too, ends
-    with a hash of that code.
+    numba compiles again when the file of a kernel has changed. The vector code is part of the
+    machine code too, but it is in another file. Therefore a kernel's name, and with it the name of
+    the cached file, ends with a hash of that code.
     """
 
     def compiled(function: Kernel) -> Kernel:
@@ -47,7 +47,7 @@ def _compiler(parallel: bool = False) -> Callable[[Kernel], Kernel]:
         function.__qualname__ += f"_{_VECTOR_CODE}"
         try:
             made: Kernel = njit(cache=True, **options)(function)
-        except RuntimeError:  # numba can write to none of its folders
+        except RuntimeError:  # numba cannot write to any of its folders
             made = njit(**options)(function)
         return made
 
@@ -72,9 +72,9 @@ def table_products(
 ) -> None:
     """Multiply x [m, columns], its columns in their own order, by the weight.
 
-    All arrays are contiguous, and given by their addresses, because a language model calls this
-    hundreds of times for each token. `unit` fp32 [rows] is the value of a 1 in a row's table,
-    over 65536; `order` int64 [columns] is the order of the columns in the tables' layout.
+    All arrays are contiguous and passed by address, because a language model calls this hundreds of
+    times for each token. `unit` fp32 [rows] is the value of a 1 in a row's table, divided by 65536;
+    `order` int64 [columns] is the order of the columns in the tables' layout.
     """
     given = carray(_pointer(x), (m, columns), np.float32)
     indices = carray(_pointer(order), (columns,), np.int64)
@@ -124,7 +124,7 @@ def table_tiles(
     out: int,
     parts: int,
 ) -> None:
-    """Multiply as `table_products`, for more rows of x: a weight is decoded once for all."""
+    """Multiply like `table_products`, for more rows of x: a weight is decoded once for all rows."""
     x_tiles = _x_tiles(x, order, m, columns)
     if parts == 1:
         _table_tiles(0, rows, codes, tables, unit, rows, x_tiles, m, out)
@@ -145,9 +145,9 @@ def expand_blocks(
     tile: np.ndarray,
     parts: int,
 ) -> None:
-    """Write rows from `start` on to `tile` [n, columns]; round them to fp16 if `rounds`.
+    """Write the rows from `start` on to `tile` [n, columns]; round them to fp16 if `rounds`.
 
-    The number of a code c is `(c ^ sign_bit) - sign_bit`; `sign_bit` is 0 where codes are unsigned.
+    The number of a code c is `(c ^ sign_bit) - sign_bit`; `sign_bit` is 0 for unsigned codes.
     """
     rows = tile.shape[0]
     if parts == 1:
@@ -175,7 +175,7 @@ def _table_products(
 
 @_serial
 def _x_tiles(x: int, order: int, m: int, columns: int) -> np.ndarray:
-    """Cut x [m, columns] into tiles of `vector.TILE_WIDTH` rows; zeros fill up the last one."""
+    """Cut x [m, columns] into tiles of `vector.TILE_WIDTH` rows; zeros fill the last one."""
     given = carray(_pointer(x), (m, columns), np.float32)
     indices = carray(_pointer(order), (columns,), np.int64)
     x_tiles = np.zeros((-(-m // vector.TILE_WIDTH), columns, vector.TILE_WIDTH), np.float32)
@@ -263,7 +263,7 @@ def _block_products(
                 z = offset[row // per_scale, block] + np.float32(sign_bit)
                 start, end = block * size, (block + 1) * size
                 part, low, high = codes[row, start:end], x[each, start:end], x[each, -width:]
-                # loops from 0 on, in which no index can be negative: they become vector code
+                # loops from 0, whose indices cannot be negative: they become vector code
                 if width == columns:
                     for at in range(size):
                         total += _value(part[at], sign, z, s, rounds) * low[at]
@@ -285,7 +285,7 @@ def _expand_row(
     rounds: bool,
     out: np.ndarray,
 ) -> None:
-    """Write a row; where two codes share a byte, all low ones come first, then all high ones."""
+    """Write a row; if two codes share a byte, all low ones come first, then all high ones."""
     row_block = row // (codes.shape[0] // scale.shape[0])
     width, blocks = codes.shape[1], scale.shape[1]
     size, sign = width // blocks, np.uint8(sign_bit)
@@ -327,7 +327,7 @@ def _rounded(typing: TypingContext, value: types.Type) -> vector.Intrinsic:
 
 @vector.intrinsic
 def _pointer(typing: TypingContext, address: types.Type) -> vector.Intrinsic:
-    """Return an address as the pointer that `numba.carray` takes."""
+    """Convert an address to the pointer that `numba.carray` takes."""
 
     def generate(
         context: Target, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]

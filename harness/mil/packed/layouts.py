@@ -1,7 +1,7 @@
-"""The two layouts in which a packed weight is multiplied; each has its own order of columns.
+"""The two layouts of a packed weight; each has its own order of columns.
 
 Both compute `products` with x, which is contiguous fp32 [m, columns]. `Blocks` can also `expand`
-rows to fp32; `order` gives the order of their columns, None for the weight's own.
+rows to fp32; `order` is the order of their columns, None for the weight's own.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from harness.mil.packed import kernels, vector
 
-FEW_ROWS = 3  # rows of x up to which decoding the weight for each of them is fastest
+FEW_ROWS = 3  # rows of x up to which decoding the weight again for each row is fastest
 _LEVELS = np.arange(16)
-_UNITS = 65536  # a lookup gives an integer times this: in the upper half of 32 bits
+_UNITS = 65536  # a lookup returns an integer times this, in the upper half of 32 bits
 
 
 @dataclass(frozen=True)
 class Blocks:
     """Codes with a scale and an offset for each block of rows and columns.
 
-    `codes` are uint8 [rows, columns], or [rows, columns / 2] where two share a byte (low half
-    first); `scale` and `offset` are fp32 [row blocks, column blocks]. `sign_bit` is 8 or 128 for
-    signed codes of 4 or 8 bits, 0 for unsigned ones; `rounds` is true where the values are fp16.
+    `codes` are uint8 [rows, columns], or [rows, columns / 2] if two share a byte (low half first);
+    `scale` and `offset` are fp32 [row blocks, column blocks]. `sign_bit` is 8 or 128 for signed
+    codes of 4 or 8 bits, 0 for unsigned ones; `rounds` is true for fp16 values.
     """
 
     codes: np.ndarray
@@ -83,7 +83,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Tables:
-    """Codes two to a byte, and for each row a table of sixteen integers and the value of a 1."""
+    """Two codes in each byte, and for each row a table of sixteen integers and the value of a 1."""
 
     codes: np.ndarray
     tables: np.ndarray
@@ -91,7 +91,7 @@ class Tables:
 
     @cached_property
     def order(self) -> Tensor:
-        """The order of looked-up columns: `vector.ORDER` in each 32."""
+        """The order of looked-up columns: `vector.ORDER` within each 32."""
         starts = torch.arange(0, 2 * self.codes.shape[1], vector.COLUMNS)
         return (starts[:, None] + torch.tensor(vector.ORDER)).reshape(-1)
 
@@ -114,12 +114,12 @@ class Tables:
         )
 
     def __getstate__(self) -> dict[str, np.ndarray]:
-        """Return the fields of a copy, without addresses: its arrays have others."""
+        """Return the fields for a copy, without addresses: the copy's arrays have new ones."""
         return {"codes": self.codes, "tables": self.tables, "unit": self.unit}
 
 
 def best_layout(blocks: Blocks) -> Blocks | Tables:
-    """Return the layout that is faster, of those that are exact and that this machine supports."""
+    """Return the faster layout of those that are exact and that this machine supports."""
     fits = (
         blocks.is_paired
         and blocks.scale.shape[1] == 1
@@ -140,11 +140,11 @@ def _integer_tables(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the sixteen values of a 4-bit code in each row: integers of 16 bits, and their units.
 
-    The tables are uint8 [n, 32], 16 low bytes and 16 high bytes; the units are fp32 [n], over
+    The tables are uint8 [n, 32], 16 low bytes and 16 high bytes; the units are fp32 [n], divided by
     65536. `scale` and `offset` are fp32 [n]; `rounds` is true for fp16 weights. A weight is
     `scale * (code - offset)`, rounded to its dtype. In fp16 every such value is a multiple of the
-    scale's unit in the last place, and at most 30 * 2**11 units. Return None where a value is not
-    exactly an integer of 16 bits times the unit: where it overflows, for example.
+    scale's unit in the last place, and at most 30 * 2**11 units. Return None if a value is not
+    exactly an integer of 16 bits times the unit, for example because it overflows.
     """
     steps = ((_LEVELS ^ sign_bit) - sign_bit) - offset[:, None]  # [n, 16]
     if rounds:

@@ -11,14 +11,14 @@ from harness.mil.values import Constant
 
 _SIGN_BITS = {"INT4": 8, "UINT4": 0, "INT8": 128, "UINT8": 0}
 _SMALL = 1 << 15  # elements up to which packing costs more time than it saves memory
-_NARROW = 16  # columns of a block below which the compiler makes no vector code
-_EXACT = ("FLOAT16", "FLOAT32")  # a scale times a code is exact in fp32, or rounded once
+_NARROW = 16  # columns of a block below which the compiler does not make vector code
+_EXACT = ("FLOAT16", "FLOAT32")  # scale * code is exact in fp32, or rounded once
 
 
 def packed(op: Operation) -> PackedWeight | None:
     """Return the result of a `constexpr_blockwise_shift_scale` as a packed weight.
 
-    Return None where its codes, its scales or its shape cannot stay packed.
+    Return None if its codes, its scales or its shape cannot stay packed.
     """
     data, scale, offset = (_constant(op, name) for name in ("data", "scale", "offset"))
     if data is None or scale is None or (offset is None and "offset" in op.given):
@@ -30,7 +30,7 @@ def packed(op: Operation) -> PackedWeight | None:
 def packed_affine(op: Operation) -> PackedWeight | None:
     """Return the result of a `constexpr_affine_dequantize` as a packed weight, or None.
 
-    A scale and a zero point for each row make blocks of one row. Those for each column would make
+    A scale and a zero point for each row make blocks of one row. A scale for each column would make
     blocks that are too narrow to multiply fast.
     """
     data, scale, zero = (_constant(op, n) for n in ("quantized_data", "scale", "zero_point"))
@@ -53,10 +53,10 @@ def _constant(op: Operation, name: str) -> Constant | None:
 def _weight(
     op: Operation, data: Constant, scale: np.ndarray, offset: np.ndarray | None, dtype: str
 ) -> PackedWeight | None:
-    """Return a packed weight of codes, and of a scale and an offset for each block.
+    """Return a packed weight of codes, with a scale and an offset for each block.
 
-    `dtype` is the dtype of the scales in the program. Return None where the shapes or dtypes do
-    not fit.
+    `dtype` is the dtype of the scales in the program. Return None if the shapes or dtypes do not
+    fit.
     """
     if not (_has_codes(data) and _fits(op, data, scale, offset, dtype)):
         return None
@@ -96,7 +96,7 @@ def _fits(
 def _codes(data: Constant, column_blocks: int) -> tuple[np.ndarray, int, bool]:
     """Return codes as bytes, their sign bit (0: unsigned), and whether two share each byte.
 
-    Where a block would end inside a byte, each code gets a byte of its own.
+    If a block would end inside a byte, each code gets a byte of its own.
     """
     columns = data.type.shape[1]
     if data.type.dtype.bits == 8:
@@ -107,7 +107,7 @@ def _codes(data: Constant, column_blocks: int) -> tuple[np.ndarray, int, bool]:
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of an array, read-only like a file's: kernels compile for one type."""
+    """Return the bytes of an array, read-only like a file's, since kernels compile for one type."""
     view = array.view(np.uint8)
     view.flags.writeable = False
     return view

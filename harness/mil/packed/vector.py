@@ -1,15 +1,15 @@
 """Vector code for numba's compiler: sixteen table lookups at once, and products of small tiles.
 
-*Lookup.* A row of 4-bit codes is read 16 bytes, 32 codes, at a time. Each code picks a 16-bit
-integer from the row's table, 16 low bytes and 16 high bytes, by the processor's byte shuffle. Pairs
-of those integers fill 32-bit lanes: shifted up, or masked, each is an integer times 65536, which
-becomes a float exactly. So the floats of 32 columns come in the order `ORDER`, not in the columns'
-own; the caller puts the other operand in that order.
+*Lookup.* A row of 4-bit codes is read 16 bytes, that is 32 codes, at a time. The processor's byte
+shuffle takes a 16-bit integer for each code from the row's table of 16 low bytes and 16 high bytes.
+Pairs of these integers fill 32-bit lanes: shifted up, or masked, each is an integer times 65536,
+which a float holds exactly. The floats of 32 columns therefore have the order `ORDER`, not the
+columns' own; the caller puts the other operand into that order.
 
 *Tiles.* Six rows of a weight times sixteen rows of x are summed in registers over the terms of one
 block: each step loads two vectors of x and one float of each row of the weight. The terms of a
-block are summed before they are added to those of other blocks: the error of a sum grows with the
-root of a block's length plus the root of the number of blocks, not with the root of their product.
+block are summed before they are added to other blocks. The error of a sum then grows with the root
+of a block's length plus the root of the number of blocks, not with the root of their product.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Intrinsic = tuple[Any, Callable[..., ir.Value]]
 
 intrinsic: Callable[[Callable[..., Intrinsic]], Callable[..., Any]] = numba_intrinsic
 
-_CONFIG: Any = numba_config  # it makes its names at import
+_CONFIG: Any = numba_config  # numba defines its names at import
 COLUMNS = 32  # of a weight that one step of a lookup reads
 BYTES = 16  # of their codes
 LANE = 16  # bytes within which a shuffle works
@@ -48,8 +48,7 @@ _F32 = ir.FloatType()
 
 @dataclass(frozen=True)
 class _Shuffle:
-    """A byte shuffle: the feature that a processor needs for it ("": none), its name in LLVM, and
-    the number of its bytes."""
+    """A byte shuffle: the processor's feature for it ("": none), its LLVM name, and its bytes."""
 
     feature: str
     name: str
@@ -62,7 +61,7 @@ _OF_X86 = (
 )
 _OF_ARM = (_Shuffle("", "llvm.aarch64.neon.tbl1.v16i8", 16),)
 _SHUFFLES = {"x86_64": _OF_X86, "AMD64": _OF_X86, "arm64": _OF_ARM, "aarch64": _OF_ARM}
-"""By machine, the best one first."""
+"""The shuffles of each machine, the best one first."""
 
 
 def _best() -> _Shuffle | None:
@@ -81,13 +80,13 @@ _N_VECTORS = COLUMNS * 4 // _WIDTH
 
 
 def available() -> bool:
-    """Whether this machine has the shuffle, and numba compiles for this machine."""
+    """Return whether this machine has the shuffle, and numba compiles for this machine."""
     compiles_for_another = _CONFIG.CPU_NAME or _CONFIG.CPU_FEATURES
     return _BEST is not None and not compiles_for_another
 
 
 def _order(width: int) -> list[int]:
-    """Return the columns of 32 in the order in which `_floats` gives them, `width` bytes wide."""
+    """Return the order of 32 columns in the result of `_floats`, for vectors of `width` bytes."""
     lanes = width // LANE
     return [
         2 * (8 * half + 2 * pair + odd) + vector * lanes + lane
@@ -124,7 +123,7 @@ def dot(
 def expand(
     typing: TypingContext, codes: types.Type, table: types.Type, out: types.Type, count: types.Type
 ) -> Intrinsic:
-    """Write table[code] * 65536, `count` times 32 of them in the order `ORDER`, as fp32.
+    """Write table[code] * 65536 as fp32 for `count` times 32 codes, in the order `ORDER`.
 
     The arguments are the addresses of the codes, of the table (32 bytes), and of the result.
     """
@@ -208,7 +207,7 @@ def _floats(builder: ir.IRBuilder, address: ir.Value, tables: list[ir.Value]) ->
 
 
 def _interleaved(half: int) -> list[int]:
-    """Return the indices that take bytes of two vectors in turn, one half of every lane."""
+    """Return the indices that interleave the bytes of two vectors, for one half of every lane."""
     return [
         index
         for lane in range(0, _WIDTH, LANE)
@@ -287,7 +286,7 @@ def loop(
     first: list[ir.Value],
     step: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
 ) -> list[ir.Value]:
-    """Emit a loop from 0 to `count` in which each step takes the values of the step before it.
+    """Emit a loop from 0 to `count`; each step takes the values of the step before it.
 
     Return the values of the last step.
     """

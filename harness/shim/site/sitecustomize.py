@@ -1,8 +1,8 @@
-"""Runs as a Python of `harness shim` starts: puts the stand-in in place, then steps aside.
+"""Installs the stand-in when a Python of `harness shim` starts.
 
-Python looks for a module of this name in its path. The folder of this one leaves the path at once,
-and a `sitecustomize` that stood behind it takes its place. Children of the process find it again
-through PYTHONPATH.
+Python imports the first module of this name in its path. This one removes its folder from the path
+and runs the next `sitecustomize` there, which it would otherwise hide. Children of the process find
+this one again through PYTHONPATH.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ def _leave_the_path() -> None:
 
 def _put_in_place() -> None:
     root = str(_FOLDER.parents[2])
-    sys.path.insert(0, root)  # for this import only: what the command finds is not changed
+    sys.path.insert(0, root)  # for this import only: the command's path does not change
     try:
         from harness.shim import install
     finally:

@@ -60,7 +60,7 @@ def test_what_core_ml_compiled_is_refused(tmp_path):
     folder = tmp_path / "theirs.mlmodelc"
     folder.mkdir()
     (folder / "coremldata.bin").write_bytes(b"\x00")
-    with pytest.raises(RuntimeError, match="compiled by Core ML, and only Core ML can load it"):
+    with pytest.raises(RuntimeError, match="Core ML compiled it, and only Core ML can load it"):
         ct.models.CompiledMLModel(str(folder))
 
 
@@ -166,7 +166,7 @@ def test_a_plan_has_every_operation_on_the_cpu(scaled):
 def test_a_plan_for_other_units_says_what_cannot_be_had(scaled):
     model = scaled(2)
     path = model.get_compiled_model_path()
-    with pytest.warns(RuntimeWarning, match="placement on a GPU or a Neural Engine can be had on"):
+    with pytest.warns(RuntimeWarning, match="only a Mac can plan for a GPU or a Neural Engine"):
         MLComputePlan.load_from_path(path, compute_units=ct.ComputeUnit.CPU_AND_NE)
 
 

@@ -163,8 +163,8 @@ def test_what_is_transparent_is_not_looked_at(flattened):
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"x": noise(4, 6, "L")}, "a picture of mode L; a RGB image is wanted, .* RGB or RGBA"),
-        ({"x": GREY}, "'x' is a ndarray; a RGB image is wanted"),
+        ({"x": noise(4, 6, "L")}, "a picture of mode L; the model takes RGB, .* RGB or RGBA"),
+        ({"x": GREY}, "'x' is a ndarray; the model takes RGB"),
         ({}, "input 'x' is missing; it is an image"),
     ],
 )

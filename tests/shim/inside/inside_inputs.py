@@ -63,7 +63,7 @@ def test_listed_shapes_of_two_inputs_go_together(converted):
         y = model.predict({"x": array(1, size), "z": array(size, 1)})["y"]
         np.testing.assert_array_equal(y, array(1, size) @ array(size, 1))
     with pytest.raises(
-        RuntimeError, match=r"do not go together; allowed are \[1, 2\] with \[2, 1\]"
+        RuntimeError, match=r"do not belong together; allowed are \[1, 2\] with \[2, 1\]"
     ):
         model.predict({"x": array(1, 2), "z": array(3, 1)})
 
