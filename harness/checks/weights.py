@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from harness.artifact import Package, open_artifact
+from harness.artifact import Artifact, Package, open_artifact
 from harness.artifact.facts import duplicate_bytes, sharing
 from harness.checks.run import check
 from harness.models.config import load_params
@@ -19,6 +19,7 @@ from harness.models.recognise import read_model
 from harness.results import Figure, Finding
 from harness.subject import Subject
 
+_STRATEGY = "multimethod_weight_sharing_strategy"
 _SLACK = 0.001  # names and headers may differ a little between the two exports
 
 
@@ -31,9 +32,23 @@ def multifunction(subject: Subject) -> str | None:
 
 def weight_sharing(subject: Subject) -> str | None:
     """Return why an artifact that was exported without weight sharing is skipped, or None."""
-    if subject.options and subject.options.weight_sharing == "none":
-        return "it was exported without weight sharing, as it was asked for"
-    return None
+    options = subject.options
+    unshared = options.weight_sharing == "none" if options else _is_unshared(subject.artifact)
+    return "it was exported without weight sharing, as it was asked for" if unshared else None
+
+
+def _is_unshared(artifact: Artifact) -> bool:
+    """Return whether the artifact itself says that its exporter was told to share nothing.
+
+    ExecuTorch keeps the strategy in each delegate's compile specs (`COMPILE_SPEC_KEYS` in
+    `coreml_preprocess.py`); our exporter writes packages for each method.
+    """
+    if artifact.is_exported_folder:
+        used = [delegate.bundle for calls in artifact.delegates.values() for delegate in calls]
+        return len(used) == len(set(used))
+    assert artifact.pte is not None
+    specs = [d.compile_specs for m in artifact.pte.methods.values() for d in m.delegates]
+    return {value for pairs in specs for key, value in pairs if key == _STRATEGY} == {b"disabled"}
 
 
 def unshared_export(subject: Subject) -> str | None:

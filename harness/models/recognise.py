@@ -3,7 +3,8 @@
 Quantized weights have no names in an ML Program, so this module recognises them by structure:
 linear operations that read the same value are one group. Each architecture has its groups and
 norms in an order of its own, such as queries, keys and values; attention output; gate and up; down;
-...; logits. A linear layer that was split by rows is joined again, in program order.
+...; logits. A linear layer that was split by rows is joined again, in program order. A norm is
+recognised by its `rsqrt`: coremltools removes the product with a weight of ones.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from harness.models.config import ARCHITECTURES
 
 @dataclass
 class _Parts:
-    """The parts of a model that a method's programs contain, in order of execution."""
+    """The parts of a model that a method's programs contain, in order of execution.
+
+    A norm without a weight is None.
+    """
 
     embeddings: list[torch.Tensor] = field(default_factory=list)
-    norms: list[torch.Tensor] = field(default_factory=list)
+    norms: list[torch.Tensor | None] = field(default_factory=list)
     epsilons: list[float] = field(default_factory=list)
     groups: list[list[torch.Tensor]] = field(default_factory=list)
 
@@ -87,6 +91,8 @@ def _functions(artifact: Artifact, method: str) -> Iterator[tuple[Function, Any]
 def _collect(function: Function, block: Any, parts: _Parts) -> None:
     last_source = None
     scalars: dict[str, float] = {}  # the result of adding, or dividing, a scalar constant -> it
+    roots: set[str] = set()  # the results of rsqrt
+    normed: dict[str, int] = {}  # a product with such a result -> the number of its norm
     for operation in block.operations:
         names = {
             key: argument.arguments[0].name
@@ -106,11 +112,15 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
             case "gather" if (table := constants["x"]) is not None and table.dim() == 2:
                 parts.embeddings.append(table)
             case "add" | "mul":
+                if operation.type == "mul" and roots & {names["x"], names["y"]}:
+                    normed[operation.outputs[0].name] = len(parts.norms)
+                    parts.norms.append(None)
                 for constant in (constants.get("x"), constants.get("y")):
                     if constant is None or not constant.is_floating_point():
                         continue
                     if constant.dim() == 1 and operation.type == "mul":
-                        parts.norms.append(constant)
+                        number = normed.get(names["x"], normed.get(names["y"]))
+                        _add_norm(parts.norms, number, constant)
                     elif constant.dim() == 0 and operation.type == "add":
                         scalars[operation.outputs[0].name] = float(constant)
                 if operation.type == "add" and names["y"] in scalars:  # an epsilon, rescaled
@@ -123,6 +133,19 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                     scalars[operation.outputs[0].name] = scalars[names["x"]]
             case "rsqrt" if names["x"] in scalars:
                 parts.epsilons.append(scalars[names["x"]])
+                roots.add(operation.outputs[0].name)
+            case "cast" if names["x"] in normed:
+                normed[operation.outputs[0].name] = normed[names["x"]]
+            case "cast" if names["x"] in roots:
+                roots.add(operation.outputs[0].name)
+
+
+def _add_norm(norms: list[torch.Tensor | None], number: int | None, weight: torch.Tensor) -> None:
+    """Give norm `number` its weight; a weight beyond the first, or of no norm, is one more."""
+    if number is None or norms[number] is not None:
+        norms.append(weight)
+    else:
+        norms[number] = weight
 
 
 def _config(
@@ -170,11 +193,17 @@ def _rounded(artifact: Artifact, value: float) -> float:
 
 
 def _named(config: ModelConfig, parts: _Parts, where: str) -> dict[str, torch.Tensor]:
-    weights = {"tok_embeddings.weight": parts.embeddings[0], "norm.weight": parts.norms[-1]}
-    norms, groups = iter(parts.norms), iter(parts.groups)
+    shapes = config.weight_shapes
+    names_of_norms = [
+        f"layers.{layer}.{norm.name}.weight"
+        for layer in range(config.n_layers)
+        for norm in config.architecture.norms
+    ]
+    weights = {"tok_embeddings.weight": parts.embeddings[0]}
+    for name, norm in zip([*names_of_norms, "norm.weight"], parts.norms, strict=True):
+        weights[name] = torch.ones(shapes[name]) if norm is None else norm
+    groups = iter(parts.groups)
     for prefix in (f"layers.{layer}." for layer in range(config.n_layers)):
-        for norm in config.architecture.norms:
-            weights[f"{prefix}{norm.name}.weight"] = next(norms)
         for names in config.architecture.groups:
             full = [f"{prefix}{name}.weight" for name in names]
             weights |= _cut(next(groups), full, config, where)
