@@ -1,15 +1,20 @@
-"""Tables of a flatbuffer, read by slot number and bounded by the buffer they lie in.
+"""Tables of an ExecuTorch program, read by field and bounded by the buffer that holds them.
+
+A table of a flatbuffer numbers its fields in the order of the schema; a field that holds one of
+several tables has two numbers, that of its kind first. The enumerations are ExecuTorch's
+`schema/program.fbs`.
 
 The offsets in a file are not trusted: `flatbuffers` does the arithmetic, and every failure of it,
-every vector longer than the buffer and every index outside a vector ends in ArtifactError. So does
-a buffer whose vectors hold more than it has bytes: tables that refer to one another over and over
-would make a small file fill the memory.
+every vector longer than the buffer and every index outside a vector ends in ArtifactError. A buffer
+whose vectors hold more than it has bytes does, too: tables that refer to one another over and over
+would let a small file fill the memory.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,133 @@ from flatbuffers import encode, number_types, packer
 from flatbuffers.table import Table as FlatTable
 
 from harness.errors import ArtifactError
+
+ONLY_FIELD = 0
+"""The field of a table that has one: a number, a text, `items` of a list, `data` of a buffer."""
+
+
+class ProgramField(IntEnum):
+    """The fields of `Program`, the root."""
+
+    VERSION, EXECUTION_PLAN, CONSTANT_BUFFER, BACKEND_DELEGATE_DATA = range(4)
+    SEGMENTS, CONSTANT_SEGMENT, MUTABLE_DATA_SEGMENTS, NAMED_DATA = range(4, 8)
+
+
+class NamedDataField(IntEnum):
+    """The fields of `NamedData`."""
+
+    KEY, SEGMENT_INDEX = range(2)
+
+
+class DataSegmentField(IntEnum):
+    """The fields of `DataSegment`."""
+
+    OFFSET, SIZE = range(2)
+
+
+class SubsegmentOffsetsField(IntEnum):
+    """The fields of `SubsegmentOffsets`."""
+
+    SEGMENT_INDEX, OFFSETS = range(2)
+
+
+class ExecutionPlanField(IntEnum):
+    """The fields of `ExecutionPlan`, a method."""
+
+    NAME, CONTAINER_META_TYPE, VALUES, INPUTS, OUTPUTS, CHAINS, OPERATORS, DELEGATES = range(8)
+
+
+class OperatorField(IntEnum):
+    """The fields of `Operator`."""
+
+    NAME, OVERLOAD = range(2)
+
+
+class BackendDelegateField(IntEnum):
+    """The fields of `BackendDelegate`."""
+
+    ID, PROCESSED, COMPILE_SPECS = range(3)
+
+
+class BackendDelegateDataReferenceField(IntEnum):
+    """The fields of `BackendDelegateDataReference`."""
+
+    LOCATION, INDEX = range(2)
+
+
+class CompileSpecField(IntEnum):
+    """The fields of `CompileSpec`."""
+
+    KEY, VALUE = range(2)
+
+
+class ChainField(IntEnum):
+    """The fields of `Chain`."""
+
+    INPUTS, OUTPUTS, INSTRUCTIONS, STACKTRACE = range(4)
+
+
+class InstructionField(IntEnum):
+    """The fields of `Instruction`: which `InstructionArguments` it holds, and these."""
+
+    INSTR_ARGS_TYPE, INSTR_ARGS = range(2)
+
+
+class InstructionArguments(IntEnum):
+    """The kinds of instruction."""
+
+    NONE, KERNEL_CALL, DELEGATE_CALL, MOVE_CALL, JUMP_FALSE_CALL, FREE_CALL = range(6)
+
+
+class KernelCallField(IntEnum):
+    """The fields of `KernelCall`."""
+
+    OP_INDEX, ARGS = range(2)
+
+
+class DelegateCallField(IntEnum):
+    """The fields of `DelegateCall`."""
+
+    DELEGATE_INDEX, ARGS = range(2)
+
+
+class MoveCallField(IntEnum):
+    """The fields of `MoveCall`."""
+
+    MOVE_FROM, MOVE_TO = range(2)
+
+
+class JumpFalseCallField(IntEnum):
+    """The fields of `JumpFalseCall`."""
+
+    COND_VALUE_INDEX, DESTINATION_INSTRUCTION = range(2)
+
+
+class EValueField(IntEnum):
+    """The fields of `EValue`, a value: which of `KernelTypes` it holds, and that."""
+
+    VAL_TYPE, VAL = range(2)
+
+
+class KernelTypes(IntEnum):
+    """The kinds of value."""
+
+    NONE, NULL, INT, BOOL, DOUBLE, TENSOR, STRING = range(7)
+    INT_LIST, DOUBLE_LIST, BOOL_LIST, TENSOR_LIST, OPTIONAL_TENSOR_LIST = range(7, 12)
+
+
+class TensorField(IntEnum):
+    """The fields of `Tensor`."""
+
+    SCALAR_TYPE, STORAGE_OFFSET, SIZES, DIM_ORDER, REQUIRES_GRAD = range(5)
+    DATA_BUFFER_IDX, ALLOCATION_INFO, LAYOUT, SHAPE_DYNAMISM, EXTRA_TENSOR_INFO = range(5, 10)
+
+
+class ExtraTensorInfoField(IntEnum):
+    """The fields of `ExtraTensorInfo`."""
+
+    MUTABLE_DATA_SEGMENTS_IDX, FULLY_QUALIFIED_NAME, LOCATION = range(3)
+
 
 _SCALARS = {
     "bool": number_types.BoolFlags,
@@ -53,7 +185,7 @@ class _Budget:
 
 
 class Table:
-    """One flatbuffer table; slots are numbered from 0 in the order of the schema's fields."""
+    """One flatbuffer table; its methods take the number of a field."""
 
     def __init__(self, buffer: memoryview, position: int, budget: _Budget) -> None:
         if not 0 <= position <= len(buffer) - 4:
@@ -69,68 +201,68 @@ class Table:
             raise damaged("no room for a root table")
         return cls(buffer, encode.Get(packer.uoffset, buffer, 0), _Budget(buffer))
 
-    def _field(self, slot: int) -> int:
+    def _field(self, field: int) -> int:
         """Return the absolute position of a field, 0 when the table does not hold it."""
         try:
-            offset: int = self._table.Offset(4 + 2 * slot)
+            offset: int = self._table.Offset(4 + 2 * field)
         except _FAILURES:
-            raise damaged(f"field {slot}") from None
+            raise damaged(f"field {field}") from None
         return offset + self._table.Pos if offset else 0
 
-    def scalar(self, slot: int, kind: str, default: Any = 0) -> Any:
+    def scalar(self, field: int, kind: str, default: Any = 0) -> Any:
         """Return a number or a bool, `default` when absent; `kind` as in numpy ("uint32")."""
-        position = self._field(slot)
+        position = self._field(field)
         if not position:
             return default
         try:
             return self._table.Get(_SCALARS[kind], position)
         except _FAILURES:
-            raise damaged(f"field {slot}") from None
+            raise damaged(f"field {field}") from None
 
-    def child(self, slot: int) -> Table | None:
+    def child(self, field: int) -> Table | None:
         """Return the table (or union member) that a field points at, None when absent."""
-        position = self._field(slot)
+        position = self._field(field)
         return self._at(position) if position else None
 
-    def text(self, slot: int, default: str = "") -> str:
+    def text(self, field: int, default: str = "") -> str:
         """Return a string, `default` when absent."""
-        data = self.vector(slot, 1)
+        data = self.vector(field, 1)
         if data is None:
             return default
         try:
             return bytes(data).decode()
         except UnicodeDecodeError:
-            raise damaged(f"field {slot} is no UTF-8 text") from None
+            raise damaged(f"field {field} is no UTF-8 text") from None
 
-    def vector(self, slot: int, item_size: int) -> memoryview | None:
+    def vector(self, field: int, item_size: int) -> memoryview | None:
         """Return the bytes of a vector of scalars, None when absent."""
-        position = self._field(slot)
+        position = self._field(field)
         if not position:
             return None
         start = self._indirect(position)
         try:
             length = self._table.Get(number_types.UOffsetTFlags, start)
         except _FAILURES:
-            raise damaged(f"field {slot}") from None
+            raise damaged(f"field {field}") from None
         end = start + 4 + length * item_size
         if end > len(self._table.Bytes):
-            raise damaged(f"field {slot} claims {length} items")
+            raise damaged(f"field {field} claims {length} items")
         self._budget.spend(length * item_size)
         content: memoryview = self._table.Bytes[start + 4 : end]
         return content
 
-    def numbers(self, slot: int, dtype: str) -> tuple[int, ...]:
+    def numbers(self, field: int, dtype: str) -> tuple[int, ...]:
         """Return a vector of numbers (little-endian `dtype`, as numpy names it)."""
         item = np.dtype(dtype).newbyteorder("<")
-        data = self.vector(slot, item.itemsize)
+        data = self.vector(field, item.itemsize)
         return () if data is None else tuple(np.frombuffer(data, item).tolist())
 
-    def children(self, slot: int) -> Iterator[Table]:
+    def children(self, field: int) -> Iterator[Table]:
         """Yield the tables of a vector of tables."""
-        data = self.vector(slot, 4)
+        data = self.vector(field, 4)
         if data is None:
             return
-        start = self._indirect(self._field(slot)) + 4
+        start = self._indirect(self._field(field)) + 4
         for index in range(len(data) // 4):
             yield self._at(start + 4 * index)
 

@@ -1,7 +1,6 @@
 """Reads an ExecuTorch program (.pte) from a memory map.
 
-Source of the layout: ExecuTorch's `schema/program.fbs` (the slot numbers below are the positions
-of the fields there) and `schema/extended_header.h`.
+Source of the layout: ExecuTorch's `schema/program.fbs` and `schema/extended_header.h`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,31 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.artifact.flatbuffer import Table, damaged
+from harness.artifact.flatbuffer import (
+    ONLY_FIELD,
+    BackendDelegateDataReferenceField,
+    BackendDelegateField,
+    ChainField,
+    CompileSpecField,
+    DataSegmentField,
+    DelegateCallField,
+    EValueField,
+    ExecutionPlanField,
+    ExtraTensorInfoField,
+    InstructionArguments,
+    InstructionField,
+    JumpFalseCallField,
+    KernelCallField,
+    KernelTypes,
+    MoveCallField,
+    NamedDataField,
+    OperatorField,
+    ProgramField,
+    SubsegmentOffsetsField,
+    Table,
+    TensorField,
+    damaged,
+)
 from harness.artifact.limits import MAX_AXES
 from harness.artifact.mapped import cut, map_file
 from harness.artifact.pte import (
@@ -78,25 +101,29 @@ class ProgramTables:
         self._file = data
         tables, self._segment_base = self._extents()
         self._root = Table.root(tables)
-        self._constants = [table.vector(0, 1) for table in self._root.children(2)]
-        self._inline = [table.vector(0, 1) for table in self._root.children(3)]
-        self._segments = list(self._root.children(4))
-        self._constant_segment = self._root.child(5)
-        self._mutable_segments = list(self._root.children(6))
+        self._constants = self._buffers(ProgramField.CONSTANT_BUFFER)
+        self._inline = self._buffers(ProgramField.BACKEND_DELEGATE_DATA)
+        self._segments = list(self._root.children(ProgramField.SEGMENTS))
+        self._constant_segment = self._root.child(ProgramField.CONSTANT_SEGMENT)
+        self._mutable_segments = list(self._root.children(ProgramField.MUTABLE_DATA_SEGMENTS))
 
     def program(self) -> Pte:
         """Read everything that is not payload."""
         named_data = {}
-        for table in self._root.children(7):
-            key = table.text(0)
-            named_data[key] = self._segment(table.scalar(1, "uint32"), f"data '{key}'")
+        for table in self._root.children(ProgramField.NAMED_DATA):
+            key = table.text(NamedDataField.KEY)
+            index = table.scalar(NamedDataField.SEGMENT_INDEX, "uint32")
+            named_data[key] = self._segment(index, f"data '{key}'")
         methods: dict[str, PteMethod] = {}
-        for table in self._root.children(1):
+        for table in self._root.children(ProgramField.EXECUTION_PLAN):
             method = self._method(table)
             if method.name in methods:
                 raise damaged(f"two methods are named '{method.name}'")
             methods[method.name] = method
         return Pte(methods, named_data, len(self._file))
+
+    def _buffers(self, field: ProgramField) -> list[memoryview | None]:
+        return [table.vector(ONLY_FIELD, 1) for table in self._root.children(field)]
 
     def _extents(self) -> tuple[memoryview, int]:
         """Return the bytes that hold the tables, and where the segments start."""
@@ -111,56 +138,63 @@ class ProgramTables:
         if index >= len(self._segments):
             raise damaged(f"{what} lies in segment {index} of {len(self._segments)}")
         table = self._segments[index]
-        offset, size = table.scalar(0, "uint64"), table.scalar(1, "uint64")
+        offset = table.scalar(DataSegmentField.OFFSET, "uint64")
+        size = table.scalar(DataSegmentField.SIZE, "uint64")
         return cut(self._file, self._segment_base + offset, size, what)
 
     def _method(self, table: Table) -> PteMethod:
-        name = table.text(0)
-        values = tuple(self._value(value) for value in table.children(2))
-        operators = [".".join(filter(None, (t.text(0), t.text(1)))) for t in table.children(6)]
-        delegates = tuple(self._delegate(entry, name) for entry in table.children(7))
-        chains = list(table.children(5))
+        field = ExecutionPlanField
+        name = table.text(field.NAME)
+        values = tuple(self._value(value) for value in table.children(field.VALUES))
+        operators = [_operator_name(entry) for entry in table.children(field.OPERATORS)]
+        delegates = tuple(self._delegate(entry, name) for entry in table.children(field.DELEGATES))
+        chains = list(table.children(field.CHAINS))
         if len(chains) > 1:
             raise damaged(f"method '{name}' has {len(chains)} chains; the runtime executes one")
         method = PteMethod(
             name,
             values,
-            inputs=table.numbers(3, "int32"),
-            outputs=table.numbers(4, "int32"),
-            instructions=tuple(_instruction(t, operators) for c in chains for t in c.children(2)),
+            inputs=table.numbers(field.INPUTS, "int32"),
+            outputs=table.numbers(field.OUTPUTS, "int32"),
+            instructions=tuple(
+                _instruction(entry, operators)
+                for chain in chains
+                for entry in chain.children(ChainField.INSTRUCTIONS)
+            ),
             delegates=delegates,
         )
         _check_indices(method)
         return method
 
     def _value(self, table: Table) -> Value:
-        kind = table.scalar(0, "uint8")
-        if kind in (0, 1):
+        kind = table.scalar(EValueField.VAL_TYPE, "uint8")
+        if kind in (KernelTypes.NONE, KernelTypes.NULL):
             return None
-        content = table.child(1)
+        content = table.child(EValueField.VAL)
         if content is None or kind not in _VALUES:
             raise damaged(f"a value of unknown kind {kind}")
         return _VALUES[kind](self, content)
 
     def _tensor(self, table: Table) -> TensorValue:
-        scalar_type = table.scalar(0, "int8")
+        field = TensorField
+        scalar_type = table.scalar(field.SCALAR_TYPE, "int8")
         if scalar_type not in SCALAR_TYPES:
             raise damaged(f"a tensor of unknown scalar type {scalar_type}")
-        shape = table.numbers(2, "int32")
+        shape = table.numbers(field.SIZES, "int32")
         if min(shape, default=0) < 0 or len(shape) > MAX_AXES:
             raise damaged(f"a tensor of shape {shape[: MAX_AXES + 1]}")
-        dim_order = table.numbers(3, "uint8")
+        dim_order = table.numbers(field.DIM_ORDER, "uint8")
         if dim_order and sorted(dim_order) != list(range(len(shape))):
             raise damaged(f"a tensor of {len(shape)} axes in the order {dim_order[:MAX_AXES]}")
-        if table.scalar(1, "int32"):
+        if table.scalar(field.STORAGE_OFFSET, "int32"):
             raise damaged("a tensor that begins inside its data")
         data = initial = None
-        if number := table.scalar(5, "uint32"):
-            if table.child(6) is None:
+        if number := table.scalar(field.DATA_BUFFER_IDX, "uint32"):
+            if table.child(field.ALLOCATION_INFO) is None:
                 data = self._constant_data(number)
             else:
-                initial = self._initial_data(number, table.child(9))
-        dynamism = table.scalar(8, "int8")
+                initial = self._initial_data(number, table.child(field.EXTRA_TENSOR_INFO))
+        dynamism = table.scalar(field.SHAPE_DYNAMISM, "int8")
         if dynamism not in _DYNAMISMS:
             raise damaged(f"a tensor of unknown shape dynamism {dynamism}")
         resizable = dynamism != _STATIC
@@ -176,68 +210,88 @@ class ProgramTables:
         return self._part(self._constant_segment, index, "constant")
 
     def _initial_data(self, index: int, extra: Table | None) -> memoryview:
-        number = 0 if extra is None else extra.scalar(0, "uint64")
+        field = ExtraTensorInfoField.MUTABLE_DATA_SEGMENTS_IDX
+        number = 0 if extra is None else extra.scalar(field, "uint64")
         if number >= len(self._mutable_segments):
             raise damaged(f"the first value of a buffer, {index}, is not there")
         return self._part(self._mutable_segments[number], index, "the first value of a buffer,")
 
     def _part(self, parts: Table, index: int, what: str) -> memoryview:
         """Return a part of a segment, up to the segment's end."""
-        offsets = parts.numbers(1, "uint64")
+        offsets = parts.numbers(SubsegmentOffsetsField.OFFSETS, "uint64")
         if index >= len(offsets):
             raise damaged(f"{what} {index} of {len(offsets)}")
-        segment = self._segment(parts.scalar(0, "uint32"), f"{what} {index}")
+        number = parts.scalar(SubsegmentOffsetsField.SEGMENT_INDEX, "uint32")
+        segment = self._segment(number, f"{what} {index}")
         return cut(segment, offsets[index], len(segment) - offsets[index], f"{what} {index}")
 
     def _delegate(self, table: Table, method: str) -> DelegateData:
-        backend, reference = table.text(0), table.child(1)
+        backend = table.text(BackendDelegateField.ID)
+        reference = table.child(BackendDelegateField.PROCESSED)
         what = f"method '{method}', delegate {backend}"
         if reference is None:
             raise damaged(f"{what} has no data")
-        index = reference.scalar(1, "uint32")
-        if reference.scalar(0, "int8") == _IN_SEGMENT:
+        index = reference.scalar(BackendDelegateDataReferenceField.INDEX, "uint32")
+        location = reference.scalar(BackendDelegateDataReferenceField.LOCATION, "int8")
+        if location == _IN_SEGMENT:
             data: memoryview | None = self._segment(index, what)
         else:
             data = self._inline[index] if index < len(self._inline) else None
         if data is None:
             raise damaged(f"{what} points at data {index}, which is not there")
-        specs = tuple((t.text(0), bytes(t.vector(1, 1) or b"")) for t in table.children(2))
-        return DelegateData(backend, data, specs)
+        specs = table.children(BackendDelegateField.COMPILE_SPECS)
+        return DelegateData(backend, data, tuple(map(_compile_spec, specs)))
 
 
 _VALUES: dict[int, Callable[[ProgramTables, Table], Value]] = {
-    2: lambda _, table: table.scalar(0, "int64"),
-    3: lambda _, table: bool(table.scalar(0, "bool")),
-    4: lambda _, table: table.scalar(0, "float64"),
-    5: ProgramTables._tensor,
-    6: lambda _, table: table.text(0),
-    7: lambda _, table: ListValue(table.numbers(0, "int64")),
-    8: lambda _, table: tuple(table.numbers(0, "float64")),
-    9: lambda _, table: tuple(bool(item) for item in table.numbers(0, "uint8")),
-    10: lambda _, table: ListValue(table.numbers(0, "int32")),
-    11: lambda _, table: ListValue(table.numbers(0, "int32")),
+    KernelTypes.INT: lambda _, table: table.scalar(ONLY_FIELD, "int64"),
+    KernelTypes.BOOL: lambda _, table: bool(table.scalar(ONLY_FIELD, "bool")),
+    KernelTypes.DOUBLE: lambda _, table: table.scalar(ONLY_FIELD, "float64"),
+    KernelTypes.TENSOR: ProgramTables._tensor,
+    KernelTypes.STRING: lambda _, table: table.text(ONLY_FIELD),
+    KernelTypes.INT_LIST: lambda _, table: ListValue(table.numbers(ONLY_FIELD, "int64")),
+    KernelTypes.DOUBLE_LIST: lambda _, table: tuple(table.numbers(ONLY_FIELD, "float64")),
+    KernelTypes.BOOL_LIST: lambda _, table: tuple(map(bool, table.numbers(ONLY_FIELD, "uint8"))),
+    KernelTypes.TENSOR_LIST: lambda _, table: ListValue(table.numbers(ONLY_FIELD, "int32")),
+    KernelTypes.OPTIONAL_TENSOR_LIST: lambda _, table: ListValue(
+        table.numbers(ONLY_FIELD, "int32")
+    ),
 }
-"""The number of a `KernelTypes` member -> how it is read. An IntList holds value indices, too."""
+"""The kind of a value -> how it is read. An IntList holds value indices, too."""
+
+
+def _operator_name(table: Table) -> str:
+    name, overload = table.text(OperatorField.NAME), table.text(OperatorField.OVERLOAD)
+    return ".".join(filter(None, (name, overload)))
+
+
+def _compile_spec(table: Table) -> tuple[str, bytes]:
+    return table.text(CompileSpecField.KEY), bytes(table.vector(CompileSpecField.VALUE, 1) or b"")
 
 
 def _instruction(table: Table, operators: list[str]) -> Instruction:
-    kind, content = table.scalar(0, "uint8"), table.child(1)
+    kind = table.scalar(InstructionField.INSTR_ARGS_TYPE, "uint8")
+    content = table.child(InstructionField.INSTR_ARGS)
+    if content is None:
+        raise damaged("an instruction without content")
     match kind:
-        case _ if content is None:
-            raise damaged("an instruction without content")
-        case 1:
-            index = content.scalar(0, "int32")
+        case InstructionArguments.KERNEL_CALL:
+            index = content.scalar(KernelCallField.OP_INDEX, "int32")
             if not 0 <= index < len(operators):
                 raise damaged(f"operator {index} of {len(operators)}")
-            return KernelCall(operators[index], content.numbers(1, "int32"))
-        case 2:
-            return DelegateCall(content.scalar(0, "int32"), content.numbers(1, "int32"))
-        case 3:
-            return MoveCall(content.scalar(0, "int32"), content.scalar(1, "int32"))
-        case 4:
-            return JumpFalseCall(content.scalar(0, "int32"), content.scalar(1, "int32"))
-        case 5:
-            return FreeCall(content.scalar(0, "int32"))
+            return KernelCall(operators[index], content.numbers(KernelCallField.ARGS, "int32"))
+        case InstructionArguments.DELEGATE_CALL:
+            index = content.scalar(DelegateCallField.DELEGATE_INDEX, "int32")
+            return DelegateCall(index, content.numbers(DelegateCallField.ARGS, "int32"))
+        case InstructionArguments.MOVE_CALL:
+            source, target = MoveCallField
+            return MoveCall(content.scalar(source, "int32"), content.scalar(target, "int32"))
+        case InstructionArguments.JUMP_FALSE_CALL:
+            condition = content.scalar(JumpFalseCallField.COND_VALUE_INDEX, "int32")
+            destination = content.scalar(JumpFalseCallField.DESTINATION_INSTRUCTION, "int32")
+            return JumpFalseCall(condition, destination)
+        case InstructionArguments.FREE_CALL:
+            return FreeCall(content.scalar(ONLY_FIELD, "int32"))
     raise damaged(f"an instruction of unknown kind {kind}")
 
 

@@ -18,14 +18,21 @@ from typing import Any
 import numpy as np
 
 from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC
-from harness.artifact.flatbuffer import Table
+from harness.artifact.flatbuffer import (
+    BackendDelegateDataReferenceField,
+    BackendDelegateField,
+    DataSegmentField,
+    ExecutionPlanField,
+    NamedDataField,
+    ProgramField,
+    Table,
+)
 from harness.artifact.flattened import flatten, read_flattened, root_name
 from harness.artifact.mapped import SubFiles
 from harness.artifact.package import Package
 from harness.artifact.pte_reader import ProgramTables
 
 _PROGRAM_SIZE, _SEGMENT_BASE, _SEGMENT_SIZE = 16, 24, 32  # where the extended header has them
-_METHODS, _SEGMENTS, _NAMED_DATA = 1, 4, 7  # fields of `Program` in `schema/program.fbs`
 _ALIGNMENT = 128  # of a segment, ExecuTorch's default
 _WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
 
@@ -97,9 +104,18 @@ class Export:
         view = memoryview(self._file)
         self._pte = ProgramTables(view).program()
         self._tables, self._base = view[: self._header(_PROGRAM_SIZE)], self._header(_SEGMENT_BASE)
-        delegates = [delegate.child(1) for delegate in self._delegates()]
-        self._delegate_segments = [data.scalar(1, "uint32") for data in delegates if data]
-        named = [data.scalar(1, "uint32") for data in self._program.children(_NAMED_DATA)]
+        delegates = [
+            delegate.child(BackendDelegateField.PROCESSED) for delegate in self._delegates()
+        ]
+        self._delegate_segments = [
+            data.scalar(BackendDelegateDataReferenceField.INDEX, "uint32")
+            for data in delegates
+            if data
+        ]
+        named = [
+            data.scalar(NamedDataField.SEGMENT_INDEX, "uint32")
+            for data in self._program.children(ProgramField.NAMED_DATA)
+        ]
         self._payload_segments = named or self._delegate_segments
         segments = self._segments()
         self.payloads = [Payload(segments[index]) for index in self._payload_segments]
@@ -129,8 +145,8 @@ class Export:
     def rename_method(self, name: str, other: str) -> None:
         """Rename a method; the names must be equally long."""
         assert len(name) == len(other), "a name is changed in place"
-        for table in self._program.children(_METHODS):
-            text = table.vector(0, 1)
+        for table in self._program.children(ProgramField.EXECUTION_PLAN):
+            text = table.vector(ExecutionPlanField.NAME, 1)
             if text is not None and bytes(text) == name.encode():
                 text[:] = other.encode()
                 return
@@ -145,10 +161,12 @@ class Export:
             for index, reference in zip(self._delegate_segments, self._references, strict=True):
                 segments[index] = reference
         out = self._file[: self._base]
-        for table, content in zip(self._program.children(_SEGMENTS), segments, strict=True):
+        for table, content in zip(
+            self._program.children(ProgramField.SEGMENTS), segments, strict=True
+        ):
             out.extend(bytes(-(len(out) - self._base) % _ALIGNMENT))
-            for field, number in enumerate((len(out) - self._base, len(content))):
-                _put(out, table, field, number)
+            _put(out, table, DataSegmentField.OFFSET, len(out) - self._base)
+            _put(out, table, DataSegmentField.SIZE, len(content))
             out.extend(content)
         struct.pack_into("<Q", out, _SEGMENT_SIZE, len(out) - self._base)
         path.write_bytes(out)
@@ -163,14 +181,21 @@ class Export:
         return int(number)
 
     def _delegates(self) -> list[Table]:
-        methods = self._program.children(_METHODS)
-        found = [delegate for method in methods for delegate in method.children(7)]
-        return [delegate for delegate in found if delegate.text(0) == BACKEND]
+        methods = self._program.children(ProgramField.EXECUTION_PLAN)
+        found = [
+            delegate
+            for method in methods
+            for delegate in method.children(ExecutionPlanField.DELEGATES)
+        ]
+        return [delegate for delegate in found if delegate.text(BackendDelegateField.ID) == BACKEND]
 
     def _segments(self) -> list[bytes]:
         extents = [
-            (self._base + table.scalar(0, "uint64"), table.scalar(1, "uint64"))
-            for table in self._program.children(_SEGMENTS)
+            (
+                self._base + table.scalar(DataSegmentField.OFFSET, "uint64"),
+                table.scalar(DataSegmentField.SIZE, "uint64"),
+            )
+            for table in self._program.children(ProgramField.SEGMENTS)
         ]
         return [bytes(self._file[start : start + size]) for start, size in extents]
 

@@ -1,13 +1,17 @@
 """Programs of every kind of content, written by ExecuTorch's serializer and read by ours."""
 
+import re
 import time
 import tracemalloc
+from enum import EnumType
+from importlib.util import find_spec
+from pathlib import Path
 
 import flatbuffers
 import numpy as np
 import pytest
 
-from harness.artifact import Artifact, open_artifact
+from harness.artifact import Artifact, flatbuffer, open_artifact
 from harness.artifact.facts import artifact_facts
 from harness.artifact.pte import (
     DelegateCall,
@@ -319,3 +323,35 @@ def test_a_crowd_of_allowed_tensors_does_not_either(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.artifact.pte_reader.MAX_AXES", 1 << 30)
     with pytest.raises(ArtifactError, match="more items than the file has bytes"):
         read(crowded(20_000), tmp_path)
+
+
+def schema_names():
+    """The fields of each table of ExecuTorch's schema, and the members of each union."""
+    (folder,) = find_spec("executorch").submodule_search_locations
+    text = (Path(folder) / "exir/_serialize/program.fbs").read_text()
+    text = re.sub(r"//.*", "", text)
+    unions = {
+        name: ["NONE", *re.findall(r"\w+", members)]
+        for name, members in re.findall(r"union (\w+) \{(.*?)\}", text, re.DOTALL)
+    }
+    tables = {}
+    for name, body in re.findall(r"table (\w+) \{(.*?)\}", text, re.DOTALL):
+        fields = re.findall(r"(\w+) *: *\[?(\w+)", body)
+        tables[name] = [
+            slot
+            for field, kind in fields
+            for slot in ([f"{field}_type"] * (kind in unions)) + [field]
+        ]
+    return tables, unions
+
+
+def test_fields_have_the_numbers_of_the_schema():
+    tables, unions = schema_names()
+    enums = {e.__name__: e for e in vars(flatbuffer).values() if isinstance(e, EnumType)}
+    del enums["IntEnum"]
+    for name, enum in enums.items():
+        expected = unions.get(name) or tables[name.removesuffix("Field")]
+        found = [member.name.replace("_", "") for member in enum]
+        assert found == [e.replace("_", "").upper() for e in expected][: len(found)], name
+        assert [*enum] == [*range(len(found))], name
+    assert len(enums) > 15
