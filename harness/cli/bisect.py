@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.divergence import Bisection
     from harness.divergence.culprit import Divergence
     from harness.divergence.model import ModelReport
-    from harness.divergence.report import Bisection
     from harness.mil.ranges import Range
     from harness.subject import Subject
 
@@ -77,7 +77,7 @@ def _tensors(path: Path) -> dict[Any, Any]:
 
 
 def _bisect(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any] | None) -> int:
-    from harness.divergence.report import Part, bisect
+    from harness.divergence import Part, bisect
 
     found = bisect(subject, args.policy, Part(args.method, args.function), given)
     if args.json:
@@ -119,7 +119,7 @@ def _described(found: Divergence) -> list[str]:
 
 
 def _ranges(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any] | None) -> int:
-    from harness.divergence.report import Part, measured_ranges
+    from harness.divergence import Part, measured_ranges
 
     rows = measured_ranges(subject, Part(args.method, args.function), given)
     if args.json:

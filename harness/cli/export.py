@@ -26,7 +26,7 @@ def models(args: argparse.Namespace) -> int:
     """Print the named models with the options of their exports, and return 0."""
     from tabulate import tabulate
 
-    from harness.fixtures.models import all_models
+    from harness.fixtures import all_models
 
     named = all_models().values()
     rows = [
@@ -48,7 +48,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness export`; an option that is not given stays absent."""
     from harness.export import EXPORTERS
     from harness.export.options import CHOICES
-    from harness.fixtures.models import MODELS
+    from harness.fixtures import MODELS
 
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
@@ -110,8 +110,7 @@ def _export_model(
     from harness.artifact.exported import EXPORT
     from harness.artifact.pte_reader import FILE_IDENTIFIER
     from harness.files import partial_file, partial_folder
-    from harness.fixtures import cache
-    from harness.fixtures.models import model
+    from harness.fixtures import cache, model
 
     if params is not None:
         raise HarnessError("--params goes with --checkpoint; a named model has its own")

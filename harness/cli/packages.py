@@ -67,7 +67,7 @@ def add_combine_arguments(parser: argparse.ArgumentParser) -> None:
 def combine(args: argparse.Namespace) -> int:
     """Write one package with the functions of several, print its parts, and return 0."""
     from harness.artifact.package import Package
-    from harness.packages.combine import combine_packages, parse_parts
+    from harness.packages import combine_packages, parse_parts
 
     parts, output = parse_parts(args.parts), Path(args.output)
     combined = combine_packages(parts, output, args.default, args.force)

@@ -1,1 +1,116 @@
-"""Finds the first operation at which an artifact differs from its reference."""
+"""Finds the first operation at which an artifact differs from its reference.
+
+`bisect` runs both comparisons: an artifact with the model's graph, and a policy with `double`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from harness.divergence.culprit import Divergence
+from harness.divergence.drive import call, drive
+from harness.divergence.model import ModelJudge, ModelReport
+from harness.divergence.part import Part
+from harness.divergence.precision import PrecisionJudge, PrecisionReport
+from harness.divergence.ranges import RangeJudge
+from harness.errors import HarnessError
+from harness.mil.ranges import Range
+from harness.runtimes.base import Runtime
+from harness.subject import Subject
+
+__all__ = ["Bisection", "Part", "bisect", "measured_ranges"]
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """The comparisons of an artifact with both references; `model` is None without a prompt."""
+
+    model: ModelReport | None
+    precision: PrecisionReport
+    has_checkpoint: bool
+
+    @property
+    def passes(self) -> bool:
+        """Whether every operation and every output agrees with its reference."""
+        leaves = self.model is not None and (self.model.first or self.model.output)
+        return not (leaves or self.precision.found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON; each operation has the values that it reads."""
+        model, precision = self.model, self.precision
+        return {
+            "model": model
+            and {
+                "weights": "checkpoint" if self.has_checkpoint else "artifact",
+                "calls": model.calls,
+                "matched": model.matched,
+                "excused": model.excused,
+                "first": _to_json(model.first),
+                "output": model.output or None,
+            },
+            "precision": {
+                "calls": precision.calls,
+                "judged": precision.judged,
+                "skipped": precision.skipped,
+                "accumulated": precision.accumulated if isfinite(precision.accumulated) else None,
+                "found": [_to_json(found) for found in precision.found],
+            },
+        }
+
+
+def bisect(
+    subject: Subject, policy: str, part: Part, given: Mapping[str, Any] | None = None
+) -> Bisection:
+    """Feed a prompt once for each reference, and compare the operations of a part.
+
+    An .mlpackage has no model: its functions are called once. So are the methods of any other
+    artifact for which `given` holds a tensor for each name of an input. In these cases `double` is
+    the only reference. Raises HarnessError when the artifact cannot be executed, is not a Llama,
+    does not belong to the checkpoint, and when nothing was compared.
+    """
+    part.check(subject.artifact)
+    precision, model = PrecisionJudge(policy, part), None
+    if not _is_called(subject, given):
+        model = ModelJudge(subject, part)
+        drive(subject, model)
+    _feed(subject, precision, part, given)
+    if not precision.report.judged or (model is not None and not model.report.compared):
+        raise HarnessError(f"{subject.artifact.path}: no operation of {part} was executed")
+    report = None if model is None else model.report
+    return Bisection(report, precision.report, subject.checkpoint is not None)
+
+
+def measured_ranges(
+    subject: Subject, part: Part, given: Mapping[str, Any] | None = None
+) -> list[Range]:
+    """Return the operations' ranges under `widen`, the nearest to overflow first.
+
+    The inputs are those of `bisect`.
+
+    Raises HarnessError when no operation has an fp16 result.
+    """
+    part.check(subject.artifact)
+    judge = RangeJudge(part)
+    _feed(subject, judge, part, given)
+    rows = judge.monitor.worst()
+    if not rows:
+        raise HarnessError(f"{subject.artifact.path}: no operation of {part} has fp16 results")
+    return rows
+
+
+def _is_called(subject: Subject, given: Mapping[str, Any] | None) -> bool:
+    return given is not None or subject.artifact.package is not None
+
+
+def _feed(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:
+    if _is_called(subject, given):
+        call(subject, judge, part, given)
+    else:
+        drive(subject, judge)
+
+
+def _to_json(found: Divergence | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)

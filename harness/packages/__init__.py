@@ -1,6 +1,187 @@
-"""Core ML packages out of other artifacts: combined into one, or taken out of a .pte. No torch."""
+"""Core ML packages out of other artifacts: taken out, or combined into one. No torch.
 
-from harness.packages.combine import Combined, Part, combine_packages
+`combine_packages` works on the bytes. It copies functions unchanged, each with its opset, merges
+weights by content, and rewrites the references to them. It converts nothing, so that a function
+computes the same as before. coremltools' `save_multifunction` makes the same package by way of its
+typed program, except for constants, which it writes anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.artifact.blob import WeightFile
+from harness.artifact.package import (
+    MANIFEST,
+    SPECIFICATION,
+    WEIGHT_REFERENCE,
+    WEIGHTS,
+    Package,
+    blob_references,
+    data_folder,
+    write_manifest,
+)
+from harness.artifact.proto import new_model
+from harness.errors import HarnessError
+from harness.files import Kind, partial_folder
+from harness.packages.description import copied_description, describe
 from harness.packages.extract import Extraction, extract_packages
 
-__all__ = ["Combined", "Extraction", "Part", "combine_packages", "extract_packages"]
+__all__ = ["Combined", "Extraction", "Part", "combine_packages", "extract_packages", "parse_parts"]
+
+_FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # Core ML compiles it to an identifier
+
+
+class Part(NamedTuple):
+    """One function to take: where from, its name there, and its name in the combined package."""
+
+    package: Path
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.package}:{self.source}"
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What was made: weight bytes that stand in it and that its functions use, and the metadata
+    on which the parts disagree, which was left out."""
+
+    default_function: str
+    stored: int
+    used: int
+    left_out: tuple[str, ...]
+
+
+def combine_packages(
+    parts: Sequence[tuple[Path, str, str]],
+    output: Path,
+    default_function: str | None = None,
+    replace: bool = False,
+) -> Combined:
+    """Write a package of the functions `parts`: (package, its function, name in the new one).
+
+    `default_function` is a name in the new package, the first part's unless given. The same
+    parts give the same bytes. `output` appears whole or not at all; an .mlpackage that stands
+    there is replaced only when `replace` is set. Raises HarnessError when names collide, when a
+    function is not there, or when packages cannot be combined; ArtifactError when one is damaged.
+    """
+    chosen = [Part(Path(package), source, target) for package, source, target in parts]
+    _check_names(chosen, output, default_function)
+    packages = {part.package: Package.from_folder(part.package) for part in chosen}
+    default = default_function or chosen[0].target
+    model = new_model()
+    left_out = describe(model, list(packages.values()), default)
+    for part in chosen:
+        _copy_function(model, part, packages[part.package])
+    with partial_folder(output, Kind(MANIFEST, ("Data/*",)), replace) as folder:
+        stored, used = _write(model, chosen, packages, folder)
+    return Combined(default, stored, used, left_out)
+
+
+def _check_names(parts: Sequence[Part], output: Path, default: str | None) -> None:
+    if output.suffix != ".mlpackage":
+        raise HarnessError(f"{output}: a package's name must end in .mlpackage")
+    if not parts:
+        raise HarnessError("nothing to combine: name at least one package")
+    taken: dict[str, Part] = {}
+    for part in parts:
+        if not _FUNCTION_NAME.fullmatch(part.target):
+            raise HarnessError(
+                f"{part}: {part.target!r} cannot name a function; "
+                "letters, digits and underscores can, and no digit comes first"
+            )
+        if part.target in taken:
+            raise HarnessError(
+                f"{taken[part.target]} and {part} would both become the function '{part.target}'; "
+                "give each a name of its own"
+            )
+        taken[part.target] = part
+    if default is not None and default not in taken:
+        raise HarnessError(
+            f"no part becomes the default function '{default}'; the names are {', '.join(taken)}"
+        )
+
+
+def _copy_function(model: Any, part: Part, package: Package) -> None:
+    """Add a part's function and its description; raises ArtifactError when it has none."""
+    package.operations(part.source)  # the function and the block of its opset are there
+    model.mlProgram.functions[part.target].CopyFrom(package.functions[part.source])
+    description = copied_description(package, part.source)
+    description.name = part.target
+    model.description.functions.append(description)
+
+
+def _write(
+    model: Any, parts: Sequence[Part], packages: dict[Path, Package], folder: Path
+) -> tuple[int, int]:
+    """Write the files of the package; return the bytes of weights stored and used."""
+    data = data_folder(folder)
+    (data / WEIGHTS).parent.mkdir(parents=True)
+    used = 0
+    with (data / WEIGHTS).open("wb") as file:
+        weights = WeightFile(file)
+        for part in parts:
+            function = model.mlProgram.functions[part.target]
+            used += _move_weights(function, packages[part.package], weights)
+        digest = weights.finish()
+    if not weights.count:
+        (data / WEIGHTS).unlink()  # coremltools leaves the folder empty, too
+    specification = model.SerializeToString(deterministic=True)
+    (data / SPECIFICATION).write_bytes(specification)
+    write_manifest(folder, hashlib.sha256(digest + specification).digest())
+    return weights.stored, used
+
+
+def _move_weights(function: Any, package: Package, weights: WeightFile) -> int:
+    """Add a function's weights, and let it refer to where they stand now; return their bytes."""
+    moved: dict[tuple[str, int], int] = {}
+    used = 0
+    for reference in blob_references(function):
+        key = (reference.fileName, reference.offset)
+        if key not in moved:
+            blob = package.blob(*key)
+            used += len(blob.data)
+            if used > package.size:
+                raise HarnessError(f"{package.what}: its weights overlap; it is damaged")
+            moved[key] = weights.add(blob)
+        reference.fileName, reference.offset = WEIGHT_REFERENCE, moved[key]
+    return used
+
+
+def parse_parts(texts: Sequence[str]) -> list[Part]:
+    """Return the functions that `texts` name.
+
+    `A.mlpackage` names all its functions, by their own names. `A.mlpackage:source=target` names
+    one and renames it. `A.mlpackage:name` names the function `name`, or, of a package with a single
+    function, that function, renamed. Raises HarnessError, or ArtifactError for what is no package.
+    """
+    return [part for text in texts for part in _parse(text)]
+
+
+def _parse(text: str) -> list[Part]:
+    head, colon, names = text.rpartition(":")
+    alone = not colon or "/" in names  # a colon in the path is not ours
+    path = Path(text if alone else head)
+    functions = sorted(Package.from_folder(path).functions)
+    if not functions:
+        raise HarnessError(f"{path}: a package without a function")
+    if alone:
+        return [Part(path, name, name) for name in functions]
+    source, equals, target = names.partition("=")
+    if equals:
+        return [Part(path, source, target)]
+    if names in functions:
+        return [Part(path, names, names)]
+    if len(functions) > 1:
+        raise HarnessError(
+            f"{path}: no function '{names}'; its functions: {', '.join(functions)}. "
+            f"To rename one, say {path}:SOURCE=NAME"
+        )
+    return [Part(path, functions[0], names)]

@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness
 import pytest
 
 from harness.export import EXPORTERS
+from harness.fixtures import model
 from harness.fixtures.matrix import matrix
-from harness.fixtures.models import model
 from harness.results import Case
 from harness.runtimes import RUNTIMES
 from harness.suites.conformance.cases import Judge

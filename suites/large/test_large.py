@@ -24,8 +24,8 @@ import torch
 
 from harness.artifact import open_artifact
 from harness.checks import Check, run_check
+from harness.fixtures import model
 from harness.fixtures.cache import exported
-from harness.fixtures.models import model
 from harness.generate.session import Session, open_session
 from harness.results import Case, Figure, Finding
 from harness.runtimes import get_runtime

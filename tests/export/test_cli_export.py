@@ -6,8 +6,7 @@ import pytest
 
 from harness.cli import main
 from harness.export import executorch
-from harness.fixtures import cache
-from harness.fixtures.models import MODELS, all_models
+from harness.fixtures import MODELS, all_models, cache
 
 
 @pytest.fixture

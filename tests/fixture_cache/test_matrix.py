@@ -14,9 +14,8 @@ import torch
 
 from harness.errors import HarnessError
 from harness.export.options import check_fit
-from harness.fixtures import cache
+from harness.fixtures import MODELS, all_models, cache, model
 from harness.fixtures.matrix import build, matrix
-from harness.fixtures.models import MODELS, all_models, model
 from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import load_params, parse_params
 

@@ -440,7 +440,7 @@ def test_an_interrupted_call_leaves_nothing(prefill, decode, place, monkeypatch,
 
 def test_a_folder_under_construction_is_no_package(prefill, decode, place, monkeypatch):
     """What a killed process leaves is not taken for whole: the manifest comes last."""
-    import harness.packages.combine as module
+    import harness.packages as module
 
     def killed(folder, digest):
         with pytest.raises(ArtifactError, match=r"no Manifest.json"):
