@@ -119,13 +119,11 @@ def _described(found: Divergence) -> list[str]:
 
 
 def _ranges(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any] | None) -> int:
-    from harness.divergence import Part, measured_ranges
+    from harness.divergence import Part, measured_ranges, range_json
 
     rows = measured_ranges(subject, Part(args.method, args.function), given)
     if args.json:
-        from harness.divergence.ranges import to_json
-
-        print(json.dumps([to_json(row) for row in rows], indent=2))
+        print(json.dumps([range_json(row) for row in rows], indent=2))
     else:
         print(_table(rows))
     return 1 if any(row.margin < 1 for row in rows) else 0

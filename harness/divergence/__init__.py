@@ -1,6 +1,7 @@
 """Finds the first operation at which an artifact differs from its reference.
 
-`bisect` runs both comparisons: an artifact with the model's graph, and a policy with `double`.
+A bisection holds the artifact against the model's graph, and a policy against `double`. The same
+calls measure how near values come to the limits of fp16; see `harness.mil.ranges`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
+import torch
+
+from harness.artifact import Artifact
 from harness.divergence.culprit import Divergence
 from harness.divergence.drive import call, drive
 from harness.divergence.model import ModelJudge, ModelReport
-from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge, PrecisionReport
-from harness.divergence.ranges import RangeJudge
+from harness.divergence.recording import Part, Recorder
 from harness.errors import HarnessError
-from harness.mil.ranges import Range
-from harness.runtimes.base import Runtime
+from harness.mil import get_policy
+from harness.mil.ranges import Range, RangeMonitor
+from harness.runtimes.base import Method, Runtime
 from harness.subject import Subject
 
-__all__ = ["Bisection", "Part", "bisect", "measured_ranges"]
+__all__ = ["Bisection", "Part", "bisect", "measured_ranges", "range_json"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,57 @@ def measured_ranges(
     if not rows:
         raise HarnessError(f"{subject.artifact.path}: no operation of {part} has fp16 results")
     return rows
+
+
+def range_json(row: Range) -> dict[str, object]:
+    """Return a row as JSON; the infinite margin of a result that was all zeros becomes None."""
+    square = row.square_margin
+    return {
+        "where": row.where,
+        "operation": row.operation,
+        "peak": row.peak,
+        "smallest_nonzero": row.least if row.nonzero else None,
+        "overflow_margin": row.overflow_margin if row.nonzero else None,
+        "square_margin": square if row.nonzero else None,
+        "subnormal_fraction": row.subnormal_fraction,
+    }
+
+
+class RangeJudge:
+    """A runtime whose methods run under `widen`; `monitor` observes the operations of a part."""
+
+    name = "ranges"
+
+    def __init__(self, part: Part) -> None:
+        self.monitor = RangeMonitor()
+        self._part = part
+        self._recorder = Recorder(get_policy("widen"))
+
+    def unavailable(self) -> str | None:
+        """Return None: this runs anywhere."""
+        return None
+
+    def load(self, artifact: Artifact, method: str) -> Method:
+        """Load a method of the artifact."""
+        return _Watched(self, self._recorder.load(artifact, method))
+
+    def watch(self) -> None:
+        """Add the call that was just recorded to the monitor."""
+        for recording in self._recorder.recordings:
+            if self._part.has(recording.place):
+                for step in recording.steps:
+                    self.monitor(step, tuple(recording.values[name] for name in step.names))
+
+
+class _Watched:
+    def __init__(self, judge: RangeJudge, method: Method) -> None:
+        self.name, self.inputs, self.outputs = method.name, method.inputs, method.outputs
+        self._judge, self._method = judge, method
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = self._method(*tensors)
+        self._judge.watch()
+        return results
 
 
 def _is_called(subject: Subject, given: Mapping[str, Any] | None) -> bool:

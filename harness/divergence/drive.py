@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from harness.artifact.limits import max_elements
-from harness.divergence.part import Part
+from harness.divergence.recording import Part
 from harness.errors import HarnessError
 from harness.generate.session import open_session
 from harness.pte import TensorSpec

@@ -10,8 +10,7 @@ import torch
 
 from harness.artifact import Artifact
 from harness.divergence.culprit import Comparison, Divergence, compare
-from harness.divergence.part import Part
-from harness.divergence.recording import Recorder
+from harness.divergence.recording import Part, Recorder
 from harness.divergence.stages import TOLERANCE, Catalogue, Graph, distance
 from harness.errors import HarnessError
 from harness.mil import get_policy

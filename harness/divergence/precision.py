@@ -29,8 +29,7 @@ import torch
 
 from harness.artifact import Artifact
 from harness.divergence.culprit import Divergence
-from harness.divergence.part import Part
-from harness.divergence.recording import Recorder, Recording
+from harness.divergence.recording import Part, Recorder, Recording
 from harness.mil import Policy, get_policy
 from harness.mil.plan import Step
 from harness.mil.table import operations

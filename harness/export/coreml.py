@@ -16,7 +16,7 @@ from harness.artifact.exported import EXPORT
 from harness.artifact.package import WEIGHT_REFERENCE, WEIGHTS, data_folder
 from harness.errors import NotInstalledError
 from harness.export import Progress
-from harness.export.folder import MODEL, write_package, write_program
+from harness.export.folder import MODEL, program_constants, write_package, write_program
 from harness.export.options import ExportOptions, check_fit
 from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
 from harness.files import partial_folder
@@ -24,8 +24,7 @@ from harness.models import ModelConfig
 from harness.models.config import load_params
 
 if TYPE_CHECKING:
-    from harness.export.filling import Weight
-    from harness.export.weight_store import WeightStore
+    from harness.export.weight_store import Weight, WeightStore
 
 
 def export(
@@ -48,7 +47,6 @@ def export(
     show = progress or (lambda stage: None)
     with partial_folder(Path(output), EXPORT, replace=True) as folder:
         show("importing torch")
-        from harness.export.constants import constants
         from harness.export.weight_store import WeightStore
         from harness.models.checkpoint import load_checkpoint
 
@@ -61,7 +59,7 @@ def export(
         for package in packages:
             _write(folder / package.name, package, config, options, store, show)
         show("finishing")
-        write_program(folder, methods, packages, constants(config, options, methods))
+        write_program(folder, methods, packages, program_constants(config, options, methods))
     return Path(output)
 
 
@@ -74,9 +72,8 @@ def _write(
     show: Progress,
 ) -> None:
     """Lower a package's functions, store their weights, and write it into a new folder."""
-    from harness.export.filling import fill
-    from harness.export.linking import link, weight_input
-    from harness.export.lowering import lower
+    from harness.export.lowering import link, lower, weight_input
+    from harness.export.weight_store import fill
 
     functions = {}
     for method, partition in package.members:

@@ -1,4 +1,4 @@
-"""Writes an exported folder; :mod:`harness.artifact.exported` reads it and documents its layout."""
+"""Writes an exported folder; `harness.artifact.exported` reads it and documents its layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from harness.artifact.delegate import MethodMetadata, ModelMetadata
 from harness.artifact.exported import CONSTANTS, FORMAT, PROGRAM, VERSION
 from harness.artifact.package import SPECIFICATION, data_folder, write_manifest
 from harness.artifact.proto import feature_types, new_model
+from harness.export.options import ExportOptions
 from harness.export.plan import MethodPlan, PackagePlan, Partition, Value
+from harness.models import ModelConfig
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
@@ -87,6 +89,51 @@ def write_program(
     }
     (folder / CONSTANTS).write_bytes(data)
     (folder / PROGRAM).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def program_constants(
+    config: ModelConfig, options: ExportOptions, methods: Sequence[MethodPlan]
+) -> dict[str, int | np.ndarray]:
+    """Return the constants from which a runner learns how to call an export's methods, by name.
+
+    The names are those of ExecuTorch's exporter; `harness.generate.layout` reads them. RoPE tables
+    are exact, rounded once to the export's dtype.
+    """
+    from harness.models.model import rope_tables
+    from harness.models.quantize import DTYPES
+
+    cos, sin = rope_tables(config, options.max_context_len, DTYPES[options.dtype])
+    found: dict[str, int | np.ndarray] = {
+        "vocab_size": config.vocab_size,
+        "head_dim": config.head_dim,
+        "n_heads_per_cache": config.n_kv_heads,
+        "freqs_cos": cos.numpy(),
+        "freqs_sin": sin.numpy(),
+    }
+    for method in methods:
+        found |= _of_method(method, config.n_layers, options.cache_len)
+    return found
+
+
+def _of_method(method: MethodPlan, n_layers: int, cache_len: int) -> dict[str, int | np.ndarray]:
+    inputs = {value.name: index for index, value in enumerate(method.inputs)}
+    outputs = {value.name: index for index, value in enumerate(method.outputs)}
+    rows = [
+        (
+            *(inputs[f"k_cache_{layer}"], outputs[f"new_k_{layer}"]),
+            *(inputs[f"v_cache_{layer}"], outputs[f"new_v_{layer}"]),
+            cache_len,
+        )
+        for layer in range(n_layers)
+    ]
+    prefix = method.prefix
+    return {
+        f"{prefix or 'forward_'}input_len": method.input_len,
+        f"{prefix}freqs_cos_input_index": np.array([inputs["freqs_cos"]]),
+        f"{prefix}freqs_sin_input_index": np.array([inputs["freqs_sin"]]),
+        f"{prefix}mask_specs": np.array([[inputs["mask"], cache_len]]),
+        f"{prefix}kv_cache_specs": np.array(rows),
+    }
 
 
 def _method(method: MethodPlan, packages: Sequence[PackagePlan]) -> dict[str, Any]:

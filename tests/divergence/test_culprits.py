@@ -8,8 +8,8 @@ import pytest
 from harness.cli import main
 from harness.divergence.drive import drive
 from harness.divergence.model import ModelJudge
-from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge
+from harness.divergence.recording import Part
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants import of_constants as constants

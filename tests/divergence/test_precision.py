@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.divergence.part import Part
 from harness.divergence.precision import PrecisionJudge
-from harness.divergence.recording import Place, Recorder, record
+from harness.divergence.recording import Part, Place, Recorder, record
 from harness.mil import get_policy, load_function
 from harness.mil.operation import IMPLEMENTATIONS
 from tests.mil.programs import save

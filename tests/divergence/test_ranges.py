@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.cli import main
-from harness.divergence.ranges import to_json
+from harness.divergence import range_json
 from harness.mil import get_policy, load_function, observed
 from harness.mil.ranges import RangeMonitor
 from harness.suites.conformance.subjects import Subjects
@@ -51,7 +51,7 @@ def test_infinities_are_a_masks_and_zeros_have_no_margin():
     array = np.array([0, -np.inf], np.float16)
     row = measured(lambda mb, a: mb.mul(x=a, y=np.float16(1)), array)["mul"]
     assert row.nonzero == 0 and math.isinf(row.margin)
-    assert to_json(row)["overflow_margin"] is None
+    assert range_json(row)["overflow_margin"] is None
 
 
 def test_the_command_shows_margins_and_fails_on_an_overflow(capsys, tmp_path):
