@@ -39,6 +39,7 @@ from harness.errors import (
 )
 from harness.files import private_folder
 
+ARGUMENTS = 3  # where a module's own arguments begin in its `sys.argv`
 _ERRORS = {error.exit_status: error for error in (HarnessError, NotInstalledError)}
 _LAST_WORDS = 500  # characters of a child's output that a message repeats
 _LINES_BYTES = 1 << 20  # of the output that are read at once
@@ -60,14 +61,17 @@ class Child:
         what: str,
         environment: Mapping[str, str] | None = None,
         *,
+        arguments: Sequence[str] = (),
         descriptors: Sequence[int] = (),
         python: str = sys.executable,
     ) -> None:
         """Start `python -m module`; messages name the child as `what`.
 
-        `environment` is laid over ours. Unless it holds a PYTHONPATH, the child imports what this
-        process can import. `descriptors` are open in the child under the same numbers. Raises
-        HarnessError when the process cannot be started; `python` must be at least version 3.11.
+        The module finds `arguments` in `sys.argv[ARGUMENTS:]`. `environment` is laid over ours;
+        unless it holds a PYTHONPATH, the child imports what this process can import. `descriptors`
+        are open in the child under the same numbers. `python` must be at least version 3.11.
+
+        Raises HarnessError when the process cannot be started.
         """
         self._what = what
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it can be read after the end
@@ -79,6 +83,7 @@ class Child:
             self._pipe = stack.enter_context(Connection(ours.detach()))
             with theirs:
                 command = [python, "-P", "-u", "-m", module, str(theirs.fileno()), str(folder)]
+                command += arguments
                 variables = {"PYTHONPATH": python_path(), **(environment or {})}
                 passed = (theirs.fileno(), *descriptors)
                 self._process = _start(command, variables, passed, folder, self._output)

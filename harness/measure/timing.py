@@ -20,7 +20,7 @@ from harness.checks.accuracy import error, prompt_length, sequence, tolerances
 from harness.errors import HarnessError
 from harness.generate.session import Session, open_session
 from harness.runtimes import isolated_runtime
-from harness.runtimes.isolated import away_ns
+from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
 
 WARM_UP_ROUNDS = 1
@@ -54,10 +54,10 @@ class Memory:
 
 def milliseconds(action: Callable[[], Result]) -> tuple[Result, float]:
     """Call; return the result, and the time it took in this process and in runtimes."""
-    away, start = away_ns(), time.perf_counter_ns()
+    overhead, start = overhead_ns(), time.perf_counter_ns()
     result = action()
     took = time.perf_counter_ns() - start
-    return result, (took - (away_ns() - away)) / 1e6
+    return result, (took - (overhead_ns() - overhead)) / 1e6
 
 
 def load_times(path: str | Path, runtime: str, count: int) -> list[float]:

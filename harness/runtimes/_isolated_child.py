@@ -1,41 +1,84 @@
-"""The child's side of `child_process`: serves requests until its parent has gone.
+"""The child's side of `isolated`: one runtime, one artifact, and the methods that are loaded.
 
-A request and its answer are a line of JSON each; tensors lie in shared memory.
+Requests travel by `harness.child`. Their tensors lie in memory that both processes share. Measured
+on two cores, with 60 tensors as a decode step of SmolLM2 passes them: 12 MB took 19 ms through a
+pipe and 5 to 9 ms this way; 47 MB took 133 ms and 11 to 17 ms.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
 import json
+import mmap
 import operator
 import os
-import resource
-import shutil
 import sys
-import threading
+import tempfile
 import time
+from collections.abc import Sequence
 from functools import cached_property
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.artifact import Artifact, open_artifact
+from harness.child import ARGUMENTS, peak_memory, serve
 from harness.errors import HarnessError
 from harness.runtimes.base import Method, Runtime
-from harness.runtimes.shared_tensors import SharedTensors
 
-_GRACE_SECONDS = 5.0
+_ALIGNMENT = 64  # bytes; enough for any dtype, and a cache line
+
+TensorLocation = tuple[str, list[int], int]  # dtype ("float16"), shape, offset in bytes
+
+
+def anonymous_file() -> int:
+    """Return the descriptor of a file without a name, in memory where the system has that."""
+    if sys.platform == "linux":
+        return os.memfd_create("harness-tensors")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class SharedTensors:
+    """One direction of traffic, over a file that both processes have open; it only grows."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._bytes = torch.empty(0, dtype=torch.uint8)  # the file, mapped
+
+    def write(self, tensors: Sequence[torch.Tensor]) -> list[TensorLocation]:
+        """Write tensors over the earlier ones; return the locations that the other side reads."""
+        locations: list[TensorLocation] = []
+        end = 0
+        for tensor in tensors:
+            locations.append((str(tensor.dtype).removeprefix("torch."), list(tensor.shape), end))
+            end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if end > self._bytes.numel():
+            os.ftruncate(self._descriptor, end)
+        for tensor, view in zip(tensors, self.read(locations), strict=True):
+            view.copy_(tensor.detach())
+        return locations
+
+    def read(self, locations: Sequence[TensorLocation]) -> list[torch.Tensor]:
+        """Return views: they change when the other side writes again."""
+        return [
+            self._view(getattr(torch, dtype), shape, start) for dtype, shape, start in locations
+        ]
+
+    def _view(self, dtype: torch.dtype, shape: list[int], start: int) -> torch.Tensor:
+        count = torch.Size(shape).numel() * dtype.itemsize
+        if count and start + count > self._bytes.numel():
+            self._bytes = torch.frombuffer(mmap.mmap(self._descriptor, 0), dtype=torch.uint8)
+        return self._bytes[start : start + count].view(dtype).reshape(shape)
 
 
 class Server:
-    """One runtime and one artifact, with the methods that were loaded."""
+    """One runtime and one artifact, as the parent's `Setup` describes them."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
         self._methods: dict[str, Method] = {}
+        self._sent, self._received = (SharedTensors(file) for file in setup["descriptors"])
 
     @cached_property
     def _runtime(self) -> Runtime:
@@ -56,18 +99,37 @@ class Server:
     def _memory_before(self) -> int:
         return peak_memory()
 
-    def prepare(self, verb: str) -> None:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what a request asks for; return the value, the tensors, and the time in nanoseconds.
+
+        The time leaves out imports. Raises HarnessError for whatever the runtime raises.
+        """
+        verb, method = request["verb"], request["method"]
+        try:
+            self._prepare(verb)
+            tensors = self._sent.read(request["tensors"])
+            start = time.perf_counter_ns()
+            value, outputs = _VERBS[verb](self, method, tensors)
+            took = time.perf_counter_ns() - start
+            return {"value": value, "tensors": self._received.write(outputs), "ns": took}
+        except HarnessError:
+            raise
+        except Exception as error:
+            where = f"{verb} of method '{method}' failed in the runtime"
+            raise HarnessError(f"{where}: {type(error).__name__}: {error}") from error
+
+    def _prepare(self, verb: str) -> None:
         """Import what a runtime needs, which no figure should count."""
         _ = self._unavailable
         if verb == "load":
             _ = self._memory_before, self._artifact
 
     def unavailable(self, method: str, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
-        """Why the runtime cannot be used here, or None."""
+        """Return why the runtime cannot be used here, or None."""
         return self._unavailable, ()
 
     def load(self, method: str, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
-        """Load a method: its inputs and outputs as [name, shape, dtype]."""
+        """Load a method; return its inputs and outputs as [name, shape, dtype]."""
         loaded = self._methods[method] = self._runtime.load(self._artifact, method)
         sides = loaded.inputs, loaded.outputs
         return [[(spec.name, spec.shape, spec.dtype) for spec in side] for side in sides], ()
@@ -77,7 +139,7 @@ class Server:
         return None, self._methods[method](*tensors)
 
     def measure(self, method: str, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
-        """Bytes of memory: the peak before the first method was loaded, and the peak by now."""
+        """Return the peak of memory in bytes: before the first method was loaded, and by now."""
         return [self._memory_before, peak_memory()], ()
 
 
@@ -88,66 +150,5 @@ _VERBS = {
     "measure": Server.measure,
 }
 
-
-def answer(
-    server: Server, request: dict[str, Any], sent: SharedTensors, received: SharedTensors
-) -> dict[str, Any]:
-    """Do what a request asks for; returns the answer and the time it took, without imports."""
-    try:
-        server.prepare(request["verb"])
-        tensors = sent.read(request["tensors"])
-        start = time.perf_counter_ns()
-        result, outputs = _VERBS[request["verb"]](server, request["method"], tensors)
-        took = time.perf_counter_ns() - start
-        return {"answer": result, "tensors": received.write(outputs), "ns": took}
-    except HarnessError as error:
-        return {"error": error.exit_status, "message": str(error)}
-    except Exception as error:
-        where = f"{request['verb']} of method '{request['method']}'"
-        return {
-            "error": HarnessError.exit_status,
-            "message": f"{where} failed in the runtime: {type(error).__name__}: {error}",
-        }
-
-
-def peak_memory() -> int:
-    """Return this process's largest resident set, in bytes.
-
-    Linux's `getrusage` starts from the parent's memory; its VmHWM does not.
-    """
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _end_with_the_parent(folder: str) -> None:
-    sys.stdin.buffer.read()
-    shutil.rmtree(folder, ignore_errors=True)  # nobody else is left to do it
-    os._exit(1)
-
-
-def main() -> None:
-    """Serve the artifact that the command line names."""
-    setup = json.loads(sys.argv[1])
-    watcher = threading.Thread(target=_end_with_the_parent, args=(setup["folder"],), daemon=True)
-    watcher.start()
-    connection, sent, received = setup["descriptors"]
-    pipe, inputs, outputs = Connection(connection), SharedTensors(sent), SharedTensors(received)
-    server = Server(setup)
-    while True:
-        try:
-            request = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return watcher.join()
-        # Native code that hangs may hold the lock that the thread above needs; this needs none.
-        faulthandler.dump_traceback_later(request["seconds"] + _GRACE_SECONDS, exit=True)
-        done = answer(server, request, inputs, outputs)
-        faulthandler.cancel_dump_traceback_later()
-        pipe.send_bytes(json.dumps(done).encode())
-
-
 if __name__ == "__main__":
-    main()
+    serve(Server(json.loads(sys.argv[ARGUMENTS])).answer)

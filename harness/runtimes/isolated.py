@@ -7,18 +7,27 @@ it has died. It lives as long as the artifact or one of the methods.
 from __future__ import annotations
 
 import functools
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 
 from harness.artifact import Artifact
+from harness.child import Child, python_path
 from harness.pte import TensorSpec
+from harness.runtimes._isolated_child import SharedTensors, anonymous_file
 from harness.runtimes.base import Method, Runtime
-from harness.runtimes.child_process import Answer, ChildProcess, Served
+from harness.shim import is_installed
+from harness.shim.launch import SITE
+
+CHILD = "harness.runtimes._isolated_child"
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,26 @@ class Limits:
     load: float = 900.0  # compiling a large model for the Neural Engine takes minutes
     call: float = 120.0
     other: float = 300.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a child runs: a runtime's class with its arguments, and the artifact, if any."""
+
+    module: str
+    class_name: str
+    arguments: tuple[str, ...]
+    path: Path | None
+    what: str  # for messages
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a child answered: a value, tensors, and the nanoseconds that the runtime took."""
+
+    value: Any
+    tensors: tuple[torch.Tensor, ...]
+    ns: int
 
 
 class IsolatedRuntime:
@@ -50,7 +79,7 @@ class IsolatedRuntime:
         self._here = make(*arguments)
         self._ask_here = ask_here
         self.name = self._here.name
-        self._children: WeakKeyDictionary[Artifact, _Child] = WeakKeyDictionary()
+        self._children: WeakKeyDictionary[Artifact, _ArtifactChild] = WeakKeyDictionary()
 
     def unavailable(self) -> str | None:
         """Say why the runtime cannot be used here; a child is asked once per process.
@@ -59,7 +88,7 @@ class IsolatedRuntime:
         """
         if self._ask_here:
             return self._here.unavailable()
-        return _why_unavailable(self._served(None), self._limits)
+        return _why_unavailable(self._setup(None), self._limits)
 
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method in the artifact's child.
@@ -74,30 +103,30 @@ class IsolatedRuntime:
         before, now = self._child(artifact).ask(self._limits.other, "measure").value
         return int(before), int(now)
 
-    def _child(self, artifact: Artifact) -> _Child:
+    def _child(self, artifact: Artifact) -> _ArtifactChild:
         if artifact not in self._children:
-            self._children[artifact] = _Child(self._served(artifact), self._limits)
+            self._children[artifact] = _ArtifactChild(self._setup(artifact), self._limits)
         return self._children[artifact]
 
-    def _served(self, artifact: Artifact | None) -> Served:
+    def _setup(self, artifact: Artifact | None) -> Setup:
         path = artifact.path if artifact else None
         module, name = self._make.__module__, self._make.__qualname__
         what = f"{path} on {self.name}" if path else f"runtime {self.name}"
-        return Served(module, name, self._arguments, path, what)
+        return Setup(module, name, self._arguments, path, what)
 
 
 @functools.cache
-def _why_unavailable(served: Served, limits: Limits) -> str | None:
-    child = ChildProcess(served)
+def _why_unavailable(setup: Setup, limits: Limits) -> str | None:
+    process = _Process(setup)
     try:
-        reason: str | None = child.ask(limits.other, "unavailable").value
+        reason: str | None = process.ask(limits.other, "unavailable").value
         return reason
     finally:
-        child.end()
+        process.end()
 
 
 class _RemoteMethod:
-    def __init__(self, child: _Child, name: str) -> None:
+    def __init__(self, child: _ArtifactChild, name: str) -> None:
         self.name = name
         self._child = child
         self.inputs, self.outputs = child.load(name)
@@ -106,13 +135,13 @@ class _RemoteMethod:
         return self._child.call(self.name, tensors)
 
 
-class _Child:
+class _ArtifactChild:
     """An artifact's process, and the next one after it has died."""
 
-    def __init__(self, served: Served, limits: Limits) -> None:
-        self._served = served
+    def __init__(self, setup: Setup, limits: Limits) -> None:
+        self._setup = setup
         self._limits = limits
-        self._process: ChildProcess | None = None
+        self._process: _Process | None = None
         self._loaded: set[str] = set()
         self._turn = threading.Lock()
 
@@ -135,14 +164,14 @@ class _Child:
         start = time.perf_counter_ns()
         with self._turn:
             if self._process is None:
-                self._process = ChildProcess(self._served)
+                self._process = _Process(self._setup)
             try:
                 answer = self._process.ask(seconds, verb, method, tensors)
             finally:
                 if not self._process.end.alive:
                     self._process = None
                     self._loaded.clear()
-        _away.ns = away_ns() + time.perf_counter_ns() - start - answer.ns
+        _overhead.ns = overhead_ns() + time.perf_counter_ns() - start - answer.ns
         return answer
 
 
@@ -150,14 +179,50 @@ def _specs(rows: list[tuple[str, list[int], str]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in rows)
 
 
-_away = threading.local()
+class _Process:
+    """A child process, and the memory in which tensors pass to it and back."""
+
+    def __init__(self, setup: Setup) -> None:
+        files = anonymous_file(), anonymous_file()
+        for file in files:
+            finalize(self, os.close, file)
+        self._sent, self._received = (SharedTensors(file) for file in files)
+        described = {
+            "descriptors": files,
+            "module": setup.module,
+            "class": setup.class_name,
+            "arguments": setup.arguments,
+            "path": None if setup.path is None else str(setup.path),
+        }
+        self._child = Child(
+            CHILD,
+            setup.what,
+            # A stand-in for Core ML that is in place here is put in place there.
+            {"PYTHONPATH": python_path(*[str(SITE)] * is_installed())},
+            arguments=[json.dumps(described)],
+            descriptors=files,
+        )
+        self.end = self._child.end
+
+    def ask(
+        self, seconds: float, verb: str, method: str = "", tensors: Sequence[torch.Tensor] = ()
+    ) -> Answer:
+        """Ask the child; raises what the runtime raised, CrashError and CallTimeoutError."""
+        asked = f"asked to {verb} method '{method}'" if method else f"asked for '{verb}'"
+        request = {"verb": verb, "method": method, "tensors": self._sent.write(tensors)}
+        answer = self._child.ask(request, asked, seconds)
+        copies = tuple(tensor.clone() for tensor in self._received.read(answer["tensors"]))
+        return Answer(answer["value"], copies, int(answer["ns"]))
 
 
-def away_ns() -> int:
-    """Return how long this thread has waited for children beyond what their runtimes took.
+_overhead = threading.local()
 
-    That is starting them, importing, and moving tensors. Who times a call subtracts what this grew
-    by, and has the runtime's own time.
+
+def overhead_ns() -> int:
+    """Return how long this thread has waited for children beyond the runtimes' own time.
+
+    The overhead is starting children, importing, and moving tensors. A caller that times a call
+    subtracts what this grew by meanwhile, and has the runtime's own time.
     """
-    total: int = getattr(_away, "ns", 0)
+    total: int = getattr(_overhead, "ns", 0)
     return total

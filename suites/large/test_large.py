@@ -139,7 +139,7 @@ import torch
 from harness.artifact import open_artifact
 from harness.generate.session import open_session
 from harness.runtimes import get_runtime
-from harness.runtimes._isolated_child import peak_memory
+from harness.child import peak_memory
 runtime = get_runtime("mil:widen")
 start = time.perf_counter()
 session = open_session(open_artifact(sys.argv[1]), runtime)

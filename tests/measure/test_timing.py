@@ -144,9 +144,9 @@ def test_every_load_starts_from_the_file_with_the_last_one_gone(path, monkeypatc
     assert len(sessions) == 4 and alive == [0, 0, 0, 0]
 
 
-def test_time_away_is_not_counted(monkeypatch):
-    away = iter([5_000_000, 35_000_000])
-    monkeypatch.setattr(timing, "away_ns", lambda: next(away))
+def test_the_overhead_of_a_child_is_not_counted(monkeypatch):
+    overhead = iter([5_000_000, 35_000_000])
+    monkeypatch.setattr(timing, "overhead_ns", lambda: next(overhead))
     result, took = milliseconds(lambda: time.sleep(0.05) or "done")
     assert result == "done" and 20 <= took < 40
 

@@ -261,7 +261,7 @@ import psutil, torch
 from harness.fixtures.random_llama import random_weights
 from harness.models.config import parse_params
 from harness.models.model import Oracle
-from harness.runtimes._isolated_child import peak_memory
+from harness.child import peak_memory
 
 sizes = {"dim": 512, "n_layers": 16, "n_heads": 8, "hidden_dim": 2048, "vocab_size": 32000}
 config = parse_params(sizes | {"norm_eps": 1e-5, "rope_theta": 1e4})

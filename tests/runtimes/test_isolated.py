@@ -16,7 +16,7 @@ import torch
 from harness.artifact import open_artifact
 from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
 from harness.runtimes import get_runtime
-from harness.runtimes.isolated import IsolatedRuntime, Limits, away_ns
+from harness.runtimes.isolated import IsolatedRuntime, Limits, overhead_ns
 from harness.runtimes.mil import MilRuntime
 from tests.runtimes.crashing import Misbehaving
 
@@ -169,7 +169,7 @@ def test_a_child_dies_with_a_killed_parent_even_while_it_hangs(caller, what):
     folder = Path(child.environ()["TMPDIR"])
     parent.kill()
     assert psutil.wait_procs([child], timeout=20)[1] == []
-    assert folder.name.startswith("harness-child-")
+    assert folder.name.startswith(".harness-child.")
     assert folder.exists() == (what != "hang")  # nothing can run there but its end
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -221,14 +221,14 @@ def test_memory_is_the_childs_own(artifact, mixed_program):
     assert 290e6 < peak - loaded < 400e6
 
 
-def test_time_without_the_time_away_is_the_runtimes_own(artifact, mixed_program):
-    start, away = time.perf_counter_ns(), away_ns()
+def test_time_without_the_overhead_is_the_runtimes_own(artifact, mixed_program):
+    start, overhead = time.perf_counter_ns(), overhead_ns()
     method = IsolatedRuntime(Misbehaving, "call", "wait", "0.3").load(artifact, "forward")
-    took, away = time.perf_counter_ns() - start, away_ns() - away
-    assert away > took / 2  # importing torch, which is not loading
-    start, away = time.perf_counter_ns(), away_ns()
+    took, overhead = time.perf_counter_ns() - start, overhead_ns() - overhead
+    assert overhead > took / 2  # importing torch, which is not loading
+    start, overhead = time.perf_counter_ns(), overhead_ns()
     method(*mixed_program[2])
-    own = time.perf_counter_ns() - start - (away_ns() - away)
+    own = time.perf_counter_ns() - start - (overhead_ns() - overhead)
     assert 0.3e9 <= own < 0.5e9
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from harness.runtimes.shared_tensors import SharedTensors, anonymous_file
+from harness.runtimes._isolated_child import SharedTensors, anonymous_file
 
 
 @pytest.fixture(params=["memory", "file"])
