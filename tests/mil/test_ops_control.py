@@ -80,7 +80,7 @@ def test_a_loop_without_end_is_an_error():
 
     limit, control_flow._MAX_ROUNDS = control_flow._MAX_ROUNDS, 100
     try:
-        with pytest.raises(HarnessError, match="while_loop '.*has not ended after 100 rounds"):
+        with pytest.raises(HarnessError, match="while_loop '.*did not end after 100 rounds"):
             execute(build, X, np.int32([1]))
     finally:
         control_flow._MAX_ROUNDS = limit
@@ -350,6 +350,6 @@ def test_rounds_of_inner_loops_count_as_the_outer_ones(monkeypatch):
 
     monkeypatch.setattr(control_flow, "_MAX_ROUNDS", 100)
     execute(build, X, np.int32([2]))
-    with pytest.raises(HarnessError, match="while_loop '.*has not ended after 100 rounds"):
+    with pytest.raises(HarnessError, match="while_loop '.*did not end after 100 rounds"):
         execute(build, X, np.int32([20]))
     execute(build, X, np.int32([2]))  # each call has its own

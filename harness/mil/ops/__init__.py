@@ -1,7 +1,7 @@
 """Implementations of MIL operations; importing this package registers them all.
 
-Each module has the name of the module in which coremltools defines the same operations; the
-operation's page in coremltools' MIL reference is the source of each rule, opsets iOS 15 to iOS 18.
+Each module has the name of the module in which coremltools defines the same operations. The source
+of each rule is the operation's page in coremltools' MIL reference, opsets iOS 15 to iOS 18.
 """
 
 from harness.mil.ops import (  # noqa: F401

@@ -15,7 +15,7 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6": functional.relu6,
     "sigmoid": torch.sigmoid,
     "silu": functional.silu,
-    # without a threshold beyond which it is taken for linear, as torch's own has
+    # torch's own softplus is linear above a threshold; this one is not
     "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
     "softsign": functional.softsign,
 }
@@ -59,7 +59,7 @@ def with_alpha_and_beta(op: Operation) -> Run:
 
 @operation("prelu", inputs=("x", "alpha"))
 def prelu(op: Operation) -> Run:
-    """Leaky ReLU with a slope `alpha` [C] for each channel, the second axis of `x`."""
+    """Apply a leaky ReLU with a slope `alpha` [C] for each channel, the second axis of `x`."""
 
     def run(x: Tensor, alpha: Tensor) -> Tensor:
         slope = alpha.reshape(1, -1, *[1] * (x.dim() - 2))
@@ -70,7 +70,7 @@ def prelu(op: Operation) -> Run:
 
 @operation("softplus_parametric", inputs=("x", "alpha", "beta"))
 def softplus_parametric(op: Operation) -> Run:
-    """`alpha * log(1 + exp(beta * x))`, with both [C] for the channels, the second axis."""
+    """Compute `alpha * log(1 + exp(beta * x))`, with both [C] for the channels, the second axis."""
 
     def run(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.dim() - 2))
@@ -82,7 +82,7 @@ def softplus_parametric(op: Operation) -> Run:
 
 @operation("gelu", inputs=("x",))
 def gelu(op: Operation) -> Run:
-    """Gaussian error linear unit, exact or by one of the two approximations."""
+    """Apply the Gaussian error linear unit, exact or by one of the two approximations."""
     mode = op.constant("mode", "EXACT")
     match mode:
         case "EXACT":

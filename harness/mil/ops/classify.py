@@ -1,4 +1,4 @@
-"""The end of a classifier: its most probable label, and the probability of each."""
+"""The end of a classifier: its most probable label, and the probabilities of all labels."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from harness.mil.packed.pack import packed
 
 @operation("constexpr_blockwise_shift_scale", inputs=())
 def blockwise_shift_scale(op: Operation) -> Run:
-    """`scale * (data - offset)`, each scale and offset for a block of the data (iOS 18).
+    """Compute `scale * (data - offset)`, with a scale and an offset for each block (iOS 18).
 
-    It stays packed where it can.
+    The result stays packed if possible.
     """
     weight = packed(op)
     if weight is not None:
@@ -29,7 +29,7 @@ def blockwise_shift_scale(op: Operation) -> Run:
 
 @operation("constexpr_lut_to_sparse", inputs=())
 def lut_to_sparse(op: Operation) -> Run:
-    """`lut_to_dense` of the elements under a mask: the mask of the result, and its elements."""
+    """Apply `lut_to_dense` to the elements under a mask; return the new mask and elements."""
     mask, lut = weight_of(op, "indices_mask") != 0, weight_of(op, "lut")
     axis = op.constant("vector_axis")
     indices = dense(op, weight_of(op, "indices_nonzero_data"), mask)
@@ -41,7 +41,7 @@ def lut_to_sparse(op: Operation) -> Run:
 
 @operation("constexpr_sparse_blockwise_shift_scale", inputs=())
 def sparse_blockwise_shift_scale(op: Operation) -> Run:
-    """`blockwise_shift_scale` of the elements under a mask: the mask, and the elements."""
+    """Apply `blockwise_shift_scale` to the elements under a mask; return mask and elements."""
     mask = weight_of(op, "data_mask") != 0
     data = dense(op, weight_of(op, "nonzero_data"), mask)
     carrier = torch.float64 if op.policy.name == "double" else torch.float32
@@ -55,7 +55,7 @@ def _shift_scale(
     if data.dim() != scale.dim() or not divides(scale.shape, data.shape):
         raise op.error(f"scale {list(scale.shape)} does not divide data {list(data.shape)}")
     if offset is not None and offset.shape != scale.shape:
-        raise op.error(f"offset {list(offset.shape)} is not shaped like scale {list(scale.shape)}")
+        raise op.error(f"offset {list(offset.shape)} and scale {list(scale.shape)} differ in shape")
     blocks = [n for d, s in zip(data.shape, scale.shape, strict=True) for n in (s, d // s)]
     per_block = [n for s in scale.shape for n in (s, 1)]
     values = data.reshape(blocks).to(carrier)

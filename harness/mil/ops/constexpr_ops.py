@@ -1,7 +1,7 @@
 """Weights that are computed once at load: the operations of iOS 16, some extended by iOS 18.
 
-Up to iOS 17 their operands are attributes, later they are inputs. The results are rounded to the
-declared dtype.
+Up to iOS 17 their operands are attributes, from iOS 18 on they are inputs. The results are rounded
+to the declared dtype.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from harness.mil.packed.pack import packed_affine
 
 @operation("constexpr_affine_dequantize", inputs=())
 def affine_dequantize(op: Operation) -> Run:
-    """`scale * (data - zero point)`, one of each or one along `axis` (iOS 16).
+    """Compute `scale * (data - zero point)`, both scalars or vectors along `axis` (iOS 16).
 
-    It stays packed where it can.
+    The result stays packed if possible.
     """
     weight = packed_affine(op)
     if weight is not None:
@@ -45,7 +45,7 @@ def cast(op: Operation) -> Run:
 def lut_to_dense(op: Operation) -> Run:
     """Replace indices by the entries of a look-up table.
 
-    From iOS 18 on there is a table, of entries that may be vectors, for each block of indices.
+    From iOS 18 on each block of indices has a table, whose entries may be vectors.
     """
     indices, lut = weight_of(op, "indices"), weight_of(op, "lut")
     if op.since("CoreML8"):
@@ -61,7 +61,7 @@ def lut_to_dense(op: Operation) -> Run:
 
 @operation("constexpr_sparse_to_dense", inputs=())
 def sparse_to_dense(op: Operation) -> Run:
-    """Elements where a mask is set, zero elsewhere; up to iOS 17 the mask is packed bits."""
+    """Put elements where a mask is set, zero elsewhere; up to iOS 17 the mask is packed bits."""
     data, mask = weight_of(op, "nonzero_data"), weight_of(op, "mask")
     if not op.since("CoreML8"):
         shape = op.checked_shape(op.required("shape"), "parameters 'shape'")
@@ -74,7 +74,7 @@ def weight_of(op: Operation, name: str) -> Tensor:
     """Return an operand; raises ArtifactError when it is missing or not a constant."""
     value = op.weight(name)
     if value is None:
-        raise op.error(f"'{name}' must be given, and be a constant")
+        raise op.error(f"'{name}' must be given as a constant")
     return value
 
 
@@ -100,7 +100,7 @@ def looked_up(op: Operation, indices: Tensor, lut: Tensor, axis: int | None) -> 
 
 
 def divides(parts: torch.Size, whole: torch.Size) -> bool:
-    """Whether a shape of blocks `parts` divides the shape `whole`, axis by axis."""
+    """Return whether a shape of blocks `parts` divides the shape `whole`, axis by axis."""
     return all(part and size % part == 0 for part, size in zip(parts, whole, strict=True))
 
 

@@ -1,7 +1,7 @@
 """Control flow: a choice between blocks, a loop, a choice between elements; and lists of tensors.
 
-Writing to a list gives another list, which grows when it is written beyond its end. An element
-that was never written is zero, as far as its shape is declared.
+Writing to a list makes a new list, which grows if the index is beyond its end. An element that was
+never written is zero, if its shape is declared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.mil.operation import Kinds, Operation, Run, operation
 from harness.mil.types import ListType, StateType, TensorList, TensorType
 
-_MAX_ROUNDS = 1 << 15  # of a loop with all loops in it: a few seconds, where the body is small
+_MAX_ROUNDS = 1 << 15  # of a loop, with all loops in it: a few seconds with a small body
 
 
 _LOOP_TYPES: dict[str, Kinds] = {"loop_vars": (TensorType, ListType, StateType)}
@@ -31,7 +31,7 @@ _UNDER_WAY: ContextVar[Iterator[int] | None] = ContextVar("rounds of the outermo
 
 @operation("cond", inputs=("pred",), blocks=2, moves_data=True)
 def cond(op: Operation) -> Run:
-    """Run the first block where `pred` holds, else the second."""
+    """Run the first block if `pred` is true, else the second."""
 
     def run(pred: Any, then: _Nested, otherwise: _Nested) -> tuple[Any, ...]:
         return then() if bool(pred) else otherwise()
@@ -41,7 +41,7 @@ def cond(op: Operation) -> Run:
 
 @operation("while_loop", inputs=("loop_vars",), blocks=2, types=_LOOP_TYPES, moves_data=True)
 def while_loop(op: Operation) -> Run:
-    """Give the loop's variables to the second block while the first says so."""
+    """Run the second block on the loop's variables while the first block returns true."""
 
     def run(*values: Any) -> tuple[Any, ...]:
         *variables, goes_on, body = values
@@ -51,14 +51,14 @@ def while_loop(op: Operation) -> Run:
                 if not bool(goes_on(*current)[0]):
                     return current
                 current = body(*current)
-        raise op.error(f"has not ended after {_MAX_ROUNDS} rounds, those of loops in it included")
+        raise op.error(f"did not end after {_MAX_ROUNDS} rounds, including those of inner loops")
 
     return run
 
 
 @contextmanager
 def _counted() -> Iterator[Iterator[int]]:
-    """The rounds that are left to a loop: an inner one takes them from those of the outermost."""
+    """Yield the rounds that a loop has left; an inner loop takes them from the outermost one."""
     outer = _UNDER_WAY.get(None)
     if outer is not None:
         yield outer
@@ -73,7 +73,7 @@ def _counted() -> Iterator[Iterator[int]]:
 
 @operation("select", inputs=("cond", "a", "b"))
 def select(op: Operation) -> Run:
-    """Take `a` where `cond` holds, else `b`."""
+    """Take `a` where `cond` is true, else `b`."""
     return torch.where
 
 
@@ -85,10 +85,10 @@ _LIST_TYPES: dict[str, Kinds] = {"ls": ListType}
 
 @operation("make_list", inputs=(), computed=("init_length",), moves_data=True)
 def make_list(op: Operation) -> Run:
-    """A list of `init_length` elements that nothing was written to."""
+    """Make a list of `init_length` unwritten elements."""
     length = op.constant("init_length", 1)
     for name in ("dynamic_length", "dtype", "elem_shape"):
-        op.all_of(name)  # the declared type says the same
+        op.all_of(name)  # the declared type has them too
     if not isinstance(op.outputs[0], ListType) or not 0 <= length <= _MAX_ITEMS:
         raise op.error(f"a list of {length} elements; the most is {_MAX_ITEMS}")
     return lambda: TensorList((None,) * length)
@@ -96,7 +96,7 @@ def make_list(op: Operation) -> Run:
 
 @operation("list_length", inputs=("ls",), types=_LIST_TYPES, moves_data=True)
 def list_length(op: Operation) -> Run:
-    """The number of elements."""
+    """Return the number of elements."""
     return lambda ls: torch.tensor(len(ls.items), dtype=torch.int32)
 
 
@@ -108,7 +108,7 @@ def list_write(op: Operation) -> Run:
 
 @operation("list_scatter", inputs=("ls", "indices", "value"), types=_LIST_TYPES, moves_data=True)
 def list_scatter(op: Operation) -> Run:
-    """Write the slices of `value`, each to the element whose index stands at the same place."""
+    """Write each slice of `value` to the element with the index of the same position."""
 
     def run(ls: TensorList, indices: Tensor, value: Tensor) -> TensorList:
         return _written(op, ls, list(zip(indices.tolist(), value.unbind(0), strict=True)))

@@ -1,4 +1,4 @@
-"""Convolution, and its transpose, in one to three spatial axes."""
+"""Convolution and its transpose, over one to three spatial axes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _TRANSPOSED = {
 def conv(op: Operation) -> Run:
     """Convolve x [N, C, *D] with weight [O, C / groups, *K]; bias is [O].
 
-    `pad_type` same puts the odd element of padding at the end, same_lower at the beginning.
+    If the padding is odd, `pad_type` same puts the extra element at the end, same_lower at the
+    beginning.
     """
     strides, dilations, pad = op.constant("strides"), op.constant("dilations"), op.constant("pad")
     groups, pad_type = op.constant("groups", 1), pad_type_of(op)
@@ -44,10 +45,10 @@ def conv(op: Operation) -> Run:
 
 @operation("conv_transpose", inputs=("x", "weight", "bias"))
 def conv_transpose(op: Operation) -> Run:
-    """The transpose of `conv`, of x [N, C, *D] and weight [C, O / groups, *K]; bias is [O].
+    """Apply the transpose of `conv` to x [N, C, *D] with weight [C, O / groups, *K]; bias is [O].
 
-    Padding is what is cut off the full result. `output_shape` says how much remains, where
-    several sizes would be convolved to that of `x`; what lies beyond the full result is bias.
+    The padding is cut off the full result. Several result sizes convolve to the size of `x`;
+    `output_shape` chooses one of them. Elements beyond the full result are the bias.
     """
     strides, dilations, pad = op.constant("strides"), op.constant("dilations"), op.constant("pad")
     groups, pad_type = op.constant("groups", 1), pad_type_of(op)
@@ -77,7 +78,7 @@ def conv_transpose(op: Operation) -> Run:
 def _cut(
     pad_type: str, pad: list[int], full: list[int], wanted: list[int] | None
 ) -> list[tuple[int, int]]:
-    """Return what to add to a full result, below zero to cut off, at both ends of each axis."""
+    """Return the sizes to add to a full result at both ends of each axis; negative ones cut."""
     pairs = []
     for axis, size in enumerate(full):
         begin, end = pad[2 * axis : 2 * axis + 2] if pad_type == "custom" else (0, 0)
@@ -100,9 +101,9 @@ def pad_type_of(op: Operation) -> str:
 def padding(
     pad_type: str, pad: list[int] | None, sizes: Sequence[int], kernel: list[int], steps: list[int]
 ) -> list[int]:
-    """Return the padding before and after each spatial axis; same gives ceil(size / step) results.
+    """Return the padding before and after each spatial axis; same makes ceil(size / step) results.
 
-    `kernel` is how far a kernel reaches, its dilation included.
+    `kernel` is the extent of the kernel with its dilation.
     """
     if pad_type == "custom" and pad is not None:
         return pad
@@ -123,7 +124,7 @@ def padded_shape(x: Tensor, pairs: Sequence[int]) -> list[int]:
 
 
 def flat(pairs: list[int]) -> list[int]:
-    """Return sizes for torch's `pad`, which wants the last axis first."""
+    """Return sizes in the order of torch's `pad`, which begins with the last axis."""
     return [n for axis in reversed(range(len(pairs) // 2)) for n in pairs[2 * axis : 2 * axis + 2]]
 
 

@@ -1,4 +1,4 @@
-"""Operations that compute each element from two."""
+"""Operations that compute each element from two elements."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def binary(op: Operation) -> Run:
 
 @operation("real_div", inputs=("x", "y"))
 def real_div(op: Operation) -> Run:
-    """Divide; integers give the quotient truncated toward zero."""
+    """Divide; the quotient of integers is truncated toward zero."""
     is_float = op.output.dtype.name.startswith("FLOAT")
     mode = None if is_float else "trunc"
     return lambda x, y: torch.div(x, y, rounding_mode=mode)

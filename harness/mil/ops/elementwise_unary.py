@@ -1,4 +1,4 @@
-"""Operations that compute each element from one."""
+"""Operations that compute each element from one element."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ _WITH_EPSILON: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "inverse": (torch.reciprocal, 1e-4),
     "log": (torch.log, 1e-45),
 }
-"""Functions of `x + epsilon`, each with the default that its page gives."""
+"""Functions of `x + epsilon`, each with the default of its page."""
 
 
 @operation(*_WITH_EPSILON, inputs=("x",))
 def with_epsilon(op: Operation) -> Run:
     """Add `epsilon`, then apply a function of one element."""
     function, default = _WITH_EPSILON[op.type]
-    # a tensor: torch takes twice as long to add a number of Python's
+    # a tensor, because torch takes twice as long to add a number of Python
     epsilon = torch.tensor(op.constant("epsilon", default), dtype=op.carrier)
     return lambda x: function(x + epsilon)
 
 
 @operation("threshold", inputs=("x",))
 def threshold(op: Operation) -> Run:
-    """The larger of each element and `alpha`."""
+    """Return the larger of each element and `alpha`."""
     alpha = op.required("alpha")
     return lambda x: torch.clamp(x, min=alpha)
 
@@ -82,14 +82,14 @@ def cast(op: Operation) -> Run:
     """Convert to another dtype; floats truncate toward zero, small integers wrap around."""
     dtype = op.required("dtype")
     if dtype not in _CASTS:
-        raise op.error(f"cast to '{dtype}' is not known")
+        raise op.error(f"cast to '{dtype}' is unknown")
     carrier = op.policy.carrier(op.output.dtype)
     if dtype not in _WRAPPED:
         return lambda x: x.to(carrier)
     small = _WRAPPED[dtype]
 
     def run(x: Tensor) -> Tensor:
-        # from floats by way of int64: one that does not fit is undefined otherwise
+        # from floats through int64: a float that does not fit is undefined otherwise
         return (x.to(torch.int64) if x.is_floating_point() else x).to(small).to(carrier)
 
     return run

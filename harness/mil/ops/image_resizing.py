@@ -22,7 +22,7 @@ from harness.mil.ops.scatter_gather import in_range
 
 @operation("resize_bilinear", inputs=("x",))
 def resize_bilinear(op: Operation) -> Run:
-    """Resize the last two axes to given sizes, linearly."""
+    """Resize the last two axes to given sizes by linear interpolation."""
     high, wide = op.constant("target_size_height", 1), op.constant("target_size_width", 1)
     mode = op.constant("sampling_mode", "DEFAULT")
     return lambda x: _linear(op, x, (high, wide), mode)
@@ -37,14 +37,14 @@ def resize_nearest_neighbor(op: Operation) -> Run:
 
 @operation("upsample_nearest_neighbor", inputs=("x",), moves_data=True)
 def upsample_nearest_neighbor(op: Operation) -> Run:
-    """Resize the last two axes by factors, as `resize_nearest_neighbor` does."""
+    """Resize the last two axes by factors, like `resize_nearest_neighbor`."""
     factors = _factors(op)
     return lambda x: _floor(op, x, _scaled(x, factors))
 
 
 @operation("upsample_bilinear", inputs=("x",))
 def upsample_bilinear(op: Operation) -> Run:
-    """Resize the last two axes by factors, linearly."""
+    """Resize the last two axes by factors with linear interpolation."""
     factors, align = _factors(op), op.constant("align_corners", True)
     half_pixel = op.constant("half_pixel_centers", not align)
     if align and half_pixel:
@@ -99,9 +99,9 @@ def _linear(op: Operation, x: Tensor, sizes: tuple[int, int], mode: str) -> Tens
 def _floor(op: Operation, x: Tensor, sizes: tuple[int, int]) -> Tensor:
     op.checked_shape((*x.shape[:-2], *sizes), f"sizes {list(sizes)}")
     for axis, size in zip((-2, -1), sizes, strict=True):
-        places = axis_grid(op, "DEFAULT", x.shape[axis], size)
-        # a place that should be whole may be a hair below: 1 / 3 * 3
-        x = x.index_select(axis, (places + 1e-9).floor().long())
+        positions = axis_grid(op, "DEFAULT", x.shape[axis], size)
+        # a position that should be an integer may be slightly smaller: 1 / 3 * 3
+        x = x.index_select(axis, (positions + 1e-9).floor().long())
     return x
 
 
@@ -113,11 +113,11 @@ _CENTERS = {"CENTER_SIZE_HEIGHT_FIRST": (0, 1, 2, 3), "CENTER_SIZE_WIDTH_FIRST":
 
 @operation("crop_resize", inputs=("x", "roi", "boxes", "box_indices"))
 def crop_resize(op: Operation) -> Run:
-    """Sample boxes of images [B, C, H, W] in a grid of given size; outside stands `pad_value`.
+    """Sample boxes of images [B, C, H, W] in a grid of given size, `pad_value` outside an image.
 
-    Up to iOS 16 `roi` [N, 1, 4 or 5, 1, 1] is for all images or starts with an image's number,
-    and gives [N, B or 1, C, h, w]; later `boxes` [N, 4] belong to images `box_indices` [N],
-    and give [N, C, h, w].
+    Up to iOS 16 a box of `roi` [N, 1, 4 or 5, 1, 1] applies to all images or begins with the number
+    of its image; the result is [N, B or 1, C, h, w]. From iOS 17 on `boxes` [N, 4] belong to the
+    images `box_indices` [N]; the result is [N, C, h, w].
     """
     boxes_of = _Boxes(op)
     sizes = op.constant("target_height", 1), op.constant("target_width", 1)
@@ -155,7 +155,7 @@ def crop_resize(op: Operation) -> Run:
 
 
 class _Boxes:
-    """Reads how an operation writes its boxes."""
+    """Reads the format of an operation's boxes."""
 
     def __init__(self, op: Operation) -> None:
         self._mode = op.constant("box_coordinate_mode", "CORNERS_HEIGHT_FIRST")
@@ -178,14 +178,14 @@ class _Boxes:
 
 @operation("resample", inputs=("x", "coordinates"))
 def resample(op: Operation) -> Run:
-    """Sample images [B, C, H, W] at coordinates [B, h, w, 2], each (x, y): [B, C, h, w]."""
+    """Sample images [B, C, H, W] at coordinates (x, y), [B, h, w, 2]; return [B, C, h, w]."""
     sampler = _Sampler(op)
     return lambda x, coordinates: sampler.sample(x, coordinates.double())
 
 
 @operation("affine", inputs=("x", "transform_matrix"))
 def affine(op: Operation) -> Run:
-    """Sample images at the image of a grid over [-1, 1] under a map [a0, a1, a2, b0, b1, b2]."""
+    """Sample images at a grid over [-1, 1] that a map [a0, a1, a2, b0, b1, b2] has transformed."""
     sampler = _Sampler(op)
     high, wide = op.required("output_height"), op.required("output_width")
 
@@ -202,7 +202,7 @@ def affine(op: Operation) -> Run:
 
 
 class _Sampler:
-    """Reads how an operation samples: what coordinates mean, and what lies outside an image."""
+    """Reads how an operation samples: the meaning of coordinates, and the values outside."""
 
     def __init__(self, op: Operation) -> None:
         self._op = op
@@ -241,25 +241,27 @@ class _Sampler:
     def _pixel(self, values: Tensor, size: int) -> Tensor:
         unit = _TO_UNIT[self._coordinates]
         if unit is None:
-            places = values
+            positions = values
         elif self._align:
-            places = unit(values) * (size - 1)
+            positions = unit(values) * (size - 1)
         else:
-            places = unit(values) * size - 0.5
-        return places if self._padding == "constant" else self._inside(places, size)
+            positions = unit(values) * size - 0.5
+        return positions if self._padding == "constant" else self._inside(positions, size)
 
-    def _inside(self, places: Tensor, size: int) -> Tensor:
+    def _inside(self, positions: Tensor, size: int) -> Tensor:
         if self._padding == "reflection" and size > 1:
-            places = _folded(places, size - 1)
+            positions = _folded(positions, size - 1)
         elif self._padding == "symmetric":
-            places = _folded(places + 0.5, size) - 0.5
-        return places.clamp(0, size - 1)
+            positions = _folded(positions + 0.5, size) - 0.5
+        return positions.clamp(0, size - 1)
 
     def _at(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         high, wide = x.shape[-2:]
         inside = (rows >= 0) & (rows < high) & (columns >= 0) & (columns < wide)
-        places = (r.nan_to_num().clamp(0, n - 1).long() for r, n in ((rows, high), (columns, wide)))
-        taken = pixels(x, *places)
+        positions = (
+            r.nan_to_num().clamp(0, n - 1).long() for r, n in ((rows, high), (columns, wide))
+        )
+        taken = pixels(x, *positions)
         if self._padding != "constant":
             return taken
         return torch.where(inside[:, None], taken, self._value)
@@ -270,16 +272,16 @@ _TO_UNIT = {
     "normalized_minus_one_to_one": lambda values: (values + 1) / 2,
     "normalized_zero_to_one": lambda values: values,
 }
-"""How coordinates become shares of an image's extent."""
+"""The functions from coordinates to fractions of an image's extent."""
 
 
-def _folded(places: Tensor, period: int) -> Tensor:
-    """Fold the line into [0, period], back and forth."""
-    return period - (places.remainder(2 * period) - period).abs()
+def _folded(positions: Tensor, period: int) -> Tensor:
+    """Fold the real line into [0, period], back and forth."""
+    return period - (positions.remainder(2 * period) - period).abs()
 
 
 @operation("crop", inputs=("x",), moves_data=True)
 def crop(op: Operation) -> Run:
-    """Leave out rows and columns at both ends of the last two axes."""
+    """Cut rows and columns off both ends of the last two axes."""
     high, wide = op.required("crop_height"), op.required("crop_width")
     return lambda x: x[..., high[0] : x.shape[-2] - high[1], wide[0] : x.shape[-1] - wide[1]]

@@ -14,9 +14,9 @@ from harness.mil.packed import PackedWeight
 
 @operation("linear", inputs=("x", "weight", "bias"), packed=("weight",))
 def linear(op: Operation) -> Run:
-    """`x @ weight.T + bias`, with weight [out, in] and bias [out]."""
+    """Compute `x @ weight.T + bias`, with weight [out, in] and bias [out]."""
 
-    adds_nothing = op.is_zero("bias")  # as the exporter gives to layers without one
+    adds_nothing = op.is_zero("bias")  # the exporter's bias of a layer without one
 
     def run(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> Tensor:
         if adds_nothing:
@@ -38,7 +38,7 @@ def linear(op: Operation) -> Run:
 
 @operation("matmul", inputs=("x", "y"))
 def matmul(op: Operation) -> Run:
-    """Multiply the last two axes, either transposed first; the others broadcast."""
+    """Multiply matrices of the last two axes, transposed on request; other axes broadcast."""
     transpose_x = op.constant("transpose_x", False)
     transpose_y = op.constant("transpose_y", False)
 
@@ -49,7 +49,7 @@ def matmul(op: Operation) -> Run:
             left, right = left.to(op.carrier), right.to(op.carrier)
         shape, other = left.shape, right.shape
         if len(shape) == len(other) > 2 and other[-3] == 1 and shape[:-3] == other[:-3]:
-            # torch would copy the right one for each of the left's matrices: stack those instead
+            # torch would copy the right matrix for each of the left ones: stack these instead
             multiply = torch.bmm if len(shape) == 4 else torch.matmul
             return multiply(left.flatten(-3, -2), right.squeeze(-3)).view(*shape[:-1], other[-1])
         return torch.matmul(left, right)
@@ -65,7 +65,7 @@ _EQUATION = re.compile(
 
 @operation("einsum", inputs=("values",))
 def einsum(op: Operation) -> Run:
-    """Multiply [*, C, H, W] by [*, W, H, U] to [*, C, H, U]: the one product there is."""
+    """Multiply [*, C, H, W] by [*, W, H, U] to [*, C, H, U], the only supported product."""
     equation = op.required("equation").replace(" ", "")
     match = _EQUATION.fullmatch(equation)
     if match is None or len(set("".join(match.groups()))) != len("".join(match.groups())):

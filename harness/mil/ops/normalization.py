@@ -1,4 +1,4 @@
-"""Normalisation: mean and variance, or a norm, over some axes."""
+"""Normalisation by mean and variance, or by a norm, over some axes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def batch_norm(op: Operation) -> Run:
 
 @operation("l2_norm", inputs=("x",))
 def l2_norm(op: Operation) -> Run:
-    """`x / sqrt(sum(x * x) + epsilon)` over the last three axes."""
+    """Compute `x / sqrt(sum(x * x) + epsilon)` over the last three axes."""
     epsilon = op.constant("epsilon", 1e-6)
     return lambda x: x * torch.rsqrt((x * x).sum((-3, -2, -1), keepdim=True) + epsilon)
 

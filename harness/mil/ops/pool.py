@@ -1,7 +1,7 @@
-"""Pooling in one to three spatial axes.
+"""Pooling over one to three spatial axes.
 
-Space is padded first, so that every window is whole; a sum of squares, a mean and a maximum are
-then the same walk over windows.
+Space is padded first, so that every window is complete. A sum of squares, a mean and a maximum then
+differ only in the function of a window.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from harness.mil.ops.conv import flat, pad_type_of, padded_shape, padding
 
 @dataclass(frozen=True)
 class _Windows:
-    """Where the windows lie: `pads` before and after each axis, `extra` after all that, which
-    a last window reaches into when results are counted upward (`ceil_mode`)."""
+    """The positions of the windows.
+
+    `pads` lies before and after each axis. `extra` lies behind it; the last window extends into it
+    if the number of results is rounded up (`ceil_mode`).
+    """
 
     kernel: list[int]
     steps: list[int]
@@ -42,7 +45,7 @@ class _Windows:
         return _unfolded(self.padded(x, 0.0), self).sum(_last(self))
 
     def counts(self, x: Tensor, with_padding: bool) -> Tensor:
-        """Return how many elements of each window count in a mean: never those in `extra`."""
+        """Return how many elements of each window count in a mean; those in `extra` never do."""
         ones = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype)
         inner = functional.pad(ones, flat(self.pads), value=float(with_padding))
         outside = [size for more in self.extra for size in (0, more)]
@@ -51,14 +54,14 @@ class _Windows:
 
 @operation("max_pool", inputs=("x",), moves_data=True)
 def max_pool(op: Operation) -> Run:
-    """The largest element of each window; padding never is."""
+    """Return the largest element of each window without its padding."""
     read = _Pooling(op)
     return lambda x: read.windows(x).maximum(x)
 
 
 @operation("avg_pool", inputs=("x",))
 def avg_pool(op: Operation) -> Run:
-    """The mean of each window, of its zero padding too unless that is excluded."""
+    """Return the mean of each window, including its zero padding unless it is excluded."""
     read = _Pooling(op)
     with_padding = not op.constant("exclude_padding_from_average", False)
 
@@ -71,13 +74,13 @@ def avg_pool(op: Operation) -> Run:
 
 @operation("l2_pool", inputs=("x",))
 def l2_pool(op: Operation) -> Run:
-    """The square root of each window's sum of squares."""
+    """Return the square root of each window's sum of squares."""
     read = _Pooling(op)
     return lambda x: torch.sqrt(read.windows(x).total(x * x))
 
 
 class _Pooling:
-    """Reads what pooling operations have in common."""
+    """Reads the parameters that all pooling operations share."""
 
     def __init__(self, op: Operation) -> None:
         self._op = op
@@ -109,7 +112,7 @@ class _Pooling:
 
 
 def _unfolded(x: Tensor, windows: _Windows) -> Tensor:
-    """Return a view of all windows: the kernel's axes come last."""
+    """Return a view of all windows; the kernel's axes are the last ones."""
     for axis, (size, step) in enumerate(zip(windows.kernel, windows.steps, strict=True)):
         x = x.unfold(axis + 2, size, step)
     return x

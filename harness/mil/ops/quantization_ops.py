@@ -12,7 +12,7 @@ _RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 @operation("quantize", inputs=("input", "scale", "zero_point"))
 def quantize(op: Operation) -> Run:
-    """`round(input / scale) + zero_point`, limited to the range of the dtype; ties to even."""
+    """Compute `round(input / scale) + zero_point`, clamped to the dtype; ties round to even."""
     dtype, axis = op.required("output_dtype"), op.constant("axis")
     if dtype not in _RANGES:
         raise op.error(f"output_dtype '{dtype}'; the dtypes: {', '.join(_RANGES)}")
@@ -29,7 +29,7 @@ def quantize(op: Operation) -> Run:
 
 @operation("dequantize", inputs=("input", "scale", "zero_point"))
 def dequantize(op: Operation) -> Run:
-    """`scale * (input - zero_point)`."""
+    """Compute `scale * (input - zero_point)`."""
     axis = op.constant("axis")
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:

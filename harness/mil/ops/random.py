@@ -1,5 +1,7 @@
-"""Random values of a distribution. A seed makes them the same at every call; without one, each call
-has its own. They are not the values that Core ML would draw: nothing says how it draws.
+"""Random values of a distribution.
+
+With a seed every call draws the same values, without one each call draws new values. Core ML draws
+other values: its method is not documented.
 """
 
 from __future__ import annotations
@@ -16,21 +18,21 @@ _Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 @operation("random_normal", inputs=(), computed=("shape",))
 def random_normal(op: Operation) -> Run:
-    """Normally distributed values."""
+    """Draw normally distributed values."""
     mean, deviation = op.constant("mean", 0.0), op.constant("stddev", 1.0)
     return _drawing(op, lambda shape, g: torch.randn(shape, generator=g) * deviation + mean)
 
 
 @operation("random_uniform", inputs=(), computed=("shape",))
 def random_uniform(op: Operation) -> Run:
-    """Values spread evenly from `low` up to `high`, which is not among them."""
+    """Draw uniformly distributed values from `low` up to, but not including, `high`."""
     low, high = op.constant("low", 0.0), op.constant("high", 1.0)
     return _drawing(op, lambda shape, g: torch.rand(shape, generator=g) * (high - low) + low)
 
 
 @operation("random_bernoulli", inputs=(), computed=("shape",))
 def random_bernoulli(op: Operation) -> Run:
-    """Ones with probability `prob`, zeros otherwise."""
+    """Draw ones with probability `prob`, zeros otherwise."""
     probability = op.constant("prob", 0.5)
     return _drawing(op, lambda shape, g: torch.rand(shape, generator=g) < probability)
 

@@ -1,7 +1,7 @@
-"""Recurrent layers over x [S, B, I]: computed as the policy carries values, rounded at the end.
+"""Recurrent layers over x [S, B, I], computed in the policy's dtypes and rounded at the end.
 
-Their results are the hidden states of every step [S, B, H], or of the last [1, B, H], then the
-last ones [B, H]; an LSTM's memory follows. A layer that runs in reverse starts at the last step.
+Their results are the hidden states of every step [S, B, H], or of the last one [1, B, H], then the
+last state [B, H]; an LSTM's memory follows. A layer that runs in reverse starts at the last step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _State = tuple[Tensor, ...]
 
 
 _Cell = Callable[[Tensor, _State], _State]
-"""One step: what the input contributes [B, gates], and the state before -> the state after."""
+"""One step: the input's contribution to the gates [B, gates] and the old state -> the new state."""
 
 
 _LAYER = ("x", "initial_h", "weight_ih", "weight_hh", "bias")
@@ -36,7 +36,7 @@ _LAYER = ("x", "initial_h", "weight_ih", "weight_hh", "bias")
 
 @operation("rnn", inputs=_LAYER)
 def rnn(op: Operation) -> Run:
-    """`h' = activation(W x + R h + b)`."""
+    """Compute `h' = activation(W x + R h + b)` for each step."""
     activation, walk = _activation(op, "activation", "tanh"), _Walk(op)
 
     def run(x: Tensor, h: Tensor, w: Tensor, r: Tensor, bias: Tensor | None) -> _State:
@@ -50,10 +50,10 @@ def rnn(op: Operation) -> Run:
 
 @operation("gru", inputs=(*_LAYER, "input_bias"))
 def gru(op: Operation) -> Run:
-    """Gates in the order reset, output, update: `h' = (1 - z) o + z h`.
+    """Compute `h' = (1 - z) o + z h` for each step; the gates' order is reset, output, update.
 
-    The reset gate multiplies h before the product with its weight, or what comes of the product
-    and `bias` when `reset_after` (iOS 18).
+    The reset gate multiplies h before the product with its weight; with `reset_after` (iOS 18) it
+    multiplies the sum of the product and the bias.
     """
     gate = _activation(op, "recurrent_activation", "sigmoid")
     activation = _activation(op, "activation", "tanh")
@@ -90,9 +90,9 @@ _DIRECTION = ("weight_ih", "weight_hh", "bias", "peephole")
     inputs=("x", "initial_h", "initial_c", *_DIRECTION, *(f"{name}_back" for name in _DIRECTION)),
 )
 def lstm(op: Operation) -> Run:
-    """Gates in the order input, forget, output, cell; `clip` limits the memory.
+    """Run an LSTM; the gates' order is input, forget, output, cell, and `clip` limits the memory.
 
-    In two directions, the halves of the states' last axis are forward and backward.
+    With two directions, the halves of the states' last axis are forward and backward.
     """
     gate = _activation(op, "recurrent_activation", "sigmoid")
     fresh = _activation(op, "cell_activation", "tanh")
@@ -131,7 +131,7 @@ def lstm(op: Operation) -> Run:
 
 
 class _Walk:
-    """Reads the direction of a layer and what it returns, and walks over the steps."""
+    """Reads a layer's direction and the results that it returns, and runs over the steps."""
 
     def __init__(self, op: Operation, both_ways: bool = False, is_back: bool = False) -> None:
         direction = op.constant("direction", "forward")
@@ -151,12 +151,12 @@ class _Walk:
         if not self._all:
             return state[0][None], *state
         every = torch.stack(hidden)
-        # one layer in reverse gives its steps as it walks; beside another they stand side by side
+        # a reverse layer returns its steps as it ran; the back half of a pair, in the input's order
         return every.flip(0) if self._is_back else every, *state
 
 
 def _contribution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return what the input alone contributes to all gates at every step [S, B, gates]."""
+    """Return the contribution of the input alone to all gates at every step, [S, B, gates]."""
     product = x @ weight.T
     return product if bias is None else product + bias
 

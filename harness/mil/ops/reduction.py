@@ -14,7 +14,7 @@ from harness.mil.operation import Operation, Run, operation
 
 
 def _mean(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
-    """The mean over some axes, in a third of the time of `torch.mean`."""
+    """Return the mean over some axes, in a third of the time of `torch.mean`."""
     shape = x.shape
     total = torch.sum(x, dim, keepdim)
     return total.div_(_divisor(math.prod([shape[axis] for axis in dim]), total.dtype))
@@ -22,7 +22,7 @@ def _mean(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
 
 @lru_cache(256)
 def _divisor(count: int, dtype: torch.dtype) -> Tensor:
-    """Return a count as a tensor: torch takes twice as long to divide by a number of Python's."""
+    """Return a count as a tensor: torch takes twice as long to divide by a number of Python."""
     return torch.tensor(count, dtype=dtype)
 
 
@@ -40,7 +40,7 @@ _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
 
 
 _NOT_INTEGRAL = {"reduce_l2_norm", "reduce_log_sum", "reduce_log_sum_exp", "reduce_mean"}
-"""Of integers, these are computed in fp64 and truncated, as coremltools folds them."""
+"""For integers, these are computed in fp64 and truncated, as in coremltools' constant folding."""
 
 
 @operation(*_REDUCTIONS, inputs=("x",))
@@ -53,7 +53,7 @@ def reduction(op: Operation) -> Run:
     )
 
     def run(x: Tensor) -> Any:
-        if axes == []:  # of each element alone; torch takes it for all
+        if axes == []:  # each element alone; torch would reduce all axes
             return run_over(x.unsqueeze(-1), [-1], False)
         return run_over(x, list(range(x.dim())) if axes is None else axes, keep)
 
@@ -68,9 +68,9 @@ def reduction(op: Operation) -> Run:
 
 @operation("reduce_argmax", "reduce_argmin", inputs=("x",))
 def argument(op: Operation) -> Run:
-    """Return the index of the largest or smallest element along one axis, the first of equals."""
+    """Return the first index of the largest or smallest element along one axis."""
     axis, keep = op.constant("axis", -1), op.constant("keep_dims", False)
-    op.constant("output_dtype")  # from iOS 17 on; the declared output says the same
+    op.constant("output_dtype")  # from iOS 17 on; the declared output has it too
     function = torch.argmax if op.type == "reduce_argmax" else torch.argmin
     return lambda x: function(x, dim=axis, keepdim=keep).to(torch.int32)
 

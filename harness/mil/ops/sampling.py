@@ -1,4 +1,4 @@
-"""Where images are sampled, and how values between pixels are made."""
+"""Computes the positions at which images are sampled, and the values between pixels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from harness.mil.operation import Operation
 
-_BAND = 1 << 20  # places that are sampled together
+_BAND = 1 << 20  # positions that are sampled together
 
 
 def grid(op: Operation, mode: str, first: Tensor, last: Tensor, count: int) -> Tensor:
-    """Return the places, as fp64, at which `count` samples of an interval are taken.
+    """Return the positions, as fp64, of `count` samples of an interval.
 
-    The interval reaches from pixel `first` to pixel `last`, both [N]; the result is [N, count].
-    Source: the notes on `resize_bilinear` in the MIL reference, which state the modes for the
+    The interval extends from pixel `first` to pixel `last`, both [N]; the result is [N, count].
+    Source: the notes on `resize_bilinear` in the MIL reference, which define the modes for the
     interval from 0 to size - 1.
     """
     step = torch.arange(count, dtype=torch.float64)
@@ -36,29 +36,29 @@ def grid(op: Operation, mode: str, first: Tensor, last: Tensor, count: int) -> T
 
 
 def axis_grid(op: Operation, mode: str, size: int, count: int) -> Tensor:
-    """Return the places [count] at which a whole axis is sampled, none outside it."""
+    """Return the positions [count] of samples of a whole axis, all within it."""
     ends = torch.zeros(1), torch.full((1,), float(size - 1))
     return grid(op, mode, *ends, count)[0].clamp(0, max(size - 1, 0))
 
 
-def linear_along(x: Tensor, axis: int, places: Tensor) -> Tensor:
-    """Interpolate between the two neighbours of each place along an axis of `x`."""
-    low = places.floor().long().clamp(0, x.shape[axis] - 1)
+def linear_along(x: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """Interpolate between the two neighbours of each position along an axis of `x`."""
+    low = positions.floor().long().clamp(0, x.shape[axis] - 1)
     high = (low + 1).clamp(max=x.shape[axis] - 1)
     shape = [1] * x.dim()
     shape[axis] = -1
-    share = (places - low).to(x.dtype).reshape(shape)
+    share = (positions - low).to(x.dtype).reshape(shape)
     below, above = x.index_select(axis, low), x.index_select(axis, high)
     return below + (above - below) * share
 
 
-def nearest_along(x: Tensor, axis: int, places: Tensor) -> Tensor:
-    """Take the pixel nearest to each place along an axis of `x`; halves go to the higher one."""
-    return x.index_select(axis, (places + 0.5).floor().long().clamp(0, x.shape[axis] - 1))
+def nearest_along(x: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """Take the pixel nearest to each position along an axis of `x`; halves take the higher one."""
+    return x.index_select(axis, (positions + 0.5).floor().long().clamp(0, x.shape[axis] - 1))
 
 
 def bilinear(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Interpolate images [N, C, H, W] at rows and columns [N, h, w] in them: [N, C, h, w]."""
+    """Interpolate images [N, C, H, W] at rows and columns [N, h, w]; return [N, C, h, w]."""
     high, wide = images.shape[-2:]
     top, left = rows.floor().long().clamp(0, high - 1), columns.floor().long().clamp(0, wide - 1)
     bottom, right = (top + 1).clamp(max=high - 1), (left + 1).clamp(max=wide - 1)
@@ -76,14 +76,14 @@ def pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return taken.reshape(*images.shape[:2], *rows.shape[1:])
 
 
-def in_bands(sample: Callable[..., Tensor], *places: Tensor) -> Tensor:
-    """Sample [N, C, h, w] at places [N, h, w], a band of rows at a time.
+def in_bands(sample: Callable[..., Tensor], *positions: Tensor) -> Tensor:
+    """Sample [N, C, h, w] at positions [N, h, w], a band of rows at a time.
 
-    Each result is made of a dozen tensors of its size, in fp64 and int64: those stay small.
+    Each result needs a dozen tensors of its size, in fp64 and int64; the bands keep these small.
     """
-    count, _, wide = places[0].shape
+    count, _, wide = positions[0].shape
     rows = max(1, _BAND // max(1, count * wide))
-    bands = zip(*(torch.split(tensor, rows, 1) for tensor in places), strict=True)
+    bands = zip(*(torch.split(tensor, rows, 1) for tensor in positions), strict=True)
     return torch.cat([sample(*band) for band in bands], 2)
 
 

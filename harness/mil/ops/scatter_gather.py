@@ -1,4 +1,4 @@
-"""Values taken from, or put at, places given by index. An index out of range is always an error.
+"""Operations that take or put values by index; an index out of range is always an error.
 
 Up to iOS 16 a negative index counts from the end; from iOS 17 on it is out of range.
 """
@@ -16,7 +16,7 @@ from harness.mil.packed import PackedWeight
 
 @operation("gather", inputs=("x", "indices"), moves_data=True, packed=("x",))
 def gather(op: Operation) -> Run:
-    """Take slices of `x` along `axis`; the first `batch_dims` axes of both go together."""
+    """Take slices of `x` along `axis`; the first `batch_dims` axes are shared with `indices`."""
     axis, batch = op.constant("axis", 0), op.constant("batch_dims", 0)
     op.constant("validate_indices", False)
 
@@ -42,7 +42,7 @@ def gather(op: Operation) -> Run:
 
 @operation("gather_along_axis", inputs=("x", "indices"), moves_data=True)
 def gather_along_axis(op: Operation) -> Run:
-    """Take, along `axis`, the element that `indices` names at each other place."""
+    """Take one element along `axis` for each element of `indices`."""
     axis = op.constant("axis", 0)
     op.constant("validate_indices", False)
     return lambda x, indices: x.gather(axis, in_range(op, indices, x.shape[axis]))
@@ -50,19 +50,19 @@ def gather_along_axis(op: Operation) -> Run:
 
 @operation("gather_nd", inputs=("x", "indices"), moves_data=True)
 def gather_nd(op: Operation) -> Run:
-    """Take slices of `x` at the places that stand along the last axis of `indices`."""
+    """Take slices of `x`; the last axis of `indices` holds the index of a slice."""
     batch = op.constant("batch_dims", 0)
     op.constant("validate_indices", False)
 
     def run(x: Tensor, indices: Tensor) -> Tensor:
-        columns = place_columns(op, indices, x.shape[batch:])
+        columns = index_columns(op, indices, x.shape[batch:])
         return x[(*_grid(x.shape[:batch], indices.dim() - 1), *columns)]
 
     return run
 
 
 def in_range(op: Operation, indices: Tensor, size: int) -> Tensor:
-    """Return indices as int64, none negative; raises ArtifactError for one out of range."""
+    """Return non-negative indices as int64; raises ArtifactError for one out of range."""
     indices = indices.long()
     lowest = 0 if op.since("CoreML7") else -size
     if indices.numel():
@@ -77,10 +77,10 @@ def in_range(op: Operation, indices: Tensor, size: int) -> Tensor:
     return indices
 
 
-def place_columns(op: Operation, indices: Tensor, shape: torch.Size) -> list[Tensor]:
-    """Return the columns of places [..., depth] in a tensor of `shape`, one for each axis."""
+def index_columns(op: Operation, indices: Tensor, shape: torch.Size) -> list[Tensor]:
+    """Split indices [..., depth] into a tensor for each of the first axes of `shape`."""
     if indices.shape[-1] > len(shape):
-        raise op.error(f"places of {indices.shape[-1]} indices in a shape of {len(shape)} axes")
+        raise op.error(f"{indices.shape[-1]} indices for a tensor of {len(shape)} axes")
     columns = zip(indices.unbind(-1), shape, strict=False)
     return [in_range(op, column, size) for column, size in columns]
 
@@ -94,18 +94,18 @@ def _grid(batch: torch.Size, rank: int) -> list[Tensor]:
 
 
 def _reduced(how: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return lambda data, places, updates: data.scatter_reduce(0, places, updates, how)
+    return lambda data, positions, updates: data.scatter_reduce(0, positions, updates, how)
 
 
-def _divided(data: Tensor, places: Tensor, updates: Tensor) -> Tensor:
-    divisors = torch.ones_like(data).scatter_reduce(0, places, updates, "prod")
+def _divided(data: Tensor, positions: Tensor, updates: Tensor) -> Tensor:
+    divisors = torch.ones_like(data).scatter_reduce(0, positions, updates, "prod")
     return torch.div(data, divisors, rounding_mode=None if data.is_floating_point() else "trunc")
 
 
 _MODES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "update": lambda data, places, updates: data.scatter(0, places, updates),
-    "add": lambda data, places, updates: data.scatter_add(0, places, updates),
-    "sub": lambda data, places, updates: data.scatter_add(0, places, -updates),
+    "update": lambda data, positions, updates: data.scatter(0, positions, updates),
+    "add": lambda data, positions, updates: data.scatter_add(0, positions, updates),
+    "sub": lambda data, positions, updates: data.scatter_add(0, positions, -updates),
     "mul": _reduced("prod"),
     "div": _divided,
     "max": _reduced("amax"),
@@ -118,35 +118,35 @@ def scatter(op: Operation) -> Run:
     """Put slices along `axis`."""
     axis = op.constant("axis", 0)
 
-    def places(numbers: Tensor, indices: Tensor) -> Tensor:
+    def positions(numbers: Tensor, indices: Tensor) -> Tensor:
         dim = axis % numbers.dim()
         chosen = in_range(op, indices, numbers.shape[dim])
         taken = numbers.index_select(dim, chosen.reshape(-1))
         return taken.reshape(numbers.shape[:dim] + indices.shape + numbers.shape[dim + 1 :])
 
-    return _scattering(op, places)
+    return _scattering(op, positions)
 
 
 @operation("scatter_along_axis", inputs=("data", "indices", "updates"))
 def scatter_along_axis(op: Operation) -> Run:
-    """Put each update, along `axis`, where `indices` says at the same place."""
+    """Put each update at the index along `axis` that has the same position in `indices`."""
     axis = op.constant("axis", 0)
 
-    def places(numbers: Tensor, indices: Tensor) -> Tensor:
+    def positions(numbers: Tensor, indices: Tensor) -> Tensor:
         return numbers.gather(axis, in_range(op, indices, numbers.shape[axis]))
 
-    return _scattering(op, places)
+    return _scattering(op, positions)
 
 
 @operation("scatter_nd", inputs=("data", "indices", "updates"))
 def scatter_nd(op: Operation) -> Run:
-    """Put slices at the places that stand along the last axis of `indices`."""
+    """Put slices; the last axis of `indices` holds the index of a slice."""
     return _scattering(
-        op, lambda numbers, indices: numbers[tuple(place_columns(op, indices, numbers.shape))]
+        op, lambda numbers, indices: numbers[tuple(index_columns(op, indices, numbers.shape))]
     )
 
 
-def _scattering(op: Operation, places: Callable[[Tensor, Tensor], Tensor]) -> Run:
+def _scattering(op: Operation, positions: Callable[[Tensor, Tensor], Tensor]) -> Run:
     mode = op.constant("mode", "add")
     op.constant("validate_indices", False)
     if mode not in _MODES:
@@ -154,7 +154,7 @@ def _scattering(op: Operation, places: Callable[[Tensor, Tensor], Tensor]) -> Ru
     combine = _MODES[mode]
 
     def run(data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-        where = places(torch.arange(data.numel()).reshape(data.shape), indices)
+        where = positions(torch.arange(data.numel()).reshape(data.shape), indices)
         if where.shape != updates.shape:
             raise op.error(f"updates {list(updates.shape)}; {list(where.shape)} are expected")
         flat = updates.reshape(-1).to(data.dtype)

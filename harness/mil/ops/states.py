@@ -1,4 +1,4 @@
-"""States: tensors that live from call to call (iOS 18).
+"""States: tensors that persist from call to call (iOS 18).
 
 coremltools writes its `coreml_update_state` as a `write_state` and a `read_state`.
 """
@@ -18,13 +18,13 @@ _TAKES: dict[str, Kinds] = {"input": StateType}
 
 @operation("read_state", inputs=("input",), types=_TAKES, moves_data=True)
 def read_state(op: Operation) -> Run:
-    """The tensor that the state holds now."""
+    """Return the current tensor of a state."""
     return lambda cell: cell.value
 
 
 @operation("write_state", inputs=("input", "data"), types=_TAKES, moves_data=True)
 def write_state(op: Operation) -> Run:
-    """Let the state hold a copy of `data`."""
+    """Replace a state's tensor with a copy of `data`."""
 
     def run(cell: StateCell, data: Tensor) -> tuple[Any, ...]:
         if not cell.declared.fits(data):

@@ -19,7 +19,7 @@ def identity(op: Operation) -> Run:
 
 @operation("concat", inputs=("values",), moves_data=True)
 def concat(op: Operation) -> Run:
-    """Join along an axis, one after another or, with `interleave`, element by element."""
+    """Join along an axis, one tensor after another, or element by element with `interleave`."""
     axis, interleave = op.required("axis"), op.constant("interleave", False)
     if not interleave:
         return lambda *values: torch.cat(values, axis) if len(values) > 1 else values[0]
@@ -40,7 +40,7 @@ def stack(op: Operation) -> Run:
 
 @operation("split", inputs=("x",), moves_data=True)
 def split(op: Operation) -> Run:
-    """Cut along an axis into equal parts, or parts of given sizes."""
+    """Cut along an axis into equal parts or parts of given sizes."""
     axis, sizes = op.required("axis"), op.constant("split_sizes")
     count = op.constant("num_splits")
     if sizes is not None:
@@ -50,7 +50,7 @@ def split(op: Operation) -> Run:
 
 @operation("tile", inputs=("x",), computed=("reps",), moves_data=True)
 def tile(op: Operation) -> Run:
-    """Repeat along each axis; nothing is made that is larger than the program declares."""
+    """Repeat along each axis; the result must have the declared size."""
     reps = tuple(op.required("reps"))
 
     def run(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def tile(op: Operation) -> Run:
 
 @operation("fill", inputs=(), computed=("shape",))
 def fill(op: Operation) -> Run:
-    """A tensor of one value."""
+    """Make a tensor of one value."""
     shape = op.checked_shape(op.required("shape"), "parameters 'shape'")
     value = op.constant("value", 0.0)
     return lambda: torch.full(shape, value, dtype=op.carrier)
@@ -70,24 +70,24 @@ def fill(op: Operation) -> Run:
 
 @operation("fill_like", inputs=("ref_tensor",))
 def fill_like(op: Operation) -> Run:
-    """A tensor of one value, shaped like another."""
+    """Make a tensor of one value with the shape of another."""
     value = op.constant("value", 0.0)
     return lambda reference: torch.full(reference.shape, value, dtype=op.carrier)
 
 
 @operation("range_1d", inputs=(), computed=("start", "end", "step"))
 def range_1d(op: Operation) -> Run:
-    """The numbers from `start` on, `step` apart, up to `end`, which is not among them."""
+    """Return the numbers from `start` to `end`, `step` apart, without `end`."""
     start, end, step = op.required("start"), op.required("end"), op.required("step")
     count = max(0, math.ceil((end - start) / step))
     op.check_count(count, f"{start} to {end} in steps of {step}")
-    # multiplied, not added up: the error does not grow along the range
+    # a product, not a running sum: its error does not grow along the range
     return lambda: (start + step * torch.arange(count, dtype=_wide(op))).to(op.carrier)
 
 
 @operation("shape", inputs=("x",), moves_data=True)
 def shape(op: Operation) -> Run:
-    """The sizes of `x`."""
+    """Return the sizes of `x`."""
     return lambda x: torch.tensor(x.shape, dtype=torch.int32)
 
 
@@ -98,7 +98,7 @@ def shape(op: Operation) -> Run:
     moves_data=True,
 )
 def one_hot(op: Operation) -> Run:
-    """A new axis in which `on_value` stands at the index, `off_value` elsewhere."""
+    """Add an axis with `on_value` at the index and `off_value` elsewhere."""
     size, axis = op.required("one_hot_vector_size"), op.constant("axis", -1)
     on, off = op.constant("on_value", 1), op.constant("off_value", 0)
 
@@ -113,7 +113,7 @@ def one_hot(op: Operation) -> Run:
 
 @operation("non_zero", inputs=("x",), moves_data=True)
 def non_zero(op: Operation) -> Run:
-    """The places [N, rank] of all elements that are not zero, in the order they stand in."""
+    """Return the indices [N, rank] of all elements that are not zero, in order."""
     return lambda x: torch.nonzero(x).to(torch.int32)
 
 
@@ -123,7 +123,10 @@ def _wide(op: Operation) -> torch.dtype:
 
 @operation("band_part", inputs=("x",), moves_data=True)
 def band_part(op: Operation) -> Run:
-    """Zero what lies outside a band around the diagonal of the last two axes; -1 keeps a side."""
+    """Zero all elements outside a band around the diagonal of the last two axes.
+
+    A size of -1 keeps all elements of that side.
+    """
     lower, upper = op.constant("lower", -1), op.constant("upper", -1)
 
     def run(x: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ def band_part(op: Operation) -> Run:
 
 @operation("pad", inputs=("x",), computed=("pad",), moves_data=True)
 def pad(op: Operation) -> Run:
-    """Pad the last axes: `pad` holds two sizes for each of them, first axis first."""
+    """Pad the last axes; `pad` holds two sizes for each of them, beginning with the first."""
     sizes, mode = op.required("pad"), op.constant("mode", "constant")
     value = op.constant("constant_val", 0.0)
     if mode not in ("constant", "reflect", "replicate"):
@@ -160,18 +163,18 @@ def pad(op: Operation) -> Run:
 
 
 def _beyond(op: Operation, size: int, pair: list[int], mode: str) -> Tensor:
-    """Return the places that an axis shows when it is padded with its own values."""
+    """Return the indices of an axis that is padded with its own values."""
     if size == 0 or (mode == "reflect" and max(pair) >= size):
         raise op.error(f"an axis of {size} cannot be padded by {pair} with mode {mode}")
-    places = torch.arange(-pair[0], size + pair[1])
+    indices = torch.arange(-pair[0], size + pair[1])
     if mode == "replicate":
-        return places.clamp(0, size - 1)
-    return size - 1 - (size - 1 - places.abs()).abs()
+        return indices.clamp(0, size - 1)
+    return size - 1 - (size - 1 - indices.abs()).abs()
 
 
 @operation("flatten2d", inputs=("x",), moves_data=True)
 def flatten2d(op: Operation) -> Run:
-    """Two axes: the product of those before `axis`, and of the rest."""
+    """Reshape to two axes: the product of those before `axis`, and that of the rest."""
     axis = op.constant("axis", 1)
 
     def run(x: Tensor) -> Tensor:
@@ -183,22 +186,22 @@ def flatten2d(op: Operation) -> Run:
 
 @operation("argsort", inputs=("x",), moves_data=True)
 def argsort(op: Operation) -> Run:
-    """The order along `axis`, largest first unless `ascending`; equals stay in order."""
+    """Return the order along `axis`, largest first unless `ascending`; equals keep their order."""
     axis, ascending = op.constant("axis", -1), op.constant("ascending", False)
     return lambda x: _order(x, axis, ascending).to(torch.int32)
 
 
 @operation("topk", inputs=("x",), computed=("k",), moves_data=True)
 def topk(op: Operation) -> Run:
-    """The `k` largest (or smallest) along `axis`, and where they stand; ordered.
+    """Return the `k` largest (or smallest) elements along `axis`, in order, and their indices.
 
-    A `k` of -1 stands for all.
+    A `k` of -1 means all.
     """
     k, axis = op.constant("k", 1), op.constant("axis", -1)
     ascending = op.constant("ascending", False)
     with_indices = op.constant("return_indices", True)
-    op.constant("sort", True)  # an order is allowed where none is asked for
-    op.constant("output_indices_dtype")  # the declared output says the same
+    op.constant("sort", True)  # the result may be ordered in any case
+    op.constant("output_indices_dtype")  # the declared output has it too
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         order = _order(x, axis, ascending).narrow(axis, 0, x.shape[axis] if k == -1 else k)
@@ -214,7 +217,7 @@ def _order(x: Tensor, axis: int, ascending: bool) -> Tensor:
 
 @operation("cumsum", inputs=("x",))
 def cumsum(op: Operation) -> Run:
-    """Sum up along `axis`, backwards in `reverse`; `exclusive` leaves each itself out."""
+    """Sum along `axis`, backwards with `reverse`, without the element itself with `exclusive`."""
     axis, exclusive = op.constant("axis", 0), op.constant("exclusive", False)
     reverse = op.constant("reverse", False)
 
@@ -231,10 +234,10 @@ def cumsum(op: Operation) -> Run:
 def non_maximum_suppression(op: Operation) -> Run:
     """Select boxes [n, B, 4] (center x, center y, width, height) by scores [n, B, K], best first.
 
-    A box's score is the best of its classes'; with `per_class_suppression` only boxes of the
-    same best class suppress each other. Results are padded with zeros, indices with -1; where no
-    box passes the threshold, the best one is selected. Until iOS 16 there are a score threshold
-    and a fourth result, the number of boxes; from iOS 17 on the boxes stand on the last axis.
+    A box's score is the best of its classes; with `per_class_suppression` only boxes of the same
+    best class suppress each other. Results are padded with zeros, indices with -1; if no box passes
+    the threshold, the best one is selected. Up to iOS 16 there are a score threshold and a fourth
+    result, the number of boxes; from iOS 17 on the boxes are on the last axis.
     """
     overlap, max_boxes = op.required("iou_threshold"), op.required("max_boxes")
     by_class = op.constant("per_class_suppression", False)
@@ -283,7 +286,7 @@ def _select(
 
 
 def _overlaps(box: Tensor, others: Tensor) -> Tensor:
-    """Return intersection over union; boxes without area overlap nothing."""
+    """Return intersection over union, 0 for boxes without area."""
     low, high = box[:2] - box[2:] / 2, box[:2] + box[2:] / 2
     lows, highs = others[:, :2] - others[:, 2:] / 2, others[:, :2] + others[:, 2:] / 2
     sides = (torch.minimum(high, highs) - torch.maximum(low, lows)).clamp(min=0)

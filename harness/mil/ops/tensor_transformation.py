@@ -1,4 +1,4 @@
-"""Operations that move values without changing any: exact under every policy."""
+"""Operations that move values without changing them, exact under every policy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.mil.operation import Operation, Run, operation
 
 @operation("reshape", inputs=("x",), computed=("shape",), moves_data=True)
 def reshape(op: Operation) -> Run:
-    """Give `x` another shape; -1 stands for what is left.
+    """Give `x` another shape; -1 means all remaining elements.
 
-    0 stands for the size before: of the same axis, from iOS 17 on counted from the last.
+    0 keeps the size of the same axis; from iOS 17 on axes count from the last.
     """
     shape = list(op.required("shape"))
     if 0 not in shape:
@@ -31,7 +31,7 @@ def reshape(op: Operation) -> Run:
 
 @operation("reshape_like", inputs=("x", "ref_tensors"), moves_data=True)
 def reshape_like(op: Operation) -> Run:
-    """Give `x` the shape that parts of the reference tensors' shapes make, one after another."""
+    """Give `x` a shape that concatenates parts of the reference tensors' shapes."""
     begins, ends = op.all_of("begins"), op.all_of("ends")
     to_the_end = op.all_of("end_masks")
     parts = [
@@ -55,7 +55,7 @@ def transpose(op: Operation) -> Run:
 
 @operation("expand_dims", inputs=("x",), moves_data=True)
 def expand_dims(op: Operation) -> Run:
-    """Insert axes of size 1; `axes` count in the result."""
+    """Insert axes of size 1; `axes` number the axes of the result."""
     axes = op.required("axes")
 
     def run(x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def expand_dims(op: Operation) -> Run:
 
 @operation("squeeze", inputs=("x",), moves_data=True)
 def squeeze(op: Operation) -> Run:
-    """Drop axes of size 1: those named, or all."""
+    """Drop the axes of size 1 in `axes`, or all of them."""
     axes = op.constant("axes")
     return torch.squeeze if axes is None else lambda x: torch.squeeze(x, tuple(axes))
 
@@ -79,7 +79,7 @@ Cut = int | slice
 
 @operation("slice_by_size", inputs=("x",), computed=("begin", "size"), moves_data=True)
 def slice_by_size(op: Operation) -> Run:
-    """Slice from `begin`, `size` elements of each axis; -1 stands for all that follow."""
+    """Slice `size` elements of each axis from `begin`; -1 means all that follow."""
     begin, size = op.required("begin"), op.required("size")
 
     def run(x: Tensor) -> Tensor:
@@ -93,20 +93,20 @@ def slice_by_size(op: Operation) -> Run:
 
 @operation("slice_by_index", inputs=("x",), computed=("begin", "end", "stride"), moves_data=True)
 def slice_by_index(op: Operation) -> Run:
-    """Slice as numpy does; a masked begin or end is the axis's own, a squeezed axis is dropped."""
+    """Slice like numpy; a masked begin or end is the axis's own, a squeezed axis is dropped."""
     cuts = _cuts(op)
     if all(isinstance(cut, int) or cut.step > 0 for cut in cuts):
         return lambda x: x[cuts]
 
     def run(x: Tensor) -> Tensor:
-        # torch has no negative step: index the axes one after another, last first, so that a
-        # dropped axis does not shift those still to come.
+        # torch has no negative step: index one axis after another, the last one first, so that a
+        # dropped axis does not shift the remaining ones.
         for axis in reversed(range(len(cuts))):
             cut = cuts[axis]
             if isinstance(cut, int):
                 x = x.select(axis, cut)
             else:
-                x = x.index_select(axis, _places(cut, x.shape[axis]))
+                x = x.index_select(axis, _indices(cut, x.shape[axis]))
         return x
 
     return run
@@ -114,7 +114,7 @@ def slice_by_index(op: Operation) -> Run:
 
 @operation("slice_update", inputs=("x", "update"), computed=("begin", "end"), moves_data=True)
 def slice_update(op: Operation) -> Run:
-    """Replace the slice of `x` that `slice_by_index` would take."""
+    """Replace the slice of `x` that `slice_by_index` would return."""
     cuts = _cuts(op)
 
     def run(x: Tensor, update: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def slice_update(op: Operation) -> Run:
             part.copy_(update)
             return result
         kept = [slice(cut, cut + 1 or None) if isinstance(cut, int) else cut for cut in cuts]
-        places = [_places(cut, size) for cut, size in zip(kept, x.shape, strict=True)]
+        places = [_indices(cut, size) for cut, size in zip(kept, x.shape, strict=True)]
         shape = [len(p) for p in places]
         result[torch.meshgrid(*places, indexing="ij")] = update.reshape(shape)
         return result
@@ -136,7 +136,7 @@ def slice_update(op: Operation) -> Run:
 
 @operation("sliding_windows", inputs=("x",), moves_data=True)
 def sliding_windows(op: Operation) -> Run:
-    """All windows of `size` along `axis`, `stride` apart, on a new axis that follows it."""
+    """Return all windows of `size` along `axis`, `stride` apart, on a new axis that follows it."""
     axis, size, stride = op.required("axis"), op.required("size"), op.constant("stride", 1)
 
     def run(x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _cuts(op: Operation) -> tuple[Cut, ...]:
     )
 
 
-def _places(cut: slice, size: int) -> Tensor:
+def _indices(cut: slice, size: int) -> Tensor:
     return torch.tensor(range(*cut.indices(size)), dtype=torch.long)
 
 
@@ -173,7 +173,7 @@ def reverse(op: Operation) -> Run:
 
 @operation("reverse_sequence", inputs=("x", "lengths"), moves_data=True)
 def reverse_sequence(op: Operation) -> Run:
-    """Reverse the first elements along `seq_axis`, as many as each batch's length says."""
+    """Reverse the first elements along `seq_axis`; `lengths` has their number for each batch."""
     sequence, batch = op.constant("seq_axis", 0), op.constant("batch_axis", 0)
 
     def run(x: Tensor, lengths: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def pixel_shuffle(op: Operation) -> Run:
 
 @operation("pixel_unshuffle", inputs=("x",), moves_data=True)
 def pixel_unshuffle(op: Operation) -> Run:
-    """Move space into blocks of channels; undoes `pixel_shuffle`."""
+    """Move space into blocks of channels, the inverse of `pixel_shuffle`."""
     factor = op.required("downscale_factor")
     return lambda x: functional.pixel_unshuffle(x, factor)
 
@@ -218,7 +218,7 @@ def depth_to_space(op: Operation) -> Run:
 
 @operation("space_to_depth", inputs=("x",), moves_data=True)
 def space_to_depth(op: Operation) -> Run:
-    """Move space into blocks of channels; undoes `depth_to_space`."""
+    """Move space into blocks of channels, the inverse of `depth_to_space`."""
     size = op.required("block_size")
 
     def run(x: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def space_to_depth(op: Operation) -> Run:
 
 @operation("space_to_batch", inputs=("x",), moves_data=True)
 def space_to_batch(op: Operation) -> Run:
-    """Pad space, then move its blocks into the batch, which they are the slowest index of."""
+    """Pad space, then move its blocks into the batch as its slowest index."""
     (rows, columns), padding = op.required("block_shape"), op.required("paddings")
 
     def run(x: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def space_to_batch(op: Operation) -> Run:
 
 @operation("batch_to_space", inputs=("x",), moves_data=True)
 def batch_to_space(op: Operation) -> Run:
-    """Move the batch into blocks of space, then crop; undoes `space_to_batch`."""
+    """Move the batch into blocks of space, then crop, the inverse of `space_to_batch`."""
     (rows, columns), crops = op.required("block_shape"), op.required("crops")
 
     def run(x: Tensor) -> Tensor:

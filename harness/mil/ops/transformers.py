@@ -1,4 +1,4 @@
-"""Attention, as one operation."""
+"""Attention as one operation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.mil.operation import Operation, Run, operation
 
 @operation("scaled_dot_product_attention", inputs=("query", "key", "value", "attn_mask"))
 def scaled_dot_product_attention(op: Operation) -> Run:
-    """`softmax(q @ k.T / sqrt(E) + mask) @ v`; where a mask of booleans is false, -inf is added.
+    """Compute `softmax(q @ k.T / sqrt(E) + mask) @ v`, rounded once, at the end.
 
-    Rounded once, at the end.
+    A mask of booleans adds -inf where it is false.
     """
 
     def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
