@@ -1,1 +1,1 @@
-"""What must hold of an export: pytest suites, benchmarks and mutants."""
+"""Judges exports: pytest suites, mutants, benchmarks, fuzzing and other projects' tests."""

@@ -1,7 +1,7 @@
-"""Exports of the fixture models, measured; a run's logits are checked before its time counts.
+"""Measures exports of the fixture models; a run's logits are checked before its time counts.
 
-asv knows a class's `setup`, its `track_` methods and the samples that they return; everything that
-measures is in `harness.measure.timing`.
+asv calls a class's `setup` and its `track_` methods, and reads the samples that these return;
+`harness.measure.timing` does the measuring.
 """
 
 import os
@@ -26,18 +26,18 @@ if PROFILE not in PROFILES:
     raise HarnessError(f"HARNESS_BENCH_PROFILE is '{PROFILE}'; choose from {', '.join(PROFILES)}")
 FIXTURES, ROUNDS = PROFILES[PROFILE]
 MODES = ["single", "multifunction"]
-# References, which are right and not fast, are not worth a machine's time.
+# References are right, not fast: timing them would waste a machine's time.
 TIMED = [row.name for row in RUNTIMES.values() if row.timed]
 TIMEOUT = 3600  # seconds; the first run exports
 
 
 def export_of(name, mode):
-    """The path of a fixture's export, made on first use."""
+    """Return the path of a fixture's export, made on first use."""
     return exported(name, replace(fixture(name).options, mode=mode))
 
 
 def why_unavailable(name):
-    """Why a runtime cannot be used here, or None; a crash is for the benchmark to report."""
+    """Return why a runtime cannot be used here, or None; a crash is for the benchmark to report."""
     try:
         return get_runtime(name).unavailable()
     except HarnessError:
@@ -52,11 +52,11 @@ class PerRuntime:
     timeout = TIMEOUT
 
     def setup_cache(self):
-        """Ask every runtime once: some import for ten seconds before they answer."""
+        """Ask every runtime once, because some import for ten seconds before they answer."""
         return {name: why_unavailable(name) for name in TIMED}
 
     def setup(self, unavailable, name, mode, runtime):
-        """Export; asv takes NotImplementedError for "skip", and shows its message."""
+        """Export; NotImplementedError makes asv skip the benchmark and show its message."""
         if reason := unavailable[runtime]:
             raise NotImplementedError(reason)
         self.path = export_of(name, mode)
@@ -68,16 +68,16 @@ class Latency(PerRuntime):
     unit = "ms/token"
 
     def timed(self, runtime):
-        """Timed passes, each checked."""
+        """Return timed passes, each checked."""
         return Stopwatch(Subject(self.path)).rounds([runtime], ROUNDS)[runtime]
 
     def track_decode(self, unavailable, name, mode, runtime):
-        """One token at a time, on a cache that fills; a step is a sample."""
+        """Decode one token at a time, on a cache that fills; a step is a sample."""
         samples = [step for timed in self.timed(runtime) for step in timed.decode]
         return {"samples": samples, "number": 1}
 
     def track_prefill(self, unavailable, name, mode, runtime):
-        """A prompt of two and a half chunks."""
+        """Prefill a prompt of two and a half chunks."""
         return {"samples": [timed.prefill for timed in self.timed(runtime)], "number": 1}
 
 
@@ -87,7 +87,7 @@ class Load(PerRuntime):
     unit = "ms"
 
     def track_load(self, unavailable, name, mode, runtime):
-        """From an unopened file to loaded methods; imports are not counted."""
+        """Open a file and load its methods; imports do not count."""
         return {"samples": load_times(self.path, runtime, ROUNDS), "number": 1}
 
 
@@ -97,7 +97,7 @@ class Memory(PerRuntime):
     unit = "bytes"
 
     def track_peak_memory(self, unavailable, name, mode, runtime):
-        """The peak of a process that loads the export and runs it, beyond its libraries."""
+        """Return the peak of a process that loads and runs the export, beyond its libraries."""
         memory = Stopwatch(Subject(self.path)).memory(runtime)
         return memory.peak - memory.before
 
@@ -111,5 +111,5 @@ class Size:
     timeout = TIMEOUT
 
     def track_size(self, name, mode):
-        """The whole file."""
+        """Return the size of the whole file."""
         return export_of(name, mode).stat().st_size

@@ -21,7 +21,7 @@ class Judge:
     mode: str
 
     def __call__(self, check: Check[Subject], runtime: str | None = None) -> None:
-        """Run a check on the subject, which is exported and opened when it is needed."""
+        """Run a check on the subject, which is exported and opened on first use."""
         case = run_check(
             check,
             lambda: self.subjects.get(self.fixture_name, self.mode),

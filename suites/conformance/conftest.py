@@ -1,8 +1,8 @@
 """Options, subjects and the result stream of the conformance suite.
 
-Every test is one case: it asks `judge` to run a check on a subject. The case goes to the stream,
-its failure to pytest. `results/` then holds the stream, JUnit XML and a page, and the terminal a
-table.
+Every test is one case: it asks `judge` to run a check on a subject. The stream records the case,
+and pytest hears of its failure. At the end `results/` holds the stream, JUnit XML and a page, and
+the terminal shows a table.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every chosen subject.
 
-    One marked `speaking` runs where text means something; one marked `both_exporters` when both are
-    chosen, on our exports.
+    A test marked `speaking` runs on models whose text means something. One marked `both_exporters`
+    runs on our exports, when both exporters are chosen.
     """
     config = metafunc.config
     names = chosen(config, "fixture", ("tiny",))
@@ -81,10 +81,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _subjects(
     names: list[str], modes: list[str], exporters: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Each model by each exporter in each mode that it stands for.
+    """Yield each model by each exporter in each of its modes.
 
-    `matrix` is every row of the matrix. ExecuTorch's exporter goes without saying: `tiny` is its,
-    `coreml:tiny` ours.
+    `matrix` is every row of the matrix. A name without an exporter is of ExecuTorch's: it exports
+    `tiny`, and ours exports `coreml:tiny`.
     """
     prefixes = ["" if exporter == "executorch" else f"{exporter}:" for exporter in exporters]
     for name in names:
@@ -95,7 +95,7 @@ def _subjects(
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all that concerns a subject in one go: only one is open at a time."""
+    """Put the tests of a subject one after another: only one subject is open at a time."""
 
     def subject(item: pytest.Item) -> tuple[str, ...]:
         params = item.callspec.params if isinstance(item, pytest.Function) else {}
@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def subjects(pytestconfig: pytest.Config) -> Subjects:
-    """The fixture models' exports, each opened once."""
+    """Return the fixture models' exports, each opened once."""
     terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
     return Subjects(lambda stage: terminal.write_line(f"  {stage}") if terminal else None)
 

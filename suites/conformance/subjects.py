@@ -1,4 +1,4 @@
-"""The artifacts under test: exports of fixture models, made on first use, opened once."""
+"""The artifacts under test: exports of fixture models, made and opened on first use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.subject import Subject
 class SubjectName:
     """The parts of a subject's name, "EXPORTER:MODEL+SCHEME".
 
-    Without an exporter it is ExecuTorch's; "+b4w" is the model with that linear quantization.
+    Without an exporter, it is ExecuTorch's; "+b4w" asks for that linear quantization.
     """
 
     exporter: str
@@ -32,9 +32,9 @@ class SubjectName:
 
 
 class Subjects:
-    """Subjects by fixture name and mode; `progress` is told what is being made.
+    """Subjects by fixture name and mode; `progress` hears what is being exported.
 
-    Only the last one is kept open: with its oracle and its sessions it may take gigabytes.
+    Only the last one stays open: with its oracle and its sessions it may take gigabytes.
     """
 
     def __init__(self, progress: Callable[[str], object]) -> None:
@@ -42,7 +42,7 @@ class Subjects:
         self._opened: dict[tuple[str, str], Subject] = {}
 
     def options(self, fixture_name: str, mode: str) -> ExportOptions:
-        """The options of an export."""
+        """Return the options of an export."""
         name = SubjectName.parse(fixture_name)
         options = replace(fixture(name.model, self._progress).options, mode=mode)
         scheme = name.scheme
@@ -52,7 +52,7 @@ class Subjects:
         return replace(options, linear_quantize=scheme) if scheme else options
 
     def get(self, fixture_name: str, mode: str) -> Subject:
-        """Return a subject, exporting what is not in the cache.
+        """Return a subject, exporting it unless it is in the cache.
 
         A multifunction subject that shares weights comes with the same export without sharing.
         """
@@ -63,7 +63,7 @@ class Subjects:
         return self._opened[key]
 
     def of_executorch(self, fixture_name: str, mode: str) -> Subject:
-        """Return what ExecuTorch's exporter makes of a subject's model with the same options."""
+        """Return ExecuTorch's export of a subject's model, with the same options."""
         model, options = SubjectName.parse(fixture_name).model, self.options(fixture_name, mode)
         return Subject(exported(model, options, self._progress), options=options)
 

@@ -1,4 +1,4 @@
-"""What must hold between the exporters: of one model, they make artifacts that compute alike."""
+"""Requirements between the exporters: their artifacts of one model compute alike."""
 
 import pytest
 
@@ -8,5 +8,5 @@ pytestmark = pytest.mark.both_exporters
 
 
 def test_both_exporters_agree(judge, subjects, fixture_name, mode, runtime):
-    """Ours is the subject; ExecuTorch's is made when it is not in the cache."""
+    """Ours is the subject; ExecuTorch's is exported when the cache does not have it."""
     judge(agreement_with(lambda: subjects.of_executorch(fixture_name, mode)), runtime)

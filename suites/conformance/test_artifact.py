@@ -1,4 +1,4 @@
-"""What must hold of the exported bytes: no runtime is needed."""
+"""Requirements on the exported bytes, which need no runtime."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What must hold when the artifact is executed: it computes what its checkpoint computes."""
+"""Requirements on execution: the artifact computes what its checkpoint computes."""
 
 import pytest
 

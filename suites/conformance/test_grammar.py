@@ -1,4 +1,4 @@
-"""What must hold of `tiny`, which was taught a small grammar: it says what the grammar demands."""
+"""Requirements on `tiny`, which was taught a small grammar: it says what the grammar demands."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ CASES = 40  # four of every mastered rule, two of them after another saying
 
 
 def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
-    """Greedy text, token by token, after prompts that it was never taught."""
+    """Greedy text must be right, token by token, after prompts that the model was never taught."""
     tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
 
     def find(subject):
@@ -41,7 +41,7 @@ def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
 
 
 def test_a_user_reads_it(judge, fixture_name):
-    """`harness run`, as a user types it, up to the full stop and on to the next sentence."""
+    """`harness run`, as a user types it, must finish the sentence and go on to the next."""
     tokenizer = fixture(SubjectName.parse(fixture_name).model).tokenizer
     case = next(case for case in cases() if case.saying.rule == "sum")
 

@@ -1,4 +1,4 @@
-"""What must hold of a model that speaks: its text, and its greedy choices on real prompts."""
+"""Requirements on a model that speaks: its text, and its greedy choices on real prompts."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ PROMPTS = (
 
 
 def test_it_names_paris(judge, fixture_name):
-    """`harness run`, as a user types it, in the model's chat format."""
+    """`harness run`, as a user types it, must name Paris in the model's chat format."""
     model = fixture(SubjectName.parse(fixture_name).model)
 
     def find(subject):
@@ -55,7 +55,7 @@ def test_it_names_paris(judge, fixture_name):
 
 
 def test_greedy_tokens_are_the_oracles(judge, fixture_name):
-    """Twelve prompts, wherever the oracle's margin exceeds the error bound."""
+    """The two must agree on twelve prompts wherever the oracle's margin exceeds the error bound."""
     tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
     prompts = {prompt: tokenizer.encode_chat(prompt) for prompt in PROMPTS}
     find = partial(greedy_findings, runtime=RUNTIME, prompts=prompts, new_tokens=NEW_TOKENS)

@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def _add_exports(folder: Path) -> None:
-    """Copy the exports of `tiny`, made now if they are not there."""
+    """Copy the exports of `tiny`, making those that are not there."""
     from harness.suites.conformance.subjects import Subjects
 
     subjects = Subjects(lambda stage: print(stage, file=sys.stderr))

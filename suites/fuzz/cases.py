@@ -1,4 +1,4 @@
-"""A case: a mutated artifact, made of the seed and the case's number alone; and its attempt."""
+"""A case: an artifact, mutated by the seed and the case's number alone, and its execution."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from harness.runtimes import get_runtime
 from harness.suites.fuzz import of_bytes, of_programs
 
 _WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
-_MAX_INPUT = 1 << 22  # elements; more are not made for a call, whatever a program asks for
+_MAX_INPUT = 1 << 22  # elements; no call gets more, whatever a program asks for
 KINDS = ("fields",) * 9 + ("bytes",) * 6 + ("weights",) * 3 + ("pte",) * 2
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is attempted: `size` is that of the file, `run` says whether it was executed."""
+    """A case: `size` is the file's, in bytes; `run` returns whether it executed the artifact."""
 
     kind: str
     size: int
@@ -41,7 +41,7 @@ class Sources:
         assert self.packages, f"no sound artifacts in {folder}"
 
     def check(self) -> None:
-        """Execute every sound artifact: what is not executed sound proves nothing when mutated."""
+        """Execute every sound artifact: a mutant of one that does not run would prove nothing."""
         for package in self.packages:
             assert _call_package(package.files, package.what)
         for path in self.programs:
@@ -72,7 +72,7 @@ class Sources:
     def _pte(self, rng: random.Random) -> Case:
         source = rng.choice(sorted(self.programs))
         data = self.programs[source]
-        # The tables stand at the beginning, the payloads' directories at the end of segments.
+        # The tables are at the beginning, the payloads' directories at the end of segments.
         start = rng.choice((0, 0, rng.randrange(len(data))))
         end = min(len(data), start + 4096)
         broken = data[:start] + rng.choice(of_bytes.MUTATIONS)(data[start:end], rng) + data[end:]

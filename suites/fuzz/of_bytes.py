@@ -10,22 +10,22 @@ _ENTRY = 64  # of the weight file: a header, then an entry before each blob, eac
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
-    """One to three bytes are others, or have one bit changed."""
+    """Replace one to three bytes, or change one bit of each."""
     broken = bytearray(data)
     for _ in range(rng.randint(1, 3)):
-        place = rng.randrange(len(broken))
-        broken[place] = rng.choice([rng.randrange(256), broken[place] ^ 1 << rng.randrange(8)])
+        index = rng.randrange(len(broken))
+        broken[index] = rng.choice([rng.randrange(256), broken[index] ^ 1 << rng.randrange(8)])
     return bytes(broken)
 
 
 def truncated(data: bytes, rng: random.Random) -> bytes:
-    """The end is missing, or the beginning, or there is more than there should be."""
-    place = rng.randrange(len(data))
-    return rng.choice([data[:place], data[place:], data + data[:place]])
+    """Remove the end or the beginning, or append more than there should be."""
+    index = rng.randrange(len(data))
+    return rng.choice([data[:index], data[index:], data + data[:index]])
 
 
 def moved(data: bytes, rng: random.Random) -> bytes:
-    """A range of bytes stands somewhere else, over what was there."""
+    """Copy a range of bytes over another."""
     broken, size = bytearray(data), rng.randint(1, min(64, len(data)))
     source, target = (rng.randrange(len(data) - size + 1) for _ in range(2))
     broken[target : target + size] = data[source : source + size]
@@ -33,7 +33,7 @@ def moved(data: bytes, rng: random.Random) -> bytes:
 
 
 def number(data: bytes, rng: random.Random) -> bytes:
-    """A number, of four or eight bytes at a multiple of its size, is another."""
+    """Replace a number of four or eight bytes, at a multiple of its size."""
     size, code = rng.choice([(4, "<I"), (8, "<Q")])
     if len(data) < size:
         return data[:-1]
@@ -44,7 +44,7 @@ def number(data: bytes, rng: random.Random) -> bytes:
 
 
 def entry(data: bytes, rng: random.Random) -> bytes:
-    """A field of the weight file's header, or of one blob's entry, is another."""
+    """Replace a field of the weight file's header, or of one blob's entry."""
     broken = bytearray(data)
     entries = [
         start

@@ -1,4 +1,4 @@
-"""Mutations of an ML Program's fields: each leaves a message that is well formed, and wrong."""
+"""Mutations of an ML Program's fields: each leaves a message that is well formed but wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML9", "CoreML99", "")
 
 
 def mutated(model: Any, rng: random.Random) -> bytes:
-    """Return a specification with one to three changes, of any of its functions' operations."""
+    """Return a specification with one to three changes in its functions' operations."""
     broken = type(model)()
     broken.CopyFrom(model)
     function = broken.mlProgram.functions[rng.choice(sorted(broken.mlProgram.functions))]
@@ -32,7 +32,7 @@ def mutated(model: Any, rng: random.Random) -> bytes:
 
 
 def _blocks(function: Any) -> list[Any]:
-    """Every block of a function, those inside operations too."""
+    """Return every block of a function, those inside operations too."""
     found = list(_ordered(function.block_specializations))
     for block in found:  # it grows while it is walked
         found.extend(inner for operation in block.operations for inner in operation.blocks)
@@ -40,7 +40,7 @@ def _blocks(function: Any) -> list[Any]:
 
 
 def _ordered(messages: Any) -> list[Any]:
-    """A map's values by key: its own order is another in every process."""
+    """Return a map's values by key: its own order changes from process to process."""
     return [messages[key] for key in sorted(messages)]
 
 
@@ -49,7 +49,7 @@ def _operation(function: Any, rng: random.Random) -> Any:
 
 
 def _values(function: Any) -> Iterator[Any]:
-    """Every constant: attributes, and values that stand in an input's place."""
+    """Yield every constant: attributes, and values that are bound to inputs directly."""
     for block in _blocks(function):
         for operation in block.operations:
             yield from _ordered(operation.attributes)
@@ -58,7 +58,7 @@ def _values(function: Any) -> Iterator[Any]:
 
 
 def value(function: Any, rng: random.Random) -> None:
-    """A number or a text of a constant is another, missing, or there twice."""
+    """Replace, remove or repeat a number or a text of a constant."""
     tensors = [v.immediateValue.tensor for v in _values(function)]
     tensor = rng.choice([t for t in tensors if t.WhichOneof("value")])
     field = tensor.WhichOneof("value")
@@ -68,12 +68,12 @@ def value(function: Any, rng: random.Random) -> None:
         tensor.bytes.values = bytes(data)[rng.randrange(2) * rng.randrange(len(data)) :]
         return
     values = getattr(tensor, field).values
-    place = rng.randrange(len(values)) if len(values) else 0
-    values[place : place + 1] = [rng.choice(_VALUES.get(field, (0,)))] * rng.choice((1, 1, 1, 0, 2))
+    index = rng.randrange(len(values)) if len(values) else 0
+    values[index : index + 1] = [rng.choice(_VALUES.get(field, (0,)))] * rng.choice((1, 1, 1, 0, 2))
 
 
 def offset(function: Any, rng: random.Random) -> None:
-    """A constant stands somewhere else in the weight file, or in another file."""
+    """Move a constant to another offset of the weight file, or to another file."""
     blobs = [v.blobFileValue for v in _values(function) if v.HasField("blobFileValue")]
     if not blobs:
         return value(function, rng)
@@ -86,7 +86,7 @@ def offset(function: Any, rng: random.Random) -> None:
 
 
 def source(function: Any, rng: random.Random) -> None:
-    """An operation reads another value, perhaps one that comes later."""
+    """Let an operation read another value, perhaps one that is defined later."""
     names = [o.name for b in _blocks(function) for op in b.operations for o in op.outputs]
     operation = _operation(function, rng)
     for argument in _ordered(operation.inputs):
@@ -96,7 +96,7 @@ def source(function: Any, rng: random.Random) -> None:
 
 
 def shape(function: Any, rng: random.Random) -> None:
-    """A declared result has another size, or one axis more or less."""
+    """Declare a result with another size, or with one axis more or less."""
     for output in _operation(function, rng).outputs:
         dimensions = output.type.tensorType.dimensions
         change = rng.random()
@@ -111,7 +111,7 @@ def shape(function: Any, rng: random.Random) -> None:
 
 
 def everything_larger(function: Any, rng: random.Random) -> None:
-    """One size is larger wherever it is declared, in constants too: nothing contradicts it."""
+    """Enlarge one size wherever it is declared, in constants too: nothing contradicts it."""
     sizes = {
         d.constant.size
         for block in _blocks(function)
@@ -128,24 +128,24 @@ def everything_larger(function: Any, rng: random.Random) -> None:
                 dimension.constant.size = new
     for constant in _values(function):
         values = constant.immediateValue.tensor.ints.values
-        for place, number in enumerate(values):
+        for index, number in enumerate(values):
             if number == old:
-                values[place] = new
+                values[index] = new
 
 
 def dtype(function: Any, rng: random.Random) -> None:
-    """A declared result is of another dtype."""
+    """Declare a result of another dtype."""
     for output in _operation(function, rng).outputs:
         output.type.tensorType.dataType = rng.choice(_DTYPES)
 
 
 def kind(function: Any, rng: random.Random) -> None:
-    """An operation is another one."""
+    """Replace an operation's type."""
     _operation(function, rng).type = rng.choice([*sorted(IMPLEMENTATIONS), "const", "", "x"])
 
 
 def parameters(function: Any, rng: random.Random) -> None:
-    """An operation has a parameter less, or takes those of another."""
+    """Remove a parameter of an operation, or give it those of another."""
     operation, other = _operation(function, rng), _operation(function, rng)
     if operation.inputs and rng.random() < 0.5:
         del operation.inputs[rng.choice(sorted(operation.inputs))]
@@ -154,22 +154,22 @@ def parameters(function: Any, rng: random.Random) -> None:
 
 
 def order(function: Any, rng: random.Random) -> None:
-    """An operation is missing, there twice, or has another's name."""
+    """Remove or repeat an operation, or give it another's name."""
     operations = rng.choice(_blocks(function)).operations
     if not operations:
         return
-    change, place = rng.random(), rng.randrange(len(operations))
+    change, index = rng.random(), rng.randrange(len(operations))
     if change < 0.4:
-        del operations[place]
+        del operations[index]
     elif change < 0.7:
-        operations.add().CopyFrom(operations[place])
-    elif operations[place].outputs:
+        operations.add().CopyFrom(operations[index])
+    elif operations[index].outputs:
         name = rng.choice(operations).outputs
-        operations[place].outputs[0].name = name[0].name if name else ""
+        operations[index].outputs[0].name = name[0].name if name else ""
 
 
 def blocks(function: Any, rng: random.Random) -> None:
-    """A block returns other values, an operation has another's blocks, the opset is another."""
+    """Change a block's results, give an operation another's blocks, or change the opset."""
     change, block = rng.random(), rng.choice(_blocks(function))
     if change < 0.4 and block.outputs:
         block.outputs[rng.randrange(len(block.outputs))] = rng.choice(

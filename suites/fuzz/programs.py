@@ -1,5 +1,7 @@
-"""The sound programs that are mutated: between them, an operation of every kind that can be wrong
-about a size, control flow, lists, random numbers, and constants in the text and in the weight file.
+"""The sound programs that cases mutate.
+
+Together they have an operation of every kind that can be wrong about a size, control flow, lists,
+random numbers, and constants in the specification and in the weight file.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def save_all(folder: Path) -> None:
 
 
 def arrangement(mb: Any, a: Any) -> Any:
-    """Shapes, slices, reductions and selections; a weight that a constexpr operation makes."""
+    """Build shapes, slices, reductions and selections, and a weight that is a constexpr result."""
     weight = np.linspace(-1, 1, 64, dtype=np.float32).reshape(16, 4)
     x = mb.reshape(x=mb.relu(x=mb.linear(x=a, weight=weight)), shape=[2, 4, 4])
     x = mb.expand_dims(x=mb.transpose(x=x, perm=[0, 2, 1]), axes=[0])
@@ -55,7 +57,7 @@ def arrangement(mb: Any, a: Any) -> Any:
 
 
 def images(mb: Any, a: Any) -> Any:
-    """Convolution, pooling, resizing, sampling, filling."""
+    """Build convolution, pooling, resizing, sampling and filling."""
     image = mb.reshape(x=a, shape=[1, 2, 4, 4])
     kernel = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 2, 2, 2)
     y = mb.conv_transpose(x=image, weight=kernel, strides=[2, 2])
@@ -78,7 +80,7 @@ def images(mb: Any, a: Any) -> Any:
 
 
 def sequences(mb: Any, a: Any) -> Any:
-    """Recurrence, lists, a loop, a condition, random numbers, a range that is computed."""
+    """Build recurrence, lists, a loop, a condition, random numbers and a computed range."""
     rows = mb.reshape(x=a, shape=[6, 1, 6])
     start = np.zeros((1, 3), np.float32)
     gates = {n: np.full((n * 3, 6), 0.1, np.float32) for n in (3, 4)}

@@ -1,4 +1,4 @@
-"""What must hold of the installed ExecuTorch; `known.toml` lists the defects of a release."""
+"""Requirements on the installed ExecuTorch; `known.toml` lists the defects of a release."""
 
 import pytest
 

@@ -1,1 +1,1 @@
-"""Commands that write files, ended at every moment: what is left is never taken for whole."""
+"""Ends commands that write files at every moment: a part must never be taken for whole."""

@@ -1,4 +1,4 @@
-"""How many moments are tried: a sample, or `--every`; and the small model that is exported."""
+"""The number of moments to try, a sample or `--every`, and the small model to export."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def every(pytestconfig):
-    """Whether all moments were asked for."""
+    """Return whether `--every` asks for all moments."""
     return pytestconfig.getoption("--every")
 
 
 @pytest.fixture
 def warm(tmp_path):
-    """A warm process; its temporary files go below `tmp_path / "tmp"`."""
+    """Yield a warm process, whose temporary files go below `tmp_path / "tmp"`."""
     (tmp_path / "tmp").mkdir()
     process = WarmProcess(tmp_path / "tmp")
     yield process
@@ -32,7 +32,7 @@ def warm(tmp_path):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
-    """A folder with checkpoint.pth and params.json."""
+    """Return a folder with checkpoint.pth and params.json."""
     from tests.export.small_llama import write_model
 
     folder = tmp_path_factory.mktemp("model")

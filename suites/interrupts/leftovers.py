@@ -1,4 +1,4 @@
-"""What a command that was ended has left behind, and whether a later one takes it for whole."""
+"""What an ended command has left behind, and whether a later command takes it for whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Content = Mapping[str, bytes]
 
 
 def content(path: Path) -> Content:
-    """The bytes of a file, or of every file below a folder by its path there; empty for nothing."""
+    """Return the bytes of a file, or of all files below a folder by relative path; else {}."""
     if path.is_file():
         return {"": path.read_bytes()}
     files = (found for found in sorted(path.rglob("*")) if found.is_file())
@@ -24,11 +24,12 @@ def content(path: Path) -> Content:
 def taken_for_whole(
     folder: Path, whole: Content, older: Content, finished: Path | None = None
 ) -> Iterator[str]:
-    """Say what below `folder` `harness inspect` accepts although it is not whole.
+    """Yield a sentence for each part below `folder` that `harness inspect` takes for whole.
 
-    `whole` is the content of the finished output, and `older` that of what stood there before.
-    `finished` is an output with random identifiers, and what differs in these alone is whole too.
-    A package inside an unfinished folder may be whole itself; it is compared with its own.
+    `whole` is the content of the finished output, and `older` that of the output before it. If
+    outputs have random identifiers, `finished` is one, and an output that differs only in these is
+    whole, too. A package inside an unfinished folder may be whole; it is compared with the same one
+    of the finished output.
     """
     for path in sorted(folder.iterdir()):
         if content(path) != older and not is_whole(path, whole, finished):
@@ -40,12 +41,12 @@ def taken_for_whole(
 
 
 def is_whole(path: Path, whole: Content, finished: Path | None = None) -> bool:
-    """Whether an output is that of a run to the end; see `taken_for_whole`."""
+    """Return whether an output is that of a complete run; see `taken_for_whole`."""
     return content(path) == whole or (finished is not None and _equal(finished, path))
 
 
 def _equal(finished: Path, path: Path) -> bool:
-    """Whether `harness diff` finds two artifacts the same, but for identifiers."""
+    """Return whether two artifacts differ in identifiers only, by `harness diff`."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         status = harness(["diff", "--json", str(finished), str(path)])

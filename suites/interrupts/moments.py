@@ -1,10 +1,10 @@
 """A warm process that runs commands of `harness` up to a chosen moment, each in a fork of its own.
 
-A moment is a call that changes a file system, below the watched folders, counted from 0: a file is
-opened to be written, a folder made, something renamed or removed. At the chosen one the command is
-interrupted, as SIGINT does it, or the process is killed. Between two moments a file may be written:
+A moment is a call that changes the file system below the watched folders: it opens a file to write
+it, makes a folder, renames or removes something. Moments count from 0. At the chosen one SIGINT
+interrupts the command, or a signal kills the process. Between two moments a file may be written:
 `limit` kills the process (SIGXFSZ) at the write that would make a file longer than so many bytes.
-What libraries do in machine code, as coremltools writes weights, is no moment; a limit meets it.
+Only a limit reaches what libraries do in machine code, as coremltools does when it writes weights.
 
 `python -m harness.suites.interrupts.moments` reads one request a line, as JSON, and answers each.
 """
@@ -31,8 +31,8 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class Request:
     """A command line, and how it ends: at a moment, by `signal` SIGINT or SIGKILL; or at a size.
 
-    `watched` are the folders that count; `stand_in` is a module that takes the place of the
-    process which runs ExecuTorch's exporter.
+    `watched` are the folders in which moments count; `stand_in` is a module that replaces the
+    process of ExecuTorch's exporter.
     """
 
     command: Sequence[str]
@@ -59,7 +59,7 @@ class _Clock:
         self.request, self.count = request, 0
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """See `sys.addaudithook`: what is raised here, the call raises, and does nothing."""
+        """Count a call (see `sys.addaudithook`); a call for which this raises does nothing."""
         if self.request is None or not self._counts(self.request, event, arguments):
             return
         self.count += 1
@@ -77,7 +77,7 @@ class _Clock:
             changes = event in CHANGES
         if not changes:
             return False
-        # a removal inside a folder names it by a descriptor, and then the file alone
+        # a removal inside a folder names the folder by a descriptor, and the file without its path
         inside = event in ("os.remove", "os.rmdir") and arguments[1] != -1
         path = arguments[0]
         named = isinstance(path, str | Path) and str(path).startswith(tuple(request.watched))
@@ -85,7 +85,7 @@ class _Clock:
 
 
 def main() -> None:
-    """Serve requests until the input ends; the first runs in this process, which is warm then."""
+    """Serve requests until the input ends; the first runs in this process, to warm it up."""
     from harness.cli import main as harness
     from harness.export import executorch
 
@@ -109,9 +109,10 @@ def main() -> None:
 def _forked(
     request: Request, harness: Callable[[Sequence[str]], int], clock: _Clock
 ) -> tuple[int, int | None]:
-    """Run a command in a fork; returns its exit status, or the negative number of a signal.
+    """Run a command in a fork; return its exit status and its number of moments.
 
-    And the number of moments, unless the process was killed.
+    The status is the negative number of a signal if one killed the process, and the number of
+    moments is then None.
     """
     read, write = os.pipe()
     if (child := os.fork()) == 0:

@@ -1,4 +1,4 @@
-"""The warm process of :mod:`suites.interrupts.moments`, seen from a test."""
+"""A test's side of the warm process of `moments`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LONGEST = 300.0  # seconds that a command may take
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit status, negative for a signal, and how many moments it had.
+    """How a command ended: its exit status, negative for a signal, and its number of moments.
 
-    Moments are not known of a process that was killed, nor of the first, which warms up.
+    The number is None for a process that was killed, and for the first, which warms up.
     """
 
     status: int
@@ -27,7 +27,7 @@ class Ended(NamedTuple):
 
 
 class WarmProcess:
-    """Runs requests one after another; the first must be whole, for it warms the process up."""
+    """Runs requests one after another; the first must run to its end, to warm the process up."""
 
     def __init__(self, temporary: Path) -> None:
         paths = [str(ROOT), str(ROOT / "tests" / "export"), os.environ.get("PYTHONPATH", "")]
@@ -49,9 +49,9 @@ class WarmProcess:
         )
 
     def run(self, request: Request) -> Ended:
-        """Run a command to its end, or to where the request ends it.
+        """Run a command to its end, or until the request ends it.
 
-        Raises RuntimeError when there is no answer: what the process said stands above.
+        Raises RuntimeError when there is no answer; the process has printed why.
         """
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(request.to_json())
@@ -64,5 +64,5 @@ class WarmProcess:
         return Ended(**json.loads(answer))
 
     def close(self) -> None:
-        """End the process, which has nothing to do."""
+        """End the process, which is idle."""
         self._process.communicate()

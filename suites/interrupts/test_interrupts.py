@@ -1,7 +1,7 @@
-"""Whatever the moment: the output is absent, whole, or refused, and an older one is not lost.
+"""A command may end at any moment: its output is absent, whole, or refused; an older one survives.
 
-After an interrupt nothing else is left, nor among the temporary files. After a kill something may
-be left, the older output under another name too; `harness inspect`, which reads as all commands do,
+After an interrupt nothing else is left, not even temporary files. After a kill something may be
+left, even the older output under another name; `harness inspect`, which reads as all commands do,
 takes none of it for whole, and the next run of the command succeeds.
 """
 
@@ -29,10 +29,10 @@ KEPT_BY_TORCH = "torchinductor_"  # its cache, made when it is imported
 
 @dataclass(frozen=True)
 class Command:
-    """A command that writes `output`. `older` is what stands there before it is run.
+    """A command that writes `output`, over an `older` one if there is one.
 
-    `moments` are tried by default beside the last two, none at all where that is None; `limits`
-    are sizes of a file, in bytes, at which the process is killed.
+    By default `moments` are tried beside the last two; if it is None, the command is not tried.
+    `limits` are sizes of a file, in bytes, at which the process is killed.
     """
 
     words: Sequence[str]
@@ -59,7 +59,7 @@ COMMANDS = {
 
 
 class Place:
-    """Where a command writes: the folder of its output, and that of its temporary files."""
+    """The folders that a command writes to: its output's, and its temporary files'."""
 
     def __init__(self, folder, command):
         self.output = folder / "out" / command.output
@@ -67,7 +67,7 @@ class Place:
         self.command = command
 
     def prepare(self):
-        """Leave only what stood there before."""
+        """Remove everything but the older output."""
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -77,14 +77,14 @@ class Place:
             path.write_bytes(data)
 
     def left(self):
-        """Return the names of what is left beside the output."""
+        """Return the names of all that is left beside the output."""
         found = (path for folder in self.folders for path in folder.iterdir())
         return [p.name for p in found if p != self.output and not p.name.startswith(KEPT_BY_TORCH)]
 
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory):
-    """An exported folder, whose packages are extracted; `a` and `b`, two of them, are combined."""
+    """Return an exported folder to extract, with two of its packages, `a` and `b`, to combine."""
     folder = tmp_path_factory.mktemp("parts") / "export"
     shutil.copytree(exported("tiny", exporter="coreml"), folder)
     for name, package in (("a", "blocks"), ("b", "head")):
@@ -119,7 +119,7 @@ def test_no_moment_leaves_a_part_that_is_taken_for_whole(name, model, parts, war
 
 
 def chosen(name, count, sample, every):
-    """All moments; or some, the last two among them: there the output gets its name."""
+    """Return all moments, or some and the last two, at which the output gets its name."""
     assert count >= 4
     if every:
         return range(count)
@@ -131,7 +131,7 @@ def interrupted(warm, request, place, whole):
     place.prepare()
     ended = warm.run(request)
     found = content(place.output)
-    # a library may swallow it, in a finaliser: then the command goes on to its end
+    # a library may swallow the interrupt in a finaliser: then the command completes
     assert ended.status == 130 or (ended.status == 0 and found == whole), (request, ended)
     assert found in (whole, place.command.older), f"{request}: {sorted(found)}"
     assert place.left() == [], request
@@ -140,10 +140,10 @@ def interrupted(warm, request, place, whole):
 def killed(warm, request, place, whole):
     place.prepare()
     ended = warm.run(request)
-    # a child of Python's hears of the limit as an error, and so does the command
+    # a child process gets an error at the limit, and the command reports it
     assert ended.status < 0 or (request.limit and ended.status == 2), (request, ended)
     older = place.command.older
-    if older:  # it may be set aside, but it is there
+    if older:  # it may have another name, but it must be there
         found = [content(path) for path in place.output.parent.iterdir()]
         assert older in found or whole in found, request
     assert list(taken_for_whole(place.output.parent, whole, older)) == [], request

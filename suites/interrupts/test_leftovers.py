@@ -1,4 +1,4 @@
-"""The judge of what is left can fail: parts that a command would take for whole are named."""
+"""The judge of leftovers can fail: it names parts that a command would take for whole."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from harness.suites.interrupts.leftovers import content, taken_for_whole
 
 @pytest.fixture
 def left(tmp_path):
-    """A folder where an export stands under a temporary name; and the content of the whole."""
+    """Return an export under a temporary name, and the content of the whole."""
     whole = exported("tiny", exporter="coreml")
     shutil.copytree(whole, tmp_path / ".out.1.partial")
     return tmp_path / ".out.1.partial", content(whole)

@@ -1,4 +1,4 @@
-"""Real exports, as a user starts them, ended by a real signal at seeded random times; `--every`.
+"""Real exports, as a user starts them: a signal ends them at seeded random times (`--every`).
 
 ExecuTorch's exporter runs in a child process, which must end, too.
 """
@@ -41,18 +41,18 @@ class Export:
             env={**os.environ, "TMPDIR": str(self.tmp), "PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # what was started in the background ignores it, and so does what it starts
+            # a process that was started in the background ignores SIGINT, and so do its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def left(self):
-        """Names of what is left beside the output."""
+        """Return the names of all that is left beside the output."""
         found = [*self.output.parent.iterdir(), *self.tmp.iterdir()]
         return [p.name for p in found if p != self.output and not p.name.startswith(KEPT_BY_TORCH)]
 
 
 def gone(processes):
-    """Whether all have ended, soon."""
+    """Wait for processes, and return whether all have ended soon."""
     return not psutil.wait_procs(processes, timeout=PATIENCE)[1]
 
 
@@ -84,13 +84,15 @@ def test_a_real_export_is_whole_or_absent(words, ending, model, tmp_path, every)
         print(f"{ending} after {moment:.1f} of {lasts:.1f} s: status {status}, {export.left()}")
         assert gone(children), f"{ending} after {moment:.1f} s: {children} go on"
         finished = whole_run.output if words is THEIRS else None
-        # it was faster; or done, and Python itself was ending
+        # it was faster than the signal, or it was done and Python was ending
         if status == 0 or (status == -signal.SIGINT and export.output.exists()):
             assert is_whole(export.output, whole, finished)
             continue
         ended += 1
         assert status == (130 if ending == "SIGINT" else -signal.SIGKILL) or moment < 2
-        assert not export.output.exists() or ending == "SIGKILL"  # whole: that is judged below
+        assert (
+            not export.output.exists() or ending == "SIGKILL"
+        )  # it must be whole, as judged below
         assert list(taken_for_whole(export.output.parent, whole, {}, finished)) == []
         if ending == "SIGINT":
             assert export.left() == [], f"after {moment:.1f} s"

@@ -1,1 +1,1 @@
-"""Broken copies of real artifacts: each must be caught by a check."""
+"""Breaks copies of real artifacts: a check must catch each."""

@@ -1,4 +1,4 @@
-"""What the mutants are made of: exports of the fixture `tiny`, and a factory of broken copies."""
+"""The mutants' source, exports of the fixture `tiny`, and a factory of broken copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Sources:
-    """The sound subjects, by mode; each stays open, for they are small."""
+    """The sound subjects, by mode; each stays open, because they are small."""
 
     def __init__(self) -> None:
         self._opened: dict[str, Subject] = {}

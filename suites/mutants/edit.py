@@ -1,8 +1,8 @@
 """Takes an exported .pte apart, lets a mutation change a part, and puts it together again.
 
-The file is edited as bytes: our own reader is given a copy that can be written to, so that what it
-points at (a constant, a name) is changed in place; segments, which may grow, are laid out anew. To
-add a mutant: write a function in an `of_*` module that changes an `Export`, and a row in
+The file is edited as bytes. Our own reader gets a copy that can be written to, so that a mutation
+changes what the reader points at (a constant, a name) in place. Segments may grow, and are laid out
+again. To add a mutant, write a function in an `of_*` module that changes an `Export`, and a row in
 `test_mutants`.
 """
 
@@ -38,7 +38,7 @@ _WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
 
 
 class Payload:
-    """One flattened package; what is not touched keeps its bytes."""
+    """One flattened package; the parts that nobody touches keep their bytes."""
 
     def __init__(self, data: bytes) -> None:
         view = memoryview(data)
@@ -72,16 +72,16 @@ class Payload:
         return sorted(self.model.mlProgram.functions)
 
     def block(self, function: str) -> Any:
-        """The operations' block of a function."""
+        """Return the block of a function."""
         message = self.model.mlProgram.functions[function]
         return message.block_specializations[message.opset]
 
     def operations(self, function: str, kind: str) -> list[Any]:
-        """The operations of one type, in program order."""
+        """Return the operations of one type, in program order."""
         return [op for op in self.block(function).operations if op.type == kind]
 
     def to_bytes(self) -> bytes:
-        """The payload, flattened."""
+        """Return the payload, flattened."""
         touched = vars(self)  # holds a cached property once it has been asked for
         files = dict(self.files)
         if "model" in touched:
@@ -96,7 +96,7 @@ class Payload:
 class Export:
     """A .pte in parts: its tables, its segments, and the payloads in the order of their delegates.
 
-    A constant is changed in place; a payload is written over the segment it came from.
+    A mutation changes a constant in place; a payload replaces the segment that it came from.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,7 +137,7 @@ class Export:
         self._references = [REFERENCE_MAGIC + json.dumps(r).encode() for r in references]
 
     def constant(self, name: str) -> np.ndarray:
-        """A constant method's tensor; what is written to it is written to the file."""
+        """Return a constant method's tensor; writing to it writes to the file."""
         value = self._pte.constant(self._pte.methods[name])
         assert isinstance(value, np.ndarray), f"{name} is not a tensor"
         return value
@@ -153,7 +153,7 @@ class Export:
         raise AssertionError(f"no method '{name}'")
 
     def save(self, path: Path) -> Path:
-        """Write the .pte: the tables, then every segment at a place of its own."""
+        """Write the .pte: the tables, then all segments, one after another."""
         segments = self._segments()
         for index, payload in zip(self._payload_segments, self.payloads, strict=True):
             segments[index] = payload.to_bytes()
@@ -204,7 +204,7 @@ Mutation = Callable[[Export], None]
 
 
 def _put(out: bytearray, table: Table, field: int, number: int) -> None:
-    """Overwrite a u64 of a table; a flatbuffer does not hold a field that is 0."""
+    """Overwrite a u64 of a table; a flatbuffer leaves out a field that is 0."""
     position = table._field(field)
     assert position or not number, "a segment that was empty, or the first, must stay so"
     if position:
@@ -225,7 +225,7 @@ def put_half(weights: bytearray, reference: Any, index: int, value: float) -> No
 
 
 def copy_blob(weights: bytearray, reference: Any) -> int:
-    """Store the blob that `reference` names a second time, at the end; return where."""
+    """Store the blob that `reference` names again, at the file's end; return its offset."""
     _, _, size, start = struct.unpack_from("<IIQQ", weights, reference.offset)
     entry = bytearray(weights[reference.offset : reference.offset + 64])
     content = bytes(weights[start : start + size])

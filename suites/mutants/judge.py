@@ -18,9 +18,9 @@ def opened(path: Path, sound: Subject) -> Subject:
 
 
 def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]) -> Case:
-    """Run a check, given by name or itself; fails with the traceback when the check has a bug.
+    """Run a check, given itself or by name; fail with the traceback when the check has a bug.
 
-    An artifact that is too broken to be looked at, or to be opened, is an `error`.
+    The outcome is `error` for an artifact that is too broken to be opened or to be looked at.
     """
     check = artifact_checks()[check] if isinstance(check, str) else check
     case = run_check(check, subject, RUNTIME if check.takes_runtime else None, suite="mutants")

@@ -1,4 +1,4 @@
-"""Mutations of what parts are called: `metadata.json`, references to packages, functions."""
+"""Mutations of names: in `metadata.json`, in references to packages, of functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.suites.mutants.of_programs import blocks
 
 
 def methods(payload: Payload) -> list[dict[str, list[str]]]:
-    """The name lists of every method in a payload's metadata."""
+    """Return the name lists of every method in a payload's metadata."""
     described = payload.metadata.get("methods")
     return list(described.values()) if described else [payload.metadata]
 
@@ -30,7 +30,7 @@ def swap_inputs(first: str, second: str) -> Mutation:
 
 
 def swap_mask_and_cache(export: Export) -> None:
-    """A mask is passed as a cache and a cache as the mask: their shapes differ."""
+    """Swap a mask and a cache, whose shapes differ."""
     for names in methods(blocks(export)):
         inputs = names["inputNames"]
         mask, cache = (
@@ -41,53 +41,53 @@ def swap_mask_and_cache(export: Export) -> None:
 
 
 def swap_outputs(export: Export) -> None:
-    """The new keys of one layer are handed out as another's."""
+    """Swap the new keys of two layers."""
     for names in methods(blocks(export)):
         outputs = names["outputNames"]
         outputs[0], outputs[2] = outputs[2], outputs[0]
 
 
 def name_an_input_twice(export: Export) -> None:
-    """A second cache has the first one's name."""
+    """Give a second cache the first one's name."""
     for names in methods(blocks(export)):
         names["inputNames"][-1] = names["inputNames"][-2]
 
 
 def drop_an_input(export: Export) -> None:
-    """The last input has no name."""
+    """Remove the last input's name."""
     for names in methods(blocks(export)):
         del names["inputNames"][-1]
 
 
 def drop_a_method(export: Export) -> None:
-    """metadata.json forgets a method."""
+    """Remove a method from metadata.json."""
     del blocks(export).metadata["methods"][export.functions[-1]]
 
 
 def add_a_method(export: Export) -> None:
-    """metadata.json describes a method that the package has no function for."""
+    """Describe a method in metadata.json for which the package has no function."""
     described = blocks(export).metadata["methods"]
     described["verify"] = described[export.functions[0]]
 
 
 def unknown_default_method(export: Export) -> None:
-    """The draft dialect's default is a method that is not described."""
+    """Name a method that is not described as the draft dialect's default."""
     blocks(export).metadata["default_method"] = "verify"
 
 
 def other_default_function(export: Export) -> None:
-    """One package answers with another function than the rest when none is asked for."""
+    """Give one package another default function than the rest."""
     blocks(export).model.description.defaultFunctionName = export.functions[-1]
 
 
 def unknown_default_function(export: Export) -> None:
-    """A package's default function is not one of its functions."""
+    """Name a default function that the package does not have."""
     for payload in export.payloads:
         payload.model.description.defaultFunctionName = "verify"
 
 
 def change_first_reference(**changed: Any) -> Mutation:
-    """Change what the first delegate of decode refers to; None takes a key away."""
+    """Change the reference of decode's first delegate; None removes a key."""
 
     def mutate(export: Export) -> None:
         references = export.references
@@ -98,7 +98,7 @@ def change_first_reference(**changed: Any) -> Mutation:
 
 
 def package_of_another_partition(export: Export) -> None:
-    """The first delegates refer to the second partition's package."""
+    """Let the first delegates refer to the second partition's package."""
     references = export.references
     keys = list(dict.fromkeys(reference["key"] for reference in references))
     for reference in references:
@@ -108,17 +108,17 @@ def package_of_another_partition(export: Export) -> None:
 
 
 def rename_a_function(export: Export) -> None:
-    """A package's function is not called what its delegates ask for."""
+    """Rename a function that delegates ask for."""
     functions = blocks(export).model.mlProgram.functions
     functions["renamed"].CopyFrom(functions[export.functions[-1]])
     del functions[export.functions[-1]]
 
 
 def describe_functions(export: Export) -> None:
-    """A single-function package describes functions: Core ML then wants a name."""
+    """Describe functions in a single-function package: Core ML then needs a name."""
     blocks(export).model.description.functions.add(name="main")
 
 
 def call_it_single(export: Export) -> None:
-    """The constants are those of a single-method artifact, but its delegates name functions."""
+    """Rename the constants to those of a single method, though the delegates name functions."""
     export.rename_method("prefill_input_len", "forward_input_len")

@@ -1,4 +1,4 @@
-"""Mutations of ML Programs: an operation, a constant of one, or what it is applied to."""
+"""Mutations of ML Programs: an operation, one of its constants, or its operands."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ QUANTIZED = "constexpr_blockwise_shift_scale"  # the operation that makes a line
 
 
 def blocks(export: Export) -> Payload:
-    """The payload that holds the transformer blocks: the one with the most operations."""
+    """Return the payload that holds the transformer blocks: the one with the most operations."""
     function = export.functions[0]
     return max(export.payloads, key=lambda payload: len(payload.block(function).operations))
 
 
 def everywhere(export: Export) -> Iterator[tuple[Payload, str]]:
-    """The payload of the transformer blocks with each of its functions."""
+    """Yield the payload of the transformer blocks with each of its functions."""
     payload = blocks(export)
     return ((payload, function) for function in export.functions)
 
 
 def constant_of(payload: Payload, function: str, operation: Any, parameter: str) -> Any:
-    """The immediate tensor of the constant that an operation's parameter names."""
+    """Return the immediate tensor of the constant that an operation's parameter names."""
     name = operation.inputs[parameter].arguments[0].name
     for candidate in payload.operations(function, "const"):
         if candidate.outputs[0].name == name:
@@ -34,19 +34,19 @@ def constant_of(payload: Payload, function: str, operation: Any, parameter: str)
 
 
 def masked_scores(payload: Payload, function: str) -> Any:
-    """The addition that masks the first layer's scores."""
+    """Return the addition that masks the first layer's scores."""
     additions = payload.operations(function, "add")
     return next(op for op in additions if "_masks_" in op.inputs["y"].arguments[0].name)
 
 
 def joined_caches(payload: Payload, function: str) -> list[Any]:
-    """The values of each concatenation of a cache and what is new, as [cache, new]."""
+    """Return the operands of each concatenation of a cache and a new value, in this order."""
     values = [op.inputs["values"].arguments for op in payload.operations(function, "concat")]
     return [both for both in values if any("in_cache_state" in value.name for value in both)]
 
 
 def touch_everything(export: Export) -> None:
-    """The control: every part is parsed and written again, none is changed."""
+    """Parse and write every part and change none: the control."""
     for payload in export.payloads:
         assert payload.model and payload.metadata and payload.weights
     for name in ("freqs_cos", "freqs_sin"):
@@ -55,7 +55,7 @@ def touch_everything(export: Export) -> None:
 
 
 def change_epsilon(export: Export) -> None:
-    """The epsilon of every norm is ten times too large."""
+    """Make the epsilon of every norm ten times too large."""
     for payload in export.payloads:
         for function in export.functions:
             for value in epsilons(payload, function):
@@ -63,20 +63,20 @@ def change_epsilon(export: Export) -> None:
 
 
 def change_one_epsilon(export: Export) -> None:
-    """The epsilon of one norm is ten times too large."""
+    """Make the epsilon of one norm ten times too large."""
     for payload, function in everywhere(export):
         epsilons(payload, function)[0].bytes.values = struct.pack("<e", 1e-4)
 
 
 def epsilons(payload: Payload, function: str) -> list[Any]:
-    """The constants that norms add before taking the root."""
+    """Return the constants that norms add before they take the root."""
     sums = {op.outputs[0].name: op for op in payload.operations(function, "add")}
     roots = [op.inputs["x"].arguments[0].name for op in payload.operations(function, "rsqrt")]
     return [constant_of(payload, function, sums[name], "y") for name in roots]
 
 
 def change_attention_scale(export: Export) -> None:
-    """Attention scores are scaled 2 % too much in one layer."""
+    """Scale the attention scores of one layer 2 % too much."""
     for payload, function in everywhere(export):
         products = {op.outputs[0].name for op in payload.operations(function, "matmul")}
         scaling = next(
@@ -100,34 +100,34 @@ def retype(kind: str, other: str, which: int) -> Mutation:
 
 
 def subtract_the_mask(export: Export) -> None:
-    """The mask has the wrong sign in one layer: what is hidden becomes infinitely likely."""
+    """Subtract the mask in one layer: a hidden position becomes infinitely likely."""
     for payload, function in everywhere(export):
         masked_scores(payload, function).type = "sub"
 
 
 def ignore_the_mask(export: Export) -> None:
-    """One layer's softmax reads the scores before they are masked."""
+    """Let one layer's softmax read the scores before they are masked."""
     for payload, function in everywhere(export):
         unmasked = masked_scores(payload, function).inputs["x"].arguments[0].name
         payload.operations(function, "softmax")[0].inputs["x"].arguments[0].name = unmasked
 
 
 def wrong_softmax_axis(export: Export) -> None:
-    """Scores are normalised over the queries."""
+    """Normalise the scores over the queries."""
     for payload, function in everywhere(export):
         operation = payload.operations(function, "softmax")[0]
         constant_of(payload, function, operation, "axis").ints.values[0] = -2
 
 
 def new_before_cached(export: Export) -> None:
-    """One layer joins new keys before the cached ones, while the mask expects them after."""
+    """Join one layer's new keys before the cached ones, while the mask expects them after."""
     for payload, function in everywhere(export):
         cached, new = joined_caches(payload, function)[0]
         cached.name, new.name = new.name, cached.name
 
 
 def cache_of_another_layer(export: Export) -> None:
-    """The first layer's attention reads the second layer's cache, and the other way round."""
+    """Swap the caches that the first and the second layer's attention read."""
     for payload, function in everywhere(export):
         joined = {both[0].name: both[0] for both in joined_caches(payload, function)}
         one, other = (joined[f"attn_options_in_cache_state_0_l{layer}_h0"] for layer in (0, 1))
@@ -135,7 +135,7 @@ def cache_of_another_layer(export: Export) -> None:
 
 
 def rotate_halves(export: Export) -> None:
-    """RoPE pairs a head's first half with its second, not each value with its neighbour."""
+    """Rotate a head's first half with its second, not each value with its neighbour."""
     join_as_halves(export)
     for payload, function in everywhere(export):
         for operation in payload.operations(function, "slice_by_index"):
@@ -150,7 +150,7 @@ def rotate_halves(export: Export) -> None:
 
 
 def join_as_halves(export: Export) -> None:
-    """RoPE joins what it rotated as two halves (ExecuTorch 11808).
+    """Join the rotated values as two halves (ExecuTorch 11808).
 
     Queries and keys are permuted alike, so that their products and the logits stay right; only the
     cached keys are wrong.
@@ -163,7 +163,7 @@ def join_as_halves(export: Export) -> None:
 
 
 def ignore_the_last_position(export: Export) -> None:
-    """Logits are those of the chunk's first position, whatever is asked for."""
+    """Return the logits of the chunk's first position, whichever is asked for."""
     payload = export.payloads[-1]
     for function in export.functions:
         zero = next(
@@ -181,24 +181,24 @@ def ignore_the_last_position(export: Export) -> None:
 
 
 def leak_fp32(export: Export) -> None:
-    """One operation gives fp32 in an fp16 program."""
+    """Let one operation give fp32 in an fp16 program."""
     operation = blocks(export).operations(export.functions[0], "silu")[0]
     operation.outputs[0].type.tensorType.dataType = proto_module("MIL_pb2").FLOAT32
 
 
 def fuse_attention(export: Export) -> None:
-    """A softmax is called what the fused operation is called."""
+    """Give a softmax the name of the fused attention."""
     operation = blocks(export).operations(export.functions[0], "softmax")[0]
     operation.type = "scaled_dot_product_attention"
 
 
 def read_a_state(export: Export) -> None:
-    """An operation reads a state, although none was asked for."""
+    """Let an operation read a state, although nobody asked for states."""
     blocks(export).operations(export.functions[0], "silu")[0].type = "read_state"
 
 
 def take_a_state(export: Export) -> None:
-    """A function takes a cache as a state (ExecuTorch 21855)."""
+    """Let a function take a cache as a state (ExecuTorch 21855)."""
     function = blocks(export).model.mlProgram.functions[export.functions[0]]
     cache = next(value for value in function.inputs if "in_cache_state" in value.name)
     tensor = cache.type.tensorType.SerializeToString()

@@ -1,4 +1,4 @@
-"""Mutations of weights: what they are, and how often they are stored."""
+"""Mutations of weights: their values, and how often they are stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.suites.mutants.of_programs import QUANTIZED, blocks
 
 
 def constant(payload: Payload, function: str, end: str) -> Any:
-    """The `blobFileValue` of the first constant whose name has an end."""
+    """Return the `blobFileValue` of the first constant whose name has an end."""
     for operation in payload.operations(function, "const"):
         value = operation.attributes["val"]
         if operation.outputs[0].name.endswith(end) and value.HasField("blobFileValue"):
@@ -18,7 +18,7 @@ def constant(payload: Payload, function: str, end: str) -> Any:
 
 
 def unshare_a_weight(export: Export) -> None:
-    """One function gets a copy of a weight that both used."""
+    """Give one function its own copy of a weight that both used."""
     payload = blocks(export)
     operation = payload.operations(export.functions[-1], QUANTIZED)[0]
     reference = operation.inputs["data"].arguments[0].value.blobFileValue
@@ -26,7 +26,7 @@ def unshare_a_weight(export: Export) -> None:
 
 
 def store_a_weight_twice(export: Export) -> None:
-    """Two places that used one blob use two with the same content, in every function."""
+    """Let two operations that used one blob use two of the same content, in every function."""
     payload = blocks(export)
     copies: dict[int, int] = {}
     for function in export.functions:
@@ -38,14 +38,14 @@ def store_a_weight_twice(export: Export) -> None:
 
 
 def leave_a_weight_behind(export: Export) -> None:
-    """The weight file holds a blob that no function refers to."""
+    """Add a blob to the weight file to which no function refers."""
     payload = blocks(export)
     operation = payload.operations(export.functions[0], QUANTIZED)[0]
     copy_blob(payload.weights, operation.inputs["data"].arguments[0].value.blobFileValue)
 
 
 def perturb_a_scale(export: Export) -> None:
-    """One row of a quantized linear is 1 % too large."""
+    """Make one row of a quantized linear 1 % too large."""
     payload = blocks(export)
     operation = payload.operations(export.functions[0], QUANTIZED)[0]
     reference = operation.inputs["scale"].arguments[0].value.blobFileValue
@@ -53,20 +53,20 @@ def perturb_a_scale(export: Export) -> None:
 
 
 def perturb_a_norm(export: Export) -> None:
-    """One weight of a norm is 1 % too large."""
+    """Make one weight of a norm 1 % too large."""
     payload = blocks(export)
     reference = constant(payload, export.functions[0], "attention_norm_weight")
     scale_half(payload.weights, reference, 5, 1.01)
 
 
 def add_a_bias(export: Export) -> None:
-    """One bias, which a Llama does not have and the exporter writes as zeros, is 0.1."""
+    """Set one bias to 0.1: a Llama has none, and the exporter writes zeros."""
     payload = blocks(export)
     put_half(payload.weights, constant(payload, export.functions[0], "linear_0_bias_0"), 7, 0.1)
 
 
 def swap_two_weights(export: Export) -> None:
-    """The gate and the up projection of a layer, of equal shape, are exchanged."""
+    """Swap the gate and the up projection of a layer, which have equal shapes."""
     payload = blocks(export)
     for function in export.functions:
         gate, up = (op.inputs["weight"].arguments[0] for op in _linears(payload, function)[4:6])
@@ -78,7 +78,7 @@ def _linears(payload: Payload, function: str) -> list[Any]:
 
 
 def huge_activations(export: Export) -> None:
-    """The embedding is 2,000 times too large: an RMSNorm's squares leave fp16's range."""
+    """Make the embedding 2,000 times too large: an RMSNorm's squares leave fp16's range."""
     payload = export.payloads[0]
     operation = payload.operations(export.functions[0], QUANTIZED)[0]
     value = operation.inputs["scale"].arguments[0].value

@@ -1,4 +1,4 @@
-"""Taking an artifact apart and putting it together changes nothing but what a mutation changes."""
+"""Taking an artifact apart and putting it together changes only what a mutation changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_export_that_is_not_touched_is_the_same_to_the_last_byte(sources, tmp
 
 @pytest.mark.parametrize("mode", MODES)
 def test_executorch_reads_what_was_edited(sources, tmp_path, mode):
-    """Its own reader finds the payloads, of new sizes, where the tables say that they are."""
+    """Its own reader finds the payloads, which have new sizes, where the tables place them."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     def mutate(export):

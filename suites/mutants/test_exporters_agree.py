@@ -1,4 +1,4 @@
-"""The comparison of two exporters can fail: one of the two artifacts is broken, ours or theirs."""
+"""The comparison of two exporters can fail: it catches a broken artifact of either one."""
 
 import re
 import shutil
@@ -81,7 +81,7 @@ def test_a_broken_export_of_ours_is_caught(ours, sources, tmp_path, mode):
 
 
 def test_a_table_of_another_length_is_said(ours, sources):
-    """The other's own tables are looked at, not those that both are then called with."""
+    """The check reads the other's own tables, not those with which it then calls both."""
     other = opened(sources["single"].artifact.path, sources["single"])
     layout = other.session(RUNTIME).layout
     short = replace(layout, freqs_cos=layout.freqs_cos[:-1], freqs_sin=layout.freqs_sin[:-1])

@@ -1,7 +1,7 @@
-"""Every check can fail: for each, artifacts that it must catch, and a control that it must not.
+"""Every check can fail: it must catch its mutants, and let the control pass.
 
-A row names what is broken, the mutation, the modes that have the part, and by check what its
-sentence must say: a mutant that is caught for another reason is not caught.
+A row names the fault, the mutation, the modes that have the part, and by check the sentence that it
+must say: a check that fails for another reason has not caught the mutant.
 """
 
 from __future__ import annotations
