@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.child import Child, limit_memory, serve
+from harness.child import Child, _processor_seconds, limit_memory, serve
 from harness.errors import (
     CallTimeoutError,
     ChildError,
@@ -119,6 +119,13 @@ def test_a_limit_of_the_processors_time_counts_work_and_not_waiting(child):
 def test_a_child_that_dies_within_a_limit_of_the_processors_time_has_crashed(child):
     with pytest.raises(CrashError, match="exit status 11"):
         child.ask(["exit", 11], "asked to exit", processor_seconds=60)
+
+
+def test_a_process_that_is_gone_has_used_no_time(child):
+    pid = child.ask(["where"], "asked for its place")[0]
+    assert 0 < _processor_seconds(pid, 1.0) < 100
+    child.end()
+    assert _processor_seconds(pid, 1.0) == 0  # not an error: the connection tells how it died
 
 
 def test_printed_lines_are_followed_and_no_answer(child):

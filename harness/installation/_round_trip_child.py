@@ -1,22 +1,23 @@
-"""Flattens a folder and unflattens it with ExecuTorch's native module, whose path is the argument.
+"""Flattens a folder and unflattens it with ExecuTorch's native module; a request is its path.
 
-A process of its own, because native code may crash; and the module alone, because importing the
-package that it belongs to takes eleven seconds.
+The native code may crash, so it has a process of its own. That process loads the module alone:
+importing the package that the module belongs to takes eleven seconds.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from harness.child import serve
+
 FILES = {"metadata.json": b"{}", "model.mlpackage/Data/weight.bin": bytes(range(256)) * 99}
 
 
-def main(path: str) -> str | None:
-    """Return what is wrong, None when the folder comes back as it was."""
+def round_trip(path: str) -> str | None:
+    """Return what is wrong, or None when the folder comes back unchanged."""
     module = _load(path)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "source"), Path(folder, "target")
@@ -42,4 +43,4 @@ def _load(path: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    serve(round_trip)

@@ -7,12 +7,12 @@ condition or a `try`; it must have what is imported at the top. The native modul
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.checks.run import check
+from harness.child import Child
+from harness.errors import CallTimeoutError, ChildError, CrashError
 from harness.installation.tree import Installation
 from harness.results import Finding
 
@@ -41,7 +41,7 @@ MODULES = {
 _NATIVE = (".so", ".pyd")
 _FLATTENING = "backends/apple/coreml/executorchcoreml*"
 _SECONDS = 60
-_CHILD = Path(__file__).parent / "_round_trip_child.py"
+_CHILD = "harness.installation._round_trip_child"
 
 
 @check("install-exporter")
@@ -71,19 +71,14 @@ def check_flattening(installation: Installation) -> Iterator[Finding]:
             "install-flattening", "executorchcoreml", False, "the native module is not in the wheel"
         )
         return
-    try:
-        done = subprocess.run(
-            [sys.executable, str(_CHILD), str(found[0])],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-        )
-        problem = (done.stderr.strip().splitlines() or [""])[-1]
-        message = f"status {done.returncode}: {problem}" if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        message = f"no answer in {_SECONDS} s"
-    if message:
-        message = f"{found[0].name} does not bring a folder back: {message}"
+    with Child(_CHILD, "the native module") as child:
+        try:
+            problem = child.ask(str(found[0]), "asked to bring a folder back", _SECONDS)
+        except ChildError as error:
+            problem = f"{error.kind}: {error.reason}"
+        except (CrashError, CallTimeoutError) as error:
+            problem = str(error)
+    message = f"{found[0].name} does not bring a folder back: {problem}" if problem else ""
     yield Finding("install-flattening", found[0].name, not message, message, comparisons=2)
 
 

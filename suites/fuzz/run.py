@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import math
-import queue
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-import psutil
+from harness.child import Child
+from harness.errors import CallTimeoutError, ChildError, CrashError
 
-SECONDS = 10.0  # that a case may take: of the processor's time, which a busy machine stretches
-LONGEST = 120.0  # that it may take by the clock: what waits for ever takes no processor's time
-STARTING = 300.0  # that a child may take to import and to execute what is sound
+WORKER = "harness.suites.fuzz.worker"
+SECONDS = 10.0  # of the processor's time that a case may take: a busy machine does not stretch it
+LONGEST = 120.0  # that a case may take by the clock: waiting takes no processor's time
+STARTING = 300.0  # that a child may take to import and to execute the sound artifacts
 SOUND = frozenset({"executed", "loaded", "refused"})
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case: `executed`, `loaded` (not called: its inputs are too large to be
-    made), `refused` with a sentence; or `exception`, `nameless` (a sentence that does not say
-    which artifact), `memory`, `hang`, `crash`."""
+    """The outcome of a case, of `kind`.
+
+    A mutated artifact may be `executed`, `loaded` (and not called, as its inputs would be too
+    large) or `refused` with a sentence. It may not end in an `exception`, in `nameless` (a sentence
+    that does not say which artifact), `memory`, `hang` or `crash`.
+    """
 
     case: int
     kind: str
@@ -38,97 +35,43 @@ class Result:
 
     @property
     def passes(self) -> bool:
-        """Whether it is what may become of a mutated artifact."""
+        """Whether a mutated artifact may have this outcome."""
         return self.outcome in SOUND
 
 
 def results(folder: Path, seed: int, first: int, end: int) -> Iterator[Result]:
-    """Yield the result of every case; raises RuntimeError when a child fails between cases, as it
-    does when what is sound is not executed."""
+    """Yield the result of every case.
+
+    Raises RuntimeError when a child fails between cases: it does so when a sound artifact is not
+    executed.
+    """
     while first < end:
-        child = _Child(folder, seed, first, end)
-        try:
-            for result in child.results():
-                yield result
-                first = result.case + 1
-        finally:
-            child.end()
+        with Child(WORKER, "the worker", arguments=[str(folder), str(seed)]) as child:
+            while child.end.alive and first < end:
+                yield _attempted(child, first)
+                first += 1
 
 
-class _Child:
-    def __init__(self, folder: Path, seed: int, first: int, end: int) -> None:
-        command = [sys.executable, "-m", "harness.suites.fuzz.worker", folder, seed, first, end]
-        self._process = subprocess.Popen(
-            [str(word) for word in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).resolve().parents[2],
-        )
-        assert self._process.stdout is not None and self._process.stderr is not None
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self._errors: list[str] = []
-        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
-        threading.Thread(
-            target=self._errors.extend, args=(self._process.stderr,), daemon=True
-        ).start()
-
-    def _read(self, stream: IO[str]) -> None:
-        for line in stream:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def results(self) -> Iterator[Result]:
-        """Yield results until the range is done, or the child is."""
-        patience = STARTING
-        while (started := self._next(patience)) is not None:
-            assert started, "a child hangs between two cases"
-            finished = self._finished()
-            if finished:
-                yield Result(**started, **finished)
-            elif finished is None:
-                yield Result(**started, outcome="crash", said="".join(self._errors[-20:]))
-                return
-            else:
-                yield Result(**started, outcome="hang")
-                return
-            patience = STARTING
-        status = self._process.wait()
-        if status:
-            raise RuntimeError(f"a child ended with {status}: {''.join(self._errors[-20:])}")
-
-    def _finished(self) -> dict[str, Any] | None:
-        """As `_next`, while a case has time left by the processor and by the clock."""
-        end, limit = time.monotonic() + LONGEST, self._processor() + SECONDS
-        while (line := self._next(0.5)) == {}:
-            if time.monotonic() > end or self._processor() > limit:
-                return {}
-        return line
-
-    def _processor(self) -> float:
-        """The seconds of processor's time that the child has taken; infinite once it is gone."""
-        try:
-            times = psutil.Process(self._process.pid).cpu_times()
-        except psutil.NoSuchProcess:
-            return math.inf
-        return float(times.user + times.system)
-
-    def _next(self, seconds: float) -> dict[str, Any] | None:
-        """The next line; an empty dict when none comes in time, None at the end."""
-        try:
-            line = self._lines.get(timeout=seconds)
-        except queue.Empty:
-            return {}
-        return None if line is None else dict(json.loads(line))
-
-    def end(self) -> None:
-        """End the child, if it is still there."""
-        self._process.kill()
-        self._process.wait()
+def _attempted(child: Child, case: int) -> Result:
+    """Let a child make a case and attempt it."""
+    try:
+        kind = child.ask({"make": case}, f"asked to make case {case}", STARTING)
+    except (CallTimeoutError, ChildError, CrashError) as error:
+        printed = child.output(4000).decode("utf-8", "replace")
+        raise RuntimeError(f"{error}\n{printed}") from error
+    try:
+        attempt = {"attempt": case}
+        doing = f"asked to attempt case {case}"
+        return Result(case, kind, **child.ask(attempt, doing, LONGEST, processor_seconds=SECONDS))
+    except CallTimeoutError:
+        return Result(case, kind, "hang")
+    except (ChildError, CrashError) as error:
+        child.end()
+        return Result(case, kind, "crash", said=str(error))
 
 
 def counted(found: list[Result]) -> str:
-    """The counts, by kind and outcome; and the longest and the largest case."""
+    """Return the counts by kind and outcome, and the longest and the largest case."""
     lines = []
     for kind in sorted({result.kind for result in found}):
         outcomes = Counter(result.outcome for result in found if result.kind == kind)

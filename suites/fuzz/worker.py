@@ -1,18 +1,18 @@
-"""A child process that attempts cases, in limited memory: a line of JSON before and after each.
+"""The child process that makes cases and attempts them, in limited memory.
 
-`python -m harness.suites.fuzz.worker FOLDER SEED FIRST END`. The parent counts the seconds and sees
-a crash; this side knows the memory, and what kind of error ended an attempt.
+The parent counts the seconds and sees a crash. This side measures the memory, and knows what kind
+of error ended an attempt.
 """
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
+from harness.child import ARGUMENTS, limit_memory, memory_status, serve
 from harness.errors import HarnessError
 from harness.suites.fuzz.cases import Case, Sources
 
@@ -21,14 +21,13 @@ SLACK = 256 << 20  # address space that is mapped and not used: arenas, stacks o
 
 
 def attempt(case: Case, what: str) -> dict[str, object]:
-    """Attempt a case; return what became of it, its seconds of processor's time, and its memory."""
+    """Attempt a case; return its outcome, its seconds of processor's time, and its memory."""
     allowed = 4 * case.size + GIGABYTE
-    in_use = _status("VmSize")
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + allowed + SLACK, resource.RLIM_INFINITY))
+    limit_memory(allowed + SLACK)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    before, start = _status("VmRSS"), time.process_time()
+    before, start = memory_status("VmRSS"), time.process_time()
     outcome, said = _outcome(case, what)
-    taken = _status("VmHWM") - before
+    taken = memory_status("VmHWM") - before
     if taken > allowed:
         outcome = "memory"
     seconds = round(time.process_time() - start, 3)
@@ -59,26 +58,34 @@ def _asked_for_too_much(error: BaseException | None) -> bool:
     return False
 
 
-def _status(field: str) -> int:
-    """A field of this process's status, in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"no {field} in /proc/self/status")
+class Worker:
+    """Makes one case after another; the parent learns a case's kind before it is attempted."""
+
+    def __init__(self, sources: Sources, seed: int) -> None:
+        self._sources = sources
+        self._seed = seed
+        self._cases: dict[int, Case] = {}
+
+    def answer(self, request: dict[str, int]) -> Any:
+        """Make a case and return its kind, or attempt the case that was made."""
+        match request:
+            case {"make": number}:
+                self._cases = {number: self._sources.case(self._seed, number)}
+                return self._cases[number].kind
+            case {"attempt": number}:
+                return attempt(self._cases[number], "mutated")
+        raise ValueError(request)
 
 
 def main() -> None:
-    """Attempt a range of cases."""
+    """Execute the sound artifacts, then serve."""
     import torch
 
     torch.set_num_threads(1)
-    folder, seed, first, end = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-    sources = Sources(folder)
+    folder, seed = sys.argv[ARGUMENTS:]
+    sources = Sources(Path(folder))
     sources.check()
-    for number in range(first, end):
-        case = sources.case(seed, number)
-        print(json.dumps({"case": number, "kind": case.kind}), flush=True)
-        print(json.dumps(attempt(case, "mutated")), flush=True)
+    serve(Worker(sources, int(seed)).answer)
 
 
 if __name__ == "__main__":

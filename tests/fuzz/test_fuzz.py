@@ -2,13 +2,12 @@
 
 import os
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.suites.fuzz import worker
+from harness.suites.fuzz import run, worker
 from harness.suites.fuzz.cases import Case, Sources
 from harness.suites.fuzz.programs import save_all
 from harness.suites.fuzz.run import Result, counted, results
@@ -40,7 +39,7 @@ def test_a_case_is_made_of_the_seed_and_its_number_alone(folder):
 
 def attempted(run, monkeypatch, what="mutated"):
     """Attempt in this process, whose address space stays as it is."""
-    monkeypatch.setattr(worker.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(worker, "limit_memory", lambda more: None)
     return worker.attempt(Case("fields", 1000, run), what)
 
 
@@ -88,32 +87,17 @@ class _Failing(Sources):
         return Case("fields", 1000, run)
 
 
-def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch, tmp_path):
-    from harness.suites.fuzz import run
-
-    start = tmp_path / "start.py"
-    start.write_text(
-        "import runpy, sys\n"
-        "import harness.suites.fuzz.cases as cases\n"
-        "from test_fuzz import _Failing\n"
-        "cases.Sources = _Failing\n"
-        "sys.argv = sys.argv[1:]\n"
-        "from harness.suites.fuzz import worker\n"
-        "worker.Sources = _Failing\n"
-        "worker.main()\n"
-    )
-    real = run.subprocess.Popen
-
-    def popen(command, **options):
-        words = [command[0], str(start), *command[2:]]
-        places = os.pathsep.join([str(options["cwd"]), str(Path(__file__).parent)])
-        return real(words, env={**os.environ, "PYTHONPATH": places}, **options)
-
-    monkeypatch.setattr(run.subprocess, "Popen", popen)
+def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch):
+    monkeypatch.setattr(run, "WORKER", "tests.fuzz.test_fuzz")
     monkeypatch.setattr(run, "LONGEST", 3.0)
     found = list(results(folder, 0, 0, 4))
     assert [result.outcome for result in found] == ["executed", "hang", "crash", "executed"]
     assert "4 cases, 2 failed" in counted(found)
+
+
+def test_a_failure_between_cases_ends_the_run_with_the_childs_words(tmp_path):
+    with pytest.raises(RuntimeError, match="(?s)exit status 1.*no sound artifacts in"):
+        list(results(tmp_path, 0, 0, 1))
 
 
 def test_counts_say_the_longest_and_the_largest():
@@ -121,10 +105,6 @@ def test_counts_say_the_longest_and_the_largest():
     assert "1 refused" in said and "1.5 s (case 0)" in said and "2 cases, 0 failed" in said
 
 
-def test_a_child_that_is_gone_has_no_processor_time_left(folder):
-    from harness.suites.fuzz.run import _Child
-
-    child = _Child(folder, 0, 0, 1)
-    assert child._processor() < 100
-    child.end()
-    assert child._processor() == float("inf")
+if __name__ == "__main__":
+    worker.Sources = _Failing
+    worker.main()
