@@ -6,7 +6,7 @@ import torch
 
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.config import parse_params
 from harness.subject import Subject
 

@@ -14,7 +14,7 @@ import torch
 from harness.errors import HarnessError
 from harness.export import executorch
 from harness.export.options import ExportOptions
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.config import parse_params
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from harness.errors import HarnessError
 from harness.export.meta_files import meta_files
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.checkpoint import load_checkpoint
 from harness.models.config import load_params, parse_params
 

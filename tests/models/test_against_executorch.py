@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.export.options import ExportOptions
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.config import parse_params
 from harness.models.model import Oracle, StaticModel, rope_tables
 from harness.models.quantize import exported_weights

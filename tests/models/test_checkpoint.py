@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.errors import HarnessError
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import parse_params
 

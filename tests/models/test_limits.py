@@ -5,7 +5,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.checkpoint import load_checkpoint
 from harness.models.config import parse_params
 from harness.models.quantize import exported_weights

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.config import parse_params
 from harness.models.model import Oracle, StaticModel, rope_tables
 
@@ -258,7 +258,7 @@ def test_a_tied_output_layer_stays_one_tensor():
 
 MEMORY = """
 import psutil, torch
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models.config import parse_params
 from harness.models.model import Oracle
 from harness.child import peak_memory

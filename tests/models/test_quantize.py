@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.fixtures.random_llama import random_weights
+from harness.fixtures.random_model import random_weights
 from harness.models import Quantization
 from harness.models.config import parse_params
 from harness.models.quantize import exported_weights, quantize_dequantize
