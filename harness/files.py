@@ -21,6 +21,7 @@ from harness.errors import HarnessError
 
 # The file of torch's source in every message of torch.save, a RuntimeError even on a full disk.
 _TORCH_WRITER = "inline_container"
+_CACHE = "coreml-llm-harness"
 _MACOS_FILE = ".DS_Store"  # macOS puts it into each folder that somebody looks at
 
 
@@ -202,3 +203,42 @@ def _remove_now(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def cache_folder(name: str = "") -> Path:
+    """Return a folder of this user's cache, made if it is not there.
+
+    The environment variable HARNESS_CACHE names another cache. Raises HarnessError when the folder
+    cannot be made.
+    """
+    import platformdirs
+
+    chosen = os.environ.get("HARNESS_CACHE")
+    cache = Path(chosen).absolute() if chosen else platformdirs.user_cache_path(_CACHE)
+    folder = cache / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HarnessError(
+            f"cannot make the cache folder {folder}: {error.strerror}; set HARNESS_CACHE to a "
+            "folder that can be written"
+        ) from error
+    return folder
+
+
+@contextmanager
+def locked(path: Path, progress: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock of a path that is made once; `progress` hears when another process has it."""
+    import filelock
+
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if progress is not None:
+            progress(f"waiting for another process that makes {path.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -35,6 +35,11 @@ COMMANDS = {
         export.add_models_arguments,
         export.models,
     ),
+    "exporters": Command(
+        "list the exporters at hand, with their versions",
+        export.add_exporters_arguments,
+        export.exporters,
+    ),
     "export": Command(
         "export a fixture model or a checkpoint",
         export.add_export_arguments,

@@ -1,4 +1,4 @@
-"""`harness models` and `harness export`: named models, and how one becomes an artifact."""
+"""`harness models`, `exporters` and `export`: named models, and how one becomes an artifact."""
 
 from __future__ import annotations
 
@@ -44,9 +44,52 @@ def models(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_exporters_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness exporters`."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def exporters(args: argparse.Namespace) -> int:
+    """Print the exporters that can be used without installing anything, and return 0."""
+    from tabulate import tabulate
+
+    from harness import __version__
+    from harness.export.exporters import exporters_at_hand, our_exporter
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "version": found.version,
+            "versions": dict(found.versions),
+            "where": str(found.root),
+            "state": found.problem() or "ready",
+        }
+        for name, found in exporters_at_hand()
+    ]
+    ours = our_exporter()
+    missing = [name for name, version in ours.versions.items() if version is None]
+    rows.append(
+        {
+            "name": ours.label,
+            "version": __version__,
+            "versions": dict(ours.versions),
+            "where": str(Path(__file__).resolve().parents[1] / "export"),
+            "state": f"it lacks {', '.join(missing)}" if missing else "ready",
+        }
+    )
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = [
+        (r["name"], r["version"], r["versions"]["torch"] or "-", r["state"], r["where"])
+        for r in rows
+    ]
+    print(tabulate(table, headers=("exporter", "version", "torch", "state", "where")))
+    return 0
+
+
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness export`; an option that is not given stays absent."""
-    from harness.export import EXPORTERS
     from harness.export.options import CHOICES
     from harness.fixtures import MODELS
 
@@ -59,9 +102,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--exporter",
-        choices=EXPORTERS,
+        metavar="NAME",
         default="executorch",
-        help="who exports: ExecuTorch's exporter, to a .pte; or ours, to a folder of packages",
+        help="executorch (the installed one), executorch@VERSION, executorch@PATH (a Python, a "
+        "virtual environment, a checkout), each to a .pte; or coreml, ours, to a folder of "
+        "packages; default: executorch",
     )
     for name, choices in CHOICES.items():
         _option(parser, name, choices=choices)
@@ -80,7 +125,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export(args: argparse.Namespace) -> int:
     """Write the artifact, print its name and size, and return 0."""
-    from harness.export import exporter
+    from harness.export.exporters import get_exporter
     from harness.export.options import ExportOptions
 
     output = Path(args.output)
@@ -97,8 +142,9 @@ def export(args: argparse.Namespace) -> int:
         raise HarnessError("--checkpoint needs --params, the model's params.json")
     else:
         options = ExportOptions(**given)
-        chosen = exporter(args.exporter)
-        chosen.export(args.checkpoint, args.params, options, output, _stage_printer())
+        show = _stage_printer()
+        exporter = get_exporter(args.exporter, show)
+        exporter.export(args.checkpoint, args.params, options, output, show)
     print(f"{output}: {_size(output):,} bytes")
     return 0
 

@@ -63,7 +63,8 @@ def patch(exporter: ModuleType, options: ExportOptions) -> None:
     """Make the exporter honour the options that its command line cannot express."""
     if absent := [name for name in PATCHED if not hasattr(exporter, name)]:
         raise HarnessError(
-            f"the exporter of this ExecuTorch has no {', '.join(absent)}; install executorch 1.4"
+            f"the exporter of this ExecuTorch has no {', '.join(absent)}; "
+            "versions 1.3, 1.4 and 1.5 have all that is needed"
         )
     exporter.save_pte_program = _save  # type: ignore[attr-defined]
     _patch_load(exporter)
@@ -84,16 +85,11 @@ def export(request: dict[str, Any]) -> None:
     """Export as a request says; the working folder becomes the temporary one."""
     os.chdir(tempfile.gettempdir())
     options = ExportOptions(**request["options"])
-    from harness.export.meta_files import meta_files
-
-    # the exporter only prints misfits, and the working folder is deleted when this process ends
-    found = meta_files(Path(request["checkpoint"]), Path(request["params"]), Path.cwd())
-    request |= {"checkpoint": str(found[0]), "params": str(found[1])}
     try:
         exporter = importlib.import_module(EXPORTER)
     except ImportError as error:
         raise NotInstalledError(
-            f"ExecuTorch's exporter does not import ({error}); install executorch 1.4 with "
+            f"ExecuTorch's exporter does not import ({error}); install executorch 1.4 or 1.5 with "
             "coremltools 9.0"
         ) from error
     patch(exporter, options)

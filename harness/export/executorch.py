@@ -7,18 +7,20 @@ killed because it needs too much memory.
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.child import Child
-from harness.errors import ChildError, CrashError, HarnessError, NotInstalledError
+from harness.errors import ChildError, CrashError, HarnessError
 from harness.export import Progress
+from harness.export.environments import Environment, installed
 from harness.export.options import ExportOptions, check_fit
-from harness.files import partial_file
+from harness.files import partial_file, private_folder
 from harness.models.config import load_params
 
 CHILD = "harness.export._executorch_child"
@@ -47,8 +49,11 @@ def export(
     options: ExportOptions,
     output: str | Path,
     progress: Progress | None = None,
+    environment: Environment | None = None,
 ) -> Path:
     """Write the `.pte` of a Meta-style checkpoint to `output`, whole or not at all.
+
+    `environment` is the ExecuTorch that exports, by default the installed one.
 
     Raises HarnessError for options, params and weights that do not fit, and for a failed export.
     The latter names the stage, the reason and the exporter's log, which is kept on a failure only.
@@ -56,8 +61,8 @@ def export(
     file.
     """
     output = Path(output).absolute()
-    if importlib.util.find_spec("executorch") is None:
-        raise NotInstalledError("ExecuTorch is not installed; pip install 'executorch==1.4.*'")
+    environment = environment or installed()
+    environment.check()
     config = load_params(params)
     check_fit(options, config)
     show = progress or (lambda stage: None)
@@ -65,20 +70,22 @@ def export(
         show(CHECKING)
         from harness.models.checkpoint import load_checkpoint
 
-        load_checkpoint(
-            checkpoint, config, options.quantization
-        )  # mapped and released: the child reads the file itself
-        request = {
-            "checkpoint": str(Path(checkpoint).absolute()),
-            "params": str(Path(params).absolute()),
-            "output": str(partial),
-            "options": options.as_dict(),
-        }
-        _run(request, show)
+        load_checkpoint(checkpoint, config, options.quantization)  # mapped and released
+        with private_folder("harness-meta-files") as folder:
+            from harness.export.meta_files import meta_files
+
+            found = meta_files(Path(checkpoint).absolute(), Path(params).absolute(), folder)
+            request = {
+                "checkpoint": str(found[0]),
+                "params": str(found[1]),
+                "output": str(partial),
+                "options": options.as_dict(),
+            }
+            _run(request, environment, show)
     return output
 
 
-def _run(request: Mapping[str, object], progress: Progress) -> None:
+def _run(request: Mapping[str, object], environment: Environment, progress: Progress) -> None:
     """Let a child process export; raises HarnessError with what the child reported."""
     stage = STARTING
 
@@ -91,7 +98,10 @@ def _run(request: Mapping[str, object], progress: Progress) -> None:
             progress(stage)
 
     progress(stage)
-    with Child(CHILD, "the exporter", _environment()) as child:
+    with ExitStack() as stack:
+        variables = {"PYTHONPATH": stack.enter_context(_python_path(environment))}
+        python = str(environment.python or sys.executable)
+        child = stack.enter_context(Child(CHILD, environment.label, variables, python=python))
         try:
             child.ask(request, "asked to export", follow=follow)
         except (ChildError, CrashError) as error:
@@ -110,10 +120,23 @@ def _reason(error: ChildError | CrashError, child: Child) -> str:
     return f"{error.signal}: the exporter was killed{perhaps}"
 
 
-def _environment() -> dict[str, str]:
-    """Return the child's own variables: it imports this package, whatever the folder."""
-    root = str(Path(__file__).resolve().parents[2])
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+@contextmanager
+def _python_path(environment: Environment) -> Iterator[str]:
+    """Yield the child's PYTHONPATH: an overlay comes first, and this package is importable.
+
+    Another Python sees this package and none of its neighbours: in a folder of installed packages,
+    these would come before that Python's own.
+    """
+    if environment.python is None:
+        overlay = [str(environment.overlay)] if environment.overlay else []
+        root = str(Path(__file__).resolve().parents[2])
+        given = os.environ.get("PYTHONPATH")
+        yield os.pathsep.join([*overlay, root, *([given] if given else [])])
+        return
+    with private_folder("harness-package") as folder:
+        package = Path(__file__).resolve().parents[1]
+        (folder / package.name).symlink_to(package, target_is_directory=True)
+        yield str(folder)
 
 
 def _keep(log: bytes) -> Path:

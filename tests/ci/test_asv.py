@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.fixtures.cache import cache_dir
+from harness.files import cache_folder
 from harness.runtimes import RUNTIMES
 from harness.suites.benchmarks import language_models
 
@@ -29,7 +29,7 @@ def asv(tmp_path_factory):
     environment = {
         **os.environ,
         "HOME": str(folder),  # where asv keeps the machine's name
-        "HARNESS_CACHE": str(cache_dir()),
+        "HARNESS_CACHE": str(cache_folder()),
         "HARNESS_BENCH_PROFILE": "fast",
     }
 

@@ -6,6 +6,7 @@ import pytest
 
 from harness.cli import main
 from harness.export import executorch
+from harness.files import cache_folder
 from harness.fixtures import MODELS, all_models, cache
 
 
@@ -14,13 +15,13 @@ def asked(monkeypatch):
     """What the exporters were asked for; each writes a file of five bytes."""
     calls = []
 
-    def export(checkpoint, params, options, output, progress):
+    def export(checkpoint, params, options, output, progress, environment):
         calls.append(options)
         output.write_text("bytes")
 
     def exported(name, options, progress, exporter):
         calls.append(options)
-        (path := cache.cache_dir() / name).write_text("bytes")
+        (path := cache_folder() / name).write_text("bytes")
         return path
 
     monkeypatch.setattr(executorch, "export", export)

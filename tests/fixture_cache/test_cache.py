@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
+from harness.export import environments, exporters
 from harness.export.options import ExportOptions
 from harness.fixtures import cache
 
@@ -149,22 +150,20 @@ def test_other_options_are_another_export(exporter, change):
     assert len(paths) == len(exporter.calls) == 2
 
 
-@pytest.mark.parametrize("package", cache.EXPORTED_BY)
+@pytest.mark.parametrize("package", environments.PACKAGES)
 def test_another_version_is_another_export(exporter, monkeypatch, package):
     before = cache.exported("tiny", export=exporter)
-    version = cache._version
-    built = cache._recipe(cache.model("tiny"))
-    monkeypatch.setattr(cache, "_recipe", lambda row: built)
-    monkeypatch.setattr(cache, "_version", lambda name: "9" if name == package else version(name))
+    versions = environments.installed_versions() | {package: "9"}
+    monkeypatch.setattr(environments, "installed_versions", lambda: versions)
     assert cache.exported("tiny", export=exporter) != before
 
 
-@pytest.mark.parametrize("part", ["_exporter_digest", "_source_digest"])
-def test_other_sources_are_another_export(exporter, monkeypatch, part):
+@pytest.mark.parametrize(
+    ("module", "part"), [(environments, "sources_digest"), (exporters, "_driver_digest")]
+)
+def test_other_sources_are_another_export(exporter, monkeypatch, module, part):
     before = cache.exported("tiny", export=exporter)
-    built = cache._recipe(cache.model("tiny"))
-    monkeypatch.setattr(cache, "_recipe", lambda row: built)
-    monkeypatch.setattr(cache, part, lambda *module: "edited")
+    monkeypatch.setattr(module, part, lambda *of: "edited")
     assert cache.exported("tiny", export=exporter) != before
 
 

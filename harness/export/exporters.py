@@ -1,0 +1,99 @@
+"""Exporters by name: `executorch` and its other environments, and `coreml`, which is ours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, NotInstalledError
+from harness.export import EXPORTERS, Progress, environments
+from harness.export.environments import Environment
+
+Export = Callable[..., Path]
+"""Takes checkpoint, params, options, output and progress; returns the output."""
+
+_HARNESS = Path(__file__).resolve().parents[1]
+_OUR_SOURCES = ("export", "packages", "models", "artifact")  # folders of `harness`
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """An exporter.
+
+    `kind` is one of `EXPORTERS`, `label` its name without paths. `versions` and `sources`, the
+    digests of its code, decide the bytes that it writes, together with checkpoint and options.
+    """
+
+    kind: str
+    label: str
+    versions: Mapping[str, str | None]
+    sources: Mapping[str, str]
+    export: Export
+
+    @property
+    def version(self) -> str | None:
+        """The version of ExecuTorch that exports; None for our exporter."""
+        return self.versions.get(environments.EXECUTORCH)
+
+
+def get_exporter(name: str, progress: Progress | None = None) -> Exporter:
+    """Return the exporter of a name; a version or a checkout of ExecuTorch is made ready now.
+
+    Raises HarnessError for a name of another form and for an ExecuTorch that cannot export,
+    NotInstalledError for `executorch` where there is none.
+    """
+    kind, separator, place = name.partition("@")
+    if name == "coreml":
+        return our_exporter()
+    if kind == environments.EXECUTORCH and (place or not separator):
+        found = environments.environment(place, progress) if place else environments.installed()
+        found.check()
+        return _of_executorch(found)
+    raise HarnessError(
+        f"there is no exporter {name!r}; choose from {', '.join(EXPORTERS)}, executorch@VERSION, "
+        "and executorch@PATH (a Python, a virtual environment or a checkout)"
+    )
+
+
+def exporters_at_hand() -> Iterator[tuple[str, Environment]]:
+    """Yield the name and environment of each ExecuTorch: the installed one, then the cache's."""
+    with suppress(NotInstalledError):
+        yield environments.EXECUTORCH, environments.installed()
+    for found in environments.cached():
+        yield found.label, found
+
+
+def _of_executorch(environment: Environment) -> Exporter:
+    def export(*arguments: Any) -> Path:
+        from harness.export import executorch  # numpy, which a lookup in the cache does without
+
+        return partial(executorch.export, environment=environment)(*arguments)
+
+    sources = {"driver": _driver_digest(), "exporter": environment.digest}
+    return Exporter(
+        environments.EXECUTORCH, environment.label, environment.versions, sources, export
+    )
+
+
+def our_exporter() -> Exporter:
+    """Return the exporter `coreml`."""
+
+    def export(*arguments: Any) -> Path:
+        from harness.export import coreml
+
+        return coreml.export(*arguments)
+
+    versions = environments.installed_versions()
+    del versions[environments.EXECUTORCH]
+    sources = {"exporter": environments.sources_digest(_HARNESS, _OUR_SOURCES)}
+    return Exporter("coreml", "coreml", versions, sources, export)
+
+
+def _driver_digest() -> str:
+    path = Path(__file__).with_name("_executorch_child.py")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
