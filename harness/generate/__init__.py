@@ -1,4 +1,4 @@
-"""Tokens in, tokens out: the loop that continues a prompt, and how it chooses and shows tokens.
+"""The loop that continues a prompt, the choice of tokens, and their text.
 
     tokenizer = load_tokenizer(path)                        tokenizer.py, vocabulary.py
     session = open_session(open_artifact(file), runtime)    session.py, layout.py, phase.py
@@ -6,8 +6,8 @@
     for step in generate(session, prompt, 100, tokenizer.stop_tokens):
         print(stream.push(step.token), end="")
 
-`generate` calls `session.prefill` once and `session.decode` for every token after; each of these
-calls a method of the artifact. Only `session` and `make_sampler` import torch.
+`generate` calls `session.prefill` once, then `session.decode` for every token; each of them calls a
+method of the artifact. Only `session` and `make_sampler` import torch.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """A new token; `seconds` is the prefill's time for the first one, a decode step's after.
+    """A new token; `seconds` is the time of the prefill for the first one, else of a decode step.
 
     Only the last token has a `finish`, the reason why it is the last: it is a stop token (yielded,
-    but without text), it is the last that was asked for, or the context is full and the token
-    could not be fed.
+    but without text), it is the last one requested, or the context is full and the token cannot be
+    fed.
     """
 
     token: int
@@ -47,9 +47,9 @@ class GeneratedToken:
 
 
 def greedy(logits: torch.Tensor) -> int:
-    """Return the token of the largest logit, the first of equals, without rounding.
+    """Return the first token with the largest logit, without rounding.
 
-    Raises HarnessError if a logit is NaN or infinite: such a model has no answer.
+    Raises HarnessError if a logit is NaN or infinite, because the model then has no answer.
     """
     _require_finite(logits)
     return int(logits.argmax())
@@ -59,7 +59,7 @@ def make_sampler(temperature: float, top_p: float, seed: int) -> Sampler:
     """Return `greedy` at temperature 0, else a sampler of softmax(logits / temperature).
 
     It draws from the nucleus: the smallest set of most probable tokens whose probability reaches
-    `top_p` (Holtzman et al., 2020), which always holds one token. It computes in fp64; the same
+    `top_p` (Holtzman et al., 2020), which has at least one token. It computes in fp64; the same
     seed draws the same tokens.
     """
     if temperature == 0:
@@ -92,7 +92,7 @@ def generate(
     """Feed the prompt, then yield up to `max_new_tokens` tokens; the last has a `finish`.
 
     Generation continues at the session's position: reset the session for a new sequence. Raises
-    HarnessError for an empty prompt, and for one longer than the context that is left.
+    HarnessError for an empty prompt, and for one longer than the remaining context.
     """
     step = partial(session.prefill, prompt_tokens)
     for count in range(1, max_new_tokens + 1):
@@ -115,10 +115,10 @@ def generate(
 class TextStream:
     """Turns tokens into pieces of text; joined, the pieces are the text of all tokens.
 
-    A character may take several tokens, and a tokenizer may drop a space in front of the first
-    token that it decodes. So each piece is the difference between two decodings that start at the
-    same earlier token, and `push` holds text back while it ends inside a character. `before` holds
-    the tokens in front of the first one: the end of the prompt.
+    A character may need several tokens, and a tokenizer may drop a space before the first token
+    that it decodes. Each piece is therefore the difference of two decodings that start at the same
+    earlier token, and `push` holds text back while it ends inside a character. `before` has the
+    tokens before the first one: the end of the prompt.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
@@ -137,7 +137,7 @@ class TextStream:
         return text
 
     def end(self) -> str:
-        """Return the text held back, with U+FFFD for a character that was never completed."""
+        """Return the text that was held back, with U+FFFD for an incomplete character."""
         text = self._new_text()
         self._pending = []
         return text

@@ -1,7 +1,7 @@
-"""Read the constant methods that describe how a language model is to be called.
+"""Reads the constant methods that describe how to call a language model.
 
-An artifact is untrusted: every reader below answers with a value of the promised type, or raises
-a HarnessError that names the constant.
+An artifact is untrusted: every method below returns a value of the promised type, or raises a
+HarnessError that names the constant.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class ConstantReader:
     constants: Constants
 
     def integer(self, name: str) -> int:
-        """A positive integer."""
+        """Return a positive integer."""
         value = self._get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise HarnessError(f"constant '{name}' is {_shown(value)}, not a positive integer")
         return value
 
     def index(self, name: str) -> int:
-        """The only element of an integer tensor of shape [1]."""
+        """Return the only element of an integer tensor of shape [1]."""
         return self.table(name, 1)[0][0]
 
     def table(self, name: str, columns: int) -> tuple[tuple[int, ...], ...]:
-        """The rows of an integer tensor of shape [rows, columns], or of [columns] for one row."""
+        """Return the rows of an integer tensor [rows, columns], or [columns] for one row."""
         value = self._get(name)
         if not isinstance(value, numpy.ndarray) or value.dtype.kind not in "iu":
             raise HarnessError(f"constant '{name}' is {_shown(value)}, not a tensor of integers")
@@ -51,7 +51,7 @@ class ConstantReader:
         return tuple(tuple(row) for row in value.reshape(-1, columns).tolist())
 
     def frequencies(self, name: str) -> torch.Tensor:
-        """A RoPE table [positions, width], floating, as a tensor of the artifact's own values."""
+        """Return a floating RoPE table [positions, width] as a tensor of the artifact's values."""
         import torch
 
         value = self._get(name)
@@ -68,8 +68,8 @@ class ConstantReader:
     def _get(self, name: str) -> bool | int | float | str | numpy.ndarray:
         if name not in self.constants:
             raise HarnessError(
-                f"constant '{name}' is missing: the artifact does not say how its language model "
-                "is to be called; export it with ExecuTorch's static language model exporter"
+                f"constant '{name}' is missing: the artifact does not describe how to call its "
+                "language model; export it with ExecuTorch's static language model exporter"
             )
         return self.constants[name]
 

@@ -1,13 +1,13 @@
-"""Where a language model's inputs and outputs are, parsed once from an artifact's constants.
+"""Parses the positions of a language model's inputs and outputs from an artifact's constants.
 
-Both modes of the exporter end in the same `ModelLayout`. The single-method mode has one `Phase`,
-used for prefill and for decode; the multifunction mode has two, on one set of caches.
+Both modes of the exporter have the same `ModelLayout`. The single-method mode has one `Phase` for
+prefill and decode; the multifunction mode has two, with one set of caches.
 
 A row of `kv_cache_specs` pairs a layer's cache inputs with its outputs. ExecuTorch 1.4 sorts the
-rows by the *text* of the cache's name, `l0,h0`, `l1,h0`, `l10,h0`, `l2,h0`, and then numbers the
-outputs by row, while the outputs come in layer order: from eleven layers on, rows pair one layer's
-input with another layer's output. Rows that show this signature are paired by layer instead, and
-`ModelLayout.crossed_rows` says how many were wrong.
+rows by the *text* of the cache's name, `l0,h0`, `l1,h0`, `l10,h0`, `l2,h0`, and numbers the outputs
+by row. The outputs, however, are in layer order: with eleven or more layers, rows pair one layer's
+input with another layer's output. Rows with this signature are paired by layer instead, and
+`ModelLayout.crossed_rows` counts the wrong ones.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _PREFIXES: dict[Mode, dict[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """How to call a language model: every index and shape is valid for its methods.
+    """How to call a language model; every index and shape is valid for its methods.
 
-    `context` is the number of positions that can be fed: a token at position p attends to the p
-    before it, of which the cache holds `cache_len` and one call's own input the rest; none lies
-    past the RoPE tables. `freqs_cos` and `freqs_sin` are [positions, width].
+    `context` is the number of positions that can be fed. A token at position p attends to the p
+    positions before it: the cache holds `cache_len` of them, the call's own input the rest. No
+    position is beyond the RoPE tables. `freqs_cos` and `freqs_sin` are [positions, width].
     """
 
     mode: Mode
@@ -57,7 +57,7 @@ class ModelLayout:
 
     @property
     def cache_len(self) -> int:
-        """Positions that a cache holds; the same in both phases."""
+        """The number of positions that a cache holds, the same in both phases."""
         return self.prefill.cache_len
 
     @property
@@ -67,28 +67,28 @@ class ModelLayout:
 
 
 def mode_of(constants: Constants) -> Mode:
-    """The mode that an artifact's constants describe; HarnessError when they describe neither."""
+    """Return the mode that an artifact's constants describe; HarnessError if there is none."""
     if "forward_input_len" in constants:
         return "single"
     if "decode_input_len" in constants or "prefill_input_len" in constants:
         return "multifunction"
     raise HarnessError(
         "there is neither a constant 'forward_input_len' nor 'decode_input_len': the artifact does "
-        "not say how its language model is to be called; export it with ExecuTorch's static "
-        "language model exporter"
+        "not describe how to call its language model; export it with ExecuTorch's static language "
+        "model exporter"
     )
 
 
 def method_names(constants: Constants) -> tuple[str, ...]:
-    """The methods that generation needs: `forward`, and `prefill` in multifunction mode."""
+    """Return the methods that generation needs: `forward`, and `prefill` in multifunction mode."""
     rows = _PREFIXES[mode_of(constants)].values()
     return tuple(dict.fromkeys(method for _, method in rows))
 
 
 def parse_layout(constants: Constants, methods: Mapping[str, Method]) -> ModelLayout:
-    """Parse and validate; `methods` holds those of `method_names`, with inputs and outputs.
+    """Parse and validate constants; `methods` holds the methods of `method_names`.
 
-    Raises HarnessError, one sentence that names the method and the constant.
+    Raises HarnessError that names the method and the constant.
     """
     mode = mode_of(constants)
     reader = ConstantReader(constants)
@@ -138,7 +138,7 @@ def _require_one_set_of_caches(prefill: Phase, decode: Phase) -> None:
 
 
 def _crossed_rows(rows: Sequence[LayerCache]) -> int:
-    """How many rows the text sort of the exporter has paired wrongly; 0 when it left no trace."""
+    """Return how many rows the exporter's text sort has paired wrongly, 0 without its signature."""
     n = len(rows)
     text_order = sorted(range(n), key=lambda layer: f"l{layer},h0")
     inputs = [_ranks([getattr(row, name) for row in rows]) for name in ("k_in", "v_in")]
@@ -151,7 +151,7 @@ def _crossed_rows(rows: Sequence[LayerCache]) -> int:
 
 
 def _by_layer(rows: Sequence[LayerCache]) -> tuple[LayerCache, ...]:
-    """The rows in layer order, which is the order of the inputs, each with its own outputs."""
+    """Return the rows in layer order, the order of the inputs, each with its own outputs."""
     ordered = sorted(rows, key=lambda row: row.k_in)
     if not _crossed_rows(rows):
         return tuple(ordered)

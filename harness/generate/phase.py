@@ -1,4 +1,4 @@
-"""One phase of generation, prefill or decode: the indices and shapes of the method that runs it."""
+"""One phase of generation, prefill or decode: the indices and shapes of its method."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Shape = tuple[int, ...]
 
 FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 INTEGERS = frozenset({"int32", "int64"})
-TOKENS_INPUT = 0  # the exporter puts the tokens first and the logits first: no constant says so
+TOKENS_INPUT = 0  # the exporter puts tokens and logits first; no constant has their index
 LOGITS_OUTPUT = 0
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Where one layer's key and value caches go in, and where their updates come out."""
+    """The indices of one layer's caches as inputs, and of their updates as outputs."""
 
     k_in: int
     k_out: int
@@ -33,12 +33,12 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class Phase:
-    """The indices of one method: inputs are numbered from 0 in its call, outputs in its answer.
+    """The indices of one method's inputs and outputs, both numbered from 0.
 
-    inputs: tokens [1, input_len]; mask [1, input_len, cache_len + input_len], columns for the cache
-    first; cos and sin [input_len, width]; caches [1, n_kv_heads, cache_len, head_dim]; and, when
-    the method returns the last token's logits only, `last_valid_token_pos` [1].
-    outputs: logits [1, input_len, vocab], or [1, vocab] or [1, 1, vocab] of the last valid token;
+    Inputs: tokens [1, input_len]; mask [1, input_len, cache_len + input_len], columns for the cache
+    first; cos and sin [input_len, width]; caches [1, n_kv_heads, cache_len, head_dim]; and, if the
+    method returns the last token's logits only, `last_valid_token_pos` [1].
+    Outputs: logits [1, input_len, vocab], or [1, vocab] or [1, 1, vocab] of the last valid token;
     cache updates [1, n_kv_heads, input_len, head_dim].
     """
 
@@ -70,7 +70,7 @@ def parse_phase(
     cache_shape: tuple[int, int],  # n_kv_heads, head_dim
     rope_width: int,
 ) -> Phase:
-    """Parse the constants that start with `prefix` and hold them against the method's tensors."""
+    """Parse the constants that start with `prefix` and check them against the method's tensors."""
     if method_name not in methods:
         raise HarnessError(
             f"constant '{prefix}kv_cache_specs' describes a method '{method_name}' that the "
@@ -141,7 +141,7 @@ def _caches(
 
 
 class _SpecChecker:
-    """Holds indices against a method's tensors, each of which may be named once."""
+    """Checks indices against a method's tensors, each of which may be named once."""
 
     def __init__(self, method: Method) -> None:
         self._method = method.name
@@ -155,13 +155,13 @@ class _SpecChecker:
         self._check("output", index, constant, dtypes, shapes)
 
     def remaining_input(self) -> int | None:
-        """The only input that no constant names, if there is one."""
+        """Return the only input that no constant names, if there is one."""
         inputs = range(len(self._specs["input"]))
         unnamed = [index for index in inputs if ("input", index) not in self._named_by]
         if len(unnamed) > 1:
             raise HarnessError(
-                f"{self._method}: no constant says what inputs {unnamed} are; "
-                "one at most, last_valid_token_pos, may go unnamed"
+                f"{self._method}: no constant names inputs {unnamed}; "
+                "only one input, last_valid_token_pos, may be unnamed"
             )
         return unnamed[0] if unnamed else None
 

@@ -1,10 +1,10 @@
-"""Tokens in, logits out: the caches, the masks and the position of one sequence.
+"""Feeds tokens and returns logits; keeps the caches, the masks and the position of one sequence.
 
 A step calls one method with up to `input_len` tokens and writes their keys and values into the
-caches, in place, at the positions of the valid tokens only. Tokens past the end of the caches are
-not stored: they are the *tail*, fed again with the tokens that follow, since one call's tokens see
-each other. So a single-method export, whose caches hold `max_context - input_len` positions, runs
-to its last position, and nothing wraps around.
+caches, in place, at the positions of the valid tokens only. Tokens beyond the end of the caches are
+not stored: they are the *tail* and are fed again with the next tokens, since the tokens of one call
+see each other. A single-method export, whose caches hold `max_context - input_len` positions,
+therefore runs to its last position without wrapping around.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class _Bound:
-    """A phase, its method, and the inputs that are the session's own, written in place."""
+    """A phase, its method, and the session's own inputs, which are written in place."""
 
     phase: Phase
     method: Method
@@ -47,9 +47,10 @@ class _Bound:
 
 
 class Session:
-    """One sequence on loaded methods; `reset()` before the next, so that no cache leaks.
+    """One sequence on loaded methods; call `reset()` before the next one, so that no cache leaks.
 
-    A floating cache starts in the declared dtype and is widened, once, to what the method returns.
+    A floating cache starts in the declared dtype and is widened once to the dtype of the method's
+    updates.
     """
 
     def __init__(self, methods: Mapping[str, Method], layout: ModelLayout) -> None:
@@ -58,7 +59,7 @@ class Session:
         prefill = _bind(methods, layout.prefill)
         decode = prefill if single else _bind(methods, layout.decode)
         self._bound: dict[PhaseName, _Bound] = {"prefill": prefill, "decode": decode}
-        # A chunk's padding may reach past the tables: it reads the last row again, never beyond.
+        # A chunk's padding may extend beyond the tables: it then reads the last row again.
         longest = max(layout.prefill.input_len, layout.decode.input_len)
         self._cos, self._sin = (
             torch.cat([table, table[-1:].expand(longest, -1)])
@@ -73,20 +74,20 @@ class Session:
 
     @property
     def position(self) -> int:
-        """How many tokens have been fed."""
+        """The number of tokens that have been fed."""
         return self._stored + len(self._tail)
 
     @property
     def room(self) -> int:
-        """How many more tokens can be fed before the context is full."""
+        """The number of tokens that can still be fed before the context is full."""
         return self.layout.context - self.position
 
     def keys(self, layer: int) -> torch.Tensor:
-        """A copy of a layer's stored keys, [n_kv_heads, min(position, cache_len), head_dim]."""
+        """Copy a layer's stored keys, [n_kv_heads, min(position, cache_len), head_dim]."""
         return self._keys[layer][0, :, : self._stored].clone()
 
     def values(self, layer: int) -> torch.Tensor:
-        """A copy of a layer's stored values, [n_kv_heads, min(position, cache_len), head_dim]."""
+        """Copy a layer's stored values, [n_kv_heads, min(position, cache_len), head_dim]."""
         return self._values[layer][0, :, : self._stored].clone()
 
     def reset(self) -> None:
@@ -99,13 +100,13 @@ class Session:
         self._tail = []
 
     def prefill(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Feed a prompt of any length in chunks; the logits [vocab] of its last token."""
+        """Feed a prompt of any length in chunks; return the logits [vocab] of its last token."""
         return self._prefill(tokens)[-1][-1]
 
     def prefill_all(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Feed a prompt in chunks; the logits [len(tokens), vocab] of every token.
+        """Feed a prompt in chunks; return the logits [len(tokens), vocab] of every token.
 
-        HarnessError if the export returns the last token's logits only.
+        Raises HarnessError if the export returns the last token's logits only.
         """
         if not self.layout.full_logits:
             raise HarnessError(
@@ -115,14 +116,15 @@ class Session:
         return torch.cat(self._prefill(tokens))
 
     def decode(self, token: int) -> torch.Tensor:
-        """Feed one token; the logits [vocab] that follow it."""
+        """Feed one token; return the logits [vocab] after it."""
         return self.feed([token], "decode")[-1]
 
     def feed(self, tokens: Sequence[int], phase: PhaseName) -> torch.Tensor:
-        """One call of a phase's method with one chunk of tokens, 1 to `input_len` of them.
+        """Call a phase's method with one chunk of tokens, 1 to `input_len` of them.
 
-        Returns logits [len(tokens), vocab], or [1, vocab] of the last one if the method gives no
-        more. HarnessError for a chunk or a context that is too long, and for an unknown token.
+        Return logits [len(tokens), vocab], or [1, vocab] of the last token if the method returns no
+        others. Raises HarnessError for a chunk or a context that is too long, and for an unknown
+        token.
         """
         bound = self._bound[phase]
         self._require_feedable(tokens, bound.phase)
@@ -169,7 +171,7 @@ class Session:
                 )
 
     def _arguments(self, bound: _Bound, window: list[int]) -> list[torch.Tensor]:
-        """The inputs in declared order; `window` starts at the first position not stored."""
+        """Return the inputs in order; `window` starts at the first position that is not stored."""
         phase, start = bound.phase, self._stored
         bound.tokens.zero_()
         bound.tokens[0, : len(window)] = torch.tensor(window, dtype=bound.tokens.dtype)
@@ -188,7 +190,7 @@ class Session:
         return [inputs[index] for index in range(phase.n_inputs)]
 
     def _store(self, phase: Phase, outputs: Sequence[torch.Tensor], window: list[int]) -> None:
-        """Keep what the caches have room for; the rest of the window is the new tail."""
+        """Store the updates for which the caches have room; the rest of the window is the tail."""
         count = min(len(window), self.layout.cache_len - self._stored)
         for layer, cache in enumerate(phase.caches):
             self._keys[layer] = self._write(self._keys[layer], outputs[cache.k_out], count)
@@ -198,13 +200,13 @@ class Session:
         self._tail = window[count:]
 
     def _write(self, cache: torch.Tensor, update: torch.Tensor, count: int) -> torch.Tensor:
-        """Write the first `count` positions; returns the cache, widened if the update is wider."""
+        """Write the first `count` positions; return the cache, widened if the update is wider."""
         cache = cache.to(torch.promote_types(cache.dtype, update.dtype))
         cache[:, :, self._stored : self._stored + count] = update[:, :, :count]
         return cache
 
     def _unmask(self, count: int) -> None:
-        """Let every later step see `count` more positions of the caches, in both phases."""
+        """Show `count` more positions of the caches to all later steps, in both phases."""
         for bound in self._bound.values():
             bound.mask[..., self._stored : self._stored + count] = 0
 
@@ -225,9 +227,9 @@ def _bind(methods: Mapping[str, Method], phase: Phase) -> _Bound:
 def open_session(artifact: Artifact, runtime: Runtime, tables: Freqs | None = None) -> Session:
     """Load an artifact's methods on a runtime, parse its layout, and start a session.
 
-    `tables`, cosines and sines as long as the artifact's own, are used instead of those.
-    Raises NotInstalledError if the runtime cannot be used here, HarnessError if the artifact does
-    not describe a language model.
+    `tables`, cosines and sines of the same length, replace the artifact's own. Raises
+    NotInstalledError if the runtime cannot be used here, and HarnessError if the artifact does not
+    describe a language model.
     """
     reason = runtime.unavailable()
     if reason is not None:

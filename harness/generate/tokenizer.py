@@ -1,8 +1,8 @@
-"""A model's tokenizer: its vocabulary, where a text starts and ends, and its chat format.
+"""A model's tokenizer: its vocabulary, its tokens for the start and end of a text, its chat format.
 
-What the vocabulary's own file does not say stands in files beside it: `tokenizer_config.json`
-(`bos_token`, `eos_token`, `add_bos_token`, `chat_template`), `chat_template.jinja`, and
-`generation_config.json` (`eos_token_id`).
+Files beside the vocabulary's own file complete it: `tokenizer_config.json` (`bos_token`,
+`eos_token`, `add_bos_token`, `chat_template`), `chat_template.jinja`, and `generation_config.json`
+(`eos_token_id`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.generate.vocabulary import Vocabulary, read_bounded, read_vocabular
 
 MAX_SETTINGS_BYTES = 8 << 20  # bytes; tokenizer_config.json repeats every added token
 MAX_TEMPLATE_BYTES = 256 << 10
-SMALLEST_SHARE = 0.9  # exporters pad a vocabulary up to a round number, by a few hundred at most
+SMALLEST_SHARE = 0.9  # exporters pad a vocabulary to a round number, by at most a few hundred
 
 Message = dict[str, str]  # "role" and "content"
 
@@ -33,7 +33,7 @@ class Tokenizer:
     bos: int | None
     add_bos: bool
     stop_tokens: frozenset[int]
-    special_tokens: Mapping[str, str]  # as a chat template names them: "bos_token", "eos_token"
+    special_tokens: Mapping[str, str]  # by their names in a chat template: "bos_token", "eos_token"
     chat_template: str | None
 
     @property
@@ -42,16 +42,16 @@ class Tokenizer:
         return self.vocabulary.size
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, with the prefix that the model was trained with (such as BOS)."""
+        """Return the ids of a text with the prefix of the model's training (such as BOS)."""
         tokens = self.vocabulary.encode(_require_utf8(text), parse_special=False)
         if self.add_bos and self.bos is not None and tokens[:1] != [self.bos]:
             return [self.bos, *tokens]
         return tokens
 
     def encode_chat(self, text: str) -> list[int]:
-        """The ids of a user's message in the model's chat format, up to where it is to answer.
+        """Return the ids of a user's message in the model's chat format, up to the answer.
 
-        Raises HarnessError when the tokenizer has no chat template, or it does not render.
+        Raises HarnessError when the tokenizer has no chat template, or it cannot be rendered.
         """
         if self.chat_template is None:
             raise HarnessError(
@@ -63,7 +63,7 @@ class Tokenizer:
         return self.vocabulary.encode(_require_utf8(rendered), parse_special=True)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of ids; HarnessError for an id that the tokenizer does not have."""
+        """Return the text of ids; raises HarnessError for an id that the tokenizer lacks."""
         for token in tokens:
             if not 0 <= token < self.size:
                 raise HarnessError(
@@ -76,8 +76,8 @@ class Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer file, or the one in a folder, with the settings beside it.
 
-    Raises HarnessError, one sentence, for a file that is missing, too large, or no tokenizer, and
-    for settings that name tokens which the vocabulary does not have.
+    Raises HarnessError for a file that is missing, too large, or not a tokenizer, and for settings
+    that name tokens which the vocabulary lacks.
     """
     path = _tokenizer_file(Path(path))
     vocabulary = read_vocabulary(path)
@@ -104,10 +104,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> str | None:
-    """Hold a tokenizer against a model's logits; returns a warning when it is much smaller.
+    """Compare a tokenizer's size with a model's logits; return a warning if it is much smaller.
 
-    Raises HarnessError when it is larger: some text would have no logit. A little smaller is
-    common, since exporters pad vocabularies.
+    Raises HarnessError if it is larger, because some text would have no logit. It is often a little
+    smaller, because exporters pad vocabularies.
     """
     sizes = f"its largest id is {tokenizer.size - 1}, the model's logits are {vocab_size}"
     if tokenizer.size > vocab_size:
@@ -163,7 +163,7 @@ def _end_ids(generation: Mapping[str, Any], vocabulary: Vocabulary, path: Path) 
     for index in ids:
         if not isinstance(index, int) or not 0 <= index < vocabulary.size:
             raise HarnessError(
-                f"{path.parent / 'generation_config.json'}: eos_token_id {index!r} is no id of "
+                f"{path.parent / 'generation_config.json'}: eos_token_id {index!r} is not an id of "
                 f"{path.name}, which has {vocabulary.size} tokens"
             )
     return ids
@@ -196,11 +196,11 @@ def _require_utf8(text: str) -> str:
 
 
 def _render_chat(template: str, messages: list[Message], special_tokens: dict[str, str]) -> str:
-    """The prompt that a model's chat format makes of messages, up to where it is to answer.
+    """Render messages in a model's chat format, up to the beginning of the answer.
 
-    The template sees what Hugging Face's `apply_chat_template` gives it: `messages`,
+    The template has the names of Hugging Face's `apply_chat_template`: `messages`,
     `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`, and a
-    `tojson` that does not escape for HTML. Raises HarnessError with the template's own complaint.
+    `tojson` that does not escape for HTML. Raises HarnessError with the template's own error.
     """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -214,7 +214,7 @@ def _render_chat(template: str, messages: list[Message], special_tokens: dict[st
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=True, **special_tokens
         )
-    except Exception as error:  # a template may fail in any way that an expression can
+    except Exception as error:  # a template's expressions may raise any exception
         raise HarnessError(
             f"the tokenizer's chat template cannot be rendered: {error}; run without --chat"
         ) from error

@@ -1,8 +1,8 @@
-"""Three kinds of tokenizer file behind one interface, told apart by their content.
+"""Reads three kinds of tokenizer file, recognised by their content, behind one interface.
 
-`tokenizer.json` of Hugging Face's tokenizers, SentencePiece's `tokenizer.model`, and the
-`tokenizer.model` of Llama 3 (lines of a base64 token and its rank). To add a kind: write a class
-with the methods of `Vocabulary`, and a row in `_KINDS`.
+The kinds are `tokenizer.json` of Hugging Face's tokenizers, SentencePiece's `tokenizer.model`, and
+Llama 3's `tokenizer.model` (lines of a base64 token and its rank). To add a kind: write a class
+with the methods of `Vocabulary`, and add a row to `_KINDS`.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ MAX_FILE_BYTES = 128 << 20  # bytes; the largest known tokenizer.json has 33 MB
 
 
 class Vocabulary(Protocol):
-    """Text to token ids and back. `size` is one more than the largest id."""
+    """Converts text to token ids and back; `size` is one more than the largest id."""
 
     size: int
     bos: int | None
     end_tokens: frozenset[int]  # the ids that the file itself marks as the end of a text
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        """The ids of a text.
+        """Return the ids of a text.
 
-        With `parse_special`, special tokens spelled out in the text become their ids and nothing is
-        added (a rendered chat template brings its own); without, the file's usual prefix is added.
+        With `parse_special`, the names of special tokens in the text become their ids and nothing
+        is added, because a rendered chat template has its own. Without it, the file's usual prefix
+        is added.
         """
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of ids below `size`; special tokens have none, incomplete UTF-8 is U+FFFD."""
+        """Return the text of ids below `size`; special tokens have none, bad UTF-8 is U+FFFD."""
         ...
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its text."""
+        """Return the id of a token by its text."""
         ...
 
 
-# The special tokens with which known model families end a text or a turn.
+# The special tokens that end a text or a turn in known model families.
 _END_TOKENS = (
     "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>",
     "<|end|>", "</s>",
@@ -53,7 +54,7 @@ class _HuggingFace:
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-        self._tokenizer.no_truncation()  # a file may ask for it: part of a prompt would vanish
+        self._tokenizer.no_truncation()  # a file may request it, and part of a prompt would vanish
         self._tokenizer.no_padding()
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         self.size = max(ids) + 1
@@ -88,7 +89,7 @@ class _SentencePiece:
         if not parse_special:
             prefix = [] if self.bos is None else [self.bos]
             return [*prefix, *self._processor.encode(text)]
-        # SentencePiece takes "<s>" in a text for three characters, so the text is cut there.
+        # SentencePiece reads "<s>" in a text as three characters, so the text is cut there.
         control = self._control_ids()
         parts = re.split(f"({'|'.join(map(re.escape, control))})", text) if control else [text]
         tokens: list[int] = []
@@ -140,7 +141,7 @@ class _Llama3:
         return number
 
 
-# What a file's first bytes look like, what it is then called, and what reads it.
+# A pattern of a file's first bytes, the name of its kind, and the class that reads it.
 _KINDS: tuple[tuple[str, str, Callable[[bytes, Path], Vocabulary]], ...] = (
     (r"\s*\{", "a Hugging Face tokenizer.json", _HuggingFace),
     (r"[A-Za-z0-9+/]+={0,2} \d+\r?\n", "a Llama 3 tokenizer.model", _Llama3),
@@ -149,7 +150,7 @@ _KINDS: tuple[tuple[str, str, Callable[[bytes, Path], Vocabulary]], ...] = (
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Read a tokenizer file; raises HarnessError when there is none, or it is of no known kind."""
+    """Read a tokenizer file; raises HarnessError when it is missing or of an unknown kind."""
     data = read_bounded(path, MAX_FILE_BYTES)
     for pattern, kind, reader in _KINDS:
         if re.match(pattern.encode(), data):

@@ -216,7 +216,7 @@ def test_a_package_is_refused(check, sound, tmp_path):
 
 def test_a_program_that_is_no_language_model_is_refused(check, mixed_program):
     status, out, err = check(mixed_program[0])
-    assert (status, out) == (2, "") and "does not say how its language model" in err
+    assert (status, out) == (2, "") and "does not describe how to call its" in err
 
 
 def test_another_models_checkpoint_is_refused_before_the_first_check(check, sound, tiny, tmp_path):

@@ -260,7 +260,7 @@ def test_an_artifact_without_a_language_model_is_one_sentence(
 ) -> None:
     runtime.model.constants.clear()
     assert call(tokenizer) == 2
-    assert "does not say how its language model is to be called" in sentence(capsys)
+    assert "does not describe how to call its language model" in sentence(capsys)
 
 
 def test_logits_that_are_nan_are_one_sentence(
@@ -270,7 +270,8 @@ def test_logits_that_are_nan_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = next(iter(runtime.model.methods.values())).model
-    monkeypatch.setattr(model._weights, "norm", torch.full_like(model._weights.norm, torch.nan))
+    nan = torch.full_like(model.weights["norm.weight"], torch.nan)
+    monkeypatch.setitem(model.weights, "norm.weight", nan)
     assert call(tokenizer) == 2
     assert "40 of 40 logits are NaN" in sentence(capsys)
 

@@ -274,8 +274,8 @@ BAD_SETTINGS = [
     ("tokenizer_config.json", ["list"], "must hold a JSON object"),
     ("tokenizer_config.json", {"chat_template": 5}, "chat template is not a text"),
     ("tokenizer_config.json", {"chat_template": "x" * (1 << 19)}, "chat template is not a text"),
-    ("generation_config.json", {"eos_token_id": 259}, "eos_token_id 259 is no id"),
-    ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id '2' is no id"),
+    ("generation_config.json", {"eos_token_id": 259}, "eos_token_id 259 is not an id"),
+    ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id '2' is not an id"),
 ]
 
 
