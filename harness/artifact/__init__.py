@@ -1,7 +1,7 @@
-"""Bytes to facts: .pte, flattened package, .mlpackage, metadata.json, weight blobs. No torch.
+"""Reads artifacts: .pte, flattened package, .mlpackage, metadata.json, weight blobs. No torch.
 
-Everything is read lazily from memory maps, and nothing that is found in an artifact - a length, an
-offset, a name, a path - is trusted.
+This room reads everything lazily from memory maps, and trusts no length, offset, name or path that
+it finds in an artifact.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 class Artifact:
     """An opened artifact. Exactly one of `pte` and `package` is set.
 
-    An exported folder has a program like a .pte's; `bundles` are its packages by name.
+    An exported folder has a program, too; `bundles` maps the names of its packages to them.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Artifact:
 
     @property
     def kind(self) -> str:
-        """`pte`, `folder` (of an export) or `mlpackage`."""
+        """The kind of artifact: `pte`, `folder` (an exported folder) or `mlpackage`."""
         if self.package is not None:
             return "mlpackage"
         return "folder" if self.is_exported_folder else "pte"
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The names of what can be executed: a program's methods, or a package's functions."""
+        """The names of a program's methods that are not constant, or of a package's functions."""
         if self.pte is not None:
             return tuple(m.name for m in self.pte.methods.values() if not m.is_constant)
         assert self.package is not None
@@ -75,9 +75,11 @@ class Artifact:
 
     @cached_property
     def constants(self) -> Mapping[str, Any]:
-        """What a program's constant methods return, by name: a bool, int, float or str, an array
-        (a view of the file), or a tuple of those where a method returns several. Raises
-        ArtifactError for one that returns anything else, or is not all there.
+        """The results of a program's constant methods, by name.
+
+        A result is a bool, int, float or str, an array (a view of the file), or a tuple of these
+        when a method returns several values. Raises ArtifactError for a method that returns
+        anything else, or whose data is truncated.
         """
         if self.pte is None:
             return {}
@@ -92,7 +94,7 @@ class Artifact:
         """The Core ML delegates of each method of a program, in order.
 
         Methods that refer to the same key share one Bundle. Raises ArtifactError when a reference
-        does not resolve.
+        names a key that the program does not have.
         """
         if self.pte is None:
             return {}
@@ -122,7 +124,10 @@ class Artifact:
         return tuple(delegates)
 
     def value_names(self, method: str) -> dict[int, str]:
-        """Name a method's values as the first delegate that takes or gives them does."""
+        """Return names for a method's values, from the first delegate that is called with each.
+
+        Keys are indices of values; a value that no Core ML delegate takes or gives has no name.
+        """
         assert self.pte is not None
         delegates = {delegate.index: delegate.names for delegate in self.delegates[method]}
         names: dict[int, str] = {}
@@ -137,7 +142,7 @@ class Artifact:
 
     @cached_property
     def bundles(self) -> tuple[Bundle, ...]:
-        """Every payload once, in the order of first use."""
+        """Each payload once, in the order of first use."""
         bundles = [d.bundle for delegates in self.delegates.values() for d in delegates]
         return tuple(dict.fromkeys(bundles))
 
@@ -145,8 +150,8 @@ class Artifact:
 def open_artifact(path: str | Path) -> Artifact:
     """Open a .pte, an exported folder or an .mlpackage.
 
-    Raises ArtifactError, one sentence, when there is no such file, when it is truncated or none of
-    the three, or when a .pte has no Core ML delegate.
+    Raises ArtifactError when the file does not exist, is truncated or is none of the three, and
+    when a .pte has no Core ML delegate.
     """
     path = Path(path)
     if is_exported(path):

@@ -1,8 +1,9 @@
 """Weight blob files: reads single weights, and writes a file in which each content occurs once.
 
-A blob file is a 64-byte header (count, version 2), then blobs: each a 64-byte entry (sentinel,
-dtype, size in bytes, offset, unused bits at the end) and its data, each at a multiple of 64 bytes.
-A program refers to the entry. Source: coremltools' `mlmodel/src/MILBlob/Blob/StorageFormat.hpp`.
+A blob file has a 64-byte header (count, version 2), then blobs. A blob has a 64-byte entry
+(sentinel, dtype, size in bytes, offset of the data, unused bits at the end) and its data, both at
+multiples of 64 bytes. A program refers to the entry.
+Source: coremltools' `mlmodel/src/MILBlob/Blob/StorageFormat.hpp`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _NUMBERS = {name: number for number, name in BLOB_TYPES.items()}
 
 @dataclass(frozen=True)
 class Blob:
-    """One weight: its MIL dtype ("FLOAT16", "INT4"), its bytes, and the unused bits at the end."""
+    """A weight: its MIL dtype ("FLOAT16", "INT4"), its bytes, and the unused bits at the end."""
 
     dtype: str
     data: memoryview
@@ -52,14 +53,17 @@ class Blob:
 
 
 def read_blob(file: memoryview, offset: int, what: str) -> Blob:
-    """Return the blob whose entry stands at `offset`; raises ArtifactError, naming `what`."""
+    """Return the blob whose entry is at `offset`.
+
+    Raises ArtifactError, naming `what`, when the file is not a blob file or has no entry there.
+    """
     if len(file) < HEADER_SIZE or _HEADER.unpack_from(file)[1] != _VERSION:
         raise ArtifactError(f"{what}: its weight file is not a version 2 blob file")
     entry = cut(file, offset, ENTRY_SIZE, f"{what}: the entry of a weight")
     sentinel, number, size, start, padding = _ENTRY.unpack_from(entry)
     if sentinel != _SENTINEL or number not in BLOB_TYPES:
         raise ArtifactError(
-            f"{what}: no weight stands at offset {offset} of its weight file; "
+            f"{what}: its weight file has no weight at offset {offset}; "
             "the program refers to the wrong place, or the file is damaged"
         )
     data = cut(file, start, size, f"{what}: the weight at offset {offset}")
@@ -72,17 +76,17 @@ def header_bytes(count: int) -> bytes:
 
 
 def entry_bytes(blob: Blob, offset: int) -> bytes:
-    """Return the entry of a blob that stands at `offset`; the data follows it."""
+    """Return the entry of a blob; it is written at `offset`, and the blob's data after it."""
     number, start = _NUMBERS[blob.dtype], offset + ENTRY_SIZE
     entry = _ENTRY.pack(_SENTINEL, number, len(blob.data), start, blob.padding_bits)
     return entry.ljust(ENTRY_SIZE, b"\0")
 
 
 class WeightFile:
-    """A weight file under construction, in `file`, which is empty and can seek.
+    """Writes a weight file to `file`, which must be empty and seekable.
 
-    Bytes go from the source's memory map to the file: each weight is read for its digest, and
-    again, from the page cache, when it is new. No copy is held in memory.
+    Bytes go from the source's memory map to the file without a copy in memory: `add` reads each
+    weight for its digest, and a new one again, from the page cache, to write it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -90,7 +94,7 @@ class WeightFile:
         self._offsets: dict[tuple[str, int, bytes], int] = {}
         self._size = file.write(header_bytes(0))
         self.stored = 0
-        """The bytes of weights in the file, without entries and padding."""
+        """The bytes of weights written so far, without entries and padding."""
 
     @property
     def count(self) -> int:
@@ -98,9 +102,9 @@ class WeightFile:
         return len(self._offsets)
 
     def add(self, blob: Blob) -> int:
-        """Return the offset of the entry of a weight, which is written unless it stands there.
+        """Write a weight unless the file has an equal one; return the offset of its entry.
 
-        Two weights are one when dtype, unused bits and every byte are equal.
+        Two weights are equal when their dtype, unused bits and bytes are.
         """
         key = (blob.dtype, blob.padding_bits, hashlib.sha256(blob.data).digest())
         if key not in self._offsets:
@@ -118,7 +122,7 @@ class WeightFile:
         return offset
 
     def finish(self) -> bytes:
-        """Write the number of weights into the header; return a digest of all that was added."""
+        """Write the number of weights into the header; return a digest of all weights."""
         self._file.seek(0)
         self._file.write(header_bytes(self.count))
         return hashlib.sha256(repr(list(self._offsets.items())).encode()).digest()

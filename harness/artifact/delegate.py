@@ -1,7 +1,7 @@
 """A Core ML delegate's payload: a flattened package, or a reference to one; and its metadata.
 
 A reference is `CMJR` and JSON `{"version", "key", "functionName"}`; the program's named data holds
-the package once, under `key`. A flattened package comes without a function name: the delegate asks
+the package once, under `key`. With a flattened package comes no function name: the delegate asks
 Core ML for none. `metadata.json` lists, in order, the names by which a delegate passes arguments.
 It has three forms: single (`inputNames`, `outputNames`, `identifier`), multifunction (`identifier`,
 `methods`), and multifunction of ExecuTorch's draft, with a `default_method`.
@@ -37,9 +37,9 @@ class Reference:
 
 
 def parse_reference(data: memoryview, what: str) -> Reference | None:
-    """Return the reference that a payload is, None when it is no reference.
+    """Return a payload's reference, None when the payload is not a reference.
 
-    Raises ArtifactError, naming `what`, when it starts like one but is none.
+    Raises ArtifactError, naming `what`, when a payload that starts like one cannot be parsed.
     """
     if bytes(data[:4]) != REFERENCE_MAGIC:
         return None
@@ -70,7 +70,7 @@ class MethodMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """A whole `metadata.json`. Exactly one of `single` and `methods` is set."""
+    """A parsed `metadata.json`. Exactly one of `single` and `methods` is set."""
 
     identifier: str
     single: MethodMetadata | None = None
@@ -79,11 +79,11 @@ class ModelMetadata:
 
     @property
     def is_multifunction(self) -> bool:
-        """Whether each method has names of its own, and a Core ML function."""
+        """Whether each method has its own names, and its own Core ML function."""
         return self.methods is not None
 
     def method(self, name: str, what: str) -> MethodMetadata:
-        """Return a method's names; a single-method model answers to any name.
+        """Return a method's names; a single-method model has the same names for any method.
 
         Raises ArtifactError, naming `what`, when a multifunction model lacks the method.
         """
@@ -97,7 +97,7 @@ class ModelMetadata:
         return methods[name]
 
     def to_bytes(self) -> bytes:
-        """Return the JSON text as the exporter writes it: same keys, same order, no newline."""
+        """Return the bytes that ExecuTorch's exporter writes: its keys and order, no newline."""
         if self.single is not None:
             content: dict[str, Any] = {**_names(self.single), "identifier": self.identifier}
         else:
@@ -152,14 +152,14 @@ def _parse_method(content: Any, what: str) -> MethodMetadata:
                     twice = sorted({name for name in names if names.count(name) > 1})
                     raise ArtifactError(
                         f"{what}: metadata.json's {key} names {', '.join(twice)} twice; arguments "
-                        "are passed by these names, so each must stand once"
+                        "are passed by these names, so each must occur once"
                     )
             return MethodMetadata(tuple(inputs), tuple(outputs))
     raise ArtifactError(f"{what}: metadata.json needs lists 'inputNames' and 'outputNames'")
 
 
 class Bundle:
-    """The files that one payload holds: `metadata.json` and `model.mlpackage`."""
+    """The files in one payload: `metadata.json` and `model.mlpackage`."""
 
     def __init__(self, data: memoryview, what: str) -> None:
         self.data = data
@@ -167,7 +167,7 @@ class Bundle:
 
     @cached_property
     def files(self) -> Mapping[str, memoryview]:
-        """All files of the payload, by path."""
+        """All files of the payload by path."""
         return read_flattened(self.data, self.what)
 
     @cached_property
@@ -179,7 +179,7 @@ class Bundle:
 
     @cached_property
     def metadata(self) -> ModelMetadata:
-        """`metadata.json`, parsed."""
+        """The parsed `metadata.json`."""
         return parse_metadata(self.metadata_bytes, self.what)
 
     @cached_property
@@ -197,7 +197,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Delegate:
-    """One Core ML delegate of one method: which package, which function, which names."""
+    """A Core ML delegate of a method: its package, its function and its names."""
 
     method: str
     index: int
@@ -207,20 +207,20 @@ class Delegate:
 
     @property
     def where(self) -> str:
-        """How messages name it."""
+        """The delegate's name in messages."""
         return f"method '{self.method}', delegate {self.index}"
 
     @property
     def function(self) -> str | None:
-        """The Core ML function that is asked for by name; None asks for none."""
+        """The name of the Core ML function that the delegate asks for, None when it gives none."""
         return self.reference.function if self.reference else None
 
     @property
     def names(self) -> MethodMetadata:
-        """The input and output names, in the order of the delegate's arguments."""
+        """The names of inputs and outputs, in the order of the delegate's arguments."""
         return self.bundle.metadata.method(self.method, self.where)
 
     @property
     def program_function(self) -> str:
-        """The ML Program function that runs: the named one, else the package's default."""
+        """The ML Program function that runs: the one asked for, or the package's default."""
         return self.function or self.bundle.package.default_function

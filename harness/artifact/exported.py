@@ -1,4 +1,4 @@
-"""An exported folder: packages, and `program.json`, which says how methods are made of them.
+"""An exported folder: packages, and `program.json`, which composes methods of their functions.
 
 Layout::
 
@@ -7,9 +7,9 @@ Layout::
     PACKAGE/metadata.json  names in call order, as beside a delegate's package
     PACKAGE/model.mlpackage
 
-A method is a chain of calls, one function of a package each; values pass between them by name. Such
-a folder is read into the same facts as a .pte whose delegates refer to the packages by name: all
-that is known of programs holds for it.
+A method is a chain of calls. Each call runs one function of a package; values pass between calls by
+name. This module reads such a folder into the same `Pte` as a program whose delegates refer to the
+packages by name, so everything that works on a .pte works on it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DTYPES = frozenset(SCALAR_TYPES.values()) - {"bfloat16"}
 
 
 class FolderBundle(Bundle):
-    """A package of an exported folder with its metadata, as a payload holds them."""
+    """A package of an exported folder and its metadata, with the interface of a payload."""
 
     def __init__(self, files: Mapping[str, memoryview], what: str) -> None:
         super().__init__(memoryview(b""), what)
@@ -45,7 +45,7 @@ class FolderBundle(Bundle):
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether there is an exported folder; a path that cannot be looked at is none."""
+    """Return whether a path is an exported folder; False when it cannot be accessed."""
     try:
         return (folder / PROGRAM).is_file()
     except OSError:
@@ -55,7 +55,7 @@ def is_exported(folder: Path) -> bool:
 def read_exported(folder: Path) -> tuple[Pte, dict[str, Bundle]]:
     """Return the program of an exported folder, and its packages by name.
 
-    Raises ArtifactError, naming the file and the key, for anything that is not as it must be.
+    Raises ArtifactError, naming the file and the key at fault, when the program is not valid.
     """
     files = FolderFiles(folder)
     content = _content(files, folder)
@@ -95,7 +95,7 @@ def _content(files: FolderFiles, folder: Path) -> dict[str, Any]:
 
 
 class _ProgramEntries:
-    """Reads the entries of one `program.json`; collects the packages that it names."""
+    """Reads the entries of a `program.json` and collects the packages that they name."""
 
     def __init__(self, folder: Path, files: FolderFiles) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""What is inside an artifact, as plain facts: for `harness inspect`, and for checks of sharing."""
+"""Facts about an artifact, as plain values: `harness inspect` shows them, checks compare them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named input or output; None in the shape is a flexible dimension."""
+    """A named input or output; None in its shape marks a flexible dimension."""
 
     name: str
     dtype: str
@@ -26,7 +26,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class FunctionFacts:
-    """One function of an ML Program; `weight_bytes` counts each of its weights once."""
+    """A function of an ML Program; `weight_bytes` counts each of its weights once."""
 
     name: str
     opset: str
@@ -40,8 +40,8 @@ class FunctionFacts:
 class Sharing:
     """How the functions of a package share weights, in bytes of weight data.
 
-    `used` counts a weight once for each function that refers to it, `stored` each weight once,
-    `shared` those that all functions refer to.
+    `used` counts a weight once for each function that refers to it; `stored` counts each weight
+    once; `shared` counts the weights that all functions refer to.
     """
 
     used: int
@@ -51,7 +51,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class PackageFacts:
-    """One Core ML package."""
+    """A Core ML package."""
 
     name: str
     identifier: str | None
@@ -64,7 +64,7 @@ class PackageFacts:
 
 @dataclass(frozen=True)
 class DelegateFacts:
-    """One Core ML delegate of a method; `package` is a number in the list of packages."""
+    """A Core ML delegate of a method; `package` is an index into the artifact's packages."""
 
     index: int
     package: int
@@ -74,7 +74,7 @@ class DelegateFacts:
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """One method of a program."""
+    """A method of a program."""
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -101,7 +101,7 @@ class ArtifactFacts:
 
 
 def artifact_facts(artifact: Artifact) -> ArtifactFacts:
-    """Read everything that `harness inspect` shows; raises ArtifactError for a damaged part."""
+    """Return everything that `harness inspect` shows; raises ArtifactError for a damaged part."""
     if artifact.package is not None:
         facts = package_facts(artifact.package, None)
         return ArtifactFacts(str(artifact.path), artifact.kind, facts.size, (), (facts,), {})
@@ -118,7 +118,7 @@ def artifact_facts(artifact: Artifact) -> ArtifactFacts:
 
 
 def method_facts(artifact: Artifact, name: str) -> MethodFacts:
-    """Read the facts of one method of a program."""
+    """Return the facts of one method of a program."""
     assert artifact.pte is not None
     method, bundles = artifact.pte.methods[name], list(artifact.bundles)
     delegates = artifact.delegates[name]
@@ -145,7 +145,7 @@ def method_facts(artifact: Artifact, name: str) -> MethodFacts:
 
 
 def package_facts(package: Package, identifier: str | None) -> PackageFacts:
-    """Read the facts of one package."""
+    """Return the facts of one package."""
     return PackageFacts(
         name=package.what,
         identifier=identifier,
@@ -185,7 +185,7 @@ def _tensor(name: str, value_type: Any) -> Tensor:
 
 
 def sharing(package: Package) -> Sharing:
-    """Measure how the functions of a package share their weights; no weight is read."""
+    """Return how the functions of a package share their weights; this reads no weight data."""
     used = {name: package.weights(name) for name in package.functions}
     blobs = {ref: package.blob(*ref) for refs in used.values() for ref in refs}
     common = frozenset[tuple[str, int]]().union(*used.values()).intersection(*used.values())
@@ -206,7 +206,7 @@ def _plain(value: Any) -> Any:
 
 
 def duplicate_bytes(package: Package) -> int:
-    """Return how many bytes of weights stand in a package more than once: shareable, not shared."""
+    """Return the bytes of weights that repeat another weight of the package and could share it."""
     blobs = {
         reference: package.blob(*reference)
         for name in package.functions

@@ -1,13 +1,11 @@
-"""Tables of an ExecuTorch program, read by field and bounded by the buffer that holds them.
+"""Reads the tables of an ExecuTorch program, a flatbuffer, without trust in its offsets.
 
-A table of a flatbuffer numbers its fields in the order of the schema; a field that holds one of
-several tables has two numbers, that of its kind first. The enumerations are ExecuTorch's
-`schema/program.fbs`.
+A flatbuffer numbers a table's fields in the order of the schema; a union takes two numbers, that of
+its kind first. The enumerations below name the fields in ExecuTorch's `schema/program.fbs`.
 
-The offsets in a file are not trusted: `flatbuffers` does the arithmetic, and every failure of it,
-every vector longer than the buffer and every index outside a vector ends in ArtifactError. A buffer
-whose vectors hold more than it has bytes does, too: tables that refer to one another over and over
-would let a small file fill the memory.
+`flatbuffers` does the arithmetic. Each failure of it, each vector that is longer than the buffer
+and each index outside a vector raises ArtifactError. So do vectors that together hold more bytes
+than the buffer: tables that refer to one another many times could let a small file fill the memory.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from flatbuffers.table import Table as FlatTable
 from harness.errors import ArtifactError
 
 ONLY_FIELD = 0
-"""The field of a table that has one: a number, a text, `items` of a list, `data` of a buffer."""
+"""The field of a table with a single one: a number, a text, a list's items, a buffer's data."""
 
 
 class ProgramField(IntEnum):
@@ -89,7 +87,7 @@ class ChainField(IntEnum):
 
 
 class InstructionField(IntEnum):
-    """The fields of `Instruction`: which `InstructionArguments` it holds, and these."""
+    """The fields of `Instruction`: the kind of its arguments, and the arguments."""
 
     INSTR_ARGS_TYPE, INSTR_ARGS = range(2)
 
@@ -125,7 +123,7 @@ class JumpFalseCallField(IntEnum):
 
 
 class EValueField(IntEnum):
-    """The fields of `EValue`, a value: which of `KernelTypes` it holds, and that."""
+    """The fields of `EValue`: the kind of the value, and the value."""
 
     VAL_TYPE, VAL = range(2)
 
@@ -165,7 +163,7 @@ _FAILURES = (struct.error, IndexError, ValueError, TypeError, OverflowError)
 
 
 def damaged(what: str) -> ArtifactError:
-    """Return the error for a table that does not make sense."""
+    """Return the error for a table whose content is not valid."""
     return ArtifactError(
         f"the program's tables are damaged ({what}): the file is truncated or is not a .pte; "
         "export or copy it again"
@@ -173,7 +171,7 @@ def damaged(what: str) -> ArtifactError:
 
 
 class _Budget:
-    """How many bytes of vectors and tables may still be read from one buffer."""
+    """Counts the bytes of vectors and tables that may still be read from one buffer."""
 
     def __init__(self, buffer: memoryview) -> None:
         self._left = 2 * len(buffer)  # no byte needs to be read twice; strings may be shared
@@ -185,7 +183,7 @@ class _Budget:
 
 
 class Table:
-    """One flatbuffer table; its methods take the number of a field."""
+    """A table of a flatbuffer; its methods take the number of a field."""
 
     def __init__(self, buffer: memoryview, position: int, budget: _Budget) -> None:
         if not 0 <= position <= len(buffer) - 4:
@@ -202,7 +200,7 @@ class Table:
         return cls(buffer, encode.Get(packer.uoffset, buffer, 0), _Budget(buffer))
 
     def _field(self, field: int) -> int:
-        """Return the absolute position of a field, 0 when the table does not hold it."""
+        """Return the absolute position of a field, 0 when it is absent."""
         try:
             offset: int = self._table.Offset(4 + 2 * field)
         except _FAILURES:
@@ -220,7 +218,7 @@ class Table:
             raise damaged(f"field {field}") from None
 
     def child(self, field: int) -> Table | None:
-        """Return the table (or union member) that a field points at, None when absent."""
+        """Return the table (or union member) that a field points to, None when absent."""
         position = self._field(field)
         return self._at(position) if position else None
 
@@ -232,7 +230,7 @@ class Table:
         try:
             return bytes(data).decode()
         except UnicodeDecodeError:
-            raise damaged(f"field {field} is no UTF-8 text") from None
+            raise damaged(f"field {field} is not UTF-8 text") from None
 
     def vector(self, field: int, item_size: int) -> memoryview | None:
         """Return the bytes of a vector of scalars, None when absent."""

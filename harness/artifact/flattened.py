@@ -1,9 +1,9 @@
-"""A flattened folder: the way a Core ML delegate stores a package inside a .pte.
+"""A flattened folder: the bytes in which a Core ML delegate stores a package inside a .pte.
 
-File contents come first, one after another; then a JSON tree of nodes, its bytes in reverse order,
-so that a reader finds it from the end. A folder's node stands after those of its entries, the root
-last; offsets count from the first content. Source: ExecuTorch's
-`backends/apple/coreml/runtime/inmemoryfs`.
+The contents of all files come first, then a JSON tree of nodes. The bytes of the tree are in
+reverse order, so that a reader can start from the end. The node of a folder follows those of its
+entries, and the root comes last; offsets count from the start of the data.
+Source: ExecuTorch's `backends/apple/coreml/runtime/inmemoryfs`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _FIRST_LOOK = 1 << 16
 
 
 def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
-    """Return the files of a flattened folder, by their path below its root ("a/b.json").
+    """Return the files of a flattened folder by path, relative to its root ("a/b.json").
 
-    They come in the order of their contents, which `flatten` keeps. Raises ArtifactError, naming
-    `what`, when the tree is missing, damaged, cyclic, or holds a name that could leave a folder
-    it is extracted to.
+    They are in the order of their contents, which `flatten` keeps. Raises ArtifactError, naming
+    `what`, when the tree is missing, damaged or cyclic, and when a name in it could lead out of the
+    folder to which it is extracted.
     """
     nodes = _read_tree(data, what)
     files: dict[str, memoryview] = {}
@@ -36,7 +36,7 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
         if not isinstance(index, int) or not 0 <= index < len(nodes):
             raise ArtifactError(f"{what}: its file tree names node {index} of {len(nodes)}")
         if index in seen or len(path) > MAX_TREE_DEPTH:
-            raise ArtifactError(f"{what}: its file tree is no tree (node {index})")
+            raise ArtifactError(f"{what}: its file tree is not a tree (node {index})")
         seen.add(index)
         try:
             node = nodes[index]
@@ -69,11 +69,11 @@ def root_name(data: memoryview, what: str) -> str:
 
 
 def flatten(files: Mapping[str, bytes | memoryview], root: str = "root") -> bytes:
-    """Flatten files, by their path below a folder named `root`, as ExecuTorch does.
+    """Flatten files, given by their path relative to a folder named `root`, as ExecuTorch does.
 
-    Contents stand in the order of `files`, each folder's together, where its first one comes;
-    ExecuTorch's own order is that of a hash map, so it differs from platform to platform. Raises
-    ArtifactError for a path that could leave the folder, or that is a file and a folder.
+    Contents keep the order of `files`, but those of one folder come together, at the place of the
+    first. ExecuTorch's order is that of a hash map, so it differs between platforms. Raises
+    ArtifactError for a path that could lead out of the folder, or is both a file and a folder.
     """
     writer = _Writer()
     writer.folder(root, [(checked_path(path), content) for path, content in files.items()])
@@ -85,7 +85,7 @@ _Entry = tuple[tuple[str, ...], "bytes | memoryview"]  # path below a folder, co
 
 
 class _Writer:
-    """Collects contents and nodes; each call returns the number of the node that it adds."""
+    """Collects contents and nodes; its methods return the number of the node that they add."""
 
     def __init__(self) -> None:
         self.contents: list[bytes | memoryview] = []
@@ -117,7 +117,10 @@ class _Writer:
 
 
 def checked_path(path: str) -> tuple[str, ...]:
-    """Return the names in a file's path; raises ArtifactError when it could leave its folder."""
+    """Return the names in a file's path.
+
+    Raises ArtifactError when the path could lead out of its folder.
+    """
     return tuple(_checked_name(name, f"'{path}'") for name in path.split("/"))
 
 
@@ -128,7 +131,7 @@ def _checked_name(name: str, what: str) -> str:
 
 
 def _read_tree(data: memoryview, what: str) -> list[dict[str, Any]]:
-    """Return the nodes: the JSON value that the reversed end of the data starts with."""
+    """Return the nodes of the tree: the JSON value with which the reversed data starts."""
     look = _FIRST_LOOK
     while True:
         tail = bytes(data[max(0, len(data) - look) :])[::-1].lstrip(b"\0")

@@ -12,10 +12,10 @@ from harness.errors import ArtifactError
 
 
 def map_file(path: Path) -> memoryview:
-    """Map a file read-only, as bytes; nothing is read until it is touched.
+    """Map a file read-only, as bytes; the system reads a page when it is first accessed.
 
-    Raises ArtifactError when there is no such file, or it cannot be opened, or it is a pipe or a
-    device: opening one could wait for ever.
+    Raises ArtifactError when the file does not exist or cannot be opened, and for a pipe or a
+    device, which could block forever.
     """
     try:
         found = path.stat()
@@ -32,7 +32,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; a path that cannot be looked at is none, and not an error."""
+    """Return whether a path is a folder; False when it cannot be accessed."""
     try:
         return path.is_dir()
     except OSError:
@@ -44,7 +44,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
-    """Return `size` bytes from `offset`; raises ArtifactError when they are not all there."""
+    """Return `size` bytes from `offset`; raises ArtifactError when the data ends before that."""
     if offset < 0 or size < 0 or offset + size > len(data):
         raise ArtifactError(
             f"{what} claims bytes {offset} to {offset + size}, but only {len(data)} are there: "
@@ -54,7 +54,10 @@ def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
 
 
 class FolderFiles(Mapping[str, memoryview]):
-    """The regular files below a folder, mapped on first use; links that leave it are refused."""
+    """The regular files below a folder by path, each mapped when it is first read.
+
+    Raises ArtifactError for a link that leads out of the folder, and for too many files.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not is_folder(folder):
@@ -90,7 +93,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 class SubFiles(Mapping[str, memoryview]):
-    """The files of another mapping that lie below one of its folders."""
+    """The files of another mapping that are below one of its folders, by path in that folder."""
 
     def __init__(self, files: Mapping[str, memoryview], folder: str) -> None:
         self._files = files

@@ -36,7 +36,7 @@ WEIGHT_REFERENCE = f"{_MODEL_PATH}{WEIGHTS}"
 
 
 class Package:
-    """One package, read lazily. `files` maps a path below the package's root to bytes."""
+    """A package, read lazily. `files` maps paths relative to the package's root to bytes."""
 
     def __init__(self, files: Mapping[str, memoryview], what: str) -> None:
         self.files = files
@@ -46,9 +46,9 @@ class Package:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Package:
-        """Open an .mlpackage folder; every file in it is mapped when it is first asked for.
+        """Open an .mlpackage folder; each of its files is mapped when it is first read.
 
-        Raises ArtifactError when it is not one, without a look at what else a folder holds.
+        Raises ArtifactError for a folder without a manifest before it lists the folder's files.
         """
         try:
             is_package = (folder / MANIFEST).exists()
@@ -60,7 +60,7 @@ class Package:
 
     @cached_property
     def spec_path(self) -> str:
-        """The path of the model specification, as the manifest gives it."""
+        """The path of the model specification, from the manifest."""
         manifest = self.files.get(MANIFEST)
         if manifest is None:
             raise ArtifactError(f"{self.what}: not an .mlpackage (no Manifest.json)")
@@ -85,19 +85,19 @@ class Package:
 
     @property
     def is_multifunction(self) -> bool:
-        """Whether each function has a description of its own, and must be loaded by name."""
+        """Whether each function has its own description, and must be loaded by name."""
         return len(self.model.description.functions) > 0
 
     @property
     def default_function(self) -> str:
-        """The function that Core ML runs when it is asked for none by name."""
+        """The function that Core ML runs when the caller names none."""
         return self.model.description.defaultFunctionName or "main"
 
     def description(self, function: str) -> Description:
-        """Return what describes a function's inputs, outputs and states.
+        """Return the description of a function's inputs, outputs and states.
 
-        Raises ArtifactError unless there is one description of it. The top level of a package
-        with several functions, none of which has an entry, describes the default function only.
+        Raises ArtifactError unless the function is described once. The top level of a package that
+        is not multifunction describes its only function, or of several the default one.
         """
         if self.is_multifunction:
             count = sum(entry.name == function for entry in self.model.description.functions)
@@ -111,9 +111,9 @@ class Package:
         return described(self.model.description, function)
 
     def operations(self, function: str) -> Block:
-        """Return the operations of a function's block for its opset.
+        """Return the block that a function has for its opset.
 
-        Raises ArtifactError when the function, or that block, is not there.
+        Raises ArtifactError when the function or the block does not exist.
         """
         if function not in self.functions:
             names = ", ".join(sorted(self.functions)) or "none"
@@ -137,7 +137,7 @@ class Package:
         return self._blobs[key]
 
     def weights(self, function: str) -> frozenset[tuple[str, int]]:
-        """Return the references (file name, offset) of all weights that a function uses."""
+        """Return the references (file name, offset) to all weights that a function uses."""
         if function not in self._weights:
             references = _in_block(self.operations(function))
             self._weights[function] = frozenset((r.fileName, r.offset) for r in references)
@@ -145,7 +145,7 @@ class Package:
 
     @property
     def size(self) -> int:
-        """The bytes of all files together."""
+        """The size of all files together, in bytes."""
         return sum(len(self.files[name]) for name in self.files)
 
 
@@ -155,16 +155,16 @@ def core_ml_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def described(description: ModelDescription, function: str) -> Description:
-    """Return the entry of a function in a model's description, without one the top level.
+    """Return a function's entry in a model's description, or the top level when it has none.
 
-    A multifunction model has an entry for each function. The top level of any other describes its
-    inputs, outputs and states; that of a multifunction model has none.
+    A multifunction model has an entry for each function. Any other model describes the inputs,
+    outputs and states of its function at the top level.
     """
     return next((entry for entry in description.functions if entry.name == function), description)
 
 
 def blob_references(function: Any) -> Iterator[Any]:
-    """Yield every `BlobFileValue` message of a `Function`, to be read or to be changed."""
+    """Yield every `BlobFileValue` message of a `Function`; callers may change it."""
     yield from _in_values(function.attributes.values())
     for block in function.block_specializations.values():
         yield from _in_block(block)
@@ -190,7 +190,7 @@ def _in_values(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _entries(immediate: Any) -> Iterator[Any]:
-    """Yield the values that a compound value is made of; a tensor is made of none."""
+    """Yield the values in a tuple, a list or a dictionary; a tensor holds none."""
     match immediate.WhichOneof("value"):
         case "tuple":
             yield from immediate.tuple.values
@@ -203,7 +203,7 @@ def _entries(immediate: Any) -> Iterator[Any]:
 
 
 def data_folder(package: Path) -> Path:
-    """Return the folder of a package that holds its specification and its weights."""
+    """Return the folder in a package for its specification and its weights."""
     return package / "Data" / _AUTHOR
 
 

@@ -1,9 +1,9 @@
 """The protobuf messages of a Core ML model, without importing coremltools.
 
-coremltools carries the generated classes in `coremltools/proto`. The ordinary import of them
-imports all of coremltools, which takes 9 s; a package of our own with the same folder as its path
-gives the same classes in 40 ms. coremltools has no types for them; ours are in
-`stubs/coremltools/proto`, for mypy only.
+The generated classes are in `coremltools/proto`. To import them from there imports all of
+coremltools, which takes 9 s. A package of our own whose path is the same folder gives the same
+classes in 40 ms. coremltools has no types for them; ours, for mypy only, are in
+`stubs/coremltools/proto`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PACKAGE = "harness.artifact._coremltools_proto"
 
 @dataclass(frozen=True)
 class MilType:
-    """A MIL dtype: its own name, numpy's name for what holds a value, its size in bits."""
+    """A MIL dtype: its name, the numpy dtype that holds its values, and its size in bits."""
 
     name: str
     numpy: str
@@ -68,7 +68,7 @@ _FEATURE_TYPES = {
 
 
 def proto_module(name: str) -> ModuleType:
-    """Return a module of `coremltools.proto`; raise NotInstalledError without coremltools."""
+    """Return a module of `coremltools.proto`; raises NotInstalledError without coremltools."""
     if _PACKAGE not in sys.modules:
         spec = importlib.util.find_spec("coremltools")
         if spec is None or spec.origin is None:
@@ -81,16 +81,16 @@ def proto_module(name: str) -> ModuleType:
 
 @functools.cache
 def mil_types() -> dict[int, MilType]:
-    """Return the dtypes of an ML Program by their numbers in its messages (`DataType`)."""
+    """Return the dtypes of ML Programs by number (`DataType` in `MIL.proto`)."""
     number = proto_module("MIL_pb2").DataType.Value
     return {number(dtype.name): dtype for dtype in _MIL_TYPES}
 
 
 @functools.cache
 def feature_types() -> dict[int, str]:
-    """Return numpy's names of the dtypes that arrays have in a model's description.
+    """Return the dtypes of arrays in a model's description, in numpy's names.
 
-    Keys are their numbers in the description's messages (`ArrayDataType`).
+    Keys are the numbers of `ArrayDataType` in `FeatureTypes.proto`.
     """
     number = proto_module("FeatureTypes_pb2").ArrayFeatureType.ArrayDataType.Value
     return {number(name): dtype for name, dtype in _FEATURE_TYPES.items()}
@@ -103,7 +103,10 @@ def new_model() -> Model:
 
 
 def parse_model(data: memoryview, what: str) -> Model:
-    """Return the `Model` message of a `model.mlmodel`; raise ArtifactError, naming `what`."""
+    """Return the `Model` message of a `model.mlmodel`.
+
+    Raises ArtifactError, naming `what`, when it cannot be parsed or holds no ML Program.
+    """
     if len(data) > MAX_SPEC_BYTES:
         raise ArtifactError(f"{what}: model.mlmodel has {len(data)} bytes; 1 GB is the limit")
     model = new_model()

@@ -1,7 +1,7 @@
-"""What an ExecuTorch program (.pte) holds: methods, values, instructions, delegates and data.
+"""The content of an ExecuTorch program (.pte): methods, values, instructions, delegates, data.
 
-The names are those of ExecuTorch's `schema/program.fbs`. Payloads are slices of the memory map;
-nothing is copied until it is used. `pte_reader` makes these from bytes.
+The names are those of ExecuTorch's `schema/program.fbs`. Payloads are slices of the memory map, not
+copies. `pte_reader` makes these objects from bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from harness.errors import ArtifactError
 class TensorValue:
     """A tensor of a method: dtype (numpy's name), shape, and its bytes when it is a constant.
 
-    `dim_order` lists the axes from the outermost in memory to the innermost; empty stands for
-    the order of the shape. The shape of one that is `resizable` is the largest that it may have.
-    `initial` holds the bytes of a buffer that starts with some and is written to later.
+    `dim_order` lists the axes from the outermost in memory to the innermost; when it is empty, the
+    order is that of the shape. A `resizable` tensor may have any shape up to `shape`. `initial`
+    holds the first content of a buffer that the method writes to later.
     """
 
     dtype: str
@@ -35,14 +35,20 @@ class TensorValue:
     initial: memoryview | None = None
 
     def allows(self, shape: Sequence[int]) -> bool:
-        """Whether the tensor may have this shape: its own, or when it is resizable one of as many
-        axes and no more elements. Source: `TensorImpl::internal_resize_contiguous`."""
+        """Return whether the tensor may have this shape.
+
+        A resizable tensor may have any shape of the same rank and no more elements, any other only
+        its own. Source: ExecuTorch's `TensorImpl::internal_resize_contiguous`.
+        """
         if self.resizable and len(shape) == len(self.shape):
             return math.prod(shape) <= math.prod(self.shape)
         return tuple(shape) == self.shape
 
     def array(self) -> np.ndarray:
-        """Return a constant's value, a view of the file; its buffer may be padded past the end."""
+        """Return a constant's value, a view of the file; its data may end in padding.
+
+        Raises ArtifactError when the tensor has no data, or too little for its shape.
+        """
         count = math.prod(self.shape)
         if self.data is None or self.dtype == "bfloat16":
             raise damaged(f"a constant of dtype {self.dtype} without data that numpy can hold")
@@ -58,7 +64,7 @@ class TensorValue:
 
 @dataclass(frozen=True)
 class ListValue:
-    """A list of a method's values, by index; -1 stands for None in an optional list."""
+    """A list of indices of a method's values; in an optional list, -1 means None."""
 
     items: tuple[int, ...]
 
@@ -68,7 +74,7 @@ Value = TensorValue | ListValue | bool | int | float | str | tuple[Any, ...] | N
 
 @dataclass(frozen=True)
 class KernelCall:
-    """Run the operator `name.overload`; `args` are value indices, outputs among them."""
+    """Run the operator `name.overload` on the values `args`, which include its outputs."""
 
     operator: str
     args: tuple[int, ...]
@@ -92,7 +98,7 @@ class MoveCall:
 
 @dataclass(frozen=True)
 class JumpFalseCall:
-    """Go on at instruction `destination` when the value `condition` is false."""
+    """Continue at the instruction `destination` when the value `condition` is false."""
 
     condition: int
     destination: int
@@ -100,7 +106,7 @@ class JumpFalseCall:
 
 @dataclass(frozen=True)
 class FreeCall:
-    """The value `value` is not used again."""
+    """Drop the value `value`, which no later instruction uses."""
 
     value: int
 
@@ -110,7 +116,7 @@ Instruction = KernelCall | DelegateCall | MoveCall | JumpFalseCall | FreeCall
 
 @dataclass(frozen=True)
 class DelegateData:
-    """What a backend is handed at load: its id, the processed bytes, the compile specs."""
+    """What ExecuTorch passes to a backend at load: its id, the processed bytes, compile specs."""
 
     backend: str
     processed: memoryview
@@ -119,7 +125,7 @@ class DelegateData:
 
 @dataclass(frozen=True)
 class PteMethod:
-    """One execution plan. `inputs` and `outputs` are indices into `values`."""
+    """A method, in the schema an execution plan; `inputs` and `outputs` index `values`."""
 
     name: str
     values: tuple[Value, ...]
@@ -130,23 +136,23 @@ class PteMethod:
 
     @property
     def is_constant(self) -> bool:
-        """Whether this is a constant method: no input, no instruction, it only returns values."""
+        """Whether the method has no inputs and no instructions, and so only returns values."""
         return not self.instructions and not self.inputs
 
 
 @dataclass(frozen=True)
 class Pte:
-    """A whole program."""
+    """A program."""
 
     methods: dict[str, PteMethod]
     named_data: dict[str, memoryview]
     size: int
 
     def constant(self, method: PteMethod) -> Any:
-        """Return what a constant method returns: a bool, int, float, str or array, or a tuple of
-        those where it returns several, as a list of end-of-text tokens does.
+        """Return the result of a constant method: a bool, int, float, str or array.
 
-        Raises ArtifactError when it returns anything else.
+        A method with several outputs, such as a list of end-of-text tokens, gives a tuple of these.
+        Raises ArtifactError when the method returns anything else.
         """
         values = tuple(_constant(method.values[index], method.name) for index in method.outputs)
         return values[0] if len(values) == 1 else values

@@ -77,7 +77,7 @@ SCALAR_TYPES = {
 
 
 def read_pte(path: Path) -> Pte:
-    """Read the tables of a .pte; raises ArtifactError when it is truncated or is not one."""
+    """Read the tables of a .pte; raises ArtifactError when the file is truncated or not a .pte."""
     return parse_pte(map_file(path), str(path))
 
 
@@ -95,7 +95,7 @@ def parse_pte(data: memoryview, what: str) -> Pte:
 
 
 class ProgramTables:
-    """Walks a program's tables once."""
+    """Reads the tables of a program, each once."""
 
     def __init__(self, data: memoryview) -> None:
         self._file = data
@@ -108,7 +108,7 @@ class ProgramTables:
         self._mutable_segments = list(self._root.children(ProgramField.MUTABLE_DATA_SEGMENTS))
 
     def program(self) -> Pte:
-        """Read everything that is not payload."""
+        """Read all tables; payloads and constants stay slices of the file."""
         named_data = {}
         for table in self._root.children(ProgramField.NAMED_DATA):
             key = table.text(NamedDataField.KEY)
@@ -126,7 +126,7 @@ class ProgramTables:
         return [table.vector(ONLY_FIELD, 1) for table in self._root.children(field)]
 
     def _extents(self) -> tuple[memoryview, int]:
-        """Return the bytes that hold the tables, and where the segments start."""
+        """Return the bytes that hold the tables, and the offset of the segments."""
         if len(self._file) < 8 + _EXTENDED_HEADER.size:
             raise damaged("shorter than its header")
         magic, _, size, base = _EXTENDED_HEADER.unpack_from(self._file, 8)
@@ -217,7 +217,7 @@ class ProgramTables:
         return self._part(self._mutable_segments[number], index, "the first value of a buffer,")
 
     def _part(self, parts: Table, index: int, what: str) -> memoryview:
-        """Return a part of a segment, up to the segment's end."""
+        """Return a segment's bytes from the start of part `index` to the segment's end."""
         offsets = parts.numbers(SubsegmentOffsetsField.OFFSETS, "uint64")
         if index >= len(offsets):
             raise damaged(f"{what} {index} of {len(offsets)}")
@@ -257,7 +257,7 @@ _VALUES: dict[int, Callable[[ProgramTables, Table], Value]] = {
         table.numbers(ONLY_FIELD, "int32")
     ),
 }
-"""The kind of a value -> how it is read. An IntList holds value indices, too."""
+"""The kind of a value -> the function that reads it. An IntList holds indices of values, too."""
 
 
 def _operator_name(table: Table) -> str:
@@ -296,7 +296,7 @@ def _instruction(table: Table, operators: list[str]) -> Instruction:
 
 
 def _check_indices(method: PteMethod) -> None:
-    """Raise ArtifactError unless every index names a value, a delegate or an instruction."""
+    """Raise ArtifactError for an index without a value, a delegate or an instruction."""
     used = [*method.inputs, *method.outputs]
     for value in method.values:
         used += [i for i in value.items if i != -1] if isinstance(value, ListValue) else []

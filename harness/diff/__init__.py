@@ -1,4 +1,4 @@
-"""What changed between two artifacts: program, operations, weights, metadata, size. No torch."""
+"""Compares two artifacts: programs, operations, weights, metadata and sizes. No torch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _Files = Mapping[str, memoryview]
 
 
 def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
-    """Return what differs, from the whole to the parts; nothing when every byte is equal.
+    """Return the differences, from the whole to the parts; none when all bytes are equal.
 
-    Raises HarnessError when one is a program and the other a package, ArtifactError when a part
-    that has to be read is damaged.
+    Raises HarnessError when one artifact is a program and the other a package, and ArtifactError
+    when a part that is compared is damaged.
     """
     if (a.package is None) != (b.package is None):
         package, program = (x.path for x in ((a, b) if a.package is not None else (b, a)))
@@ -42,7 +42,7 @@ def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
 
 
 def _files(artifact: Artifact) -> _Files:
-    """Return an artifact's files by name; of one that is a single file, that one."""
+    """Return an artifact's files by name; a single file has the name ""."""
     if is_folder(artifact.path):
         return FolderFiles(artifact.path)
     return {"": map_file(artifact.path)}
@@ -50,7 +50,7 @@ def _files(artifact: Artifact) -> _Files:
 
 def _diff_files(a: _Files, b: _Files) -> Iterator[Difference]:
     yield from changed("", "size", *({"bytes": sum(map(len, x.values()))} for x in (a, b)))
-    if "" in (*a, *b):  # the one file of a .pte: its parts tell more
+    if "" in (*a, *b):  # a .pte is a single file; its parts show more
         return
     for name in sorted({*a, *b}):
         sizes = [len(files[name]) if name in files else None for files in (a, b)]

@@ -1,8 +1,8 @@
-"""Two functions side by side: their operations, and their weights.
+"""Compares two functions: their operations and their weights.
 
-Operations that have a counterpart are compared in what they do and hold. Their weights are compared
-one by one, which finds two that changed places. All other weights are matched by their content
-first, then by their name.
+`align` finds the operations that have a counterpart. Their inputs and weights are compared one by
+one, which finds two weights that changed places. The weights of all other operations are matched by
+content first, then by name.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from harness.artifact.package import Package
 from harness.diff.difference import Difference, changed
 from harness.diff.steps import RETURN, Step, type_text
 
-_MAX_PAIRS = 50_000_000  # of operations to be aligned exactly; beyond, difflib's heuristic
+_MAX_PAIRS = 50_000_000  # of operations aligned exactly; beyond, difflib's heuristic applies
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Two functions' steps: those that correspond, and those that do not.
+    """The steps of two functions: the pairs that correspond, and the rest of each.
 
-    `first` shows the first place where they part; None where one function has nothing there.
+    `first` shows the first steps without a counterpart; None where a function has no such step.
     """
 
     matched: tuple[tuple[Step, Step], ...]
@@ -35,7 +35,7 @@ class Alignment:
 
 
 def align(a: Sequence[Step], b: Sequence[Step]) -> Alignment:
-    """Match steps with equal keys, in order, the longest runs first."""
+    """Match steps with equal keys in order, the longest runs first."""
     matched: list[tuple[Step, Step]] = []
     only_a: list[Step] = []
     only_b: list[Step] = []
@@ -56,7 +56,7 @@ def _shown(steps: Sequence[Step], start: int, stop: int) -> str | None:
 
 
 def _runs(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int, int]]:
-    """Return runs of equal items: index in `a`, index in `b`, length; the last ends both."""
+    """Return runs of equal items (index in `a`, index in `b`, length); the last ends both lists."""
     shorter = min(len(a), len(b))
     start = next((n for n in range(shorter) if a[n] != b[n]), shorter)
     rest = shorter - start
@@ -89,10 +89,10 @@ def diff_operations(
 
 
 def _rewired(where: str, alignment: Alignment, names: dict[str, str]) -> Iterator[Difference]:
-    """Yield the first operation that takes other values than its counterpart does.
+    """Yield the first operation whose inputs are not those of its counterpart.
 
-    A value whose maker has no counterpart is told of there. An input of the function, which nothing
-    makes, corresponds to the one of the same name.
+    This ignores values made by operations without a counterpart, which are reported themselves. An
+    input of one function corresponds to the input of the same name of the other.
     """
     alone_in_a = {name for step in alignment.only_a for name in step.outputs}
     alone_in_b = {name for step in alignment.only_b for name in step.outputs}
@@ -116,7 +116,7 @@ def _rewired(where: str, alignment: Alignment, names: dict[str, str]) -> Iterato
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight as a function uses it; `digest` is of its bytes."""
+    """A weight of a function; `digest` is the SHA-256 of its bytes."""
 
     name: str
     type: str
@@ -125,24 +125,24 @@ class Weight:
 
     @property
     def content(self) -> tuple[str, str]:
-        """What makes two weights the same, whatever they are called."""
+        """Type and digest, which are equal for equal weights of any name."""
         return self.type, self.digest
 
     @property
     def text(self) -> str:
-        """Type, size and the beginning of the digest."""
+        """Type, size in bytes and the first digits of the digest."""
         return f"{self.type}, {self.size:,} bytes, #{self.digest[:8]}"
 
 
 class Weights:
-    """The weights of a package, each read once for all functions that share it."""
+    """The weights of a package; each is read once for all functions that share it."""
 
     def __init__(self, package: Package) -> None:
         self._package = package
         self._digests: dict[tuple[str, int], str] = {}
 
     def __call__(self, name: str, value: Any) -> Weight:
-        """Return what a `Value` refers to; raises ArtifactError when it is not there."""
+        """Return the weight to which a `Value` refers; raises ArtifactError without one."""
         key = (value.blobFileValue.fileName, value.blobFileValue.offset)
         blob = self._package.blob(*key)
         if key not in self._digests:
@@ -151,7 +151,7 @@ class Weights:
 
 
 def diff_weights(where: str, alignment: Alignment, a: Weights, b: Weights) -> Iterator[Difference]:
-    """Yield a difference for each weight of one function that the other has not, or not there."""
+    """Yield a difference for each weight that the other function lacks, or has elsewhere."""
     pairs = dict.fromkeys(
         (a(*x), b(*y))
         for ours, theirs in alignment.matched
@@ -169,7 +169,7 @@ def diff_weights(where: str, alignment: Alignment, a: Weights, b: Weights) -> It
 
 
 def _diff_others(where: str, a: list[Weight], b: list[Weight]) -> Iterator[Difference]:
-    """Compare weights of operations without counterparts."""
+    """Yield the differences between weights of operations without counterparts."""
     for same in (lambda w: w.content, lambda w: w.name):
         a, b, pairs = _paired(a, b, same)
         for old, new in pairs:
@@ -184,7 +184,7 @@ def _diff_others(where: str, a: list[Weight], b: list[Weight]) -> Iterator[Diffe
 def _paired(
     a: Iterable[Weight], b: Iterable[Weight], key: Callable[[Weight], Any]
 ) -> tuple[list[Weight], list[Weight], list[tuple[Weight, Weight]]]:
-    """Pair weights with equal keys; return those left of `a`, of `b`, and the pairs."""
+    """Pair weights with equal keys; return the rest of `a`, the rest of `b`, and the pairs."""
     waiting: dict[Any, list[Weight]] = {}
     for weight in b:
         waiting.setdefault(key(weight), []).append(weight)

@@ -1,4 +1,4 @@
-"""Two Core ML packages side by side: what describes them, and each function that both run."""
+"""Compares two Core ML packages: their descriptions, and each pair of their functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FEATURES = ("input", "output", "state")
 
 
 class Pair:
-    """Two packages, compared as often as methods refer to them, each thing once."""
+    """Two packages; however many methods refer to them, each pair of functions is compared once."""
 
     def __init__(self, a: Package, b: Package) -> None:
         self._packages = a, b
@@ -26,7 +26,7 @@ class Pair:
         self._same = same_files(a.files, b.files)
 
     def package(self, where: str) -> Iterator[Difference]:
-        """Yield what differs in the packages as a whole."""
+        """Yield the differences between the packages as a whole."""
         if self._same:
             return
         yield from changed(where, "package", *map(_facts, self._packages))
@@ -35,7 +35,7 @@ class Pair:
         yield from changed(where, "function", *functions)
 
     def function(self, where: str, a: str, b: str) -> Iterator[Difference]:
-        """Yield what differs in two functions; nothing when these two were compared before."""
+        """Yield the differences of two functions, unless these two were compared before."""
         if (self._same and a == b) or (a, b) in self._seen:
             return
         self._seen.add((a, b))
@@ -72,7 +72,7 @@ def _metadata(package: Package) -> dict[str, str]:
 
 
 def _features(package: Package, function: str) -> dict[str, str]:
-    """Return what Core ML's interface says of a function: each feature as text, by its name."""
+    """Return the features in a function's description as text, by kind and name."""
     description = described(package.model.description, function)
     return {
         f"{field} {feature.name}": " ".join(str(feature.type).split())

@@ -1,4 +1,4 @@
-"""Two ExecuTorch programs side by side: methods, their calls and delegates, constants, options."""
+"""Compares two ExecuTorch programs: methods, calls, delegates, constants and options."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.artifact.pte import DelegateCall, KernelCall, Pte
 from harness.diff.difference import Difference, changed, reordered
 from harness.diff.packages import Pair
 
-_FEW_VALUES = 32  # of a constant tensor, shown as they are
+_MAX_SHOWN = 32  # values of a constant array; a larger one is shown by its digest
 
 
 def diff_programs(a: Artifact, b: Artifact) -> Iterator[Difference]:
-    """Yield the differences of two .pte files."""
+    """Yield the differences between two programs."""
     yield from changed("", "method", *(dict.fromkeys(x.methods, "there") for x in (a, b)))
     yield from changed("", "option", _options(a.pte), _options(b.pte))
     yield from _diff_constants(a.constants, b.constants)
@@ -49,7 +49,8 @@ def _by_name(tensors: tuple[Tensor, ...]) -> dict[str, str]:
 
 
 def _calls(pte: Pte | None, method: str) -> dict[str, Any]:
-    """Return what a method executes, in order, values by number; and other backends' delegates."""
+    """Return a method's calls in order, with the indices of their values, and its delegates of
+    other backends."""
     assert pte is not None
     texts = []
     for call in pte.methods[method].instructions:
@@ -69,7 +70,7 @@ def _calls(pte: Pte | None, method: str) -> dict[str, Any]:
 
 
 def _options(pte: Pte | None) -> dict[str, list[str]]:
-    """Return the compile specs of all delegates: each key with the values that occur."""
+    """Return the compile specs of all delegates: the values of each key."""
     assert pte is not None
     found: dict[str, set[str]] = {}
     for method in pte.methods.values():
@@ -83,7 +84,7 @@ def _options(pte: Pte | None) -> dict[str, list[str]]:
 def _diff_delegates(
     a: tuple[Delegate, ...], b: tuple[Delegate, ...], pairs: dict[tuple[int, int], Pair]
 ) -> Iterator[Difference]:
-    """Compare delegates by their index in the method, and the packages that they run."""
+    """Yield the differences between delegates of the same index, and between their packages."""
     indexed = [{delegate.index: delegate for delegate in found} for found in (a, b)]
     for index in dict.fromkeys([d.index for d in (*a, *b)]):
         ours, theirs = (found.get(index) for found in indexed)
@@ -99,7 +100,7 @@ def _diff_delegates(
 
 
 def _delegate(delegate: Delegate | None) -> dict[str, Any]:
-    """Return what a delegate is handed, and by which names it passes arguments."""
+    """Return a delegate's payload and function, and the names by which it passes arguments."""
     if delegate is None:
         return {}
     reference = delegate.reference
@@ -121,11 +122,11 @@ def _diff_constants(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Diff
 
 
 def _constant(value: Any) -> str:
-    """Return a constant as text; an array by its values when they are few, or by a digest."""
+    """Return a constant as text: an array by its values when they are few, else by a digest."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_constant, value))})"
     if isinstance(value, np.ndarray):
-        few = value.size <= _FEW_VALUES
+        few = value.size <= _MAX_SHOWN
         shown = value.tolist() if few else f"#{_digest(value.tobytes())}"
         return f"{value.dtype}{list(value.shape)} {shown}"
     return repr(value)

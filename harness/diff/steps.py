@@ -1,8 +1,8 @@
-"""The operations of a function in a form that can be compared.
+"""Turns the operations of a function into steps that can be compared.
 
-An operation is told by a signature in which no name occurs: its type, the types of what it takes
-and gives, and its constants. Names that a converter numbers anew are thus no difference. Constants
-are no operations here; they belong to the operations that take them.
+A step has a signature without names: the operation's type, the types of its inputs and outputs, and
+its constants. Two functions whose values only have other names therefore give equal steps. A
+constant is not a step; it belongs to the operations that use it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import Any
 
 from harness.artifact.proto import mil_types
 
-_LONGEST = 60  # characters of a constant shown as it is; a longer one is shown by its digest
-_LONGEST_TYPE = 200
-_WORD = 8  # hex digits of a digest: enough to tell two constants of one place apart
-RETURN = "return"  # the type of the step that stands for what a function gives back
+_MAX_CONSTANT = 60  # characters of a constant's text; a longer one is shown by its digest
+_MAX_TYPE = 200
+_DIGITS = 8  # of a digest in hex: enough to distinguish two constants of one operation
+RETURN = "return"  # the type of the last step, whose inputs are the function's outputs
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operation; `inputs` and `outputs` are names of values, `weights` the names and
-    `Value`s of what it takes from the weight file, in the signature's order."""
+    """An operation; `inputs` and `outputs` are names of values.
+
+    `weights` holds the name and the `Value` of each weight that it takes from the weight file, in
+    the order of the signature.
+    """
 
     type: str
     signature: str
@@ -34,17 +37,17 @@ class Step:
 
     @property
     def key(self) -> tuple[str, int, int, int]:
-        """What steps that correspond have in common."""
+        """The properties that are equal for steps that correspond."""
         return self.signature, len(self.inputs), len(self.outputs), len(self.weights)
 
     @property
     def text(self) -> str:
-        """The operation as a line."""
+        """The operation as one line."""
         return f"{', '.join(self.outputs)} = {self.signature}" if self.outputs else self.signature
 
 
 def steps(function: Any, block: Any) -> list[Step]:
-    """Return the operations of a function's block, and last what it returns."""
+    """Return the operations of a function's block, and a last step for its outputs."""
     reader = _Scope(ChainMap(), ChainMap())
     reader.types.update({value.name: type_text(value.type) for value in function.inputs})
     found = reader.operations(block)
@@ -54,7 +57,7 @@ def steps(function: Any, block: Any) -> list[Step]:
 
 
 class _Taken:
-    """What the operation that is being read takes: values, and weights."""
+    """Collects the values and weights that an operation takes while it is read."""
 
     def __init__(self) -> None:
         self.values: list[str] = []
@@ -65,7 +68,7 @@ class _Taken:
 
 
 class _Scope:
-    """Reads operations in order; knows the types of the variables, and the constants, so far."""
+    """Reads operations in order, and keeps the types of variables and the constants so far."""
 
     def __init__(self, types: ChainMap[str, str], constants: ChainMap[str, Any]) -> None:
         self.types = types
@@ -105,14 +108,17 @@ class _Scope:
         return self.variable(binding.name, taken)
 
     def variable(self, name: str, taken: _Taken) -> str:
-        """Return a variable's type, or what it holds when it is a constant."""
+        """Return the type of a variable, or the text of a constant."""
         if name in self.constants:
             return _constant(name, self.constants[name], taken)
         taken.values.append(name)
         return self.types.get(name, "unknown")
 
     def _nested(self, block: Any, taken: _Taken) -> str:
-        """Return an inner block as text: its own values by number, outer ones as inputs."""
+        """Return an inner block as text, with numbers for its own values.
+
+        Values from outside the block become inputs of the operation.
+        """
         inner = _Scope(self.types.new_child(), self.constants.new_child())
         numbers: dict[str, int] = {}
         for value in block.inputs:
@@ -148,10 +154,10 @@ def _wire(name: str, numbers: Mapping[str, int], taken: _Taken) -> str:
 def type_text(value_type: Any) -> str:
     """Return a `ValueType` as text: `FLOAT16[1, 64]`, `state FLOAT16[8]`, `list of STRING[]`.
 
-    One of hundreds of axes comes as a digest: it stands once for each operation that takes it.
+    The text of a type with hundreds of axes is a digest: each operation that takes it repeats it.
     """
     text = _type_text(value_type)
-    return text if len(text) <= _LONGEST_TYPE else f"type #{_digest(value_type)}"
+    return text if len(text) <= _MAX_TYPE else f"type #{_digest(value_type)}"
 
 
 def _type_text(value_type: Any) -> str:
@@ -178,13 +184,13 @@ def shape(tensor: Any) -> tuple[int | str, ...]:
 
 
 def is_weight(value: Any) -> bool:
-    """Whether a `Value` stands in the weight file."""
+    """Return whether a `Value` is in the weight file."""
     kind: str | None = value.WhichOneof("value")
     return kind == "blobFileValue"
 
 
 def value_text(value: Any) -> str:
-    """Return a `Value` as text; of a weight, the type only: its content is compared elsewhere."""
+    """Return a `Value` as text; of a weight the type only, as its content is compared by digest."""
     kind = type_text(value.type)
     if is_weight(value):
         return f"weight {kind}"
@@ -192,13 +198,13 @@ def value_text(value: Any) -> str:
     field = immediate.tensor.WhichOneof("value")
     if immediate.WhichOneof("value") == "tensor" and field not in (None, "bytes"):
         items = getattr(immediate.tensor, field).values
-        if len(items) <= _LONGEST // 2:
+        if len(items) <= _MAX_CONSTANT // 2:
             text = ", ".join(map(repr, items))
-            if len(text) <= _LONGEST:
+            if len(text) <= _MAX_CONSTANT:
                 return f"{kind} {text}"
     return f"{kind} #{_digest(immediate)}"
 
 
 def _digest(message: Any) -> str:
     content = message.SerializeToString(deterministic=True)
-    return hashlib.sha256(content).hexdigest()[:_WORD]
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]

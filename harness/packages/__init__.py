@@ -38,7 +38,7 @@ _FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # Core ML compiles it to
 
 
 class Part(NamedTuple):
-    """One function to take: where from, its name there, and its name in the combined package."""
+    """A function to copy: its package, its name there, and its name in the combined package."""
 
     package: Path
     source: str
@@ -50,8 +50,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Combined:
-    """What was made: weight bytes that stand in it and that its functions use, and the metadata
-    on which the parts disagree, which was left out."""
+    """The outcome of a combination.
+
+    `stored` is the bytes of weights in the package; `used` counts a weight once for each function
+    that uses it. `left_out` names the metadata that differed between the parts.
+    """
 
     default_function: str
     stored: int
@@ -67,10 +70,11 @@ def combine_packages(
 ) -> Combined:
     """Write a package of the functions `parts`: (package, its function, name in the new one).
 
-    `default_function` is a name in the new package, the first part's unless given. The same
-    parts give the same bytes. `output` appears whole or not at all; an .mlpackage that stands
-    there is replaced only when `replace` is set. Raises HarnessError when names collide, when a
-    function is not there, or when packages cannot be combined; ArtifactError when one is damaged.
+    `default_function` is a name in the new package; without it, that of the first part is the
+    default. The same parts give the same bytes. `output` appears whole or not at all; an existing
+    .mlpackage is replaced only when `replace` is set. Raises HarnessError when names collide, when
+    a function does not exist, or when packages cannot be combined; ArtifactError when one is
+    damaged.
     """
     chosen = [Part(Path(package), source, target) for package, source, target in parts]
     _check_names(chosen, output, default_function)
@@ -110,8 +114,8 @@ def _check_names(parts: Sequence[Part], output: Path, default: str | None) -> No
 
 
 def _copy_function(model: Any, part: Part, package: Package) -> None:
-    """Add a part's function and its description; raises ArtifactError when it has none."""
-    package.operations(part.source)  # the function and the block of its opset are there
+    """Add a part's function and its description; raises ArtifactError when either is missing."""
+    package.operations(part.source)  # raises when the function or its block is missing
     model.mlProgram.functions[part.target].CopyFrom(package.functions[part.source])
     description = copied_description(package, part.source)
     description.name = part.target
@@ -121,7 +125,7 @@ def _copy_function(model: Any, part: Part, package: Package) -> None:
 def _write(
     model: Any, parts: Sequence[Part], packages: dict[Path, Package], folder: Path
 ) -> tuple[int, int]:
-    """Write the files of the package; return the bytes of weights stored and used."""
+    """Write the files of the package; return the bytes of weights, stored and used."""
     data = data_folder(folder)
     (data / WEIGHTS).parent.mkdir(parents=True)
     used = 0
@@ -132,7 +136,7 @@ def _write(
             used += _move_weights(function, packages[part.package], weights)
         digest = weights.finish()
     if not weights.count:
-        (data / WEIGHTS).unlink()  # coremltools leaves the folder empty, too
+        (data / WEIGHTS).unlink()  # coremltools, too, leaves the folder empty
     specification = model.SerializeToString(deterministic=True)
     (data / SPECIFICATION).write_bytes(specification)
     write_manifest(folder, hashlib.sha256(digest + specification).digest())
@@ -140,7 +144,7 @@ def _write(
 
 
 def _move_weights(function: Any, package: Package, weights: WeightFile) -> int:
-    """Add a function's weights, and let it refer to where they stand now; return their bytes."""
+    """Add a function's weights and rewrite its references to them; return their size in bytes."""
     moved: dict[tuple[str, int], int] = {}
     used = 0
     for reference in blob_references(function):
@@ -156,11 +160,12 @@ def _move_weights(function: Any, package: Package, weights: WeightFile) -> int:
 
 
 def parse_parts(texts: Sequence[str]) -> list[Part]:
-    """Return the functions that `texts` name.
+    """Return the functions that arguments of a command line name.
 
-    `A.mlpackage` names all its functions, by their own names. `A.mlpackage:source=target` names
-    one and renames it. `A.mlpackage:name` names the function `name`, or, of a package with a single
-    function, that function, renamed. Raises HarnessError, or ArtifactError for what is no package.
+    `A.mlpackage` names all its functions. `A.mlpackage:source=target` names one and renames it.
+    `A.mlpackage:name` names the function `name`; if the package has a single function, `name` is
+    that function's new name. Raises HarnessError for a name that the package does not have, and
+    ArtifactError when the path is not a package.
     """
     return [part for text in texts for part in _parse(text)]
 

@@ -1,4 +1,4 @@
-"""The description of a combined package: what its functions take and give, and its metadata."""
+"""The description of a combined package: its functions' inputs and outputs, and its metadata."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def copied_description(package: Package, function: str) -> FunctionDescription:
 
 
 def describe(model: Any, packages: Sequence[Package], default_function: str) -> tuple[str, ...]:
-    """Fill in what concerns the model as a whole; return the names of metadata left out.
+    """Set the versions, default function and metadata of `model`; return the metadata left out.
 
-    The specification version is the highest of all, and 9 at least. Metadata is kept where all
-    packages say the same. Raises HarnessError when the packages cannot be combined.
+    The specification version is the highest of all packages, and at least 9. Metadata is kept where
+    all packages agree. Raises HarnessError when the packages cannot be combined.
     """
     models = [package.model for package in packages]
     for package in packages:
         if package.model.isUpdatable:
             raise HarnessError(
-                f"{package.what}: an updatable model; Core ML has none with several functions"
+                f"{package.what}: an updatable model; Core ML does not allow it several functions"
             )
     versions = {m.mlProgram.version: p.what for m, p in zip(models, packages, strict=True)}
     if len(versions) > 1:
@@ -80,7 +80,7 @@ def _merge_metadata(model: Any, models: Sequence[Any]) -> list[str]:
 
 
 def _merge_attributes(model: Any, models: Sequence[Any]) -> list[str]:
-    """Keep an attribute of the ML Program, such as its build info, where all agree."""
+    """Keep an attribute of the ML Program, such as its build info, where all models agree."""
     first, *others = (other.mlProgram.attributes for other in models)
     for name, value in first.items():
         if all(name in other and other[name] == value for other in others):

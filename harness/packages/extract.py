@@ -1,7 +1,7 @@
-"""Writes the Core ML packages inside an artifact to a folder, and who uses each of them.
+"""Writes the Core ML packages inside an artifact to a folder, with a list of their users.
 
-Folders have names of ours (`package_0`), whatever an artifact calls its parts, and below them the
-files of a payload stand as they are: flattened again, they are the payload.
+The harness chooses the names of the folders (`package_0`), not the artifact. A folder holds the
+unchanged files of a payload: flattened again, they are the payload.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _METADATA = "metadata.json"
 
 @dataclass(frozen=True)
 class Use:
-    """A delegate that runs a package; `function` is the ML Program function that runs."""
+    """A delegate that uses a package; `function` is the ML Program function that it runs."""
 
     method: str
     delegate: int
@@ -34,10 +34,10 @@ class Use:
 
 @dataclass(frozen=True)
 class Extracted:
-    """One package: where it stands below the output folder, what it holds, who uses it.
+    """A package: its path in the output folder, its content, and the delegates that use it.
 
-    `key` is its name in the program's named data, None when a delegate holds it itself;
-    `sha256` is that of its files' names and contents.
+    `key` is its name in the program's named data, None when a delegate holds it itself. `size` is
+    the bytes of its files, `sha256` the digest of their names and contents.
     """
 
     package: str
@@ -52,7 +52,7 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extraction:
-    """All packages of an artifact, and named data (key and size) that no Core ML delegate uses."""
+    """All packages of an artifact; `unused` is named data (key, size) that no delegate uses."""
 
     artifact: str
     packages: tuple[Extracted, ...]
@@ -65,7 +65,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of one payload or package, below the folder that it gets."""
+    """The files of a payload or package, by path in the folder that will hold them."""
 
     files: Mapping[str, memoryview]
     package: Package
@@ -74,12 +74,12 @@ class _Source:
 
 
 def extract_packages(artifact: Artifact, output: Path, replace: bool = False) -> Extraction:
-    """Write every package once to `output`, a new folder, with a list in `extracted.json`.
+    """Write each package once to `output`, a new folder, with a list in `extracted.json`.
 
-    `output` appears whole or not at all; an earlier extraction there is replaced only when
-    `replace` is set. Raises ArtifactError when a reference does not resolve (a key, a function, a
-    method's names), when a payload is damaged or holds no package, and when a name of a file in it
-    could leave the folder or cannot be written; HarnessError when the folder cannot be written.
+    `output` appears whole or not at all; an earlier extraction is replaced only when `replace` is
+    set. Raises ArtifactError when a reference does not resolve (a key, a function, a method's
+    names), when a payload is damaged or holds no package, and when the name of a file in it could
+    lead out of the folder or cannot be written; HarnessError when the folder cannot be written.
     """
     sources = list(_sources(artifact))
     named = artifact.pte.named_data if artifact.pte is not None else {}
@@ -127,19 +127,22 @@ def _describe(number: int, source: _Source) -> Extracted:
 
 
 def _use(delegate: Delegate) -> Use:
-    """Return how a delegate uses its package; raises ArtifactError when it cannot."""
+    """Return the function that a delegate runs.
+
+    Raises ArtifactError when the package lacks the function or `metadata.json` the method.
+    """
     function, package = delegate.program_function, delegate.bundle.package
     if function not in package.functions:
         raise ArtifactError(
             f"{package.what}: {delegate.where} asks for the function '{function}'; "
             f"the package has {', '.join(sorted(package.functions)) or 'none'}"
         )
-    _ = delegate.names  # metadata.json has the method
+    _ = delegate.names  # raises when metadata.json lacks the method
     return Use(delegate.method, delegate.index, function)
 
 
 def content_digest(files: Mapping[str, memoryview]) -> str:
-    """Return a SHA-256 of the names and the contents of files, in the order of the names."""
+    """Return the SHA-256 of the names and contents of files, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name!r} {len(files[name])}\n".encode())
@@ -148,7 +151,7 @@ def content_digest(files: Mapping[str, memoryview]) -> str:
 
 
 def _write(files: Mapping[str, memoryview], folder: Path, what: str) -> None:
-    """Write files, a manifest last: without it, what a killed process leaves is no package."""
+    """Write files, a manifest last: a killed process leaves a folder that is not a package."""
     for name, content in sorted(files.items(), key=lambda item: item[0].endswith(MANIFEST)):
         path = folder / name
         try:

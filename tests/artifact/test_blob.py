@@ -86,8 +86,8 @@ def test_an_entry_names_its_bytes():
 @pytest.mark.parametrize(
     ("data", "offset", "problem"),
     [
-        (entry(sentinel=1), 64, "no weight stands at offset 64"),
-        (entry(number=99), 64, "no weight stands at offset 64"),
+        (entry(sentinel=1), 64, "no weight at offset 64"),
+        (entry(number=99), 64, "no weight at offset 64"),
         (entry(size=5), 64, "the weight at offset 64 claims bytes 128 to 133, but only 132"),
         (entry(start=1 << 63), 64, "claims bytes"),
         (entry(size=(1 << 64) - 1), 64, "claims bytes"),

@@ -52,8 +52,8 @@ def test_a_name_that_could_leave_its_folder_is_refused(name):
 @pytest.mark.parametrize(
     ("nodes", "problem"),
     [
-        ([node(1, {"a": 0})], "no tree"),
-        ([node(0), node(1, {"a": 0, "b": 0})], "no tree"),
+        ([node(1, {"a": 0})], "not a tree"),
+        ([node(0), node(1, {"a": 0, "b": 0})], "not a tree"),
         ([node(1, {"a": 7})], "names node 7 of 1"),
         ([node(1, {"a": -1})], "names node -1"),
         ([node(0, size=10_000), node(1, {"a": 0})], "only"),
@@ -67,7 +67,7 @@ def test_a_name_that_could_leave_its_folder_is_refused(name):
         ([node(0, size=float("nan")), node(1, {"a": 0})], "damaged"),
         ([node(0, offset="0"), node(1, {"a": 0})], "damaged"),
         ([node(0), node(1, {"a": 0.0})], "names node 0.0"),
-        ([node(1), *[node(1, {"a": n}) for n in range(100)]], "no tree"),
+        ([node(1), *[node(1, {"a": n}) for n in range(100)]], "not a tree"),
         ([5], "damaged"),
     ],
 )

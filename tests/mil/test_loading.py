@@ -178,7 +178,7 @@ def test_a_weight_at_the_wrong_place_is_refused(affine):
     def change(block):
         weight(block).blobFileValue.offset += 64
 
-    refused(edited(affine, change), "no weight stands at offset")
+    refused(edited(affine, change), "no weight at offset")
 
 
 def test_a_weight_file_outside_the_package_is_refused(affine):

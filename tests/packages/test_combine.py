@@ -335,7 +335,7 @@ def weight_offset(model, offset):
 
 
 CHANGES = {
-    "no weight stands at offset 100": lambda m: weight_offset(m, 100),
+    "no weight at offset 100": lambda m: weight_offset(m, 100),
     "claims bytes": lambda m: weight_offset(m, 1 << 60),
     "described 0 times": lambda m: m.description.functions.add(name="other"),
     "updatable": lambda m: setattr(m, "isUpdatable", True),
