@@ -1,11 +1,12 @@
-"""One protocol for child processes: a crash, a hang or a full memory ends a child and not us.
+"""One protocol for child processes: a crash, a hang or full memory ends the child, not the parent.
 
-A parent starts a module as a `Child` and asks it; the module calls `serve` with the function that
-answers. Requests and replies are JSON, framed by their length, over a pair of sockets.
+A parent starts a module as a `Child` and sends it requests; the module calls `serve` with the
+function that answers them. Requests and replies are JSON, framed by their length, over a pair of
+sockets.
 
-A child is a new Python process. A fork or a `multiprocessing` process copies the state of torch
-and Core ML, or runs the caller's main script once more. This module imports nothing but the
-standard library and the rooms below it, so that a child may run under another interpreter.
+A child is a new Python process. A fork or a `multiprocessing` process would copy the state of torch
+and Core ML, or run the caller's main script again. This module imports only the standard library
+and the rooms below it, so that a child may run under another interpreter.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from harness.files import private_folder
 ARGUMENTS = 3  # where a module's own arguments begin in its `sys.argv`
 _ERRORS = {error.exit_status: error for error in (HarnessError, NotInstalledError)}
 _LAST_WORDS = 500  # characters of a child's output that a message repeats
-_LINES_BYTES = 1 << 20  # of the output that are read at once
+_LINES_BYTES = 1 << 20  # of the output that one read takes
 _LOOK_SECONDS = 0.1  # between two looks at a child that has not replied
 _EXIT_SECONDS = 10.0  # from the end of a child's connection to the end of its process
 _GRACE_SECONDS = 5.0  # that a child waits for its parent to end it before it ends itself
@@ -51,8 +52,8 @@ _GRACE_SECONDS = 5.0  # that a child waits for its parent to end it before it en
 class Child:
     """A Python process that answers requests, in a process group and a temporary folder of its own.
 
-    `end` ends it and whatever it started, and removes the folder. So do the end of a `with` block,
-    garbage collection, and the end of this process, even by SIGKILL.
+    `end` ends it and all processes that it started, and deletes the folder. So do the end of a
+    `with` block, garbage collection, and the end of this process, even by SIGKILL.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Child:
     ) -> None:
         """Start `python -m module`; messages name the child as `what`.
 
-        The module finds `arguments` in `sys.argv[ARGUMENTS:]`. `environment` is laid over ours;
-        unless it holds a PYTHONPATH, the child imports what this process can import. `descriptors`
-        are open in the child under the same numbers. `python` must be at least version 3.11.
+        The module finds `arguments` in `sys.argv[ARGUMENTS:]`. `environment` is added to ours;
+        unless it has a PYTHONPATH, the child can import everything that this process can.
+        `descriptors` are open in the child under the same numbers. `python` must be version 3.11 or
+        later.
 
         Raises HarnessError when the process cannot be started.
         """
@@ -105,15 +107,16 @@ class Child:
         processor_seconds: float | None = None,
         follow: Callable[[str], None] | None = None,
     ) -> Any:
-        """Send a request and return the answer; both are what JSON can hold.
+        """Send a request and return the answer; both are values of JSON.
 
-        `doing` says in messages what the child was asked. `seconds` limit the time by the clock,
+        `doing` describes the request in messages. `seconds` limits the time by the clock,
         `processor_seconds` the processor's time. `follow` is called with each line that the child
         prints meanwhile.
 
         Raises the child's own HarnessError or NotInstalledError, and ChildError for any other
-        exception in it: the child lives on. Raises CrashError when the process dies, and
-        CallTimeoutError when it exceeds a limit: it has ended then, as after an interrupt.
+        exception in the child; the child then keeps running. Raises CrashError when the process
+        dies, and CallTimeoutError when it exceeds a limit; the child is then ended, as it is after
+        an interrupt.
         """
         framed = json.dumps({"request": request, "seconds": seconds}).encode()
         try:
@@ -122,7 +125,7 @@ class Child:
             self._wait(doing, seconds, processor_seconds, follow)
             with self._death_reported(doing):
                 reply = json.loads(self._pipe.recv_bytes())
-        except BaseException:  # the next answer would be that to an abandoned request
+        except BaseException:  # the next answer would belong to the abandoned request
             self.end()
             raise
         match reply:
@@ -206,7 +209,7 @@ class Child:
 
 
 def python_path(*first: str) -> str:
-    """Return a PYTHONPATH of the given entries and of all that this process imports from."""
+    """Return a PYTHONPATH of the given entries and of this process's own."""
     return os.pathsep.join((*first, *(path or str(Path.cwd()) for path in sys.path)))
 
 
@@ -218,7 +221,7 @@ def serve(answer: Callable[[Any], Any]) -> None:
     descriptor, folder = int(sys.argv[1]), sys.argv[2]
     watcher = threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True)
     watcher.start()
-    os.set_inheritable(descriptor, False)  # a process that we start must not hold it open
+    os.set_inheritable(descriptor, False)  # a process that this one starts must not keep it open
     pipe = Connection(descriptor)
     while True:
         try:
@@ -226,7 +229,7 @@ def serve(answer: Callable[[Any], Any]) -> None:
         except (EOFError, OSError):
             return watcher.join()
         if asked["seconds"] is not None:
-            # Native code that hangs may hold the lock that the watcher needs; this needs none.
+            # Hanging native code may hold the lock that the watcher needs; this timer needs none.
             faulthandler.dump_traceback_later(asked["seconds"] + _GRACE_SECONDS, exit=True)
         reply = _reply(answer, asked["request"])
         faulthandler.cancel_dump_traceback_later()
@@ -286,18 +289,18 @@ def _start(
             stdin=subprocess.PIPE,  # held open: the child ends when it closes, so when we end
             stdout=output,
             stderr=output,
-            # What it leaves in the temporary folder, a package of 100 MB say, goes when it does.
+            # Files that it leaves in the temporary folder, even 100 MB, are deleted at its end.
             env={**os.environ, **environment, "TMPDIR": str(folder)},
             pass_fds=descriptors,
-            process_group=0,  # Ctrl-C reaches us alone, and we end the whole group
+            process_group=0,  # Ctrl-C reaches this process only, which ends the whole group
         )
     except OSError as error:
         raise HarnessError(f"{command[0]} cannot be started: {error.strerror}") from error
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End a child and whatever it started, also when the child itself has ended already."""
-    with suppress(ProcessLookupError, PermissionError):  # macOS refuses for a group of the dead
+    """End a child's process group, even if the child itself has ended already."""
+    with suppress(ProcessLookupError, PermissionError):  # macOS refuses for an ended group
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     if process.stdin is not None:
@@ -305,7 +308,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _processor_seconds(pid: int, limit: float | None) -> float:
-    """Return the processor's time that a process has used; 0 without a limit to hold it against."""
+    """Return the processor's time that a process has used, 0 without a limit."""
     if limit is None:
         return 0.0
     import psutil  # not at the top: a child's interpreter may lack it
@@ -313,15 +316,15 @@ def _processor_seconds(pid: int, limit: float | None) -> float:
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
-        return 0.0  # it has died, which its connection tells next
+        return 0.0  # it has died, and its connection will show it
     return float(times.user + times.system)
 
 
 def _end_with_the_parent(folder: str) -> None:
     """Wait until standard input closes, then end this process, its own children and its folder."""
-    while os.read(0, 1):  # not sys.stdin: its lock would be in the way of a normal exit
+    while os.read(0, 1):  # not sys.stdin: its lock would block a normal exit
         pass
-    shutil.rmtree(folder, ignore_errors=True)  # nobody else is left to do it
+    shutil.rmtree(folder, ignore_errors=True)  # the parent, which would delete it, has ended
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

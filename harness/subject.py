@@ -1,4 +1,4 @@
-"""An artifact with everything it is held against: its model, checkpoint, scheme and reference."""
+"""An artifact with everything that it is compared with: model, checkpoint, scheme, reference."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _MAX_NAMED = 4  # weights in a message
 class Subject:
     """One artifact under test.
 
-    `checkpoint` and `params` are what it was exported from; without them, the oracle uses the
-    weights that the artifact holds. `options` are those of the export; without them, they are read
-    from the artifact. `unshared` is the same export with weight sharing off.
+    `checkpoint` and `params` are the sources of the export; without them, the oracle uses the
+    artifact's own weights. `options` are those of the export; without them, they are read from the
+    artifact. `unshared` is the same export with weight sharing off.
 
     Everything is computed on first use and kept.
     """
@@ -62,7 +62,7 @@ class Subject:
 
     @cached_property
     def _held(self) -> tuple[ModelConfig, dict[str, torch.Tensor] | None]:
-        """The artifact's own model; without its weights where the checkpoint gives them."""
+        """The artifact's own model, without its weights if there is a checkpoint."""
         from harness.models.recognise import read_model
 
         config, weights = read_model(self.artifact, "forward")
@@ -70,7 +70,7 @@ class Subject:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The sizes of `params`; norm epsilon and attention scale as the artifact holds them."""
+        """The sizes of `params`, with the norm epsilon and attention scale of the artifact."""
         if self.params is None:
             return self.held
         from harness.models.config import load_params
@@ -108,7 +108,7 @@ class Subject:
 
     @cached_property
     def eager(self) -> Oracle:
-        """The same model in the artifact's own dtype: its error is what that precision costs."""
+        """The same model in the artifact's own dtype; its error is the cost of that precision."""
         return self._model(self.dtype)
 
     def _model(self, dtype: str) -> Oracle:
@@ -121,7 +121,7 @@ class Subject:
 
     @cached_property
     def tables(self) -> Freqs:
-        """The RoPE tables that the artifact carries, each [positions, head_dim / 2]."""
+        """The artifact's RoPE tables, each [positions, head_dim / 2]."""
         layout = self.session("mil:widen").layout
         return layout.freqs_cos, layout.freqs_sin
 
@@ -132,7 +132,7 @@ class Subject:
 
     @property
     def dtype(self) -> str:
-        """The artifact's own float dtype, `fp16` or `fp32`: that of its RoPE tables."""
+        """The artifact's own float dtype, `fp16` or `fp32`, which its RoPE tables have."""
         dtype = str(getattr(self.artifact.constants.get("freqs_cos"), "dtype", "missing"))
         if dtype not in _DTYPES:
             raise ArtifactError(
@@ -142,7 +142,7 @@ class Subject:
         return _DTYPES[dtype]
 
     def session(self, runtime: str) -> Session:
-        """Return a session on a runtime, reset; methods are loaded once.
+        """Return a new session on a runtime; methods are loaded once.
 
         Raises NotInstalledError when the runtime cannot be used here.
         """
@@ -159,7 +159,7 @@ class Subject:
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
         """Return the oracle's logits [tokens, vocab], and each layer's keys and values.
 
-        Raises HarnessError when the logits are not finite: nothing can be compared with them.
+        Raises HarnessError when the logits are not finite, and cannot be compared with others.
         """
         logits, keys, values = self.oracle(tokens, self.first_tables(len(tokens)))
         if not logits.isfinite().all():

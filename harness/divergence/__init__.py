@@ -1,7 +1,7 @@
 """Finds the first operation at which an artifact differs from its reference.
 
-A bisection holds the artifact against the model's graph, and a policy against `double`. The same
-calls measure how near values come to the limits of fp16; see `harness.mil.ranges`.
+A bisection compares the artifact with the model's graph, and a policy with `double`. The same calls
+measure how near values come to the limits of fp16; see `harness.mil.ranges`.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def measured_ranges(
 ) -> list[Range]:
     """Return the operations' ranges under `widen`, the nearest to overflow first.
 
-    The inputs are those of `bisect`.
-
-    Raises HarnessError when no operation has an fp16 result.
+    The inputs are those of `bisect`. Raises HarnessError when no operation has an fp16 result.
     """
     part.check(subject.artifact)
     judge = RangeJudge(part)

@@ -1,6 +1,6 @@
-"""The values of a model's graph in fp64 under their names, and which of them a tensor holds.
+"""Computes a model's graph in fp64 and finds the named values that a tensor holds.
 
-`Graph` computes a call as `harness.models.model` does and keeps each value as a `Stage`. Exporters
+`Graph` computes a call like `harness.models.model` and keeps each value as a `Stage`. Exporters
 compute some things in different ways (RMSNorm with or without rescaling, keys repeated for grouped
 heads); the values of each way are stages.
 
@@ -103,7 +103,7 @@ class Graph(Operations):
     def attend(
         self, layer: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Attend; add the queries scaled, as programs do that scale before the product."""
+        """Attend; add the scaled queries too, since some programs scale before the product."""
         self.tap(f"{layer}queries, scaled", q * self.config.scale)
         return super().attend(layer, q, k, v, mask)
 
@@ -115,7 +115,7 @@ class Graph(Operations):
 
 
 def _held(number: float, dtype: torch.dtype) -> float:
-    """Return a constant as an artifact of this dtype holds it."""
+    """Round a constant as an artifact of this dtype does."""
     return float(torch.tensor(number, dtype=dtype))
 
 

@@ -82,7 +82,7 @@ def patch(exporter: ModuleType, options: ExportOptions) -> None:
 
 
 def export(request: dict[str, Any]) -> None:
-    """Export as a request says; the working folder becomes the temporary one."""
+    """Run the export that a request describes; temporary files go to the working folder."""
     os.chdir(tempfile.gettempdir())
     options = ExportOptions(**request["options"])
     try:

@@ -86,7 +86,7 @@ def export(
 
 
 def _run(request: Mapping[str, object], environment: Environment, progress: Progress) -> None:
-    """Let a child process export; raises HarnessError with what the child reported."""
+    """Export in a child process; raises HarnessError with the failure that it reported."""
     stage = STARTING
 
     def follow(line: str) -> None:
@@ -140,7 +140,7 @@ def _python_path(environment: Environment) -> Iterator[str]:
 
 
 def _keep(log: bytes) -> Path:
-    """Write a log to a temporary file that stays."""
+    """Write a log to a temporary file, which is kept; return its path."""
     handle, name = tempfile.mkstemp(prefix="harness-export-", suffix=".log")
     with os.fdopen(handle, "wb") as file:
         file.write(log)

@@ -1,8 +1,8 @@
 """Language models in plain PyTorch: one row for each architecture, the oracle, quantization.
 
-An architecture is a module with an `Architecture`: its weights by name and shape, what one block
-computes, and which positions a token sees. `harness.models.config` lists these rows. This module
-and the rows import no torch.
+An architecture is a module with an `Architecture`: the names and shapes of its weights, the
+function of one block, and the mask. `harness.models.config` lists these rows. Neither this module
+nor the rows import torch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Scheme = tuple[int, int] | None
 class Weight:
     """A weight by Meta's name and by Hugging Face's, without `layers.N.` and `.weight`.
 
-    `shape` names sizes of the `ModelConfig`. `rotated` means that RoPE pairs its rows: Hugging Face
-    stores the first elements of all pairs, then the second ones; Meta stores pair after pair.
+    `shape` names sizes of the `ModelConfig`. RoPE rotates pairs of the rows of a `rotated` weight:
+    Hugging Face stores the first rows of all pairs, then the second ones; Meta stores pair by pair.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Weight:
 
 
 class Surroundings(NamedTuple):
-    """What a block reads besides its input: cosines and sines [T, D/2], and the mask [T, S]."""
+    """The other inputs of a block: cosines and sines [T, D/2], and the mask [T, S]."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -52,11 +52,11 @@ block's weights."""
 class Architecture:
     """A family of models that differ in sizes and weights only.
 
-    `params` holds the values that choose it among Meta's keys, None where a key may be absent;
+    `params` holds the values of Meta's keys that choose it, with None for a key that may be absent;
     `config` the values that it allows in a `config.json`. `linears` and `norms` are the weights of
-    a block, the norms in the order of computing. `groups` names the linears that read one value, in
-    that order too: with the norms, this is how a program's weights are recognised. `mask` tells
-    from positions whether a query sees a key.
+    a block, the norms in the order of computing. `groups` names the linear layers that read one
+    value, in the same order: a program's weights are recognised by the groups and norms. `mask`
+    computes from positions whether a query sees a key.
     """
 
     name: str

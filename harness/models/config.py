@@ -22,7 +22,7 @@ from harness.models import Architecture, ModelConfig, RopeScaling
 from harness.models.llama import LLAMA
 
 ARCHITECTURES = (LLAMA,)
-"""The first one whose `params` a model has is its own; Llama, which asks for none, is the last."""
+"""A model has the first architecture whose `params` fit; Llama, which needs none, is the last."""
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
 MAX_SIZE = 1 << 24  # far above any dimension of a Llama; limits what is allocated from it
@@ -130,7 +130,7 @@ _HF_SCALING = {
 
 
 def load_params(path: str | Path) -> ModelConfig:
-    """Read Meta's `params.json`, or the `config.json` of a Llama in transformers.
+    """Read Meta's `params.json`, or the `config.json` of a known architecture in transformers.
 
     Raises HarnessError with the file's name and the key at fault.
     """
@@ -204,7 +204,7 @@ def _refuse_unsupported(params: Mapping[str, Any], architecture: Architecture, w
 
 
 def _needs(key: str) -> str:
-    """Return with which keys an architecture has this one, "" when none does."""
+    """Return the keys that an architecture with this key needs, "" if there is none."""
     rows = [row for row in ARCHITECTURES if key in row.params]
     needed = [f"{k} {json.dumps(v[0])}" for row in rows for k, v in row.params.items()]
     return f"; {rows[0].name} needs {', '.join(needed)}" if rows else ""
@@ -289,9 +289,9 @@ def _meta_params(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_key(
     key: str, value: object, must_be: Mapping[str, Sequence[object]], where: str
 ) -> None:
-    """Raise HarnessError for a key of a `config.json` that cannot be honoured.
+    """Raise HarnessError for an unsupported key of a `config.json`.
 
-    A list may also hold an allowed value in every place, as `layer_types` does.
+    A list is allowed if all its elements are, as in `layer_types`.
     """
     if key in must_be:
         values = value if isinstance(value, list) and value else [value]

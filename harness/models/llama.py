@@ -1,4 +1,4 @@
-"""Llama: RMSNorm, grouped attention with RoPE, a gated feed forward; everything causal."""
+"""Llama: RMSNorm, causal grouped attention with RoPE, and a gated feed forward."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GROUPS = (
 def block(
     ops: Operations, layer: str, x: torch.Tensor, around: Surroundings, past: Cache | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute one block over x [..., T, dim]: the new x, new keys and values [..., K, T, D]."""
+    """Compute one block over x [..., T, dim]; return x, the new keys and values [..., K, T, D]."""
     return mix(ops, layer, x, *project(ops, layer, x), around, past)
 
 
@@ -58,7 +58,7 @@ def mix(
     around: Surroundings,
     past: Cache | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotate and attend, then feed forward: the new x, the rotated keys, and the values."""
+    """Rotate and attend, then feed forward; return x, the rotated keys, and the values."""
     q = ops.rotate(f"{layer}queries", q, around)
     k = ops.rotate(f"{layer}keys", k, around)
     all_k = ops.join(f"{layer}keys", past and past[0], k)
@@ -71,7 +71,7 @@ def mix(
 
 
 def causal(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Tell whether a query's position sees a key's: not those after it."""
+    """Return whether a query sees a key: the key's position must not be later."""
     return key <= query
 
 

@@ -1,14 +1,14 @@
-"""A language model in plain PyTorch: over a whole sequence, and in the form that is exported.
+"""A language model in plain PyTorch: over a whole sequence, and as the method that is exported.
 
-- `Oracle` is the oracle: all tokens at once, no cache. Run it in fp64 or fp32.
-- `StaticModel` has the exported method's inputs and outputs (fixed shapes, mask and caches from
-  outside) and computes in one dtype, but for the norms: the eager reference in the artifact's
-  own precision.
+- `Oracle` computes all tokens at once, without a cache. Run it in fp64 or fp32.
+- `StaticModel` has the inputs and outputs of the exported method: fixed shapes, and the caller
+  passes mask and caches. It computes in one dtype, except for the norms. It is the eager reference
+  in the artifact's own precision.
 
 Both call `evaluate`, which calls the architecture's block, which calls `Operations`. A subclass of
 `Operations` sees each named value (`tap`), or computes an operation in another way.
 
-The exporter's own graph (`harness.export.graph`) shares none of this on purpose.
+The exporter's own graph (`harness.export.graph`) shares none of this code, on purpose.
 
 Shapes: T tokens, C cache slots, S = C + T, H query heads, K key-value heads, D head_dim; `...` are
 batch axes, or none.
@@ -32,10 +32,10 @@ _ROWS = 1 << 14  # of a linear layer, converted at a time: an output layer has 1
 
 
 class Operations:
-    """The operations of which a block is made, on weights by Meta's names, in one dtype.
+    """The operations of a block, on weights by Meta's names, in one dtype.
 
-    Weights are converted to `dtype` whenever they are used: a model of a billion weights in fp64
-    would take 10 GB. Each value goes through `tap` under a name that is unique in a call.
+    Weights are converted to `dtype` on each use: a model of a billion weights in fp64 would take
+    10 GB. Each value goes through `tap` with a name that is unique in a call.
     """
 
     def __init__(
@@ -47,25 +47,25 @@ class Operations:
         """Return a value that was just computed.
 
         `cut` is the axis, the first or the last, that programs may divide among several operations;
-        None where none does.
+        None if they do not.
         """
         return value
 
     def weight(self, name: str) -> torch.Tensor:
-        """Return a weight in the dtype that it is kept in."""
+        """Return a weight in its stored dtype."""
         return self.weights[f"{name}.weight"]
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Look up tokens [..., T]: [..., T, dim]."""
+        """Look up tokens [..., T]; return [..., T, dim]."""
         rows = self.weight("tok_embeddings")[tokens.long()]
         return self.tap("tok_embeddings", rows.to(self.dtype))
 
     def select(self, x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """Take the position `last` [1] out of x [..., T, dim]: [..., 1, dim]."""
+        """Take the position `last` [1] out of x [..., T, dim]; return [..., 1, dim]."""
         return self.tap("hidden state of the last token", x[..., last.long(), :])
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Multiply x [..., columns] with a weight [rows, columns]: [..., rows]."""
+        """Multiply x [..., columns] by a weight [rows, columns]; return [..., rows]."""
         parts = [F.linear(x, rows.to(self.dtype)) for rows in self.weight(name).split(_ROWS)]
         return self.tap(name, parts[0] if len(parts) == 1 else torch.cat(parts, -1), cut=-1)
 
@@ -76,9 +76,10 @@ class Operations:
         return self.tap(f"{name}, by heads", split, cut=0)
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """RMSNorm of the last axis of x, normalised in fp32 at least, as ExecuTorch's models do.
+        """Return the RMSNorm over the last axis of x, computed in fp32 at least.
 
-        A program that squares in fp16 instead overflows at |x| > 255: a calibration must show it.
+        ExecuTorch's models do the same. A program that squares in fp16 overflows at |x| > 255; a
+        calibration must show this.
         """
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = self.over_rms(name, wide, self.config.norm_eps).to(x.dtype)
@@ -92,7 +93,7 @@ class Operations:
         return self.tap(f"{name}: x / rms", x * self.tap(f"{name}: 1 / rms", raised.rsqrt()))
 
     def rotate(self, name: str, x: torch.Tensor, around: Surroundings) -> torch.Tensor:
-        """RoPE of x [..., T, D] in Meta's layout: columns 2i and 2i + 1 are a pair."""
+        """Rotate x [..., T, D] by RoPE in Meta's layout: columns 2i and 2i + 1 are a pair."""
         even = self.tap(f"{name}: even columns", x[..., ::2])
         odd = self.tap(f"{name}: odd columns", x[..., 1::2])
         even_cos = self.tap(f"{name}: even columns x cosines", even * around.cos)
@@ -104,7 +105,7 @@ class Operations:
         return self.tap(f"{name}, rotated", torch.stack((even, odd), -1).flatten(-2), cut=0)
 
     def join(self, name: str, past: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-        """Append new keys or values [..., K, T, D] to a cache [..., K, C, D]; None is no cache."""
+        """Append new keys or values [..., K, T, D] to a cache [..., K, C, D], if there is one."""
         if past is None:
             return new
         self.tap(f"{name}: the cache", past)
@@ -113,13 +114,13 @@ class Operations:
     def attend(
         self, layer: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of q [..., H, T, D] over k and v [..., K, S, D] under mask [T, S].
+        """Return the attention of q [..., H, T, D] over k and v [..., K, S, D] under mask [T, S].
 
-        Query head h reads key-value head h // (H / K). Returns [..., T, H * D].
+        Query head h reads key-value head h // (H / K). The result is [..., T, H * D].
         """
         *batch, n_heads, length, head_dim = q.shape
         n_kv_heads, span = k.shape[-3:-1]
-        grouped = q.reshape(*batch, n_kv_heads, -1, head_dim)  # a group's heads below one another
+        grouped = q.reshape(*batch, n_kv_heads, -1, head_dim)  # [..., K, H / K * T, D]
         factor = torch.tensor(self.config.scale, dtype=q.dtype)  # rounded, as artifacts hold it
         by_head = (*batch, n_heads, length)
         products = self.tap(f"{layer}scores", (grouped @ k.mT).view(*by_head, span))
@@ -148,8 +149,8 @@ def evaluate(
 ) -> Results:
     """Compute logits [..., T, vocab], and each layer's new rotated keys and values [..., K, T, D].
 
-    `caches` holds each layer's keys and values [..., K, C, D]; the mask is then [T, C + T]. `last`
-    [1] is the one position whose logits are wanted: [..., 1, vocab].
+    `caches` holds each layer's keys and values [..., K, C, D]; the mask is then [T, C + T]. With
+    `last` [1], only the logits of this position are computed: [..., 1, vocab].
     """
     config = ops.config
     around = Surroundings(
@@ -168,11 +169,11 @@ def evaluate(
 
 
 def evaluate_method(ops: Operations, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Compute a call of an exported method: flat inputs in, flat outputs out.
+    """Compute a call of an exported method, from its flat inputs to its flat outputs.
 
     Inputs: tokens [1, T] integer; mask [1, T, C + T], 0 or -inf; cos, sin [T, D/2]; a key cache
-    [1, K, C, D] per layer; a value cache per layer; and, in the multifunction form,
-    last_valid_token_pos [1] integer. Floats come in any dtype. Outputs, in `ops.dtype`: logits,
+    [1, K, C, D] per layer; a value cache per layer; and, in a multifunction export,
+    last_valid_token_pos [1] integer. Floats have any dtype. Outputs, in `ops.dtype`: logits,
     [1, T, vocab], or [1, 1, vocab] of the last valid token; then the new keys [1, K, T, D] of each
     layer; then the new values. Raises HarnessError for a wrong number of inputs, and for tokens
     outside the vocabulary.
@@ -196,7 +197,7 @@ def evaluate_method(ops: Operations, inputs: Sequence[torch.Tensor]) -> tuple[to
 def whole_sequence(
     config: ModelConfig, freqs: Freqs, length: int, dtype: torch.dtype
 ) -> Surroundings:
-    """Return what the blocks read for a whole sequence of `length` tokens, without caches."""
+    """Return the other inputs of the blocks for a whole sequence of `length` tokens."""
     positions = torch.arange(length)
     visible = config.architecture.mask(positions[:, None], positions)
     mask = torch.zeros(length, length, dtype=dtype).masked_fill(~visible, -torch.inf)
@@ -204,7 +205,7 @@ def whole_sequence(
 
 
 class Oracle:
-    """The oracle: logits and caches of a whole sequence, without a cache or padding."""
+    """Computes logits, keys and values of a whole sequence, without a cache or padding."""
 
     def __init__(
         self,
@@ -219,8 +220,8 @@ class Oracle:
     def __call__(self, tokens: torch.Tensor, freqs: Freqs | None = None) -> Results:
         """Return logits [T, vocab], and each layer's rotated keys and values, [K, T, D].
 
-        `tokens` is a LongTensor [T]. `freqs` replaces the RoPE tables (exact ones by default) by
-        the caller's, [T, D/2] each: an artifact carries rounded ones.
+        `tokens` is a LongTensor [T]. `freqs` replaces the exact RoPE tables with the caller's,
+        [T, D/2] each: an artifact has rounded ones.
         """
         _check_tokens(tokens, self.config)
         length = tokens.shape[0]
@@ -261,7 +262,7 @@ def _check_tokens(tokens: torch.Tensor, config: ModelConfig) -> None:
 def rope_tables(config: ModelConfig, length: int, dtype: torch.dtype = torch.float64) -> Freqs:
     """Return cosines and sines of positions `0 .. length-1`, each [length, head_dim/2].
 
-    They are computed in fp64 whatever `dtype`, then rounded once.
+    They are computed in fp64 for every `dtype`, then rounded once.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     frequencies = config.rope_theta**-exponents  # [head_dim/2]
@@ -272,7 +273,7 @@ def rope_tables(config: ModelConfig, length: int, dtype: torch.dtype = torch.flo
 
 
 def _scaled(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Divide long wavelengths by the factor, keep short ones, blend in between."""
+    """Divide the frequencies of long wavelengths by the factor, keep short ones, blend between."""
     turns = scaling.original_context_len * frequencies / (2 * math.pi)  # over the old context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)

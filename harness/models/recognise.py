@@ -1,10 +1,10 @@
 """Reads a model's sizes and dequantized weights out of an artifact, by the program's structure.
 
 Quantized weights have no names in an ML Program, so this module recognises them by structure:
-linear operations that read the same value are one group. Each architecture has its groups and
-norms in an order of its own, such as queries, keys and values; attention output; gate and up; down;
-...; logits. A linear layer that was split by rows is joined again, in program order. A norm is
-recognised by its `rsqrt`: coremltools removes the product with a weight of ones.
+linear operations that read the same value are one group. Each architecture has its own order of
+groups and norms, such as queries, keys and values; attention output; gate and up; down; ...;
+logits. A linear layer that was split by rows is joined again, in program order. A norm is
+recognised by its `rsqrt`, because coremltools removes the product with a weight of ones.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_model(artifact: Artifact, method: str) -> tuple[ModelConfig, dict[str, 
 
 
 def _architecture(parts: _Parts, where: str) -> Architecture:
-    """Return the architecture that has as many groups and norms per layer as were found."""
+    """Return the architecture with as many groups and norms per layer as the program has."""
     for row in ARCHITECTURES:
         n_layers, odd = divmod(len(parts.groups) - 1, len(row.groups))
         complete = len(parts.norms) == len(row.norms) * n_layers + 1 and parts.embeddings
@@ -141,7 +141,7 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
 
 
 def _add_norm(norms: list[torch.Tensor | None], number: int | None, weight: torch.Tensor) -> None:
-    """Give norm `number` its weight; a weight beyond the first, or of no norm, is one more."""
+    """Give norm `number` its weight; a second weight, or one without a norm, is appended."""
     if number is None or norms[number] is not None:
         norms.append(weight)
     else:
