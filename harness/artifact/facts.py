@@ -31,6 +31,7 @@ class FunctionFacts:
     name: str
     opset: str
     inputs: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     operations: dict[str, int]
     weight_bytes: int
@@ -162,10 +163,12 @@ def _function_facts(package: Package, name: str) -> FunctionFacts:
     declared = {v.name: v.type for v in function.inputs}
     produced = {o.name: o.type for op in block.operations for o in op.outputs}
     operations = Counter(op.type for op in block.operations)
+    states = package.states(name)
     return FunctionFacts(
         name=name,
         opset=function.opset,
-        inputs=tuple(_tensor(n, t) for n, t in declared.items()),
+        inputs=tuple(_tensor(n, t) for n, t in declared.items() if n not in states),
+        states=tuple(_tensor(n, declared[n].stateType.wrappedType) for n in states),
         outputs=tuple(_tensor(n, (declared | produced).get(n)) for n in block.outputs),
         operations=dict(operations.most_common()),
         weight_bytes=sum(len(package.blob(*ref).data) for ref in package.weights(name)),

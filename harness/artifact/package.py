@@ -125,6 +125,11 @@ class Package:
             )
         return message.block_specializations[message.opset]
 
+    def states(self, function: str) -> tuple[str, ...]:
+        """Return the names of a function's states, which live from call to call."""
+        inputs = self.functions[function].inputs
+        return tuple(i.name for i in inputs if i.type.WhichOneof("type") == "stateType")
+
     def blob(self, file_name: str, offset: int) -> Blob:
         """Return the weight that a `blobFileValue` refers to."""
         key = (file_name, offset)

@@ -28,7 +28,7 @@ def check_program(subject: Subject) -> Iterator[Finding]:
             function = bundle.package.functions[name]
             operations = bundle.package.operations(name).operations
             counts = Counter(operation.type for operation in operations)
-            states = [i.name for i in function.inputs if i.type.WhichOneof("type") == "stateType"]
+            states = list(bundle.package.states(name))
             states += [kind for kind in _STATE if counts[kind]]
             fused = [kind for kind in _FUSED_ATTENTION if counts[kind]]
             wide = list(_wide_operations(operations)) if subject.dtype == "fp16" else []

@@ -90,6 +90,7 @@ def _function_lines(function: FunctionFacts, everything: bool) -> Iterator[str]:
     counts = [f"{name} {count}" for name, count in function.operations.items()]
     yield f"    operations: {', '.join(counts)}"
     yield from (f"  {line}" for line in _tensors("in", function.inputs, everything))
+    yield from (f"  {line}" for line in _tensors("state", function.states, everything))
     yield from (f"  {line}" for line in _tensors("out", function.outputs, everything))
 
 

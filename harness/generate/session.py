@@ -242,12 +242,23 @@ def open_session(artifact: Artifact, runtime: Runtime, tables: Freqs | None = No
                 f"its constants describe a method '{missing[0]}' that is not among its methods "
                 f"({', '.join(artifact.methods)})"
             )
+        _refuse_states(artifact)
     methods = {name: runtime.load(artifact, name) for name in names}
     with _naming(artifact.path):
         layout = parse_layout(artifact.constants, methods)
     if tables is not None:
         layout = replace(layout, freqs_cos=tables[0], freqs_sin=tables[1])
     return Session(methods, layout)
+
+
+def _refuse_states(artifact: Artifact) -> None:
+    """Raise HarnessError for states: a session's caches are inputs, and its reset clears these."""
+    for delegate in (d for delegates in artifact.delegates.values() for d in delegates):
+        if states := delegate.bundle.package.states(delegate.program_function):
+            raise HarnessError(
+                f"{delegate.where}: function '{delegate.program_function}' keeps its caches in "
+                f"states ({', '.join(states)}); a session passes caches as inputs"
+            )
 
 
 @contextmanager

@@ -14,7 +14,10 @@ from harness.errors import ArtifactError
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its name, its shape and its dtype ("float16", "int32", "int64")."""
+    """One input or output: its name, its shape and its dtype ("float16", "int32", "int64").
+
+    A flexible size of a package's function is -1.
+    """
 
     name: str
     shape: tuple[int, ...]

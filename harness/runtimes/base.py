@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """A loaded method, called with tensors in declared order."""
+    """A loaded method, called with tensors in declared order.
+
+    States and buffers start anew when it is loaded, and go on from call to call.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]

@@ -25,27 +25,30 @@ class MilRuntime:
         return None
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method, or a function of an .mlpackage.
+        """Load a method, or a function of an .mlpackage; its states start at zero.
 
         Raises HarnessError, naming function and operation, when the program cannot be executed.
         """
         if artifact.package is not None:
-            return _PackageMethod(
-                method, load_function(artifact.package, method, self._policy), self._policy
-            )
+            function = load_function(artifact.package, method, self._policy, stateful=True)
+            return _PackageMethod(method, function, self._policy)
         return ProgramMethod(artifact, method, self._delegate)
 
     def _delegate(self, delegate: Delegate) -> DelegateRunner:
-        return mil_delegate(delegate, self._policy)
+        return mil_delegate(delegate, self._policy, stateful=True)
 
 
 class _PackageMethod:
-    """A function of an .mlpackage, called in the order of its declared inputs."""
+    """A function of an .mlpackage, called in the order of its declared inputs.
+
+    A flexible size in a shape is -1.
+    """
 
     def __init__(self, name: str, function: Function, policy: Policy) -> None:
         self.name = name
         self._function = function
         self._policy = policy
+        self._state = function.new_state() if function.states else None
         self.inputs = tuple(_spec(n, t) for n, t in function.inputs.items())
         self.outputs = tuple(_spec(n, t) for n, t in function.outputs.items())
 
@@ -56,10 +59,10 @@ class _PackageMethod:
             raise ArtifactError(
                 f"function '{self.name}': called with {len(tensors)} inputs, it has {len(names)}"
             )
-        return tuple(call_function(self._function, self._policy, names, outputs, tensors))
+        results = call_function(self._function, self._policy, names, outputs, tensors, self._state)
+        return tuple(results)
 
 
 def _spec(name: str, declared: TensorType) -> TensorSpec:
-    if None in declared.shape:
-        raise ArtifactError(f"'{name}' has a flexible shape; only fixed shapes can be executed")
-    return TensorSpec(name, tuple(size or 0 for size in declared.shape), declared.dtype.numpy)
+    shape = tuple(-1 if size is None else size for size in declared.shape)
+    return TensorSpec(name, shape, declared.dtype.numpy)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.cli import main
+from tests.subject import material
 
 COMMAND = [sys.executable, "-m", "harness", "inspect"]
 
@@ -59,6 +60,17 @@ def test_it_shows_a_package(mixed_program, tmp_path, capsys):
     text = inspected(capsys, tmp_path / "model.mlpackage")
     assert "mlpackage, " in text.splitlines()[0]
     assert "package 0: single function, " in text
+
+
+def test_states_are_shown_with_shape_and_dtype(tmp_path, capsys):
+    path = material.write_recipe(tmp_path / "model.mlpackage", "ranged")
+    capsys.readouterr()  # the progress of coremltools
+    text = inspected(capsys, path)
+    assert "     in causalMask: FLOAT16 [1, 1, ?, ?]\n" in text
+    assert "  state keyCache: FLOAT16 [2, 1, 16, 32]\n" in text
+    facts = json.loads(inspected(capsys, path, "--json"))["packages"][0]["functions"][0]
+    assert [tensor["name"] for tensor in facts["states"]] == ["keyCache", "valueCache"]
+    assert [tensor["name"] for tensor in facts["inputs"]] == ["inputIds", "causalMask"]
 
 
 def test_neither_torch_nor_coremltools_is_imported(mixed_program):

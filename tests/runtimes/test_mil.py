@@ -98,7 +98,7 @@ def test_a_wrong_argument_is_one_sentence(scalars, change, problem):
     assert "\n" not in str(failure.value)
 
 
-def test_a_program_that_keeps_state_is_refused_by_name(tmp_path):
+def test_states_go_on_from_call_to_call_and_start_anew_with_a_load(tmp_path):
     class Counter(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -108,8 +108,10 @@ def test_a_program_that_keeps_state_is_refused_by_name(tmp_path):
             return self.count.add_(x) * 2
 
     path = export(Counter(), (torch.ones(2),), tmp_path / "state.pte")
-    with pytest.raises(ArtifactError, match="function 'main'.*has a value of kind stateType"):
-        get_runtime("mil").load(open_artifact(path), "forward")
+    artifact = open_artifact(path)
+    for _ in range(2):
+        method = get_runtime("mil").load(artifact, "forward")
+        assert [method(torch.ones(2))[0].tolist() for _ in range(2)] == [[2.0, 2.0], [4.0, 4.0]]
 
 
 @pytest.fixture

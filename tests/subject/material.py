@@ -1,0 +1,215 @@
+"""Artifacts of many makes, small: what `harness check` must judge beside our exporters' own.
+
+Each eager module is a function without parameters, as `--reference` names one:
+`tests.subject.material:NAME`. A seed decides its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+VOCABULARY, WIDTH, CONTEXT = 64, 32, 16
+LENGTHS = (1, 4, 8)
+
+
+class _Stateful(nn.Module):
+    """A two-layer decoder in the form of Apple's recipe: it writes its keys and values to states.
+
+    The end of the causal mask says where it writes, as in that recipe.
+    """
+
+    def __init__(self, fixed: bool) -> None:
+        super().__init__()
+        self.fixed = fixed
+        torch.manual_seed(7)
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(WIDTH, WIDTH, bias=False) for name in "qkvo"})
+            for _ in range(2)
+        )
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.register_buffer("keyCache", torch.zeros(2, 1, CONTEXT, WIDTH))
+        self.register_buffer("valueCache", torch.zeros(2, 1, CONTEXT, WIDTH))
+
+    def forward(self, inputIds: torch.Tensor, causalMask: torch.Tensor) -> torch.Tensor:
+        """Logits [1, T, vocabulary] of tokens [1, T], with a mask [1, 1, T, end]."""
+        x = self.embed(inputIds)
+        end = causalMask.shape[-1]
+        begin = end - inputIds.shape[-1]
+        if self.fixed:  # coremltools 9.0 cannot cast a constant size with numpy 2.4
+            begin, end = int(begin), int(end)
+        for number, layer in enumerate(self.layers):
+            q, k, v = (layer[name](x) for name in "qkv")
+            self.keyCache[number, :, begin:end] = k
+            self.valueCache[number, :, begin:end] = v
+            keys = self.keyCache[number, :, :end]
+            values = self.valueCache[number, :, :end]
+            scores = q @ keys.transpose(-1, -2) / WIDTH**0.5 + causalMask[:, 0]
+            x = x + layer["o"](torch.softmax(scores, -1) @ values)
+        return self.head(x)
+
+
+def stateful(fixed: bool = False) -> nn.Module:
+    """Return the stateful decoder; with `fixed` a trace of it has the sizes of its example."""
+    return _Stateful(fixed).eval()
+
+
+def mlp() -> nn.Module:
+    """Return a multilayer perceptron that takes [2, 8]."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+
+
+def classifier() -> nn.Module:
+    """Return a small convolutional net that takes an image [1, 3, 16, 16]."""
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 5),
+    ).eval()
+
+
+class _Counter(nn.Module):
+    """Adds what it is given to a buffer, and returns a projection of the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("total", torch.zeros(1, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [1, 4] of [1, 4]."""
+        self.total.add_(x)
+        return self.linear(self.total) * 1.0
+
+
+def counter() -> nn.Module:
+    """Return a module with a mutable buffer."""
+    return _Counter().eval()
+
+
+class _Partly(nn.Module):
+    """Something that Core ML takes, something that it is told to leave, something that it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [2, 8] of [2, 8]."""
+        return self.second(torch.relu(self.first(x)))
+
+
+def partly() -> nn.Module:
+    """Return a module of which a part is not delegated."""
+    return _Partly().eval()
+
+
+class _Scaled(nn.Module):
+    def __init__(self, shared: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.linear, self.scale = shared, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.linear(x)) * self.scale
+
+
+def two_methods() -> dict[str, nn.Module]:
+    """Return modules of two methods that share a layer."""
+    torch.manual_seed(5)
+    shared = nn.Linear(8, 8)
+    return {"encode": _Scaled(shared, 1.0).eval(), "decode": _Scaled(shared, 2.0).eval()}
+
+
+def write_pte(
+    path: Path, modules: dict[str, nn.Module], inputs: Sequence[Any], **kwargs: Any
+) -> Path:
+    """Export modules, a method each, by ExecuTorch's Core ML partitioner in fp16."""
+    import coremltools as ct
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    specs = CoreMLBackend.generate_compile_specs(
+        minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision.FLOAT16
+    )
+    lowered = to_edge_transform_and_lower(
+        {name: torch.export.export(module, tuple(inputs)) for name, module in modules.items()},
+        partitioner=[CoreMLPartitioner(compile_specs=specs, **kwargs)],
+    )
+    path.write_bytes(lowered.to_executorch().buffer)
+    return path
+
+
+def write_package(
+    path: Path, module: nn.Module, example: Sequence[torch.Tensor], **kwargs: Any
+) -> Path:
+    """Convert a module by coremltools, in fp16 for iOS 18."""
+    import coremltools as ct
+
+    traced = torch.jit.trace(module, tuple(example))
+    model = ct.convert(
+        traced,
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT16,
+        skip_model_load=True,
+        **kwargs,
+    )
+    model.save(str(path))
+    return path
+
+
+def write_recipe(path: Path, lengths: str) -> Path:
+    """Convert the stateful decoder for `fixed`, `enumerated` or `ranged` lengths."""
+    import coremltools as ct
+    import numpy as np
+
+    length, end = ct.RangeDim(1, 8, default=1), ct.RangeDim(1, CONTEXT, default=1)
+    tokens, mask = {
+        "fixed": ((1, 4), (1, 1, 4, 8)),
+        "enumerated": (
+            ct.EnumeratedShapes([[1, n] for n in LENGTHS], default=[1, 1]),
+            ct.EnumeratedShapes([[1, 1, n, n + 8] for n in LENGTHS], default=[1, 1, 1, 9]),
+        ),
+        "ranged": ((1, length), (1, 1, length, end)),
+    }[lengths]
+    cache = ct.TensorType(shape=(2, 1, CONTEXT, WIDTH), dtype=np.float16)
+    return write_package(
+        path,
+        stateful(fixed=lengths == "fixed"),
+        (torch.zeros(1, 4, dtype=torch.int32), torch.zeros(1, 1, 4, 8)),
+        inputs=[
+            ct.TensorType(name="inputIds", shape=tokens, dtype=np.int32),
+            ct.TensorType(name="causalMask", shape=mask, dtype=np.float16),
+        ],
+        outputs=[ct.TensorType(name="logits", dtype=np.float16)],
+        states=[ct.StateType(wrapped_type=cache, name=n) for n in ("keyCache", "valueCache")],
+    )
+
+
+def write_multifunction(path: Path) -> Path:
+    """Convert the modules of `two_methods` and join them in one package."""
+    import coremltools as ct
+
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name, module in two_methods().items():
+        part = path.parent / f"{name}.mlpackage"
+        write_package(
+            part, module, (torch.zeros(2, 8),), inputs=[ct.TensorType(name="x", shape=(2, 8))]
+        )
+        descriptor.add_function(str(part), "main", name)
+    descriptor.default_function_name = "encode"
+    ct.utils.save_multifunction(descriptor, str(path))
+    return path
