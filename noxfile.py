@@ -1,8 +1,8 @@
 """The project's commands. `nox -s conformance` is the main one; `nox -l` lists them all.
 
 Arguments after `--` go to the tool that a session runs: `nox -s conformance -- --fixture tiny`.
-All sessions share one environment, `.nox/harness-*`, because it is large; it is made with the
-Python that runs nox. `nox -R` skips installing.
+All sessions share one environment, `.nox/harness-*`, because it is large; the Python that runs nox
+makes it. `nox -R` skips the installation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SUITES_OF_OUR_OWN = ("suites/mutants", "suites/interrupts")  # they judge the ha
 
 
 def install(session: nox.Session) -> None:
-    """Make the environment, and install the project with all that its suites need, in place."""
-    # What `nox -R` asks for; for want of an environment of nox's own, nox itself would install.
+    """Make the environment, and install the project in place, with all that its suites need."""
+    # `nox -R` asks for this; nox itself would install, because it has no environment of its own.
     if session._runner.global_config.no_install and (BIN / "python").exists():
         return
     if not (BIN / "python").exists():
@@ -35,7 +35,7 @@ def install(session: nox.Session) -> None:
 def run(session: nox.Session, tool: str, *arguments: str | Path) -> None:
     """Run a tool of the environment.
 
-    Threads that wait for each other sleep (OMP_WAIT_POLICY): spinning starves a busy machine.
+    Waiting threads sleep (OMP_WAIT_POLICY), because spinning threads slow a busy machine down.
     """
     session.run(BIN / tool, *arguments, external=True, env={"OMP_WAIT_POLICY": "PASSIVE"})
 
@@ -49,7 +49,7 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def installation(session: nox.Session) -> None:
-    """Judge the installed ExecuTorch: does it carry what a native runner needs?"""
+    """Check that the installed ExecuTorch has all that a native runner needs."""
     install(session)
     results = ["--results", f"{RESULTS}/installation"]
     run(session, "pytest", "suites/installation", *results, *session.posargs)
@@ -64,7 +64,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
-    """Check style with ruff, types with mypy, and that rooms import only the rooms below them."""
+    """Check style with ruff, types with mypy, and the order of rooms with import-linter."""
     install(session)
     run(session, "ruff", "check", *session.posargs)
     run(session, "ruff", "format", "--check")
@@ -107,9 +107,9 @@ def upstream(session: nox.Session) -> None:
 
 @nox.session(python=False, default=False)
 def large(session: nox.Session) -> None:
-    """Hold speed, memory and load time to their bars, up to a 1B-size model; wants a quiet machine.
+    """Check speed, memory and load time, up to a model of 1B weights; needs a quiet machine.
 
-    The first run exports that model: 7 minutes and 14 GB.
+    The first run exports that model, which takes 7 minutes and 14 GB.
     """
     install(session)
     results = ["--results", f"{RESULTS}/large"]
