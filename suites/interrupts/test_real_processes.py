@@ -90,9 +90,7 @@ def test_a_real_export_is_whole_or_absent(words, ending, model, tmp_path, every)
             continue
         ended += 1
         assert status == (130 if ending == "SIGINT" else -signal.SIGKILL) or moment < 2
-        assert (
-            not export.output.exists() or ending == "SIGKILL"
-        )  # it must be whole, as judged below
+        assert not export.output.exists() or ending == "SIGKILL"  # whole, as judged below
         assert list(taken_for_whole(export.output.parent, whole, {}, finished)) == []
         if ending == "SIGINT":
             assert export.left() == [], f"after {moment:.1f} s"
