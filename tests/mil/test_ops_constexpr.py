@@ -35,6 +35,7 @@ def packed(values, bits):
     return np.uint8([int(stream[i : i + 8][::-1], 2) for i in range(0, len(stream), 8)])
 
 
+@pytest.mark.executes("constexpr_affine_dequantize")
 @pytest.mark.parametrize("axis", [0, -1])
 def test_affine_dequantize(axis):
     scale = RNG.random(SHAPE[axis]).astype(np.float32)
@@ -50,6 +51,7 @@ def test_affine_dequantize(axis):
     np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
 
+@pytest.mark.executes("constexpr_lut_to_dense")
 @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
 def test_lut_to_dense_of_packed_indices(bits):
     lut = RNG.standard_normal(1 << bits).astype(np.float32)
@@ -63,6 +65,7 @@ def test_lut_to_dense_of_packed_indices(bits):
     np.testing.assert_array_equal(weight, lut[indices])
 
 
+@pytest.mark.executes("constexpr_sparse_to_dense")
 def test_sparse_to_dense_of_a_packed_mask():
     data = RNG.standard_normal(MASK.sum()).astype(np.float32)
     weight = made(
@@ -76,6 +79,7 @@ def test_sparse_to_dense_of_a_packed_mask():
     np.testing.assert_array_equal(weight, expected)
 
 
+@pytest.mark.executes("constexpr_cast")
 @pytest.mark.parametrize("target", ["iOS16", "iOS18"])
 def test_cast(target):
     source = RNG.standard_normal(SHAPE).astype(np.float16)
@@ -85,6 +89,7 @@ def test_cast(target):
     np.testing.assert_array_equal(weight, source.astype(np.float32))
 
 
+@pytest.mark.executes("constexpr_lut_to_dense")
 @pytest.mark.parametrize("blocks", [(1, 1), (3, 2), (6, 8)])
 def test_lut_to_dense_with_a_table_for_each_block(blocks):
     lut = RNG.standard_normal((*blocks, 16, 1)).astype(np.float16)
@@ -99,6 +104,7 @@ def test_lut_to_dense_with_a_table_for_each_block(blocks):
         assert weight[i, j] == table[INDICES[i, j]]
 
 
+@pytest.mark.executes("constexpr_lut_to_dense")
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_lut_to_dense_of_vectors(axis):
     lut = RNG.standard_normal((2, 1, 4, 3)).astype(np.float32)
@@ -119,6 +125,7 @@ def sparse(mb, data):
     return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=MASK.astype(kind("uint1")))
 
 
+@pytest.mark.executes("constexpr_sparse_to_dense")
 def test_sparse_to_dense():
     data = RNG.standard_normal(MASK.sum()).astype(np.float32)
     expected = np.zeros(SHAPE, np.float32)
@@ -126,6 +133,7 @@ def test_sparse_to_dense():
     np.testing.assert_array_equal(made(lambda mb: sparse(mb, data)), expected)
 
 
+@pytest.mark.executes("constexpr_sparse_blockwise_shift_scale", "constexpr_sparse_to_dense")
 def test_sparse_weights_are_dequantized_before_they_are_spread():
     scale = RNG.random((1, 8)).astype(np.float32)
     offset = RNG.integers(-8, 8, (1, 8)).astype(np.int8)
@@ -143,6 +151,7 @@ def test_sparse_weights_are_dequantized_before_they_are_spread():
     np.testing.assert_allclose(made(weight), expected, rtol=1e-6)
 
 
+@pytest.mark.executes("constexpr_lut_to_sparse", "constexpr_sparse_to_dense")
 @pytest.mark.parametrize("length", [1, 2])
 def test_sparse_indices_are_looked_up_before_they_are_spread(length):
     lut = RNG.standard_normal((1, 1, 16, length)).astype(np.float32)
@@ -161,6 +170,7 @@ def test_sparse_indices_are_looked_up_before_they_are_spread(length):
     np.testing.assert_array_equal(made(weight, (6 * length, 8)), expected)
 
 
+@pytest.mark.executes("constexpr_lut_to_dense", "constexpr_blockwise_shift_scale")
 def test_a_weight_is_made_of_another():
     """A table of int8, dequantized: what coremltools makes of joint compression."""
     lut = RNG.integers(-128, 128, (1, 1, 16, 1)).astype(np.int8)

@@ -6,8 +6,8 @@ import torch
 
 from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy, load_function, observed
-from tests.mil.cases import check, to_package
-from tests.mil.programs import execute, run, save
+from tests.mil.programs import execute, run, save, to_package
+from tests.mil.rows import Row, each
 
 RNG = np.random.default_rng(19)
 X = RNG.standard_normal((2, 3)).astype(np.float32)
@@ -31,6 +31,7 @@ def count_down(mb, a, b):
     return total, rounds
 
 
+@pytest.mark.executes("cond", "add", "mul")
 def test_a_choice_runs_one_of_its_blocks():
     package = save(choose, [X.shape, (1,)], dtypes=["fp32", "int32"])
     seen = []
@@ -40,6 +41,7 @@ def test_a_choice_runs_one_of_its_blocks():
     assert (seen.count("add"), seen.count("mul"), seen.count("cond")) == (1, 1, 2)
 
 
+@pytest.mark.executes("while_loop")
 @pytest.mark.parametrize("rounds", [0, 1, 5])
 def test_a_loop_runs_while_its_condition_holds(rounds):
     total, left = execute(count_down, X, np.int32([rounds]))
@@ -47,6 +49,7 @@ def test_a_loop_runs_while_its_condition_holds(rounds):
     assert left.tolist() == 0
 
 
+@pytest.mark.executes("while_loop", "cond")
 def test_blocks_in_blocks_see_the_values_around_them():
     def build(mb, a, b):
         def inner(n, t):
@@ -119,6 +122,9 @@ def listed(mb, a, b):
     )
 
 
+@pytest.mark.executes(
+    "make_list", "list_write", "list_scatter", "list_length", "list_read", "list_gather"
+)
 def test_lists_are_written_read_and_grow():
     length, third, some = execute(listed, X, np.int32([4]))
     assert length.tolist() == 6
@@ -126,6 +132,7 @@ def test_lists_are_written_read_and_grow():
     np.testing.assert_array_equal(some, np.stack([X * 0, X, X * 3, X * 0, X]))
 
 
+@pytest.mark.executes("list_write", "list_read")
 def test_writing_to_a_list_leaves_the_list_that_was():
     def build(mb, a):
         before = mb.list_write(ls=mb.make_list(elem_shape=(2, 3)), index=0, value=a)
@@ -176,6 +183,7 @@ def call(function, state, *values):
     return [result.tolist() for result in results.values()]
 
 
+@pytest.mark.executes("read_state", "write_state")
 def test_a_state_lives_from_call_to_call_and_each_has_its_own(counter):
     function = load_function(counter, "main", get_policy("strict"), stateful=True)
     assert list(function.states) == ["total"] and list(function.inputs) == ["a"]
@@ -242,6 +250,7 @@ def test_a_state_where_a_tensor_is_expected_is_refused_at_load(counter):
         load_function(edited(counter, change), "main", get_policy("widen"), stateful=True)
 
 
+@pytest.mark.executes("classify")
 @pytest.mark.parametrize("labels", [["cat", "dog", "cow"], [7, 8, 9]])
 def test_a_classifier_gives_a_label_and_all_probabilities(labels):
     import coremltools as ct
@@ -273,7 +282,9 @@ def draw(name, seed, **given):
     return save(build, [X.shape, (2,)], dtypes=["fp32", "int32"])
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.executes(n)) for n in DISTRIBUTIONS]
+)
 def test_random_values_have_their_distribution_and_repeat_with_a_seed(name):
     given, mean, deviation = DISTRIBUTIONS[name]
     package = draw(name, 5, **given)
@@ -287,6 +298,7 @@ def test_random_values_have_their_distribution_and_repeat_with_a_seed(name):
     assert (first != second).any()
 
 
+@pytest.mark.executes("random_categorical")
 @pytest.mark.parametrize("mode", ["logits", "probs"])
 def test_categories_are_drawn_as_often_as_they_are_likely(mode):
     chances = np.float32([[0.1, 0.2, 0.7], [0.5, 0, 0.5]])
@@ -300,35 +312,39 @@ def test_categories_are_drawn_as_often_as_they_are_likely(mode):
 
 
 SCALE, ZERO = np.float32([0.1, 0.25]), np.int8([3, -7])
-QUANTISATION = {
-    "quantize": (
-        lambda mb, a: mb.cast(
+ROWS = [
+    Row(
+        "quantize",
+        {"a": X * 20},
+        np.clip(np.round(X * 20 / SCALE[:, None]) + ZERO[:, None], -128, 127),
+        build=lambda mb, a: mb.cast(
             x=mb.quantize(input=a, scale=SCALE, zero_point=ZERO, axis=0, output_dtype="int8"),
             dtype="fp32",
         ),
-        (X * 20,),
-        np.clip(np.round(X * 20 / SCALE[:, None]) + ZERO[:, None], -128, 127),
     ),
-    "quantize without a zero point": (
-        lambda mb, a: mb.cast(
+    Row(
+        "quantize",
+        {"a": np.float32([-3, 0.25, 0.75, 1.25, 400])},
+        np.array([0, 0, 2, 2, 255]),
+        note="without a zero point",
+        build=lambda mb, a: mb.cast(
             x=mb.quantize(input=a, scale=np.float32(0.5), output_dtype="uint8"), dtype="fp32"
         ),
-        (np.float32([-3, 0.25, 0.75, 1.25, 400]),),
-        np.array([0, 0, 2, 2, 255]),  # halves to even
     ),
-    "dequantize": (
-        lambda mb, a: mb.dequantize(
+    Row(
+        "dequantize",
+        {"a": np.int32([[1, -100, 5], [127, 0, -7]])},
+        (np.array([[1, -100, 5], [127, 0, -7]]) - ZERO[:, None]) * SCALE[:, None],
+        build=lambda mb, a: mb.dequantize(
             input=mb.cast(x=a, dtype="int8"), scale=SCALE, zero_point=ZERO, axis=-2
         ),
-        (np.int32([[1, -100, 5], [127, 0, -7]]),),
-        (np.array([[1, -100, 5], [127, 0, -7]]) - ZERO[:, None]) * SCALE[:, None],
     ),
-}
+]
 
 
-@pytest.mark.parametrize("name", QUANTISATION)
-def test_quantization_of_activations(name):
-    check(QUANTISATION[name], 1e-6)
+@each(ROWS)
+def test_quantization_of_activations(row):
+    row.check(1e-6)
 
 
 def test_rounds_of_inner_loops_count_as_the_outer_ones(monkeypatch):

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.errors import HarnessError
-from tests.mil.cases import check
 from tests.mil.programs import execute, run, save
+from tests.mil.rows import Row, each
 
 RNG = np.random.default_rng(13)
 IMAGE = RNG.standard_normal((2, 4, 7, 9)).astype(np.float32)
@@ -53,138 +52,170 @@ def box(x, top, left, bottom, right, high, wide):
 
 
 BOXES = np.float32([[1, 0, 4, 6], [0.5, 2.25, 5, 3]])
-CASES = {
-    "conv_transpose": (
-        lambda mb, a: mb.conv_transpose(
-            x=a, weight=KERNEL, bias=BIAS, strides=[2, 3], groups=2, pad_type="valid"
-        ),
-        (IMAGE,),
+ROWS = [
+    Row(
+        "conv_transpose",
+        {"x": IMAGE},
         transposed((2, 3)),
+        weight=KERNEL,
+        bias=BIAS,
+        strides=[2, 3],
+        groups=2,
+        pad_type="valid",
     ),
-    "conv_transpose, cut and dilated": (
-        lambda mb, a: mb.conv_transpose(
-            x=a,
-            weight=KERNEL,
-            bias=BIAS,
-            strides=[2, 1],
-            dilations=[1, 2],
-            groups=2,
-            pad_type="custom",
-            pad=[1, 2, 0, 1],
-        ),
-        (IMAGE,),
+    Row(
+        "conv_transpose",
+        {"x": IMAGE},
         transposed((2, 1), (1, 2))[:, :, 1:-2, :-1],
+        note="cut and dilated",
+        weight=KERNEL,
+        bias=BIAS,
+        strides=[2, 1],
+        dilations=[1, 2],
+        groups=2,
+        pad_type="custom",
+        pad=[1, 2, 0, 1],
     ),
-    "conv_transpose, same": (
-        lambda mb, a: mb.conv_transpose(
-            x=a, weight=KERNEL, bias=BIAS, strides=[2, 1], groups=2, pad_type="same"
-        ),
-        (IMAGE,),
+    Row(
+        "conv_transpose",
+        {"x": IMAGE},
         transposed((2, 1))[:, :, :14, :9],
+        note="same",
+        weight=KERNEL,
+        bias=BIAS,
+        strides=[2, 1],
+        groups=2,
+        pad_type="same",
     ),
-    "conv_transpose, beyond the full result": (
-        lambda mb, a: mb.conv_transpose(
-            x=a,
-            weight=KERNEL,
-            bias=BIAS,
-            strides=[3, 2],
-            groups=2,
-            pad_type="custom",
-            pad=[1, 1, 0, 0],
-            output_shape=[2, 4, 20, 19],
-        ),
-        (IMAGE,),
+    Row(
+        "conv_transpose",
+        {"x": IMAGE},
         functional.conv_transpose2d(
             T(IMAGE), T(KERNEL), T(BIAS), (3, 2), (1, 0), (1, 1), 2
         ).numpy(),
+        note="beyond the full result",
+        weight=KERNEL,
+        bias=BIAS,
+        strides=[3, 2],
+        groups=2,
+        pad_type="custom",
+        pad=[1, 1, 0, 0],
+        output_shape=[2, 4, 20, 19],
     ),
-    "conv_transpose in one axis": (
-        lambda mb, a: mb.conv_transpose(x=a, weight=KERNEL[..., 0], strides=[2], groups=2),
-        (LINE,),
+    Row(
+        "conv_transpose",
+        {"x": LINE},
         functional.conv_transpose1d(T(LINE), T(KERNEL[..., 0]), stride=2, groups=2).numpy(),
+        note="in one axis",
+        weight=KERNEL[..., 0],
+        strides=[2],
+        groups=2,
     ),
-    "max_pool": (
-        lambda mb, a: mb.max_pool(
-            x=a, kernel_sizes=[3, 2], strides=[2, 2], pad_type="custom", pad=[1, 1, 0, 0]
-        ),
-        (IMAGE,),
+    Row(
+        "max_pool",
+        {"x": IMAGE},
         functional.max_pool2d(T(IMAGE), (3, 2), 2, (1, 0)).numpy(),
+        kernel_sizes=[3, 2],
+        strides=[2, 2],
+        pad_type="custom",
+        pad=[1, 1, 0, 0],
     ),
-    "max_pool, upward": (
-        lambda mb, a: mb.max_pool(
-            x=a,
-            kernel_sizes=[2, 3],
-            strides=[3, 2],
+    Row(
+        "max_pool",
+        {"x": IMAGE},
+        functional.max_pool2d(T(IMAGE), (2, 3), (3, 2), 1, ceil_mode=True).numpy(),
+        note="upward",
+        kernel_sizes=[2, 3],
+        strides=[3, 2],
+        pad_type="custom",
+        pad=[1, 1, 1, 1],
+        ceil_mode=True,
+    ),
+    Row(
+        "max_pool",
+        {"x": IMAGE},
+        functional.max_pool2d(same_windows(IMAGE, 3, 2, False, -np.inf), 3, 2).numpy(),
+        note="same",
+        kernel_sizes=[3, 3],
+        strides=[2, 2],
+        pad_type="same",
+    ),
+    Row(
+        "max_pool",
+        {"x": IMAGE},
+        functional.max_pool2d(same_windows(IMAGE, 4, 2, True, -np.inf), 4, 2).numpy(),
+        note="same_lower",
+        kernel_sizes=[4, 4],
+        strides=[2, 2],
+        pad_type="same_lower",
+    ),
+    Row(
+        "max_pool",
+        {"x": VOLUME},
+        functional.max_pool3d(T(VOLUME), (2, 3, 2), (1, 2, 2)).numpy(),
+        note="in three axes",
+        kernel_sizes=[2, 3, 2],
+        strides=[1, 2, 2],
+        pad_type="valid",
+    ),
+    *(
+        Row(
+            "avg_pool",
+            {"x": IMAGE},
+            functional.avg_pool2d(T(IMAGE), 3, 2, 1, True, counted).numpy(),
+            note=f"padding {'counted' if counted else 'left out'}",
+            kernel_sizes=[3, 3],
+            strides=[2, 2],
             pad_type="custom",
             pad=[1, 1, 1, 1],
+            exclude_padding_from_average=not counted,
             ceil_mode=True,
-        ),
-        (IMAGE,),
-        functional.max_pool2d(T(IMAGE), (2, 3), (3, 2), 1, ceil_mode=True).numpy(),
-    ),
-    "max_pool, same": (
-        lambda mb, a: mb.max_pool(x=a, kernel_sizes=[3, 3], strides=[2, 2], pad_type="same"),
-        (IMAGE,),
-        functional.max_pool2d(same_windows(IMAGE, 3, 2, False, -np.inf), 3, 2).numpy(),
-    ),
-    "max_pool, same_lower": (
-        lambda mb, a: mb.max_pool(x=a, kernel_sizes=[4, 4], strides=[2, 2], pad_type="same_lower"),
-        (IMAGE,),
-        functional.max_pool2d(same_windows(IMAGE, 4, 2, True, -np.inf), 4, 2).numpy(),
-    ),
-    "max_pool in three axes": (
-        lambda mb, a: mb.max_pool(x=a, kernel_sizes=[2, 3, 2], strides=[1, 2, 2], pad_type="valid"),
-        (VOLUME,),
-        functional.max_pool3d(T(VOLUME), (2, 3, 2), (1, 2, 2)).numpy(),
-    ),
-    **{
-        f"avg_pool, padding {'counted' if counted else 'left out'}": (
-            lambda mb, a, counted=counted: mb.avg_pool(
-                x=a,
-                kernel_sizes=[3, 3],
-                strides=[2, 2],
-                pad_type="custom",
-                pad=[1, 1, 1, 1],
-                exclude_padding_from_average=not counted,
-                ceil_mode=True,
-            ),
-            (IMAGE,),
-            functional.avg_pool2d(T(IMAGE), 3, 2, 1, True, counted).numpy(),
         )
         for counted in (True, False)
-    },
-    "avg_pool in one axis": (
-        lambda mb, a: mb.avg_pool(x=a, kernel_sizes=[3], strides=[2], pad_type="valid"),
-        (LINE,),
+    ),
+    Row(
+        "avg_pool",
+        {"x": LINE},
         functional.avg_pool1d(T(LINE), 3, 2).numpy(),
+        note="in one axis",
+        kernel_sizes=[3],
+        strides=[2],
+        pad_type="valid",
     ),
-    "l2_pool": (
-        lambda mb, a: mb.l2_pool(x=a, kernel_sizes=[2, 3], strides=[2, 1], pad_type="valid"),
-        (IMAGE,),
+    Row(
+        "l2_pool",
+        {"x": IMAGE},
         np.sqrt(functional.avg_pool2d(T(IMAGE) ** 2, (2, 3), (2, 1)).numpy() * 6),
+        kernel_sizes=[2, 3],
+        strides=[2, 1],
+        pad_type="valid",
     ),
-    "resize_bilinear": (
-        lambda mb, a: mb.resize_bilinear(
-            x=a, target_size_height=5, target_size_width=13, sampling_mode="STRICT_ALIGN_CORNERS"
-        ),
-        (IMAGE,),
+    Row(
+        "resize_bilinear",
+        {"x": IMAGE},
         functional.interpolate(T(IMAGE), (5, 13), mode="bilinear", align_corners=True).numpy(),
+        target_size_height=5,
+        target_size_width=13,
+        sampling_mode="STRICT_ALIGN_CORNERS",
     ),
-    "resize_bilinear, corners not aligned": (
-        lambda mb, a: mb.resize_bilinear(
-            x=a, target_size_height=4, target_size_width=20, sampling_mode="UNALIGN_CORNERS"
-        ),
-        (IMAGE,),
+    Row(
+        "resize_bilinear",
+        {"x": IMAGE},
         functional.interpolate(T(IMAGE), (4, 20), mode="bilinear").numpy(),
+        note="corners not aligned",
+        target_size_height=4,
+        target_size_width=20,
+        sampling_mode="UNALIGN_CORNERS",
     ),
-    **{
-        # the sampled places of two pixels, as the reference's table gives them
-        f"resize_bilinear, {mode} to {len(places)}": (
-            lambda mb, a, mode=mode, places=places: mb.resize_bilinear(
-                x=a, target_size_height=1, target_size_width=len(places), sampling_mode=mode
-            ),
-            (np.float32([[[[0, 1]]]]),),
+    *(
+        Row(
+            "resize_bilinear",
+            {"x": np.float32([[[[0, 1]]]])},
             np.float64([[[places]]]),
+            note=f"{mode} to {len(places)}",
+            target_size_height=1,
+            target_size_width=len(places),
+            sampling_mode=mode,
         )
         for mode, places in [
             ("DEFAULT", [0, 0.4, 0.8, 1, 1]),
@@ -193,151 +224,154 @@ CASES = {
             ("ALIGN_CORNERS", [0.5]),
             ("STRICT_ALIGN_CORNERS", [0]),
         ]
-    },
-    "resize_nearest_neighbor": (
-        lambda mb, a: mb.resize_nearest_neighbor(x=a, target_size_height=3, target_size_width=27),
-        (IMAGE,),
+    ),
+    Row(
+        "resize_nearest_neighbor",
+        {"x": IMAGE},
         functional.interpolate(T(IMAGE), (3, 27)).numpy(),
+        target_size_height=3,
+        target_size_width=27,
     ),
-    "upsample_nearest_neighbor": (
-        lambda mb, a: mb.upsample_nearest_neighbor(
-            x=a, scale_factor_height=2, scale_factor_width=3
-        ),
-        (IMAGE,),
+    Row(
+        "upsample_nearest_neighbor",
+        {"x": IMAGE},
         IMAGE.repeat(2, 2).repeat(3, 3),
+        scale_factor_height=2,
+        scale_factor_width=3,
     ),
-    "upsample_bilinear": (
-        lambda mb, a: mb.upsample_bilinear(
-            x=a, scale_factor_height=2, scale_factor_width=3, align_corners=False
-        ),
-        (IMAGE,),
+    Row(
+        "upsample_bilinear",
+        {"x": IMAGE},
         functional.interpolate(T(IMAGE), scale_factor=(2, 3), mode="bilinear").numpy(),
+        scale_factor_height=2,
+        scale_factor_width=3,
+        align_corners=False,
     ),
-    "upsample_bilinear, aligned": (
-        lambda mb, a: mb.upsample_bilinear(x=a, scale_factor_height=2, scale_factor_width=3),
-        (IMAGE,),
+    Row(
+        "upsample_bilinear",
+        {"x": IMAGE},
         functional.interpolate(
             T(IMAGE), scale_factor=(2, 3), mode="bilinear", align_corners=True
         ).numpy(),
+        note="aligned",
+        scale_factor_height=2,
+        scale_factor_width=3,
     ),
-    "resize": (
-        lambda mb, a: mb.resize(
-            x=a,
-            shape=[0, 18],
-            resized_dims=np.uint32(2),
-            interpolation_mode="NEAREST_NEIGHBOR",
-            sampling_mode="UNALIGN_CORNERS",
-        ),
-        (IMAGE,),
+    Row(
+        "resize",
+        {"x": IMAGE},
         IMAGE.repeat(2, 3),
+        shape=[0, 18],
+        resized_dims=np.uint32(2),
+        interpolation_mode="NEAREST_NEIGHBOR",
+        sampling_mode="UNALIGN_CORNERS",
     ),
-    **{
-        f"resample {mode}, {ours}, {align}": (
-            lambda mb, a, b, ours=ours, align=align, mode=mode: mb.resample(
-                x=a,
-                coordinates=b,
-                sampling_mode=mode,
-                padding_mode=ours,
-                align_corners=align,
-                **RESAMPLE,
-            ),
-            (IMAGE, GRID),
+    *(
+        Row(
+            "resample",
+            {"x": IMAGE, "coordinates": GRID},
             sampled(IMAGE, GRID, mode, theirs, align),
+            note=f"{mode}, {ours}, {align}",
+            sampling_mode=mode,
+            padding_mode=ours,
+            align_corners=align,
+            **RESAMPLE,
         )
         for ours, theirs, align in PADDINGS
         for mode in ("bilinear", "nearest")
-    },
-    "resample at pixels": (
-        lambda mb, a, b: mb.resample(
-            x=a,
-            coordinates=b,
-            sampling_mode="nearest",
-            padding_mode="constant",
-            padding_value=np.float32(-5),
-            coordinates_mode="unnormalized",
-            align_corners=True,
-        ),
-        (IMAGE[:1], np.int32([[[[8, 0], [9, 1], [3, 6]]]])),
-        np.stack([IMAGE[0, :, 0, 8], np.full(4, -5), IMAGE[0, :, 6, 3]], 1)[None, :, None],
     ),
-    "affine": (
-        lambda mb, a: mb.affine(
-            x=a,
-            transform_matrix=np.float32([[0.8, 0.3, 0.1, -0.2, 1.1, 0]]),
-            output_height=5,
-            output_width=4,
-            sampling_mode="bilinear",
-            padding_mode="constant",
-            padding_value=np.float32(0),
-            align_corners=True,
-            coordinates_mode="normalized_minus_one_to_one",
-        ),
-        (IMAGE,),
+    Row(
+        "resample",
+        {"x": IMAGE[:1], "coordinates": np.int32([[[[8, 0], [9, 1], [3, 6]]]])},
+        np.stack([IMAGE[0, :, 0, 8], np.full(4, -5), IMAGE[0, :, 6, 3]], 1)[None, :, None],
+        note="at pixels",
+        sampling_mode="nearest",
+        padding_mode="constant",
+        padding_value=np.float32(-5),
+        coordinates_mode="unnormalized",
+        align_corners=True,
+    ),
+    Row(
+        "affine",
+        {"x": IMAGE},
         sampled(
             IMAGE,
             functional.affine_grid(
                 torch.tensor([[[0.8, 0.3, 0.1], [-0.2, 1.1, 0]]] * 2), (2, 4, 5, 4), True
             ).numpy(),
         ),
+        transform_matrix=np.float32([[0.8, 0.3, 0.1, -0.2, 1.1, 0]]),
+        output_height=5,
+        output_width=4,
+        sampling_mode="bilinear",
+        padding_mode="constant",
+        padding_value=np.float32(0),
+        align_corners=True,
+        coordinates_mode="normalized_minus_one_to_one",
     ),
-    "crop_resize of boxes": (
-        lambda mb, a: mb.crop_resize(
-            x=a,
-            boxes=BOXES,
-            box_indices=np.int32([1, 0]),
-            target_height=3,
-            target_width=4,
-            sampling_mode="ALIGN_CORNERS",
-        ),
-        (IMAGE,),
+    Row(
+        "crop_resize",
+        {"x": IMAGE},
         np.stack([box(IMAGE[1], *BOXES[0], 3, 4), box(IMAGE[0], *BOXES[1], 3, 4)]),
-        {"target": "iOS17"},
+        note="of boxes",
+        target="iOS17",
+        boxes=BOXES,
+        box_indices=np.int32([1, 0]),
+        target_height=3,
+        target_width=4,
+        sampling_mode="ALIGN_CORNERS",
     ),
-    "crop_resize of every image": (
-        lambda mb, a: mb.crop_resize(
-            x=a,
-            roi=BOXES.reshape(2, 1, 4, 1, 1),
-            target_height=3,
-            target_width=4,
-            sampling_mode="STRICT_ALIGN_CORNERS",
-        ),
-        (IMAGE,),
+    Row(
+        "crop_resize",
+        {"x": IMAGE},
         np.stack([[box(image, *b, 3, 4) for image in IMAGE] for b in BOXES]),
-        {"target": "iOS15"},
+        note="of every image",
+        target="iOS15",
+        roi=BOXES.reshape(2, 1, 4, 1, 1),
+        target_height=3,
+        target_width=4,
+        sampling_mode="STRICT_ALIGN_CORNERS",
     ),
-    "crop_resize of centers, normalized": (
-        lambda mb, a: mb.crop_resize(
-            x=a,
-            roi=np.float32([0, 0.5, 0.5, 0.5, 0.25]).reshape(1, 1, 5, 1, 1),
-            target_height=2,
-            target_width=3,
-            box_coordinate_mode="CENTER_SIZE_WIDTH_FIRST",
-            normalized_coordinates=True,
-            sampling_mode="ALIGN_CORNERS",
-        ),
-        (IMAGE[1:],),
+    Row(
+        "crop_resize",
+        {"x": IMAGE[1:]},
         box(IMAGE[1], 3 - 0.75, 4 - 2, 3 + 0.75, 4 + 2, 2, 3)[None, None],
-        {"target": "iOS16"},
+        note="of centers, normalized",
+        target="iOS16",
+        roi=np.float32([0, 0.5, 0.5, 0.5, 0.25]).reshape(1, 1, 5, 1, 1),
+        target_height=2,
+        target_width=3,
+        box_coordinate_mode="CENTER_SIZE_WIDTH_FIRST",
+        normalized_coordinates=True,
+        sampling_mode="ALIGN_CORNERS",
     ),
-    "crop_resize beyond an image": (
-        lambda mb, a: mb.crop_resize(
-            x=a,
-            boxes=np.float32([[0, 6, 6, 10]]),
-            target_height=2,
-            target_width=3,
-            sampling_mode="ALIGN_CORNERS",
-            pad_value=np.float32(9),
-        ),
-        (IMAGE[:1],),
+    Row(
+        "crop_resize",
+        {"x": IMAGE[:1]},
         np.concatenate([IMAGE[0][:, [0, 6]][:, :, [6, 8]], np.full((4, 2, 1), 9)], 2)[None],
-        {"target": "iOS17"},
+        note="beyond an image",
+        target="iOS17",
+        boxes=np.float32([[0, 6, 6, 10]]),
+        target_height=2,
+        target_width=3,
+        sampling_mode="ALIGN_CORNERS",
+        pad_value=np.float32(9),
     ),
-}
+    Row(
+        "resize",
+        {"x": IMAGE, "size": np.int32([1_000_000])},
+        note="beyond any machine",
+        error=r"sizes \[1000000, 1000000\] ask for",
+        build=lambda mb, x, size: mb.resize(
+            x=x, shape=mb.concat(values=[size, size], axis=0), resized_dims=np.uint32(2)
+        ),
+    ),
+]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_operation_gives_what_torch_gives(name):
-    check(CASES[name], 1e-5)
+@each(ROWS)
+def test_an_operation_gives_what_torch_gives(row):
+    row.check(1e-5)
 
 
 SQUARES = np.float32([[[0, 0, 2, 2], [0.2, 0, 2, 2], [5, 5, 2, 2], [5, 5.1, 2, 2], [9, 9, 1, 1]]])
@@ -360,6 +394,7 @@ def suppressed(target, by_class, **options):
     return execute(build, boxes, scores, target=target)
 
 
+@pytest.mark.executes("non_maximum_suppression")
 def test_boxes_that_overlap_a_better_one_are_left_out():
     boxes, scores, indices, counts = suppressed("iOS15", False, score_threshold=np.float32(0.3))
     assert indices.tolist() == [[0, 3, -1, -1, -1, -1]] and counts.tolist() == [2]
@@ -368,21 +403,14 @@ def test_boxes_that_overlap_a_better_one_are_left_out():
     assert not boxes[0, 2:].any() and not scores[0, 2:].any()
 
 
+@pytest.mark.executes("non_maximum_suppression")
 def test_boxes_of_other_classes_do_not_suppress_when_asked():
     boxes, _, indices = suppressed("iOS17", True)
     assert indices.tolist() == [[0, 1, 3, 4, -1, -1]]
     np.testing.assert_array_equal(boxes[0, :, :4].T, SQUARES[0, [0, 1, 3, 4]])
 
 
-def test_an_upsampling_beyond_any_machine_is_refused():
-    def build(mb, a, b):
-        shape = mb.concat(values=[b, b], axis=0)
-        return mb.resize(x=a, shape=shape, resized_dims=np.uint32(2))
-
-    with pytest.raises(HarnessError, match=r"resize '.*sizes \[1000000, 1000000\] ask for"):
-        execute(build, IMAGE, np.int32([1_000_000]))
-
-
+@pytest.mark.executes("crop_resize")
 def test_samples_taken_in_bands_are_those_taken_at_once(monkeypatch):
     from harness.mil.ops import sampling
 

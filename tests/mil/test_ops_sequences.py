@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 
 from harness.errors import ArtifactError
-from tests.mil.cases import check
 from tests.mil.programs import execute
+from tests.mil.rows import Row, compare, each
 
 RNG = np.random.default_rng(17)
 STEPS, BATCH, WIDTH, HIDDEN = 5, 2, 3, 4
@@ -37,6 +37,7 @@ def _seed():
     torch.manual_seed(23)
 
 
+@pytest.mark.executes("rnn")
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("kind", ["tanh", "relu"])
 def test_rnn(direction, kind):
@@ -56,9 +57,10 @@ def test_rnn(direction, kind):
         )
 
     expected = by_torch(layer, T(H)[None], reverse=direction == "reverse")
-    check((build, (X, H), expected), 1e-5)
+    compare(execute(build, X, H), expected, 1e-5)
 
 
+@pytest.mark.executes("gru")
 def test_gru_whose_reset_gate_comes_after_the_product_is_torchs():
     layer = torch.nn.GRU(WIDTH, HIDDEN)
     w, r, b, b_r = weights(layer, [0, 2, 1])  # torch: reset, update, new
@@ -75,9 +77,10 @@ def test_gru_whose_reset_gate_comes_after_the_product_is_torchs():
             output_sequence=True,
         )
 
-    check((build, (X, H), by_torch(layer, T(H)[None])), 1e-5)
+    compare(execute(build, X, H), by_torch(layer, T(H)[None]), 1e-5)
 
 
+@pytest.mark.executes("gru")
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_gru_whose_reset_gate_comes_before_the_product(direction):
     w, r = (RNG.standard_normal((3 * HIDDEN, n)).astype(np.float32) for n in (WIDTH, HIDDEN))
@@ -103,9 +106,10 @@ def test_gru_whose_reset_gate_comes_before_the_product(direction):
         z = gate(given[2] + h @ update.T)
         o = np.tanh(given[1] + (gate(given[0] + h @ reset.T) * h) @ fresh.T)
         h = (1 - z) * o + z * h
-    check((build, (X, H), (h[None], h), {"target": "iOS17"}), 1e-5)
+    compare(execute(build, X, H, target="iOS17"), (h[None], h), 1e-5)
 
 
+@pytest.mark.executes("lstm")
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("every", [True, False])
 def test_lstm_in_one_direction(direction, every):
@@ -125,9 +129,10 @@ def test_lstm_in_one_direction(direction, every):
         )
 
     out, *last = by_torch(layer, (T(H)[None], T(C)[None]), reverse=direction == "reverse")
-    check((build, (X, H, C), (out if every else out[-1:], *last)), 1e-5)
+    compare(execute(build, X, H, C), (out if every else out[-1:], *last), 1e-5)
 
 
+@pytest.mark.executes("lstm")
 @pytest.mark.parametrize("every", [True, False])
 def test_lstm_in_two_directions(every):
     layer = torch.nn.LSTM(WIDTH, HIDDEN, bidirectional=True)
@@ -153,9 +158,10 @@ def test_lstm_in_two_directions(every):
     state = torch.stack([T(H), -T(H)]), torch.stack([T(C), 2 * T(C)])
     out, *last = by_torch(layer, state)
     final = np.concatenate([out[-1:, :, :HIDDEN], out[:1, :, HIDDEN:]], -1)
-    check((build, (X, h, c), (out if every else final, *last)), 1e-5)
+    compare(execute(build, X, h, c), (out if every else final, *last), 1e-5)
 
 
+@pytest.mark.executes("lstm")
 def test_lstm_with_peepholes_and_a_limit():
     w, r = (RNG.standard_normal((4 * HIDDEN, n)).astype(np.float32) for n in (WIDTH, HIDDEN))
     peephole = RNG.standard_normal(3 * HIDDEN).astype(np.float32)
@@ -178,9 +184,10 @@ def test_lstm_with_peepholes_and_a_limit():
         c = sigmoid(f + look[1] * c) * c + sigmoid(i + look[0] * c) * np.tanh(z)
         c = np.clip(c, -0.4, 0.4)
         h = sigmoid(o + look[2] * c) * np.tanh(c)
-    check((build, (X, H, C), (h[None], h, c)), 1e-5)
+    compare(execute(build, X, H, C), (h[None], h, c), 1e-5)
 
 
+@pytest.mark.executes("rnn")
 def test_a_recurrent_result_is_rounded_once():
     """The steps between are not: rounding each of them gives something else."""
     w, r = (RNG.standard_normal((HIDDEN, n)).astype(np.float16) for n in (WIDTH, HIDDEN))
@@ -223,6 +230,7 @@ VALUE = RNG.standard_normal((2, 3, 6, 5)).astype(np.float32)
 MASK = np.tril(np.ones((4, 6), bool), 2)
 
 
+@pytest.mark.executes("scaled_dot_product_attention")
 @pytest.mark.parametrize("mask", [None, MASK, np.where(MASK, 0.3, -1e4).astype(np.float32)])
 def test_attention(mask):
     def build(mb, a, b, c, d=None):
@@ -233,7 +241,7 @@ def test_attention(mask):
         T(QUERY), T(KEY), T(VALUE), None if mask is None else T(mask)
     ).numpy()
     inputs = (QUERY, KEY, VALUE, *([] if mask is None else [mask]))
-    check((build, inputs, expected), 1e-5)
+    compare(execute(build, *inputs), (expected,), 1e-5)
 
 
 EINSUM = {
@@ -243,6 +251,7 @@ EINSUM = {
 }
 
 
+@pytest.mark.executes("einsum")
 @pytest.mark.parametrize("equation", EINSUM)
 def test_einsum(equation):
     x, y = (RNG.standard_normal(shape).astype(np.float32) for shape in EINSUM[equation])
@@ -250,14 +259,25 @@ def test_einsum(equation):
     shape = np.broadcast_shapes((*x.shape[:-3], x.shape[-2]), (*y.shape[:-3], y.shape[-2]))
     whole = [np.broadcast_to(v, (*shape[:-1], v.shape[-3], shape[-1], v.shape[-1])) for v in (x, y)]
     expected = np.einsum(letters, *whole)
-    check((lambda mb, a, b: mb.einsum(values=(a, b), equation=equation), (x, y), expected), 1e-5)
+    results = execute(lambda mb, a, b: mb.einsum(values=(a, b), equation=equation), x, y)
+    compare(results, (expected,), 1e-5)
 
 
-def test_matmul_of_vectors_and_linear_of_integers():
-    vector, whole = X[0, 0], RNG.integers(-5, 5, (2, 3)).astype(np.int32)
-    case = (lambda mb, a, b: mb.matmul(x=a, y=b), (vector, X[0].T), vector @ X[0].T)
-    check(case)
-    weight, bias = RNG.integers(-5, 5, (4, 3)).astype(np.int32), np.int32([1, 2, 3, 4])
-    check(
-        (lambda mb, a: mb.linear(x=a, weight=weight, bias=bias), (whole,), whole @ weight.T + bias)
-    )
+INTEGERS = RNG.integers(-5, 5, (2, 3)).astype(np.int32)
+WEIGHT, BIAS = RNG.integers(-5, 5, (4, 3)).astype(np.int32), np.int32([1, 2, 3, 4])
+ROWS = [
+    Row("matmul", {"x": X[0, 0], "y": X[0].T}, X[0, 0] @ X[0].T, note="of vectors"),
+    Row(
+        "linear",
+        {"x": INTEGERS},
+        INTEGERS @ WEIGHT.T + BIAS,
+        note="of integers",
+        weight=WEIGHT,
+        bias=BIAS,
+    ),
+]
+
+
+@each(ROWS)
+def test_products_give_what_numpy_gives(row):
+    row.check(2e-6)

@@ -1,9 +1,5 @@
 """The table of operations: complete, true to coremltools, and enforced at load."""
 
-import importlib
-import inspect
-import re
-
 import numpy as np
 import pytest
 
@@ -11,7 +7,8 @@ from harness.errors import ArtifactError
 from harness.mil import get_policy, load_function
 from harness.mil.operation import IMPLEMENTATIONS
 from harness.mil.table import operations
-from tests.mil.programs import save
+from tests.mil.programs import execute, save
+from tests.mil.rows import executing, named_operations
 from tests.mil.test_loading import edited, find
 
 OPSETS = {"iOS15": "CoreML5", "iOS16": "CoreML6", "iOS17": "CoreML7", "iOS18": "CoreML8"}
@@ -63,16 +60,12 @@ def test_what_moves_data_is_exact():
 
 
 def test_every_operation_is_executed_by_a_test():
-    modules = ("operations", "ops_arrangement", "ops_images", "ops_sequences", "ops_control")
-    sources = "".join(
-        inspect.getsource(importlib.import_module(f"tests.mil.test_{name}"))
-        for name in (*modules, "ops_constexpr")
-    )
-    used = set(re.findall(r"\bmb\.(\w+)\(", sources)) | set(re.findall(r'"(\w+)":', sources))
-    # what coremltools writes for these: a state's update, and the end of a classifier
-    used |= {"read_state", "write_state"} if "mb.coreml_update_state(" in sources else set()
-    used |= {"classify"} if "ClassifierConfig(" in sources else set()
-    assert set(IMPLEMENTATIONS) - used == set()
+    assert named_operations() == set(IMPLEMENTATIONS)
+
+
+def test_a_test_that_does_not_execute_what_it_names_fails():
+    with pytest.raises(AssertionError, match="not executed: tanh"), executing({"relu", "tanh"}):
+        execute(lambda mb, a: mb.relu(x=a), np.ones(2, np.float32))
 
 
 def refused(package, change, problem):

@@ -6,7 +6,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
-from tests.mil.cases import to_package
+from tests.mil.programs import to_package
 
 
 def flexible(*shapes):
