@@ -122,7 +122,9 @@ class Subject:
     @cached_property
     def tables(self) -> Freqs:
         """The artifact's RoPE tables, each [positions, head_dim / 2]."""
-        layout = self.session("mil:widen").layout
+        from harness.runtimes import REFERENCE
+
+        layout = self.session(REFERENCE).layout
         return layout.freqs_cos, layout.freqs_sin
 
     def first_tables(self, length: int) -> Freqs:

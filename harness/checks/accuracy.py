@@ -14,7 +14,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.generate.session import Session
-from harness.runtimes import runtime_row
+from harness.runtimes import REFERENCE, runtime_row
 from harness.subject import Subject
 
 DECODE_STEPS = 32
@@ -130,14 +130,14 @@ def prompt_length(subject: Subject) -> int:
 
     The last chunk is therefore padded.
     """
-    layout = subject.session("mil:widen").layout
+    layout = subject.session(REFERENCE).layout
     decoded = min(DECODE_STEPS, layout.context // 2)
     return max(1, min(5 * layout.prefill.input_len // 2, layout.context - decoded))
 
 
 def sequence(subject: Subject) -> list[int]:
     """Return seeded tokens: a prompt, then `DECODE_STEPS` that are decoded one by one."""
-    layout = subject.session("mil:widen").layout
+    layout = subject.session(REFERENCE).layout
     length = min(prompt_length(subject) + DECODE_STEPS, layout.context)
     generator = torch.Generator().manual_seed(SEED)
     tokens: list[int] = torch.randint(layout.vocab_size, (length,), generator=generator).tolist()

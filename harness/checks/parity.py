@@ -26,6 +26,7 @@ from harness.generate import generate
 from harness.mil import observed
 from harness.mil.ranges import LARGEST, RangeMonitor
 from harness.results import Figure, Finding
+from harness.runtimes import REFERENCE
 from harness.subject import Subject
 
 
@@ -133,7 +134,7 @@ def check_fp16_range(subject: Subject) -> Iterator[Finding]:
     monitor = RangeMonitor()
     tokens = sequence(subject)
     with observed(monitor):
-        trace(subject.session("mil:widen"), tokens, prompt_length(subject))
+        trace(subject.session(REFERENCE), tokens, prompt_length(subject))
     rows = list(monitor.ranges.values())
     over = [row for row in rows if row.peak > LARGEST]
     first = f"the first is {over[0].where}, which reaches {over[0].peak:.4g}" if over else ""

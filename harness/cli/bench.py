@@ -11,15 +11,14 @@ from harness.errors import HarnessError, NotInstalledError
 if TYPE_CHECKING:
     from harness.measure.timing import Memory, Round
 
-BASELINE = "eager:fp32"  # what each figure is a multiple of
-
-# A figure's key in the JSON, the column that shows it, and by what it is divided there.
+# A figure's key in the JSON, the title of its column, and the divisor of the column's numbers. The
+# baseline's name takes the place of {}.
 COLUMNS = (
     ("load_ms", "load ms", 1),
     ("prefill_ms_per_token", "prefill ms/token", 1),
     ("decode_ms_per_token", "decode ms/token", 1),
     ("decode_tokens_per_second", "tokens/s", 1),
-    ("decode_speed_over_eager_fp32", "times eager fp32", 1),
+    ("decode_speed_over_{}", "times {}", 1),
     ("peak_memory_bytes", "peak MB", 1e6),
     ("memory_before_load_bytes", "of them libraries", 1e6),
 )
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the figures; a run with wrong logits is an error, not a result."""
     from harness.measure.timing import Stopwatch, load_times
-    from harness.runtimes import default_runtime, get_runtime
+    from harness.runtimes import BASELINE, default_runtime, get_runtime
     from harness.subject import Subject
 
     if args.rounds < 1:
@@ -61,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
         )
         for name in runtimes
     }
-    eager = figures.get(BASELINE, {}).get("decode_ms_per_token")
+    base = figures.get(BASELINE, {}).get("decode_ms_per_token")
     for row in figures.values():
-        row["decode_speed_over_eager_fp32"] = eager and eager / row["decode_ms_per_token"]
+        speed = base and base / row["decode_ms_per_token"]
+        row[f"decode_speed_over_{BASELINE.replace(':', '_')}"] = speed
     if args.json:
         print(json.dumps({"runtimes": figures}, indent=2))
     else:
-        _print(figures)
+        _print(figures, BASELINE)
     return 0
 
 
@@ -87,14 +87,18 @@ def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[st
     }
 
 
-def _print(figures: dict[str, dict[str, Any]]) -> None:
+def _print(figures: dict[str, dict[str, Any]], baseline: str) -> None:
     from tabulate import tabulate
 
+    columns = [
+        (key.format(baseline.replace(":", "_")), title.format(baseline.replace(":", " ")), by)
+        for key, title, by in COLUMNS
+    ]
     rows = [
-        (runtime, *(row[key] and row[key] / by for key, _, by in COLUMNS))
+        (runtime, *(row[key] and row[key] / by for key, _, by in columns))
         for runtime, row in figures.items()
     ]
-    headers = ("runtime", *(title for _, title, _ in COLUMNS))
+    headers = ("runtime", *(title for _, title, _ in columns))
     print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".1f", ".2f", ".0f", ".0f")))
     samples = next(iter(figures.values()))["samples"]
     print(

@@ -150,7 +150,9 @@ class TextStream:
 def _require_finite(logits: torch.Tensor) -> None:
     bad = int((~logits.isfinite()).sum())
     if bad:
+        from harness.runtimes import REFERENCE
+
         raise HarnessError(
             f"{bad} of {logits.numel()} logits are NaN or infinite: the model overflowed, or its "
-            "weights are damaged; `harness run --runtime mil:widen` computes without fp16 range"
+            f"weights are damaged; `harness run --runtime {REFERENCE}` computes without fp16 range"
         )

@@ -1,4 +1,4 @@
-"""Runtimes by name, `kind[:option]`: a row each; its class is imported when it is asked for.
+"""Runtimes by name, `kind[:option]`: a row each, whose class is imported when it is needed.
 
 To add a runtime, write its class (see `base.Runtime`) in a module of this room and add its row to
 `RUNTIMES`. The bounds of parity, the command line, conformance and the benchmarks read the row.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from harness.runtimes.isolated import IsolatedRuntime
 
 __all__ = [
+    "BASELINE",
+    "REFERENCE",
     "RUNTIMES",
     "Method",
     "Runtime",
@@ -32,14 +35,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RuntimeRow:
-    """One runtime: its name, and what the rest of the house must know of it.
+    """One runtime: its name, its class, and where it is used.
 
-    `import_class` returns its class, which takes the name's option, if any. `rounds` says that it
-    computes in the artifact's own precision, so that its bounds are calibrated; one that carries
-    more precision gets a fixed, smaller bound. `needs_child` isolates native code that has crashed
-    in a child process; `asks_in_child` is for one that imports for seconds before it knows whether
-    it is available. `usual` makes it what its kind alone means. The last three say where it is used
-    unless others are asked for: in the conformance suite, by `harness check`, in benchmarks.
+    `import_class` returns the class, which takes the name's option, if any. `rounds` says that the
+    runtime computes in the artifact's own precision: its bounds are calibrated. A runtime that
+    carries more precision gets a fixed, smaller bound.
+
+    `needs_child` isolates native code that may crash in a child process. `asks_in_child` is for a
+    runtime that imports for seconds before it knows whether it is available.
+
+    `usual` makes the row the meaning of its kind alone. `preference` ranks the candidates for this
+    machine's default runtime: the available one with the highest number above 0 is the default.
+    Checks execute an artifact on the `reference` when they need its values without rounding errors.
+    Benchmarks give speeds as multiples of the `baseline`'s. Each is one row.
+
+    The last three say where the runtime is used unless others are named: in the conformance suite,
+    by `harness check`, in benchmarks.
     """
 
     name: str
@@ -48,6 +59,9 @@ class RuntimeRow:
     needs_child: bool = False
     asks_in_child: bool = False
     usual: bool = False
+    preference: int = 0
+    reference: bool = False
+    baseline: bool = False
     in_conformance: bool = False
     in_check: bool = False
     timed: bool = False
@@ -59,7 +73,7 @@ class RuntimeRow:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What the class is called with: the option, if the name has one."""
+        """The arguments of the class: the option, if the name has one."""
         option = self.name.partition(":")[2]
         return (option,) if option else ()
 
@@ -88,13 +102,14 @@ def _executorch() -> Callable[..., Runtime]:
     return ExecuTorchRuntime
 
 
-def _coreml_row(units: str, usual: bool = False) -> RuntimeRow:
+def _coreml_row(units: str, usual: bool = False, preference: int = 0) -> RuntimeRow:
     return RuntimeRow(
         f"coreml:{units}",
         _coreml,
         rounds=True,
         needs_child=True,
         usual=usual,
+        preference=preference,
         in_conformance=True,
         timed=True,
     )
@@ -109,17 +124,19 @@ RUNTIMES = {
             _mil,
             rounds=False,
             usual=True,
+            preference=1,
+            reference=True,
             in_conformance=True,
             in_check=True,
             timed=True,
         ),
         RuntimeRow("mil:double", _mil, rounds=False),
         RuntimeRow("eager:fp16", _eager, rounds=True),
-        RuntimeRow("eager:fp32", _eager, rounds=False, usual=True, timed=True),
+        RuntimeRow("eager:fp32", _eager, rounds=False, usual=True, baseline=True, timed=True),
         RuntimeRow("eager:fp64", _eager, rounds=False),
-        _coreml_row("cpu_only"),
+        _coreml_row("cpu_only", preference=2),  # a Mac without a Neural Engine, as hosted ones are
         _coreml_row("cpu_and_gpu"),
-        _coreml_row("cpu_and_ne", usual=True),
+        _coreml_row("cpu_and_ne", usual=True, preference=3),
         RuntimeRow(
             "executorch",
             _executorch,
@@ -133,11 +150,17 @@ RUNTIMES = {
 }
 """The rows of all runtimes by name, whether they are available here or not."""
 
+REFERENCE = next(row.name for row in RUNTIMES.values() if row.reference)
+"""The name of the runtime that gives an artifact's values without rounding errors, anywhere."""
+
+BASELINE = next(row.name for row in RUNTIMES.values() if row.baseline)
+"""The name of the runtime whose speed is 1 in benchmarks."""
+
 
 def runtime_row(name: str) -> RuntimeRow:
     """Return the row of a runtime; a kind alone means its usual option ("mil" is "mil:widen").
 
-    Raises HarnessError with the names there are.
+    Raises HarnessError with the known names for any other.
     """
     given = name.removesuffix(":")  # "mil:" has no option either
     usual = (row for row in RUNTIMES.values() if row.kind == given and row.usual)
@@ -164,9 +187,8 @@ def isolated_runtime(name: str) -> IsolatedRuntime:
 def default_runtime() -> str:
     """Return the name of the runtime for this machine: Core ML on a Mac, our executor elsewhere.
 
-    A Mac without a Neural Engine, as hosted ones are, uses Core ML on the CPU.
+    It is the available one that its row prefers most.
     """
-    for name in ("coreml:cpu_and_ne", "coreml:cpu_only"):
-        if get_runtime(name).unavailable() is None:
-            return name
-    return runtime_row("mil").name
+    candidates = [row for row in RUNTIMES.values() if row.preference]
+    preferred = sorted(candidates, key=attrgetter("preference"), reverse=True)
+    return next(row.name for row in preferred if get_runtime(row.name).unavailable() is None)
