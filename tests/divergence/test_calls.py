@@ -1,4 +1,4 @@
-"""Bisecting what is no language model: one call, with given tensors or with seeded ones."""
+"""Bisects artifacts that are not language models: one call, with given or seeded tensors."""
 
 import json
 import shutil

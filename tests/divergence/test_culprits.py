@@ -1,4 +1,4 @@
-"""Each broken artifact is located: at the operation that is broken, or the one that reads it."""
+"""Bisection locates each fault: at the broken operation, or at the one that reads its result."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ from harness.suites.mutants.judge import opened
 
 BOTH = ("single", "multifunction")
 LOCATED = [
-    # what is broken, the mutation, the operation that is named, and what one of its inputs holds
+    # the broken part, the mutation, the operation that is named, and the value of one of its inputs
     ("every epsilon", programs.change_epsilon, "add", "mean of squares"),
     ("one epsilon", programs.change_one_epsilon, "add", "layers.0.attention_norm: mean of squares"),
     ("the scale", programs.change_attention_scale, "mul", "layers.0.scores"),
@@ -139,14 +139,14 @@ def test_our_own_exporters_operations_are_values_of_the_model_too(ours, mode):
 
 @pytest.mark.parametrize("mode", BOTH)
 def test_our_own_exports_lose_nothing_in_strict(ours, mode):
-    """A scale that is another power of two than the reference's is divided by, and gone."""
+    """A norm's scale may be another power of two than the reference's: the norm divides by it."""
     judge = PrecisionJudge("strict", Part())
     drive(ours[mode], judge)
     assert judge.report.found == [] and judge.report.judged > 1500
 
 
 def test_a_wrong_epsilon_of_ours_is_located_where_it_is_read(ours, tmp_path):
-    """The next norm's exponents, whole numbers, are right nevertheless: that excuses nothing."""
+    """The next norm's exponents are right, but they are integers, which excuse no operation."""
     subject, params = ours["single"], tmp_path / "params.json"
     params.write_text(json.dumps(json.loads(subject.params.read_text()) | {"norm_eps": 1e-3}))
     report = judged(Subject(subject.artifact.path, subject.checkpoint, params))

@@ -1,4 +1,4 @@
-"""The operation whose own rounding is wrong is named, and not those that it hands its error to."""
+"""The operation with the wrong rounding is named, not the later ones that inherit its error."""
 
 import numpy as np
 import pytest

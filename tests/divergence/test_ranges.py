@@ -1,4 +1,4 @@
-"""Margins to the ends of fp16, by operation."""
+"""Margins to the limits of fp16, by operation."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A Llama small enough to be exported in a second or two, and its export by our exporter."""
+"""A Llama that is small enough to export in a second or two, and its export by our exporter."""
 
 import json
 
@@ -34,19 +34,19 @@ def write_model(folder, tied=False):
 
 
 def export_small(folder, output, **options):
-    """Export the model that stands in `folder`."""
+    """Export the model in `folder`."""
     chosen = ExportOptions(**OPTIONS | options)
     return export(folder / "checkpoint.pth", folder / "params.json", chosen, output)
 
 
 def subject(folder, path, **options):
-    """The export at `path` of the model that stands in `folder`, as checks take it."""
+    """Return the subject of the export at `path`, made of the model in `folder`."""
     chosen = ExportOptions(**OPTIONS | options)
     return Subject(path, folder / "checkpoint.pth", folder / "params.json", chosen)
 
 
 def content(folder):
-    """Every file below a folder, by its path there."""
+    """Return every file below a folder, by its path there."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

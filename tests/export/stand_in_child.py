@@ -1,6 +1,6 @@
-"""The export's child process with a stand-in for ExecuTorch's exporter; STAND_IN says what it does.
+"""The export's child process with a stand-in for ExecuTorch's exporter; STAND_IN chooses its act.
 
-It is the harness's own child in all but the exporter's module, which this file provides.
+Only the exporter's module differs from the harness's own child; this file provides it.
 """
 
 import json
@@ -17,14 +17,14 @@ from harness.export import _executorch_child as child
 
 
 def write():
-    """Write what the exporter was asked for, instead of a program."""
+    """Write the request to the exporter instead of a program."""
     asked = {"argv": sys.argv[1:], "cwd": str(Path.cwd()), "tmp": os.environ["TMPDIR"]}
     output = next(word for word in sys.argv if word.startswith("--output=")).partition("=")[2]
     Path(output).write_text(json.dumps(asked))
 
 
 def write_alike():
-    """Write the same each time."""
+    """Write the same bytes each time."""
     output = next(word for word in sys.argv if word.startswith("--output=")).partition("=")[2]
     Path(output).write_bytes(b"program" * 1000)
 

@@ -1,4 +1,4 @@
-"""What the child changes in the exporter's module, on a stand-in of that module."""
+"""The child's changes to the exporter's module, on a stand-in for that module."""
 
 from types import SimpleNamespace
 

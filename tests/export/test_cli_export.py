@@ -1,4 +1,4 @@
-"""`harness export` and `harness models`, with a stand-in for what exports."""
+"""`harness export` and `harness models`, with a stand-in for the exporters."""
 
 import json
 
@@ -12,7 +12,7 @@ from harness.fixtures import MODELS, all_models, cache
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the exporters were asked for; each writes a file of five bytes."""
+    """Return the requests to the exporters; each request writes a file of five bytes."""
     calls = []
 
     def export(checkpoint, params, options, output, progress, environment):

@@ -1,4 +1,4 @@
-"""Our exporter: what it writes is right, whole, and always the same."""
+"""Our exporter writes right, complete and reproducible artifacts."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def exports(model, tmp_path_factory):
 
 
 def outcomes(judged):
-    """Every check's outcome that applies; what was compared is counted, and must not be nothing."""
+    """Return the outcome of every check that applies; each must have compared something."""
     found = {}
     for check in artifact_checks().values():
         if check.inapplicable(judged):

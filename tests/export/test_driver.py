@@ -1,4 +1,4 @@
-"""The driver of ExecuTorch's exporter: a real child process, a stand-in for the exporter in it."""
+"""The driver of ExecuTorch's exporter, with a real child process and a stand-in exporter in it."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ WEIGHTS = random_weights(parse_params(PARAMS), seed=0)
 
 @pytest.fixture
 def export(tmp_path, monkeypatch):
-    """export(behaviour) -> path of the result; tmp_path/out and tmp_path/tmp show what is left."""
+    """export(behaviour) -> path of the result; tmp_path/out and tmp_path/tmp hold the leftovers."""
     for name in ("out", "tmp", "in"):
         (tmp_path / name).mkdir()
     (tmp_path / "in" / "params.json").write_text(json.dumps(PARAMS))
@@ -117,7 +117,7 @@ def test_an_interrupt_ends_the_child_and_its_children_and_leaves_nothing(export,
 
 
 def test_the_child_and_its_children_end_when_its_parent_is_killed(export, tmp_path, monkeypatch):
-    """Without a parent that cleans up: the child sees its standard input close."""
+    """No parent cleans up: the child ends because its standard input closes."""
     code = (
         "import os, sys\n"
         "from harness.export import executorch, options\n"

@@ -1,4 +1,4 @@
-"""The norm that fp16 cannot overflow in, and how weights are packed and planned."""
+"""The norm that cannot overflow in fp16, and the packing and planning of weights."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What ExecuTorch's exporter is given in place of a user's files."""
+"""The files that ExecuTorch's exporter gets in place of a user's files."""
 
 import json
 import re
@@ -29,7 +29,7 @@ SCALING = {"rope_type": "llama3", "factor": 32.0, "high_freq_factor": 4.0, "low_
 
 @pytest.fixture
 def given(tmp_path):
-    """given(weights, params) -> what meta_files makes of these two, after writing them."""
+    """given(weights, params) writes the two and returns the result of meta_files."""
 
     def given(params, name, save):
         (tmp_path / "work").mkdir()
@@ -67,7 +67,7 @@ def test_hugging_faces_files_become_metas_with_the_same_weights(given, tmp_path)
 
 
 def test_the_exporter_accepts_every_key_that_it_is_given(given):
-    """The exporter's own dataclass takes them: an unknown key is a TypeError there."""
+    """The exporter's own dataclass takes the keys; an unknown one raises a TypeError there."""
     pytest.importorskip("executorch")
     from executorch.examples.models.llama.model_args import ModelArgs
 

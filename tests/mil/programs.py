@@ -46,7 +46,7 @@ def save(build, shapes, target="iOS18", dtype="fp32", dtypes=None):
 
 @functools.cache
 def _coremltools():
-    """Import once, and freeze what is in memory.
+    """Import coremltools once, and freeze the objects in memory.
 
     `ct.convert` collects garbage each time, which then takes 20 ms instead of 400 ms.
     """
@@ -60,7 +60,7 @@ def _coremltools():
 
 @functools.cache
 def _folder():
-    """A folder that is removed when the tests end."""
+    """Return a folder that is removed when the tests end."""
     return tempfile.TemporaryDirectory(prefix="harness-programs-")
 
 

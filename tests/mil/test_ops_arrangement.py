@@ -14,7 +14,7 @@ WORDS = RNG.integers(-9, 9, (3, 4)).astype(np.int32)
 
 
 def put(data, places, updates, combine):
-    """Apply updates one after another, as the reference's formula reads."""
+    """Apply updates one after another, as in the reference's formula."""
     result = data.copy()
     for place, update in zip(places, updates, strict=True):
         result[place] = combine(result[place], update)

@@ -16,14 +16,14 @@ INTEGERS = RNG.integers(-128, 128, SHAPE).astype(np.int8)
 
 
 def kind(name):
-    """Return the numpy type that coremltools takes for a sub-byte dtype."""
+    """Return the numpy type that coremltools uses for a sub-byte dtype."""
     from coremltools.converters.mil.mil import types
 
     return types.nptype_from_builtin(types.string_to_builtin(name))
 
 
 def made(weight, shape=SHAPE, target="iOS18", policy="widen"):
-    """Return the weight that `weight(mb)` makes, as a program adds it to its input."""
+    """Return the weight that `weight(mb)` makes, from a program that adds it to its input."""
     package = save(lambda mb, a: mb.add(x=a, y=weight(mb)), [shape], target)
     return run(package, np.zeros(shape, np.float32), policy=policy)[0]
 
@@ -172,7 +172,7 @@ def test_sparse_indices_are_looked_up_before_they_are_spread(length):
 
 @pytest.mark.executes("constexpr_lut_to_dense", "constexpr_blockwise_shift_scale")
 def test_a_weight_is_made_of_another():
-    """A table of int8, dequantized: what coremltools makes of joint compression."""
+    """coremltools' joint compression makes a table of int8, dequantized."""
     lut = RNG.integers(-128, 128, (1, 1, 16, 1)).astype(np.int8)
     scale = RNG.random((6, 1)).astype(np.float16)
 

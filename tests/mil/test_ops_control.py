@@ -102,7 +102,7 @@ def test_an_error_inside_a_block_names_the_operation():
 
 
 def listed(mb, a, b):
-    """Write rows of a loop's count, then read them every way there is."""
+    """Write rows of a loop's count, then read them by every operation."""
 
     def body(n, ls):
         row = mb.mul(x=a, y=mb.cast(x=n, dtype="fp32"))
@@ -155,7 +155,7 @@ def test_a_list_read_beyond_its_end_is_an_error():
 
 @pytest.fixture(scope="module")
 def counter():
-    """Two functions on one state: "main" adds its input, "double" doubles what is there."""
+    """Make two functions on one state: "main" adds its input, "double" doubles the value."""
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types

@@ -43,7 +43,7 @@ PADDINGS += [("reflection", "reflection", True), ("symmetric", "reflection", Fal
 
 
 def box(x, top, left, bottom, right, high, wide):
-    """Sample a box of one image [C, H, W] with both its ends, corners included."""
+    """Sample a box of one image [C, H, W], including its corners."""
     rows, columns = np.linspace(top, bottom, high), np.linspace(left, right, wide)
     along = np.stack([[np.interp(columns, range(x.shape[2]), row) for row in c] for c in x])
     return np.stack(

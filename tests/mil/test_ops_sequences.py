@@ -25,7 +25,7 @@ def weights(layer, order, suffix=""):
 
 
 def by_torch(layer, *state, reverse=False):
-    """Run a layer; the results' order is that of the operation."""
+    """Run a layer; return its results in the operation's order."""
     with torch.no_grad():
         out, last = layer(T(X).flip(0) if reverse else T(X), *state)
     last = last if isinstance(last, tuple) else (last,)
@@ -189,7 +189,7 @@ def test_lstm_with_peepholes_and_a_limit():
 
 @pytest.mark.executes("rnn")
 def test_a_recurrent_result_is_rounded_once():
-    """The steps between are not: rounding each of them gives something else."""
+    """The steps before are not rounded: rounding each of them gives another result."""
     w, r = (RNG.standard_normal((HIDDEN, n)).astype(np.float16) for n in (WIDTH, HIDDEN))
     x, h = X.astype(np.float16), H.astype(np.float16)
 

@@ -29,7 +29,7 @@ def test_the_table_holds_every_operation_of_an_opset_with_its_parameters(target)
         given = versions[max(known)].input_spec.input_types
         assert ours[name].parameters(OPSETS[target]) == {n for n in given if n[0] != "_"}, name
         compared += 1
-    state = {"write_state"} if target == "iOS18" else set()  # no operation of coremltools' own
+    state = {"write_state"} if target == "iOS18" else set()  # coremltools has no such operation
     there = {n for n, entry in ours.items() if entry.parameters(OPSETS[target]) is not None}
     assert compared == len(there - state) >= 150
 

@@ -1,4 +1,4 @@
-"""Packed weights: their values to the last bit, their products to fp32's, and what stays packed."""
+"""Packed weights: exact values, products within fp32's error, and which weights stay packed."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ SCHEMES = [
 
 
 def make(scheme, scale_of=None):
-    """Random codes and scales of a scheme: the blocks, and the weight by numpy, fp32."""
+    """Return random codes and scales of a scheme as blocks, and the fp32 weight by numpy."""
     (rows, columns), blocks = scheme.shape, scheme.blocks
     low = -(1 << (scheme.bits - 1)) if scheme.signed else 0
     high = low + (1 << scheme.bits)
@@ -68,7 +68,7 @@ def make(scheme, scale_of=None):
     offset = RNG.integers(low, high, blocks) if scheme.offset else np.zeros(blocks, int)
     spread = np.ones((rows // blocks[0], columns // blocks[1]), int)
     with np.errstate(over="ignore"):
-        # what numpy does in fp16: computes in fp32 and rounds once
+        # like numpy in fp16: it computes in fp32 and rounds once
         product = (numbers - np.kron(offset, spread)).astype(np.float32)
         weight = (product * np.kron(scale, spread).astype(np.float32)).astype(dtype)
     codes = (numbers & ((1 << scheme.bits) - 1)).astype(np.uint8)
@@ -160,7 +160,7 @@ def test_nan_and_infinity_in_x_come_through():
 @pytest.mark.parametrize(
     "left, right",
     [
-        ((3, 3, 1, 8), (3, 1, 8, 5)),  # the heads of a group, on the keys that they share
+        ((3, 3, 1, 8), (3, 1, 8, 5)),  # the heads of a group and their shared keys
         ((3, 2, 4, 8), (3, 1, 8, 5)),
         ((1, 3, 2, 8), (4, 1, 8, 5)),  # and one more axis that broadcasts
         ((2, 2, 8), (1, 8, 5)),
@@ -177,7 +177,7 @@ def test_a_product_that_broadcasts_its_right_side_is_numpys(left, right):
 
 
 def quantized(numbers, scale, dtype, *, offset=None):
-    """A linear layer of x and a quantized weight, as the exporter writes one."""
+    """Make a linear layer of x and a quantized weight, as the exporter writes it."""
     from coremltools.converters.mil.mil import types
 
     kind = types.nptype_from_builtin(types.string_to_builtin(dtype))
@@ -366,7 +366,7 @@ def test_a_loaded_function_holds_no_expanded_weight():
 
 
 def is_small_with(rows, columns, dtype=np.int8):
-    """Whether a function with one linear layer of 1024 x 1024 and this x runs on one thread."""
+    """Return whether a linear layer of 1024 x 1024 with this x runs on one thread."""
     numbers = RNG.integers(-8, 8, (1024, columns)).astype(dtype)
 
     def build(mb, a):

@@ -1,4 +1,4 @@
-"""Where values are rounded: each operation of the policies, against numpy's own fp16 and fp32."""
+"""Each policy rounds at the right operations, compared with numpy's own fp16 and fp32."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ A, B = (RNG.standard_normal((8, 16)).astype(np.float16) * 8 for _ in range(2))
 POSITIVE = np.abs(A) + np.float16(0.25)
 WIDE_A, WIDE_B = A.astype(np.float32), B.astype(np.float32)
 
-# what one operation gives: numpy's fp16 computes in fp32 and rounds once
+# the result of one operation: numpy's fp16 computes in fp32 and rounds once
 ELEMENTWISE = {
     "add": (lambda mb, a, b: mb.add(x=a, y=b), np.add),
     "sub": (lambda mb, a, b: mb.sub(x=a, y=b), np.subtract),
@@ -60,7 +60,7 @@ def test_double_computes_in_fp64(name):
 
 
 def _with_half_parameters(build):
-    """Parameters of a FLOAT16 operation are FLOAT16 themselves."""
+    """Build an operation with FLOAT16 parameters, as a FLOAT16 operation has."""
 
     class Half:
         def __init__(self, mb):
@@ -107,7 +107,7 @@ def test_strict_accumulates_in_fp32_and_rounds_once(name):
 
 
 def test_strict_predicts_a_square_that_overflows_before_the_mean():
-    """RMSNorm as it is exported: the block is zeroed, and every result is finite."""
+    """The exported RMSNorm zeroes the block, and every result is finite."""
     x = np.full((1, 4), 300, np.float16)
 
     def build(mb, a):
@@ -168,7 +168,7 @@ def test_every_opset_is_executed(target):
 
 
 def test_a_converted_network_is_what_numpy_computes(tmp_path):
-    """coremltools' default passes and FLOAT16: fused, cast and constant-folded as they ship."""
+    """coremltools' default passes fuse, cast to FLOAT16 and fold constants, as in real programs."""
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
 

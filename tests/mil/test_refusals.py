@@ -1,4 +1,4 @@
-"""Programs that contradict themselves or are beyond the executor: one sentence, with names."""
+"""A program that contradicts itself or is unsupported is refused in one sentence, with names."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def find(block, kind):
 
 
 def constant(block, operation, parameter):
-    """The value of the const that an operation's parameter is bound to."""
+    """Return the value of the const that an operation's parameter is bound to."""
     name = find(block, operation).inputs[parameter].arguments[0].name
     producers = {out.name: op for op in block.operations for out in op.outputs}
     return producers[name].attributes["val"]

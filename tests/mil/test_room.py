@@ -1,4 +1,4 @@
-"""Nothing is made on the way to a result that is larger than a program of its size may hold."""
+"""Intermediate tensors have the same limit of elements as a program's values."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ HUGE = 1 << 30
 
 
 def with_integers(package, kind, parameter, place, value):
-    """The package, with one integer of an operation's constant parameter changed."""
+    """Return the package with one integer of an operation's constant parameter changed."""
     model = type(package.model)()
     model.CopyFrom(package.model)
     function = model.mlProgram.functions["main"]

@@ -1,4 +1,4 @@
-"""Inputs of flexible shape: ranges, lists, lists that go together; messages list the allowed."""
+"""Inputs of flexible shape: ranges, lists, lists that belong together; errors list the allowed."""
 
 import numpy as np
 import pytest

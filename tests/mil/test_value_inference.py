@@ -1,4 +1,4 @@
-"""coremltools computes operations on constants itself: an independent judge of the same rules."""
+"""coremltools computes operations on constants itself: an independent judge of the rules."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def compared():
-    """For each case: what coremltools gives for constants, and what our executor gives."""
+    """Return coremltools' result for constants and our executor's result, for each case."""
     expected = []
 
     def build(mb, *inputs):

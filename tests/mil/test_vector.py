@@ -1,7 +1,7 @@
-"""The vector code of packed products, in the widths and for the processors that are not this one's.
+"""The vector code of packed products, in all widths and for processors other than this one.
 
-What is compiled for AArch64 is not run here; the same code in vectors of 16 bytes is, by a shuffle
-of x86 that does for indices below 16 what Neon's does.
+The code for AArch64 is compiled but not run here. The same code in vectors of 16 bytes runs, with a
+shuffle of x86 that equals Neon's for indices below 16.
 """
 
 import os
@@ -110,7 +110,7 @@ print(machine.emit_assembly(llvm.parse_assembly(str(module))))
 
 
 def printed(script, folder, root=ROOT):
-    """What a script prints in a process of its own; numba's machine code is kept apart too."""
+    """Return the output of a script in a process and with a numba cache of its own."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -124,7 +124,7 @@ def printed(script, folder, root=ROOT):
 
 @pytest.mark.skipif(not vector.available(), reason="needs AVX2 or Neon")
 def test_kernels_are_compiled_anew_when_the_vector_code_has_changed(tmp_path):
-    """numba itself keeps machine code until the file of the kernel has changed."""
+    """numba itself caches machine code until the kernel's own file changes."""
     shutil.copytree(ROOT / "harness", tmp_path / "harness")
     code = tmp_path / "harness/mil/packed/vector.py"
     sums = [printed(ONE_SUM, tmp_path / "kept", tmp_path)]
@@ -153,6 +153,6 @@ def test_for_aarch64_it_is_vector_code_that_calls_nothing(tmp_path):
 
 
 def test_threads_that_multiply_at_the_same_time_and_a_copy(tmp_path, monkeypatch):
-    """The one kind of threads that numba always has ends a process that calls it twice."""
+    """The threading layer that numba always has aborts a process that calls it twice at once."""
     monkeypatch.setenv("NUMBA_THREADING_LAYER", "workqueue")
     assert printed(FROM_MANY_THREADS, tmp_path) == "equal\n"

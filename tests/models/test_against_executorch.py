@@ -1,6 +1,6 @@
-"""Oracle, static form and quantized weights against ExecuTorch's own eager model.
+"""Compares oracle, static model and quantized weights with ExecuTorch's own eager model.
 
-The exporter's module takes many seconds to import: it is loaded once.
+The exporter's module takes many seconds to import, so it is loaded once.
 """
 
 import json
@@ -41,7 +41,7 @@ def exporter():
 
 @pytest.fixture(scope="module")
 def load(exporter, tmp_path_factory):
-    """Loads the model the way the exporter does: load(full_logits) -> (model, model args)."""
+    """load(full_logits) -> (model, model args), loaded as in the exporter."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.save(WEIGHTS, folder / "checkpoint.pth")
     (folder / "params.json").write_text(json.dumps(PARAMS))
@@ -134,7 +134,7 @@ def test_exported_weights_equal_the_exporters_bit_for_bit(exporter, load, given)
 
 
 def transformed_weights(exporter, load, options):
-    """Weights of the exporter's model after its own casting, splitting and quantizing."""
+    """Return the weights of the exporter's model after its casting, splitting and quantizing."""
     quantize = None if options.linear_quantize == "none" else options.linear_quantize
     args = SimpleNamespace(
         target_split_size=options.target_split_size,

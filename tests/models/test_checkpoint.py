@@ -29,7 +29,7 @@ def test_weights_come_back_as_they_were_saved(tmp_path):
 
 def test_metas_names_are_read_from_safetensors_and_from_metas_folder(tmp_path):
     weights = random_weights(CONFIG, seed=1)
-    save_file(weights, tmp_path / "weights")  # told by its content, not by its name
+    save_file(weights, tmp_path / "weights")  # recognised by its content, not by its name
     torch.save(weights, tmp_path / "consolidated.00.pth")
     for path in (tmp_path / "weights", tmp_path):
         loaded = load_checkpoint(path, CONFIG)

@@ -231,7 +231,7 @@ def test_a_folder_without_a_checkpoint_says_what_it_looked_for(tmp_path):
 
 
 def test_weights_are_mapped_and_not_read(tmp_path):
-    """400 MB of weights: opening them takes a tenth of that, q and k included."""
+    """Opening 400 MB of weights takes a tenth of that memory, including q and k."""
     from safetensors.torch import save_file
 
     sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 200_000}

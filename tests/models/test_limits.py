@@ -1,4 +1,4 @@
-"""Which checkpoints an export refuses for their values."""
+"""The checkpoints that an export refuses because of their values."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_it_is_named_as_the_file_names_it(load):
 @pytest.mark.parametrize("scheme", ["none", "c4w"])
 @pytest.mark.parametrize("value", [LARGEST, -61408.0, -61424.0, -61440.0])
 def test_refused_is_what_becomes_infinite(load, scheme, value):
-    """Quantized to 4 bits, the lowest value of a row becomes -8 scales where 7.5 are its size."""
+    """In 4 bits, the lowest value of a row, of 7.5 scales, becomes -8 scales."""
     weights = random_weights(CONFIG, seed=1) | {QUERIES: filled(value)}
     options = ExportOptions(linear_quantize=scheme)
     exported = exported_weights(weights, CONFIG, options.quantization)[QUERIES]

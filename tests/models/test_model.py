@@ -1,4 +1,4 @@
-"""The oracle against Hugging Face's Llama, and the static form against the oracle."""
+"""Compares the oracle with Hugging Face's Llama, and the static model with the oracle."""
 
 import subprocess
 import sys
@@ -37,14 +37,14 @@ def random_tokens(length, seed=0):
 
 
 def to_halves(weight, n_heads):
-    """Rows of a q or k weight from Meta's interleaved pairs to Hugging Face's two halves."""
+    """Reorder the rows of a q or k weight from Meta's pairs to Hugging Face's halves."""
     rows, columns = weight.shape
     pairs = weight.view(n_heads, rows // n_heads // 2, 2, columns)
     return pairs.transpose(1, 2).reshape(rows, columns)
 
 
 def hugging_face(params, weights):
-    """transformers' Llama in fp64 with the same weights."""
+    """Return transformers' Llama in fp64 with the same weights."""
     transformers = pytest.importorskip("transformers")
     rope = {"rope_type": "default", "rope_theta": params["rope_theta"]}
     if params.get("use_scaled_rope"):
@@ -158,7 +158,7 @@ def test_no_token_is_an_error_and_so_is_one_outside_the_vocabulary():
 
 
 def run_in_chunks(method, tokens, sizes, input_len, cache_len, dtype, last_only=False):
-    """Feed tokens in chunks of these sizes, padded to input_len, writing the caches as we go.
+    """Feed tokens in chunks of these sizes, padded to input_len, and write the caches.
 
     Returns logits [T, vocab] (of each chunk's last token only, if `last_only`), and the caches.
     """
@@ -176,7 +176,7 @@ def run_in_chunks(method, tokens, sizes, input_len, cache_len, dtype, last_only=
         last = [torch.tensor([size - 1])] if last_only else []
         logits, *updates = method(padded, mask, *freqs, *caches, *last)
         assert logits.shape == (1, 1 if last_only else input_len, CONFIG.vocab_size)
-        room = min(size, cache_len - position)  # a last step need not leave anything behind
+        room = min(size, cache_len - position)  # the last step need not store anything
         for cache, update in zip(caches, updates, strict=True):
             assert update.shape == (1, CONFIG.n_kv_heads, input_len, CONFIG.head_dim)
             cache[:, :, position : position + room] = update[:, :, :room]
@@ -232,7 +232,7 @@ def test_the_static_form_computes_in_its_own_dtype(dtype, tolerance):
 
 
 def test_fp16_does_not_overflow_in_the_norm():
-    """x * x is infinite in fp16 for |x| > 255; eager models normalise in fp32, and so does ours."""
+    """x * x is infinite in fp16 for |x| > 255, so our eager model normalises in fp32."""
     wide = dict(WEIGHTS)
     wide["tok_embeddings.weight"] = WEIGHTS["tok_embeddings.weight"] * 1000
     tokens = random_tokens(5)
@@ -285,7 +285,7 @@ def test_an_oracle_in_fp64_does_not_hold_its_weights_twice():
 
 
 def test_a_rounded_attention_scale_is_the_one_that_is_used():
-    """An fp16 artifact of 24 columns a head holds 0.2041, not 24 ** -0.5: seen at 1e-5."""
+    """An fp16 artifact with heads of 24 columns holds 0.2041, not 24 ** -0.5."""
     tokens, exact = random_tokens(8), CONFIG.head_dim**-0.5
     given = Oracle(replace(CONFIG, attention_scale=exact), WEIGHTS)(tokens)[0]
     other = Oracle(replace(CONFIG, attention_scale=exact * 1.0002), WEIGHTS)(tokens)[0]

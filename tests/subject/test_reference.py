@@ -1,4 +1,4 @@
-"""Checks of an artifact whose model gives NaN: they say so, and not that a figure is odd."""
+"""Checks of an artifact whose model computes NaN name the NaN, not an odd figure."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ QUERIES = "layers.0.attention.wq.weight"
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """A folder with a model whose queries are NaN, and its export."""
+    """Return a folder with a model whose queries are NaN, and its export."""
     folder = tmp_path_factory.mktemp("broken")
     checkpoint, _ = write_model(folder)
     weights = torch.load(checkpoint)

@@ -1,4 +1,4 @@
-"""A healthy untrained model is healthy: its norms, all ones, leave nothing in the program."""
+"""A sound untrained model passes, although its norms, all ones, are missing in the program."""
 
 import shutil
 
@@ -15,7 +15,7 @@ from tests.export.small_llama import export_small, subject, write_model
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """A folder with a model whose norms are ones, and its export without them."""
+    """Return a folder with a model whose norms are ones, and its export without them."""
     folder = tmp_path_factory.mktemp("untrained")
     checkpoint, _ = write_model(folder)
     weights = torch.load(checkpoint)
