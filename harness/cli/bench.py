@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     for name in runtimes:
         if reason := get_runtime(name).unavailable():
             raise NotInstalledError(f"runtime {name} cannot be used here: {reason}")
+    args.progress(f"timing {' and '.join(runtimes)}, {args.rounds} rounds")
     stopwatch = Stopwatch(Subject(args.file))
     rounds = stopwatch.rounds(runtimes, args.rounds)
     figures = {

@@ -12,6 +12,7 @@ from harness.errors import HarnessError, NotInstalledError
 
 if TYPE_CHECKING:
     from harness.checks import Check
+    from harness.cli.progress import Progress
     from harness.results import Case
     from harness.subject import Subject
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     subject = Subject(args.file, args.checkpoint, args.params)
     _refuse(subject)
     cases = []
-    for case in _cases(subject, chosen, runtimes):
+    for case in _cases(subject, chosen, runtimes, args.progress):
         cases.append(case)
         if not args.json:
             print("\n      ".join([_line(case), *case.failures]), flush=True)
@@ -110,12 +111,16 @@ def _refuse(subject: Subject) -> None:
         )
 
 
-def _cases(subject: Subject, checks: list[Check[Subject]], runtimes: list[str]) -> Iterator[Case]:
+def _cases(
+    subject: Subject, checks: list[Check[Subject]], runtimes: list[str], progress: Progress
+) -> Iterator[Case]:
     from harness.checks import run_check
 
-    for check in checks:
-        for runtime in runtimes if check.takes_runtime else [None]:
-            yield run_check(check, subject, runtime, suite="check", mode=subject.mode)
+    pairs = [(c, runtime) for c in checks for runtime in (runtimes if c.takes_runtime else [None])]
+    for done, (check, runtime) in enumerate(pairs):
+        where = f" on {runtime}" if runtime else ""
+        progress(f"checking {check.name}{where}", done, len(pairs))
+        yield run_check(check, subject, runtime, suite="check", mode=subject.mode)
 
 
 def _line(case: Case) -> str:

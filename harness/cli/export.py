@@ -6,15 +6,10 @@ import argparse
 import dataclasses
 import json
 import shutil
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.errors import HarnessError
-
-if TYPE_CHECKING:
-    from harness.export import Progress
 
 
 def add_models_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,31 +132,28 @@ def export(args: argparse.Namespace) -> int:
             f"end in {output.suffix}"
         )
     if args.model is not None:
-        _export_model(args.model, given, args.params, args.exporter, output)
+        _export_model(args, given, output)
     elif args.params is None:
         raise HarnessError("--checkpoint needs --params, the model's params.json")
     else:
         options = ExportOptions(**given)
-        show = _stage_printer()
-        exporter = get_exporter(args.exporter, show)
-        exporter.export(args.checkpoint, args.params, options, output, show)
+        exporter = get_exporter(args.exporter, args.progress)
+        exporter.export(args.checkpoint, args.params, options, output, args.progress)
     print(f"{output}: {_size(output):,} bytes")
     return 0
 
 
-def _export_model(
-    name: str, given: dict[str, Any], params: str | None, exporter: str, output: Path
-) -> None:
+def _export_model(args: argparse.Namespace, given: dict[str, Any], output: Path) -> None:
     """Copy the cached export of a named model, which is made first if it is not there."""
     from harness.artifact.exported import EXPORT
     from harness.artifact.pte_reader import FILE_IDENTIFIER
     from harness.files import partial_file, partial_folder
     from harness.fixtures import cache, model
 
-    if params is not None:
+    if args.params is not None:
         raise HarnessError("--params goes with --checkpoint; a named model has its own")
-    options = dataclasses.replace(model(name).options, **given)
-    made = cache.exported(name, options, _stage_printer(), exporter)
+    options = dataclasses.replace(model(args.model).options, **given)
+    made = cache.exported(args.model, options, args.progress, args.exporter)
     if made.is_dir():
         with partial_folder(output, EXPORT, replace=True) as folder:
             shutil.copytree(made, folder, dirs_exist_ok=True)
@@ -186,15 +178,6 @@ def _option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None
         help=f"the exporter's default: {default}",
         **settings,
     )
-
-
-def _stage_printer() -> Progress:
-    start = time.monotonic()
-
-    def show(stage: str) -> None:
-        print(f"{time.monotonic() - start:6.1f} s  {stage}", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _whole_or_none(text: str) -> int | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
@@ -12,14 +14,15 @@ from harness.errors import HarnessError
 
 
 @contextmanager
-def checked_output() -> Iterator[None]:
+def checked_output(before_writing: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Raise HarnessError when standard output is closed, or cannot be written in the block.
 
-    An OSError that leaves the block is therefore about another file.
+    An OSError that leaves the block is therefore about another file. `before_writing` is called
+    before each piece of text.
     """
     if sys.stdout is None:  # Python's value for one that was closed at the start
         raise HarnessError("standard output is closed; send it to a file, or to /dev/null")
-    output = _Output(sys.stdout)
+    output = _Output(sys.stdout, before_writing)
     with redirect_stdout(output):
         yield
         output.flush()
@@ -31,11 +34,20 @@ def discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def hush_libraries() -> None:
+    """Keep the warnings of other libraries from the terminal: users cannot act on them."""
+    warnings.simplefilter("ignore")
+    for name in ("coremltools", "torch", "torchao", "executorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 class _Output:
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, before_writing: Callable[[], None]) -> None:
         self._stream = stream
+        self._before_writing = before_writing
 
     def write(self, text: str) -> int:
+        self._before_writing()
         with _named():
             return self._stream.write(text)
 

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer)
     prompt = tokenizer.encode_chat(args.prompt) if args.chat else tokenizer.encode(args.prompt)
     session, runtime = _open(args)
+    args.progress.hide()  # text follows, piece by piece
     _warn(check_vocabulary(tokenizer, session.layout.vocab_size))
     _warn(_crossed(session))
     result = _generate(args, session, tokenizer, prompt)

@@ -79,7 +79,7 @@ def test_neither_torch_nor_coremltools_is_imported(mixed_program):
         "found = {'torch', 'coremltools', 'executorch'} & set(sys.modules);"
         "sys.exit(','.join(found) or 0)"
     )
-    command = [sys.executable, "-c", code, "inspect", str(mixed_program[0])]
+    command = [sys.executable, "-c", code, "inspect", "-q", str(mixed_program[0])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -114,7 +114,10 @@ def test_a_reader_that_goes_away_is_no_error(mixed_program):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [*COMMAND, str(mixed_program[0]), "--all"], stdout=write, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "-q", str(mixed_program[0]), "--all"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")

@@ -205,7 +205,7 @@ def test_neither_torch_nor_coremltools_is_imported(one, four, tmp_path, command)
         "sys.exit(','.join(found) or status)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, command, *words[command]], capture_output=True, text=True
+        [sys.executable, "-c", code, command, "-q", *words[command]], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (int(command == "diff"), "")
 
