@@ -24,6 +24,7 @@ from harness.artifact.package import Package
 from harness.errors import ArtifactError
 
 BACKEND = "CoreMLBackend"
+METADATA, PACKAGE = "metadata.json", "model.mlpackage"
 REFERENCE_MAGIC = b"CMJR"
 
 
@@ -173,9 +174,9 @@ class Bundle:
     @cached_property
     def metadata_bytes(self) -> memoryview:
         """The bytes of `metadata.json`."""
-        if "metadata.json" not in self.files:
+        if METADATA not in self.files:
             raise ArtifactError(f"{self.what}: no metadata.json in the payload")
-        return self.files["metadata.json"]
+        return self.files[METADATA]
 
     @cached_property
     def metadata(self) -> ModelMetadata:
@@ -185,14 +186,14 @@ class Bundle:
     @cached_property
     def package(self) -> Package:
         """The Core ML package."""
-        if not any(name.startswith("model.mlpackage/") for name in self.files):
+        if not any(name.startswith(f"{PACKAGE}/") for name in self.files):
             compiled = any(name.startswith("model.mlmodelc/") for name in self.files)
             found = "a compiled model.mlmodelc" if compiled else "neither of the two"
             raise ArtifactError(
                 f"{self.what}: {found} instead of a model.mlpackage; export with "
                 "MODEL_TYPE.MODEL, so that the program can be read"
             )
-        return Package(SubFiles(self.files, "model.mlpackage"), self.what)
+        return Package(SubFiles(self.files, PACKAGE), self.what)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.artifact import Artifact
 from harness.artifact.package import Package
-from harness.artifact.proto import mil_types
+from harness.artifact.proto import declared_shape, mil_types
 from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
+
+if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import ValueType
 
 
 @dataclass(frozen=True)
@@ -175,16 +178,12 @@ def _function_facts(package: Package, name: str) -> FunctionFacts:
     )
 
 
-def _tensor(name: str, value_type: Any) -> Tensor:
+def _tensor(name: str, value_type: ValueType | None) -> Tensor:
     if value_type is None or value_type.WhichOneof("type") != "tensorType":
         return Tensor(name, "unknown", ())
     tensor = value_type.tensorType
     dtype = mil_types().get(tensor.dataType)
-    shape = tuple(
-        d.constant.size if d.WhichOneof("dimension") == "constant" else None
-        for d in tensor.dimensions
-    )
-    return Tensor(name, dtype.name if dtype else "unknown", shape)
+    return Tensor(name, dtype.name if dtype else "unknown", declared_shape(tensor))
 
 
 def sharing(package: Package) -> Sharing:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.artifact.blob import Blob, read_blob
 from harness.artifact.limits import MAX_MANIFEST_BYTES
@@ -22,17 +22,18 @@ from harness.artifact.proto import parse_model
 from harness.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from coremltools.proto.MIL_pb2 import Block, Function
+    from coremltools.proto.MIL_pb2 import Block, Function, Value
     from coremltools.proto.Model_pb2 import FunctionDescription, Model, ModelDescription
 
     Description = FunctionDescription | ModelDescription
 
 MANIFEST = "Manifest.json"
-SPECIFICATION = "model.mlmodel"
-WEIGHTS = "weights/weight.bin"
 _AUTHOR = "com.apple.CoreML"
-_MODEL_PATH = "@model_path/"  # how a program writes "the folder of model.mlmodel"
-WEIGHT_REFERENCE = f"{_MODEL_PATH}{WEIGHTS}"
+DATA = f"Data/{_AUTHOR}"
+SPECIFICATION = f"{DATA}/model.mlmodel"
+WEIGHTS = f"{DATA}/weights/weight.bin"
+MODEL_PATH = "@model_path/"  # how a program writes the folder of its specification
+WEIGHT_REFERENCE = WEIGHTS.replace(f"{DATA}/", MODEL_PATH)
 
 
 class Package:
@@ -135,8 +136,8 @@ class Package:
         key = (file_name, offset)
         if key not in self._blobs:
             folder = self.spec_path.rpartition("/")[0]
-            path = f"{folder}/{file_name.removeprefix(_MODEL_PATH)}"
-            if not file_name.startswith(_MODEL_PATH) or path not in self.files:
+            path = f"{folder}/{file_name.removeprefix(MODEL_PATH)}"
+            if not file_name.startswith(MODEL_PATH) or path not in self.files:
                 raise ArtifactError(f"{self.what}: weight file '{file_name}' is not in the package")
             self._blobs[key] = read_blob(self.files[path], offset, self.what)
         return self._blobs[key]
@@ -168,14 +169,14 @@ def described(description: ModelDescription, function: str) -> Description:
     return next((entry for entry in description.functions if entry.name == function), description)
 
 
-def blob_references(function: Any) -> Iterator[Any]:
+def blob_references(function: Function) -> Iterator[Value.BlobFileValue]:
     """Yield every `BlobFileValue` message of a `Function`; callers may change it."""
     yield from _in_values(function.attributes.values())
     for block in function.block_specializations.values():
         yield from _in_block(block)
 
 
-def _in_block(block: Any) -> Iterator[Any]:
+def _in_block(block: Block) -> Iterator[Value.BlobFileValue]:
     yield from _in_values(block.attributes.values())
     for operation in block.operations:
         yield from _in_values(operation.attributes.values())
@@ -185,7 +186,7 @@ def _in_block(block: Any) -> Iterator[Any]:
             yield from _in_block(inner)
 
 
-def _in_values(values: Iterable[Any]) -> Iterator[Any]:
+def _in_values(values: Iterable[Value]) -> Iterator[Value.BlobFileValue]:
     for value in values:
         match value.WhichOneof("value"):
             case "blobFileValue":
@@ -194,7 +195,7 @@ def _in_values(values: Iterable[Any]) -> Iterator[Any]:
                 yield from _in_values(_entries(value.immediateValue))
 
 
-def _entries(immediate: Any) -> Iterator[Any]:
+def _entries(immediate: Value.ImmediateValue) -> Iterator[Value]:
     """Yield the values in a tuple, a list or a dictionary; a tensor holds none."""
     match immediate.WhichOneof("value"):
         case "tuple":
@@ -207,11 +208,6 @@ def _entries(immediate: Any) -> Iterator[Any]:
                 yield pair.value
 
 
-def data_folder(package: Path) -> Path:
-    """Return the folder in a package for its specification and its weights."""
-    return package / "Data" / _AUTHOR
-
-
 def write_manifest(package: Path, digest: bytes) -> None:
     """Write `Manifest.json`, which makes a folder a package: call this last.
 
@@ -219,8 +215,8 @@ def write_manifest(package: Path, digest: bytes) -> None:
     content of at least 16 bytes, so that the same content gives the same file.
     """
     items = {
-        "specification": (SPECIFICATION, "CoreML Model Specification", SPECIFICATION),
-        "weights": ("weights", "CoreML Model Weights", "weights"),
+        "specification": ("model.mlmodel", "CoreML Model Specification"),
+        "weights": ("weights", "CoreML Model Weights"),
     }
     identifiers = {key: str(uuid.uuid5(uuid.UUID(bytes=digest[:16]), key)) for key in items}
     entries = {
@@ -228,9 +224,9 @@ def write_manifest(package: Path, digest: bytes) -> None:
             "author": _AUTHOR,
             "description": description,
             "name": name,
-            "path": f"{_AUTHOR}/{path}",
+            "path": f"{_AUTHOR}/{name}",
         }
-        for key, (name, description, path) in items.items()
+        for key, (name, description) in items.items()
     }
     content = {
         "fileFormatVersion": "1.0.0",

@@ -23,6 +23,7 @@ from harness.artifact.limits import MAX_SPEC_BYTES
 from harness.errors import ArtifactError, NotInstalledError
 
 if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import TensorType
     from coremltools.proto.Model_pb2 import Model
 
 _PACKAGE = "harness.artifact._coremltools_proto"
@@ -94,6 +95,14 @@ def feature_types() -> dict[int, str]:
     """
     number = proto_module("FeatureTypes_pb2").ArrayFeatureType.ArrayDataType.Value
     return {number(name): dtype for name, dtype in _FEATURE_TYPES.items()}
+
+
+def declared_shape(tensor: TensorType) -> tuple[int | None, ...]:
+    """Return the shape of a `TensorType` message; None is a flexible dimension."""
+    return tuple(
+        dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else None
+        for dimension in tensor.dimensions
+    )
 
 
 def new_model() -> Model:

@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.artifact.package import Package
 from harness.diff.difference import Difference, changed
 from harness.diff.steps import RETURN, Step, type_text
+
+if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import Value
 
 _MAX_PAIRS = 50_000_000  # of operations aligned exactly; beyond, difflib's heuristic applies
 
@@ -141,7 +144,7 @@ class Weights:
         self._package = package
         self._digests: dict[tuple[str, int], str] = {}
 
-    def __call__(self, name: str, value: Any) -> Weight:
+    def __call__(self, name: str, value: Value) -> Weight:
         """Return the weight to which a `Value` refers; raises ArtifactError without one."""
         key = (value.blobFileValue.fileName, value.blobFileValue.offset)
         blob = self._package.blob(*key)
@@ -182,10 +185,10 @@ def _diff_others(where: str, a: list[Weight], b: list[Weight]) -> Iterator[Diffe
 
 
 def _paired(
-    a: Iterable[Weight], b: Iterable[Weight], key: Callable[[Weight], Any]
+    a: Iterable[Weight], b: Iterable[Weight], key: Callable[[Weight], Hashable]
 ) -> tuple[list[Weight], list[Weight], list[tuple[Weight, Weight]]]:
     """Pair weights with equal keys; return the rest of `a`, the rest of `b`, and the pairs."""
-    waiting: dict[Any, list[Weight]] = {}
+    waiting: dict[Hashable, list[Weight]] = {}
     for weight in b:
         waiting.setdefault(key(weight), []).append(weight)
     left, pairs = [], []

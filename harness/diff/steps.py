@@ -11,9 +11,14 @@ import hashlib
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact.proto import mil_types
+from google.protobuf.message import Message
+
+from harness.artifact.proto import declared_shape, mil_types
+
+if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import Argument, Block, Function, Operation, Value, ValueType
 
 _MAX_CONSTANT = 60  # characters of a constant's text; a longer one is shown by its digest
 _MAX_TYPE = 200
@@ -33,7 +38,7 @@ class Step:
     signature: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    weights: tuple[tuple[str, Any], ...]
+    weights: tuple[tuple[str, Value], ...]
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -46,7 +51,7 @@ class Step:
         return f"{', '.join(self.outputs)} = {self.signature}" if self.outputs else self.signature
 
 
-def steps(function: Any, block: Any) -> list[Step]:
+def steps(function: Function, block: Block) -> list[Step]:
     """Return the operations of a function's block, and a last step for its outputs."""
     reader = _Scope(ChainMap(), ChainMap())
     reader.types.update({value.name: type_text(value.type) for value in function.inputs})
@@ -61,7 +66,7 @@ class _Taken:
 
     def __init__(self) -> None:
         self.values: list[str] = []
-        self.weights: list[tuple[str, Any]] = []
+        self.weights: list[tuple[str, Value]] = []
 
     def step(self, kind: str, signature: str, outputs: tuple[str, ...]) -> Step:
         return Step(kind, signature, tuple(self.values), outputs, tuple(self.weights))
@@ -70,11 +75,11 @@ class _Taken:
 class _Scope:
     """Reads operations in order, and keeps the types of variables and the constants so far."""
 
-    def __init__(self, types: ChainMap[str, str], constants: ChainMap[str, Any]) -> None:
+    def __init__(self, types: ChainMap[str, str], constants: ChainMap[str, Value]) -> None:
         self.types = types
         self.constants = constants
 
-    def operations(self, block: Any) -> list[Step]:
+    def operations(self, block: Block) -> list[Step]:
         found = []
         for operation in block.operations:
             for output in operation.outputs:
@@ -85,7 +90,7 @@ class _Scope:
                 found.append(self._operation(operation))
         return found
 
-    def _operation(self, operation: Any) -> Step:
+    def _operation(self, operation: Operation) -> Step:
         taken = _Taken()
         outputs = tuple(output.name for output in operation.outputs)
         name = outputs[0] if outputs else operation.type
@@ -102,7 +107,7 @@ class _Scope:
         signature = f"{operation.type}({', '.join(parts)}){blocks} -> {given}"
         return taken.step(operation.type, signature, outputs)
 
-    def _binding(self, label: str, binding: Any, taken: _Taken) -> str:
+    def _binding(self, label: str, binding: Argument.Binding, taken: _Taken) -> str:
         if binding.WhichOneof("binding") == "value":
             return _constant(label, binding.value, taken)
         return self.variable(binding.name, taken)
@@ -114,7 +119,7 @@ class _Scope:
         taken.values.append(name)
         return self.types.get(name, "unknown")
 
-    def _nested(self, block: Any, taken: _Taken) -> str:
+    def _nested(self, block: Block, taken: _Taken) -> str:
         """Return an inner block as text, with numbers for its own values.
 
         Values from outside the block become inputs of the operation.
@@ -138,7 +143,7 @@ class _Scope:
         return f" {{{'; '.join(texts)}: {' '.join(results)}}}"
 
 
-def _constant(label: str, value: Any, taken: _Taken) -> str:
+def _constant(label: str, value: Value, taken: _Taken) -> str:
     if is_weight(value):
         taken.weights.append((label, value))
     return value_text(value)
@@ -151,7 +156,7 @@ def _wire(name: str, numbers: Mapping[str, int], taken: _Taken) -> str:
     return "outer"
 
 
-def type_text(value_type: Any) -> str:
+def type_text(value_type: ValueType) -> str:
     """Return a `ValueType` as text: `FLOAT16[1, 64]`, `state FLOAT16[8]`, `list of STRING[]`.
 
     The text of a type with hundreds of axes is a digest: each operation that takes it repeats it.
@@ -160,12 +165,13 @@ def type_text(value_type: Any) -> str:
     return text if len(text) <= _MAX_TYPE else f"type #{_digest(value_type)}"
 
 
-def _type_text(value_type: Any) -> str:
+def _type_text(value_type: ValueType) -> str:
     match value_type.WhichOneof("type"):
         case "tensorType":
             tensor = value_type.tensorType
             dtype = mil_types().get(tensor.dataType)
-            return f"{dtype.name if dtype else tensor.dataType}{list(shape(tensor))}"
+            shape = ["?" if size is None else size for size in declared_shape(tensor)]
+            return f"{dtype.name if dtype else tensor.dataType}{shape}"
         case "stateType":
             return f"state {type_text(value_type.stateType.wrappedType)}"
         case "listType":
@@ -175,21 +181,13 @@ def _type_text(value_type: Any) -> str:
     return _digest(value_type)
 
 
-def shape(tensor: Any) -> tuple[int | str, ...]:
-    """Return the shape of a `TensorType`; "?" is a flexible dimension."""
-    return tuple(
-        d.constant.size if d.WhichOneof("dimension") == "constant" else "?"
-        for d in tensor.dimensions
-    )
-
-
-def is_weight(value: Any) -> bool:
+def is_weight(value: Value) -> bool:
     """Return whether a `Value` is in the weight file."""
     kind: str | None = value.WhichOneof("value")
     return kind == "blobFileValue"
 
 
-def value_text(value: Any) -> str:
+def value_text(value: Value) -> str:
     """Return a `Value` as text; of a weight the type only, as its content is compared by digest."""
     kind = type_text(value.type)
     if is_weight(value):
@@ -205,6 +203,6 @@ def value_text(value: Any) -> str:
     return f"{kind} #{_digest(immediate)}"
 
 
-def _digest(message: Any) -> str:
+def _digest(message: Message) -> str:
     content = message.SerializeToString(deterministic=True)
     return hashlib.sha256(content).hexdigest()[:_DIGITS]

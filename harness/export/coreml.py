@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.artifact.blob import WeightFile
+from harness.artifact.delegate import PACKAGE
 from harness.artifact.exported import EXPORT
-from harness.artifact.package import WEIGHT_REFERENCE, WEIGHTS, data_folder
+from harness.artifact.package import WEIGHT_REFERENCE, WEIGHTS
 from harness.errors import NotInstalledError
 from harness.export import Progress
-from harness.export.folder import MODEL, program_constants, write_package, write_program
+from harness.export.folder import program_constants, write_package, write_program
 from harness.export.options import ExportOptions, check_fit
 from harness.export.plan import PackagePlan, Piece, plan_methods, plan_packages
 from harness.files import partial_folder
@@ -85,7 +86,7 @@ def _write(
         stages = [lowered[stage.signature] for stage in partition.stages]
         functions[method] = link(partition, stages)
     show(f"storing the weights of {package.name}")
-    path = data_folder(folder / MODEL) / WEIGHTS
+    path = folder / PACKAGE / WEIGHTS
     path.parent.mkdir(parents=True)
     stored: dict[Piece, Weight] = {}
     with path.open("wb") as file:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.artifact.delegate import MethodMetadata, ModelMetadata
+from harness.artifact.delegate import METADATA, PACKAGE, MethodMetadata, ModelMetadata
 from harness.artifact.exported import CONSTANTS, FORMAT, PROGRAM, VERSION
-from harness.artifact.package import SPECIFICATION, data_folder, write_manifest
+from harness.artifact.package import SPECIFICATION, write_manifest
 from harness.artifact.proto import feature_types, new_model
 from harness.export.options import ExportOptions
 from harness.export.plan import MethodPlan, PackagePlan, Partition, Value
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SPECIFICATION_VERSION = 9  # iOS 18: int4 data, blockwise scales, several functions
 SINGLE_FUNCTION = "main"
-MODEL, METADATA = "model.mlpackage", "metadata.json"
 _PASSED_AS = {"int64": "int32"}  # the delegate converts: Core ML has no arrays of int64
 
 Constant = int | np.ndarray
@@ -37,9 +36,9 @@ def write_package(
     `functions` holds a `Function` message for each member. The content determines identifiers.
     """
     specification = _model(plan, functions).SerializeToString(deterministic=True)
-    (data_folder(folder / MODEL) / SPECIFICATION).write_bytes(specification)
+    (folder / PACKAGE / SPECIFICATION).write_bytes(specification)
     digest = hashlib.sha256(weights_digest + specification).digest()
-    write_manifest(folder / MODEL, digest)
+    write_manifest(folder / PACKAGE, digest)
     names = {method: _names(partition) for method, partition in plan.members}
     identifier = f"harness_{digest[:16].hex()}"
     if plan.multifunction:

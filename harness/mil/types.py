@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.artifact.proto import MilType, mil_types
+from harness.artifact.proto import MilType, declared_shape, mil_types
 from harness.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -132,10 +132,7 @@ def tensor_type(message: MIL_pb2.ValueType, where: str) -> TensorType:
 def _tensor(declared: MIL_pb2.TensorType, where: str) -> TensorType:
     if declared.dataType not in mil_types():
         raise ArtifactError(f"{where}: unknown MIL dtype {declared.dataType}")
-    shape = tuple(
-        d.constant.size if d.WhichOneof("dimension") == "constant" else None
-        for d in declared.dimensions
-    )
+    shape = declared_shape(declared)
     variadic = any(
         d.WhichOneof("dimension") == "unknown" and d.unknown.variadic for d in declared.dimensions
     )

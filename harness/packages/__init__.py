@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.artifact.blob import WeightFile
 from harness.artifact.package import (
@@ -23,7 +23,6 @@ from harness.artifact.package import (
     WEIGHTS,
     Package,
     blob_references,
-    data_folder,
     write_manifest,
 )
 from harness.artifact.proto import new_model
@@ -31,6 +30,10 @@ from harness.errors import HarnessError
 from harness.files import Kind, partial_folder
 from harness.packages.description import copied_description, describe
 from harness.packages.extract import Extraction, extract_packages
+
+if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import Function
+    from coremltools.proto.Model_pb2 import Model
 
 __all__ = ["Combined", "Extraction", "Part", "combine_packages", "extract_packages", "parse_parts"]
 
@@ -113,7 +116,7 @@ def _check_names(parts: Sequence[Part], output: Path, default: str | None) -> No
         )
 
 
-def _copy_function(model: Any, part: Part, package: Package) -> None:
+def _copy_function(model: Model, part: Part, package: Package) -> None:
     """Add a part's function and its description; raises ArtifactError when either is missing."""
     package.operations(part.source)  # raises when the function or its block is missing
     model.mlProgram.functions[part.target].CopyFrom(package.functions[part.source])
@@ -123,27 +126,26 @@ def _copy_function(model: Any, part: Part, package: Package) -> None:
 
 
 def _write(
-    model: Any, parts: Sequence[Part], packages: dict[Path, Package], folder: Path
+    model: Model, parts: Sequence[Part], packages: dict[Path, Package], folder: Path
 ) -> tuple[int, int]:
     """Write the files of the package; return the bytes of weights, stored and used."""
-    data = data_folder(folder)
-    (data / WEIGHTS).parent.mkdir(parents=True)
+    (folder / WEIGHTS).parent.mkdir(parents=True)
     used = 0
-    with (data / WEIGHTS).open("wb") as file:
+    with (folder / WEIGHTS).open("wb") as file:
         weights = WeightFile(file)
         for part in parts:
             function = model.mlProgram.functions[part.target]
             used += _move_weights(function, packages[part.package], weights)
         digest = weights.finish()
     if not weights.count:
-        (data / WEIGHTS).unlink()  # coremltools, too, leaves the folder empty
+        (folder / WEIGHTS).unlink()  # coremltools, too, leaves the folder empty
     specification = model.SerializeToString(deterministic=True)
-    (data / SPECIFICATION).write_bytes(specification)
+    (folder / SPECIFICATION).write_bytes(specification)
     write_manifest(folder, hashlib.sha256(digest + specification).digest())
     return weights.stored, used
 
 
-def _move_weights(function: Any, package: Package, weights: WeightFile) -> int:
+def _move_weights(function: Function, package: Package, weights: WeightFile) -> int:
     """Add a function's weights and rewrite its references to them; return their size in bytes."""
     moved: dict[tuple[str, int], int] = {}
     used = 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.artifact.package import Package
 from harness.artifact.proto import new_model
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from coremltools.proto.Model_pb2 import FunctionDescription
+    from coremltools.proto.Model_pb2 import FunctionDescription, Model
 
 MULTIFUNCTION_VERSION = 9
 """The first specification version (iOS 18) with several functions."""
@@ -34,7 +34,7 @@ def copied_description(package: Package, function: str) -> FunctionDescription:
     return copy
 
 
-def describe(model: Any, packages: Sequence[Package], default_function: str) -> tuple[str, ...]:
+def describe(model: Model, packages: Sequence[Package], default_function: str) -> tuple[str, ...]:
     """Set the versions, default function and metadata of `model`; return the metadata left out.
 
     The specification version is the highest of all packages, and at least 9. Metadata is kept where
@@ -60,7 +60,7 @@ def describe(model: Any, packages: Sequence[Package], default_function: str) -> 
     return (*_merge_metadata(model, models), *_merge_attributes(model, models))
 
 
-def _merge_metadata(model: Any, models: Sequence[Any]) -> list[str]:
+def _merge_metadata(model: Model, models: Sequence[Model]) -> list[str]:
     target = model.description.metadata
     sources = [other.description.metadata for other in models]
     differing = []
@@ -79,7 +79,7 @@ def _merge_metadata(model: Any, models: Sequence[Any]) -> list[str]:
     return differing
 
 
-def _merge_attributes(model: Any, models: Sequence[Any]) -> list[str]:
+def _merge_attributes(model: Model, models: Sequence[Model]) -> list[str]:
     """Keep an attribute of the ML Program, such as its build info, where all models agree."""
     first, *others = (other.mlProgram.attributes for other in models)
     for name, value in first.items():

@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.artifact import Artifact
-from harness.artifact.delegate import Bundle, Delegate
+from harness.artifact.delegate import METADATA, PACKAGE, Bundle, Delegate
 from harness.artifact.package import MANIFEST, Package
 from harness.errors import ArtifactError
 from harness.files import Kind, partial_folder
 
 LIST = "extracted.json"
-_PACKAGE = "model.mlpackage"
-_METADATA = "metadata.json"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _folder(number: int) -> str:
 def _sources(artifact: Artifact) -> list[_Source]:
     if artifact.package is not None:
         package = artifact.package
-        files = {f"{_PACKAGE}/{name}": data for name, data in package.files.items()}
+        files = {f"{PACKAGE}/{name}": data for name, data in package.files.items()}
         return [_Source(files, package, None, ())]
     delegates = [d for of_method in artifact.delegates.values() for d in of_method]
     return [
@@ -115,8 +113,8 @@ def _sources(artifact: Artifact) -> list[_Source]:
 def _describe(number: int, source: _Source) -> Extracted:
     folder, bundle = _folder(number), source.bundle
     return Extracted(
-        package=f"{folder}/{_PACKAGE}",
-        metadata=f"{folder}/{_METADATA}" if bundle else None,
+        package=f"{folder}/{PACKAGE}",
+        metadata=f"{folder}/{METADATA}" if bundle else None,
         key=next((d.reference.key for d in source.delegates if d.reference), None),
         identifier=bundle.metadata.identifier if bundle else None,
         size=sum(map(len, source.files.values())),

@@ -17,6 +17,7 @@ import numpy
 import torch
 
 from harness.artifact import Artifact, Delegate, Package
+from harness.artifact.delegate import PACKAGE
 from harness.artifact.package import described
 from harness.artifact.proto import feature_types
 from harness.errors import ArtifactError, HarnessError
@@ -169,7 +170,7 @@ def _specs(features: Any, what: str) -> tuple[TensorSpec, ...]:
 
 def _write_package(package: Package, folder: Path) -> Path:
     """Write a package's files into an empty folder; their names were checked when it was read."""
-    root = folder / "model.mlpackage"
+    root = folder / PACKAGE
     for name, data in package.files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from harness.artifact import Package
 from harness.artifact.flattened import checked_path
+from harness.artifact.package import DATA, MANIFEST, MODEL_PATH, SPECIFICATION
 from harness.artifact.proto import feature_types, parse_model
 from harness.errors import ArtifactError, HarnessError
 
@@ -31,7 +32,6 @@ _NOTE_TEXT = (
     "Core ML did not compile this model and cannot load it. The folder holds the files of an\n"
     ".mlpackage for the stand-in of coreml-llm-harness. On a Mac, compile the .mlpackage itself.\n"
 )
-_MODEL_FOLDER = "com.apple.CoreML"
 _OPENED: WeakValueDictionary[tuple[object, ...], Package] = WeakValueDictionary()
 
 
@@ -95,16 +95,15 @@ def package_of_bytes(specification: bytes, weights: Mapping[str, bytes] | None =
 
     Raises ArtifactError for a name outside the folder to which the package is written.
     """
-    root = f"Data/{_MODEL_FOLDER}"
-    item = {"path": f"{_MODEL_FOLDER}/model.mlmodel"}
+    item = {"path": SPECIFICATION.removeprefix("Data/")}
     manifest = {"itemInfoEntries": {"model": item}, "rootModelIdentifier": "model"}
     files = {
-        "Manifest.json": json.dumps(manifest).encode(),
-        f"{root}/model.mlmodel": specification,
+        MANIFEST: json.dumps(manifest).encode(),
+        SPECIFICATION: specification,
     }
     for name, data in (weights or {}).items():
-        below = checked_path(name.removeprefix("@model_path/"))
-        files["/".join((root, *below))] = data
+        below = checked_path(name.removeprefix(MODEL_PATH))
+        files["/".join((DATA, *below))] = data
     views = {name: memoryview(data) for name, data in files.items()}
     return Package(views, "the model in memory")
 
@@ -141,7 +140,7 @@ def _stamps(folder: Path, package: Package) -> list[object]:
     It leaves out the manifest, which coremltools writes again whenever it opens a package.
     """
     stamps: list[object] = []
-    for name in sorted(package.files.keys() - {"Manifest.json"}):
+    for name in sorted(package.files.keys() - {MANIFEST}):
         found = (folder / name).stat()
         stamps.append((name, found.st_ino, found.st_size, found.st_mtime_ns))
     return stamps

@@ -12,12 +12,12 @@ import torch
 
 from harness.artifact import Package, open_artifact
 from harness.artifact.facts import artifact_facts
+from harness.artifact.package import WEIGHTS
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
 from harness.runtimes import get_runtime
 from harness.suites.fuzz import of_bytes, of_programs
 
-_WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 _MAX_INPUT = 1 << 22  # elements; no call gets more, whatever a program asks for
 KINDS = ("fields",) * 9 + ("bytes",) * 6 + ("weights",) * 3 + ("pte",) * 2
 
@@ -57,8 +57,8 @@ class Sources:
         spec = package.model.SerializeToString(deterministic=True)
         files = dict(package.files)
         if kind == "weights":
-            data = rng.choice(of_bytes.OF_WEIGHTS)(bytes(files[_WEIGHTS]), rng)
-            files[_WEIGHTS] = memoryview(data)
+            data = rng.choice(of_bytes.OF_WEIGHTS)(bytes(files[WEIGHTS]), rng)
+            files[WEIGHTS] = memoryview(data)
         else:
             data = (
                 of_programs.mutated(package.model, rng)

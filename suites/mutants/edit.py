@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC
+from harness.artifact.delegate import BACKEND, METADATA, PACKAGE, REFERENCE_MAGIC
 from harness.artifact.flatbuffer import (
     BackendDelegateDataReferenceField,
     BackendDelegateField,
@@ -29,12 +29,12 @@ from harness.artifact.flatbuffer import (
 )
 from harness.artifact.flattened import flatten, read_flattened, root_name
 from harness.artifact.mapped import SubFiles
-from harness.artifact.package import Package
+from harness.artifact.package import WEIGHTS, Package
 from harness.artifact.pte_reader import ProgramTables
 
 _PROGRAM_SIZE, _SEGMENT_BASE, _SEGMENT_SIZE = 16, 24, 32  # where the extended header has them
 _ALIGNMENT = 128  # of a segment, ExecuTorch's default
-_WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+_WEIGHTS = f"{PACKAGE}/{WEIGHTS}"
 
 
 class Payload:
@@ -48,7 +48,7 @@ class Payload:
     @cached_property
     def _package(self) -> Package:
         views = {name: memoryview(content) for name, content in self.files.items()}
-        return Package(SubFiles(views, "model.mlpackage"), "payload")
+        return Package(SubFiles(views, PACKAGE), "payload")
 
     @cached_property
     def model(self) -> Any:
@@ -58,7 +58,7 @@ class Payload:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """`metadata.json`."""
-        content: dict[str, Any] = json.loads(self.files["metadata.json"])
+        content: dict[str, Any] = json.loads(self.files[METADATA])
         return content
 
     @cached_property
@@ -85,11 +85,11 @@ class Payload:
         touched = vars(self)  # holds a cached property once it has been asked for
         files = dict(self.files)
         if "model" in touched:
-            files[f"model.mlpackage/{self._package.spec_path}"] = self.model.SerializeToString()
+            files[f"{PACKAGE}/{self._package.spec_path}"] = self.model.SerializeToString()
         if "weights" in touched:
             files[_WEIGHTS] = bytes(self.weights)
         if "metadata" in touched:
-            files["metadata.json"] = json.dumps(self.metadata).encode()
+            files[METADATA] = json.dumps(self.metadata).encode()
         return flatten(files, self._root)
 
 
