@@ -1,7 +1,8 @@
-"""Whether an installed ExecuTorch carries what a native runner of Core ML models needs. No torch.
+"""Checks that an installed ExecuTorch carries the parts of a native runner of Core ML models.
 
-Each check takes an `Installation`. To add one: write it with `@check(NAME)` in the module of its
-theme, and break a copy of an installation in `tests/installation`.
+This room imports no torch. Each check takes an `Installation`. To add one: write it with
+`@check(NAME)` in the module of its theme, and break a copy of an installation in
+`tests/installation`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a native runner can be built: the headers that it includes, the libraries it links."""
+"""Checks of the parts that build a native runner: the headers that it includes, the libraries."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEADERS = {
         "coreml_backend/coreml_backend_options.h",
     ),
 }
-"""What a runner includes, by check: to load and execute a program; to do so through the
+"""The headers that a runner includes, by check: to execute a program; to do so through the
 documentation's `Module`; to set options of the Core ML backend. Source: ExecuTorch's
 "Using ExecuTorch with C++", and the includes of `examples/apple/coreml/executor_runner/main.mm`."""
 

@@ -1,7 +1,8 @@
-"""Whether the wheel has Python modules, and every module of ExecuTorch that they import in turn.
+"""Checks that the wheel has Python modules, and each module of ExecuTorch that they import in turn.
 
-Modules are read, not imported. A wheel may leave out what is imported inside a function, a
-condition or a `try`; it must have what is imported at the top. The native module is also executed.
+The checks read modules and do not import them. A wheel must have the modules that are imported at
+the top of a file; it may leave out those that are imported inside a function, a condition or a
+`try`. One check executes the native module.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MODULES = {
         "executorch.backends.apple.coreml.executorchcoreml",
     ),
 }
-"""What must be importable, by check."""
+"""The modules that must be importable, by check."""
 
 _NATIVE = (".so", ".pyd")
 _FLATTENING = "backends/apple/coreml/executorchcoreml*"
@@ -108,15 +109,15 @@ def _follow(installation: Installation, name: str, seen: dict[str, Path | None])
 
 
 def _find(installation: Installation, module: str) -> Path | None:
-    """Return a module's file; of a package without one, its folder; None when there is neither."""
-    place = installation.site.joinpath(*module.split("."))
-    for path in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+    """Return a module's file, the folder of a package without code, or None if both are absent."""
+    base = installation.site.joinpath(*module.split("."))
+    for path in (base / "__init__.py", base.with_name(f"{base.name}.py")):
         if path.is_file():
             return path
-    for path in place.parent.glob(f"{place.name}.*"):
+    for path in base.parent.glob(f"{base.name}.*"):
         if path.suffix in _NATIVE:
             return path
-    return place if place.is_dir() else None
+    return base if base.is_dir() else None
 
 
 def _imports(installation: Installation, module: str, path: Path) -> Iterator[str]:
@@ -135,7 +136,7 @@ def _imports(installation: Installation, module: str, path: Path) -> Iterator[st
 
 
 def _submodules(installation: Installation, package: str, names: list[str]) -> Iterator[str]:
-    """Yield those names that are modules: of a package without code, every one must be."""
+    """Yield the names that are modules: each name in a package without code must be one."""
     path = _find(installation, package)
     for name in names:
         module = f"{package}.{name}"

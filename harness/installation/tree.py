@@ -1,4 +1,4 @@
-"""The files of an installed ExecuTorch, and whether each is as the wheel brought it."""
+"""The files of an installed ExecuTorch, and the check that compares them with the wheel's."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Installation:
-    """An ExecuTorch below `site`, a `site-packages` folder. Nothing of it is imported."""
+    """An ExecuTorch below `site`, a `site-packages` folder; this room does not import it."""
 
     site: Path
 
     @classmethod
     def here(cls) -> Installation:
-        """Return the one that this Python would import; raises NotInstalledError without one."""
+        """Return the one that this Python imports; raises NotInstalledError when it has none."""
         spec = importlib.util.find_spec("executorch")
         if spec is None or not spec.submodule_search_locations:
             raise NotInstalledError("executorch is not installed: pip install 'executorch==1.4.*'")
@@ -45,7 +45,7 @@ class Installation:
 
     @property
     def include(self) -> Path:
-        """The folder that a compiler is to search for headers."""
+        """The folder in which a compiler searches for headers."""
         return self.root / "include"
 
     @property

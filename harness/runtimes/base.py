@@ -1,4 +1,4 @@
-"""The smallest runtime interface there is: load a method of an artifact, call it with tensors."""
+"""The interface of a runtime: it loads a method of an artifact; the method takes tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """A loaded method, called with tensors in declared order.
 
-    States and buffers start anew when it is loaded, and go on from call to call.
+    States and buffers are new when the method is loaded, and keep their values between calls.
     """
 
     name: str
@@ -25,9 +25,9 @@ class Method(Protocol):
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Execute once.
 
-        A floating-point input may come in any floating dtype: the method converts it. A
-        floating-point output may be wider than declared (a runtime that carries FLOAT16 as fp32
-        returns fp32); the caller keeps it as it is, so that caches lose nothing.
+        The method converts a floating-point input of any floating dtype. A floating-point output
+        may be wider than declared: a runtime that carries FLOAT16 as fp32 returns fp32. The caller
+        keeps that dtype, so that caches lose no precision.
         """
         ...
 
@@ -38,9 +38,9 @@ class Runtime(Protocol):
     name: str
 
     def unavailable(self) -> str | None:
-        """Why this runtime cannot be used here, or None when it can."""
+        """Return why this runtime cannot be used here, or None when it can."""
         ...
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load one method of an artifact; raises HarnessError with a sentence."""
+        """Load one method of an artifact; raises HarnessError when it cannot be loaded."""
         ...

@@ -1,7 +1,8 @@
 """`coreml:cpu_only`, `coreml:cpu_and_gpu` and `coreml:cpu_and_ne`: Core ML itself, on a Mac.
 
-A delegate's package is written to a private folder, loaded through `coremltools.models.MLModel`,
-and removed with the method. Elsewhere the stand-in of `harness shim` answers, where it is in place.
+A method writes a delegate's package to a private folder, loads it through
+`coremltools.models.MLModel`, and removes it at its end. On other systems the stand-in that
+`harness shim` installs takes the place of Core ML.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from harness.pte.program import ProgramMethod
 from harness.runtimes.base import Method
 from harness.shim import is_installed
 
-# Option, coremltools' name of the compute units, and the device without which they mean the CPU.
+# Option -> coremltools' name of the compute units, and the device that Core ML needs for them:
+# without it, Core ML uses the CPU.
 _UNITS = {
     "cpu_only": ("CPU_ONLY", None),
     "cpu_and_gpu": ("CPU_AND_GPU", "MLGPUComputeDevice"),
     "cpu_and_ne": ("CPU_AND_NE", "MLNeuralEngineComputeDevice"),
 }
 _DEVICE_NAMES = {"MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "Neural Engine"}
-_DEVICES_SINCE = (14,)  # the macOS that lets us ask which devices there are
+_DEVICES_SINCE = (14,)  # the first macOS that lists its devices
 
 
 class CoreMLRuntime:
@@ -45,7 +47,7 @@ class CoreMLRuntime:
         self._units, self._device = _UNITS[option]
 
     def unavailable(self) -> str | None:
-        """Why not: no Mac, no Core ML in coremltools, or no such device in this Mac."""
+        """Return the reason: no Mac, no Core ML in coremltools, or no such device in this Mac."""
         if platform.system() != "Darwin" and not is_installed():
             return f"Core ML is part of macOS, and this is {platform.system()}"
         try:
@@ -81,9 +83,9 @@ class CoreMLRuntime:
 class CoreMLDelegate:
     """One function of a package as `tensors -> tensors`, both in the order of the given names.
 
-    Floats go in as they are, up to fp32, integers as int32, which are what Core ML's arrays hold;
-    fp16 comes out as fp32. A state, where the function has one, starts anew with the object and
-    advances with each call. `owned_folder` is removed with the object.
+    Core ML's arrays hold fp16, fp32 and int32: wider floats become fp32, and all integers int32. An
+    fp16 output comes out as fp32. A function's state is new with the object and advances with each
+    call. `owned_folder` is removed with the object.
     """
 
     def __init__(
@@ -107,11 +109,11 @@ class CoreMLDelegate:
         self._state = self._model.make_state() if states else None
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Predict once; HarnessError when Core ML fails, or leaves out an output."""
+        """Predict once; raises HarnessError when Core ML fails or leaves out an output."""
         arrays = [_to_array(tensor) for tensor in tensors]
         inputs = dict(zip(self._input_names, arrays, strict=True))
         try:
-            # A state is not passed where there is none: older macOS versions refuse the argument.
+            # Only with a state: older macOS versions refuse the argument.
             state = () if self._state is None else (self._state,)
             outputs = self._model.predict(inputs, *state)
         except Exception as error:  # coremltools raises bare Exception and RuntimeError
@@ -163,7 +165,9 @@ def _specs(features: Any, what: str) -> tuple[TensorSpec, ...]:
         if feature.type.WhichOneof("Type") != "multiArrayType" or (
             array.dataType not in feature_types()
         ):
-            raise ArtifactError(f"{what}: '{feature.name}' is no array; only arrays can be passed")
+            raise ArtifactError(
+                f"{what}: '{feature.name}' is not an array; only arrays can be passed"
+            )
         specs.append(TensorSpec(feature.name, tuple(array.shape), feature_types()[array.dataType]))
     return tuple(specs)
 
@@ -219,7 +223,7 @@ def _to_tensor(array: Any) -> torch.Tensor:
 
 @functools.cache
 def _devices() -> frozenset[str] | None:
-    """The class names of the compute devices here, None if this Mac is too old to say.
+    """Return the class names of the compute devices here, None if this Mac cannot list them.
 
     Raises ImportError if coremltools has no native part.
     """

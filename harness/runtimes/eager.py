@@ -1,7 +1,8 @@
 """`eager:fp16`, `eager:fp32`, `eager:fp64`: the artifact's own model in eager PyTorch.
 
-The weights are read out of the artifact and dequantized; the program is not executed. What differs
-from `mil` in the same precision is what the exporter did to the computation, not to the weights.
+This runtime reads the weights from the artifact and dequantizes them; it does not execute the
+program. A difference from `mil` in the same precision comes from the exporter's changes to the
+computation, and not to the weights.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class EagerRuntime:
 
 
 class _EagerMethod:
-    """Takes and returns what the method's program does."""
+    """A method with the inputs and outputs of its program."""
 
     def __init__(self, artifact: Artifact, method: str, model: StaticModel) -> None:
         self.name = method

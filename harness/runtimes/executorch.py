@@ -22,20 +22,21 @@ class ExecuTorchRuntime:
     name = "executorch"
 
     def unavailable(self) -> str | None:
-        """Why not: ExecuTorch's runtime does not import, or was built without Core ML."""
+        """Return the reason: ExecuTorch's runtime does not import, or was built without Core ML."""
         return _why_no_core_ml()
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method, from the file anew: two loaded methods share no buffer and no state.
+        """Load a method from the file: two loaded methods share no buffer and no state.
 
-        Raises HarnessError with ExecuTorch's own reason, NotInstalledError for what is no .pte.
+        Raises HarnessError with ExecuTorch's own reason, and NotInstalledError for an exported
+        folder.
         """
         if artifact.is_exported_folder:
             raise NotInstalledError(
                 f"{artifact.path} is an exported folder; ExecuTorch's runtime executes .pte files"
             )
         if artifact.pte is None or method not in artifact.methods:
-            names = ", ".join(artifact.methods) if artifact.pte else "none: it is no .pte"
+            names = ", ".join(artifact.methods) if artifact.pte else "none: it is not a .pte"
             raise ArtifactError(f"{artifact.path}: no method '{method}'; its methods: {names}")
         plan = artifact.pte.methods[method]
         return ExecuTorchMethod(artifact.path, plan)
@@ -62,7 +63,7 @@ class ExecuTorchMethod:
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Execute once; see `harness.runtimes.base.Method`.
 
-        Raises HarnessError for inputs that are not as declared, and when ExecuTorch fails.
+        Raises HarnessError for inputs of other shapes than declared, and when ExecuTorch fails.
         """
         if [tuple(tensor.shape) for tensor in tensors] != [spec.shape for spec in self.inputs]:
             raise HarnessError(
@@ -82,7 +83,7 @@ class ExecuTorchMethod:
         indices = plan.inputs if side == "input" else plan.outputs
         value = plan.values[indices[position]]
         if not isinstance(value, TensorValue):
-            raise ArtifactError(f"{self._where}: {side} {position} is no tensor")
+            raise ArtifactError(f"{self._where}: {side} {position} is not a tensor")
         return TensorSpec(f"{side}_{position}", value.shape, value.dtype)
 
 

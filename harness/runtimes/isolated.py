@@ -1,7 +1,7 @@
-"""Runs another runtime in a child process, so that its crash or hang is an outcome, not our end.
+"""Runs another runtime in a child process, so that its crash or hang does not end this process.
 
-One child per artifact, for all its methods; it is started when it is first needed, and again after
-it has died. It lives as long as the artifact or one of the methods.
+An artifact has one child for all its methods. It starts when it is first needed, and again after it
+has died; it lives as long as the artifact or one of the methods.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Answer:
 
 
 class IsolatedRuntime:
-    """The runtime `make(*arguments)`, in child processes; its class must be importable there.
+    """The runtime `make(*arguments)`, in child processes, which must be able to import its class.
 
-    With `ask_here`, this process asks the runtime whether it is available: right where that is
-    cheap and safe.
+    With `ask_here`, this process asks the runtime whether it is available. That must be cheap and
+    safe.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class IsolatedRuntime:
         self._children: WeakKeyDictionary[Artifact, _ArtifactChild] = WeakKeyDictionary()
 
     def unavailable(self) -> str | None:
-        """Say why the runtime cannot be used here; a child is asked once per process.
+        """Return why the runtime cannot be used here, or None; a child is asked once per process.
 
-        Raises CrashError when the question is too much for the runtime: that is no absence.
+        Raises CrashError when the runtime crashes on the question: it is not absent then.
         """
         if self._ask_here:
             return self._here.unavailable()
@@ -197,7 +197,7 @@ class _Process:
         self._child = Child(
             CHILD,
             setup.what,
-            # A stand-in for Core ML that is in place here is put in place there.
+            # The child installs the stand-in for Core ML if this process has done so.
             {"PYTHONPATH": python_path(*[str(SITE)] * is_installed())},
             arguments=[json.dumps(described)],
             descriptors=files,
