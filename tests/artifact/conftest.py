@@ -1,4 +1,4 @@
-"""What the tests of flattened payloads share."""
+"""The native module and the folder maker that tests of flattened payloads share."""
 
 import importlib.util
 from pathlib import Path

@@ -24,14 +24,14 @@ DTYPES = {"float": "FLOAT32", "fp16": "FLOAT16"}
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A weight file of the native writer: its bytes, and each weight's offset by kind."""
+    """A weight file by the native writer: its bytes, and the offset of each weight by kind."""
     from coremltools.libmilstoragepython import _BlobStorageWriter
 
     path = tmp_path_factory.mktemp("weights") / "weight.bin"
     writer = _BlobStorageWriter(str(path))
     offsets = {}
     for kind, array in WEIGHTS.items():
-        # fp16 is handed over as its bits
+        # the writer takes the bits of fp16
         data = array.view(np.uint16) if kind == "fp16" else array
         offsets[kind] = getattr(writer, f"write_{kind}_data")(data)
     del writer
@@ -98,7 +98,7 @@ def test_an_entry_names_its_bytes():
         (b"\1\0\0\0\1" + entry()[5:], 64, "not a version 2 blob file"),
     ],
 )
-def test_what_is_no_weight_is_refused(data, offset, problem):
+def test_a_damaged_weight_is_refused(data, offset, problem):
     with pytest.raises(ArtifactError, match=f"here: .*{problem}"):
         read_blob(memoryview(data), offset, "here")
 

@@ -1,4 +1,4 @@
-"""Exported folders: what is read, and what is refused."""
+"""Exported folders: sound ones are read, damaged ones refused."""
 
 import json
 import shutil
@@ -124,7 +124,7 @@ def test_a_damaged_program_is_refused(edited, name):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "null", '"a"', "\xff"])
-def test_what_is_no_program_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_program_is_refused(tmp_path, text):
     (tmp_path / "program.json").write_text(text, encoding="latin-1")
     with pytest.raises(ArtifactError, match=r"program\.json"):
         open_artifact(tmp_path)

@@ -26,7 +26,7 @@ AWKWARD = {
 
 
 def in_the_order_of(data, files):
-    """The files in the order in which their contents, all different, stand in a payload.
+    """Return files in the order of their contents, which all differ, in a payload.
 
     The native module's order is that of a hash map of names: each platform has its own.
     """
@@ -52,7 +52,7 @@ def test_every_byte_is_the_native_modules(native, tmp_path, files, write):
 
 
 @pytest.mark.parametrize("files", [PACKAGE, AWKWARD, random_files(9)], ids=len)
-def test_what_the_native_module_wrote_is_read_and_written_again_without_a_change(
+def test_a_payload_of_the_native_module_is_read_and_written_without_a_change(
     native, tmp_path, files, write
 ):
     folder = write(tmp_path / "partition 0", files)

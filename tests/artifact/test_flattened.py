@@ -1,4 +1,4 @@
-"""The flattened folder, against the native module that ExecuTorch itself flattens with."""
+"""Flattened folders are read as ExecuTorch's native module writes them."""
 
 import json
 
@@ -71,13 +71,13 @@ def test_a_name_that_could_leave_its_folder_is_refused(name):
         ([5], "damaged"),
     ],
 )
-def test_a_tree_that_lies_is_refused(nodes, problem):
+def test_a_damaged_tree_is_refused(nodes, problem):
     with pytest.raises(ArtifactError, match=problem):
         read(tree(*nodes))
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", b'}]}"', tree()[3:], b"\0" * 100])
-def test_what_is_no_payload_is_refused(data):
+def test_bytes_that_are_not_a_payload_are_refused(data):
     with pytest.raises(ArtifactError, match="not a flattened package"):
         read(data)
 

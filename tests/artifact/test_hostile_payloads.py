@@ -18,7 +18,7 @@ def payload(mixed_program):
 
 
 def look(data):
-    """Touch all that a payload says of itself; return the size of its files together."""
+    """Read all facts of a payload; return the size of its files together."""
     bundle = Bundle(memoryview(data), "here")
     package_facts(bundle.package, bundle.metadata.identifier)
     return sum(len(content) for content in bundle.files.values())

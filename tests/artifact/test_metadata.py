@@ -27,7 +27,7 @@ def test_a_single_method_answers_to_any_name():
     assert parse(SINGLE).method("anything", "w") == MethodMetadata(("x", "y"), ("z",))
 
 
-def test_an_unknown_method_is_named_with_those_there_are():
+def test_an_unknown_method_is_named_with_the_known_ones():
     with pytest.raises(ArtifactError, match="no method 'other', only forward, prefill"):
         parse(MULTI).method("other", "w")
 
@@ -47,13 +47,13 @@ def test_an_unknown_method_is_named_with_those_there_are():
         ({**DRAFT, "default_method": 7}, "default_method is 7"),
     ],
 )
-def test_what_is_wrong_is_named(content, problem):
+def test_an_error_is_named(content, problem):
     with pytest.raises(ArtifactError, match=f"here.*{problem}"):
         parse(content)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
-def test_what_is_no_json_is_refused(data):
+def test_text_that_is_not_json_is_refused(data):
     with pytest.raises(ArtifactError, match="here: metadata\\.json is not JSON"):
         parse_metadata(data, "here")
 
@@ -67,7 +67,7 @@ def test_a_reference_names_key_and_function():
     assert parsed == Reference(1, "k", "f")
 
 
-def test_a_package_is_no_reference():
+def test_a_package_is_not_a_reference():
     assert parse_reference(memoryview(b"PK\3\4"), "here") is None
 
 

@@ -1,4 +1,4 @@
-"""What may be named as FILE: files, folders, pipes, devices, links and nothing at all."""
+"""Any path may be given as FILE: a file, folder, pipe, device, link, or nothing at all."""
 
 import json
 import os
@@ -46,11 +46,11 @@ def test_a_path_through_a_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing.pte", ""])
-def test_nothing_is_refused(tmp_path, name):
+def test_a_path_of_nothing_is_refused(tmp_path, name):
     refused(tmp_path / (name or "missing.mlpackage/"), "no such file")
 
 
-def test_a_large_folder_that_is_no_package_is_not_walked(tmp_path):
+def test_a_large_folder_that_is_not_a_package_is_not_walked(tmp_path):
     refused("/", "/: not an .mlpackage")
     (tmp_path / "Manifest.json").write_text("{}")
     for number in range(30):
@@ -77,7 +77,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch, questio
     refused(tmp_path, "cannot be read \\(Permission denied\\)")
 
 
-def test_a_pipe_inside_a_package_is_no_file_of_it(tmp_path):
+def test_a_pipe_inside_a_package_is_ignored(tmp_path):
     (tmp_path / "Manifest.json").write_text("{}")
     os.mkfifo(tmp_path / "weight.bin")
     assert list(FolderFiles(tmp_path)) == ["Manifest.json"]
@@ -140,6 +140,6 @@ def test_a_manifest_that_names_no_model_is_refused(content, problem):
 
 
 @pytest.mark.parametrize("spec", [b"", b"\xff" * 40, b"\x08\x09", b"not protobuf at all"])
-def test_a_specification_that_is_no_ml_program_is_refused(spec):
+def test_a_specification_without_an_ml_program_is_refused(spec):
     with pytest.raises(ArtifactError, match="here: model.mlmodel"):
         _ = package(manifest(), spec).model

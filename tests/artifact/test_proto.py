@@ -1,4 +1,4 @@
-"""The stubs of coremltools' protobuf messages say what its descriptors say."""
+"""The stubs of coremltools' protobuf messages agree with its descriptors."""
 
 import ast
 from pathlib import Path

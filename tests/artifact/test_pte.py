@@ -47,7 +47,7 @@ def test_constant_methods_return_their_values(mixed_program):
 
 
 def look(path):
-    """Touch everything that `harness inspect` and the executor's loader touch."""
+    """Read everything that `harness inspect` and the executor's loader read."""
     artifact = open_artifact(path)
     artifact_facts(artifact)
     for bundle in artifact.bundles:
@@ -85,7 +85,7 @@ def test_mutated_bytes_give_a_sentence_or_nothing(mixed_program, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"ET12", b"\0" * 4 + b"ET12" + b"\0" * 40, b"x" * 100])
-def test_what_is_no_program_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_program_is_refused(tmp_path, content):
     path = tmp_path / "no.pte"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"no\.pte"):

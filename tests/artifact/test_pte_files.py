@@ -147,7 +147,7 @@ def constant(files, tmp_path, values, outputs, buffers=()):
 
 
 def test_a_constant_method_may_return_several_values(files, tmp_path):
-    """As the list of end-of-text tokens that ExecuTorch's exporters write does."""
+    """ExecuTorch's exporters write such a method for a list of end-of-text tokens."""
     from executorch.exir import schema as s
 
     assert constant(files, tmp_path, [s.Int(128001), s.Int(128009)], [0, 1]) == (128001, 128009)
@@ -179,7 +179,7 @@ def test_a_scalar_and_an_empty_constant_are_read(files, tmp_path):
     assert empty.shape == (0, 5)
 
 
-def test_a_method_that_returns_its_input_is_no_constant(files, tmp_path):
+def test_a_method_that_returns_its_input_is_not_constant(files, tmp_path):
     plan = files.plan("forward", [files.tensor(2)], [0], [0])
     assert not read(files.serialize([plan]), tmp_path).methods["forward"].is_constant
 
@@ -228,7 +228,7 @@ def test_a_program_that_contradicts_itself_is_refused(files, tmp_path, name):
         ((1,), 0, "'c'.*without data"),
     ],
 )
-def test_a_constant_that_is_not_all_there_is_named(files, tmp_path, shape, buffer, problem):
+def test_a_truncated_constant_is_named(files, tmp_path, shape, buffer, problem):
     plan = files.plan("c", [files.tensor(*shape, buffer=buffer)], (), [0])
     pte = read(files.serialize([plan], [np.float32([1]).tobytes()]), tmp_path)
     with pytest.raises(ArtifactError, match=f"made\\.pte: constant method {problem}"):
@@ -242,7 +242,7 @@ def test_two_methods_of_one_name_are_refused(files, tmp_path):
 
 
 def delegated(files, payload, named=None):
-    """A program of one method, whose one delegate gets `payload`."""
+    """A program with one method, whose delegate holds `payload`."""
     from executorch.exir import schema as s
 
     values = [files.tensor(1), files.tensor(1)]
@@ -264,7 +264,9 @@ def delegated(files, payload, named=None):
         (b"", "not a flattened package"),
     ],
 )
-def test_a_payload_that_is_no_package_is_named_with_its_method(files, tmp_path, payload, problem):
+def test_a_payload_that_is_not_a_package_is_named_with_its_method(
+    files, tmp_path, payload, problem
+):
     path = tmp_path / "made.pte"
     path.write_bytes(delegated(files, payload, {"other": b"x"}))
     where = "made\\.pte, method 'forward', delegate 0: "
@@ -308,7 +310,7 @@ def test_the_crowded_program_is_one_that_is_read(tmp_path):
 
 
 def test_tables_that_refer_to_one_another_do_not_fill_the_memory(tmp_path):
-    """160 kB that stand for four hundred million numbers."""
+    """160 kB, if read without a limit, give four hundred million numbers."""
     data = crowded(20_000)
     tracemalloc.start()
     start = time.perf_counter()
@@ -319,7 +321,7 @@ def test_tables_that_refer_to_one_another_do_not_fill_the_memory(tmp_path):
     assert peak < 40 * len(data) and time.perf_counter() - start < 5
 
 
-def test_a_crowd_of_allowed_tensors_does_not_either(tmp_path, monkeypatch):
+def test_many_allowed_tensors_do_not_fill_the_memory_either(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.artifact.pte_reader.MAX_AXES", 1 << 30)
     with pytest.raises(ArtifactError, match="more items than the file has bytes"):
         read(crowded(20_000), tmp_path)

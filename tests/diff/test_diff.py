@@ -1,4 +1,4 @@
-"""`diff_artifacts`: every kind of change is found, told where it is, and nothing else is told."""
+"""`diff_artifacts` reports every kind of change with its place, and nothing else."""
 
 import json
 
@@ -16,7 +16,7 @@ KEY, VALUE, OUT = RANDOM.standard_normal((3, 16, 16)).astype(np.float32)
 
 
 def attention(mb, a, key=KEY, value=VALUE, activation="softmax"):
-    """A block whose weights have one shape, so that only their contents tell them apart."""
+    """A block whose weights have one shape, so that they differ in their contents only."""
     k = mb.linear(x=a, weight=key, name="k")
     v = mb.linear(x=a, weight=value, name="v")
     scores = mb.matmul(x=k, y=a, transpose_y=True, name="scores")
@@ -148,7 +148,7 @@ def test_another_result_of_the_same_type_is_found(base, compare):
     )
 
 
-def test_new_names_are_told_once_and_are_nothing_else(base, compare):
+def test_new_names_are_reported_once_and_as_nothing_else(base, compare):
     def change(model):
         for op in block(model).operations:
             if op.type != "const":
@@ -215,7 +215,7 @@ def retype(value_type):
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=" ".join)
-def test_what_describes_a_model_is_compared(base, tmp_path, change):
+def test_the_description_of_a_model_is_compared(base, tmp_path, change):
     paths = [
         write(package, tmp_path / f"{n}.mlpackage")
         for n, package in enumerate((base, edited(base, CHANGES[change])))
@@ -224,7 +224,7 @@ def test_what_describes_a_model_is_compared(base, tmp_path, change):
     assert change in [(d.kind, d.what) for d in found]
 
 
-def test_what_nothing_refers_to_still_differs(base, tmp_path):
+def test_data_without_a_reference_still_differs(base, tmp_path):
     first, second = (write(base, tmp_path / f"{name}.mlpackage") for name in "ab")
     with (second / "Data/com.apple.CoreML/weights/weight.bin").open("ab") as file:
         file.write(bytes(64))
@@ -246,7 +246,7 @@ def programs(base, tmp_path):
     return compared
 
 
-def test_methods_that_came_and_went_are_told(base, programs):
+def test_added_and_removed_methods_are_reported(base, programs):
     data = payload(base, single=NAMES)
     found = programs(({"forward": [data], "old": [data]},), ({"forward": [data], "new": [data]},))
     methods = {d.what: (d.a, d.b) for d in found if d.kind == "method"}
@@ -261,7 +261,7 @@ def test_the_order_of_names_is_compared(base, programs):
     assert (names.a, names.b) == (["a", "b"], ["b", "a"])
 
 
-def test_a_delegate_more_is_told(base, programs):
+def test_an_added_delegate_is_reported(base, programs):
     data = payload(base, single=NAMES)
     found = programs(({"forward": [data]},), ({"forward": [data, data]},))
     assert {d.where for d in found if d.kind == "delegate"} == {"method 'forward', delegate 1"}

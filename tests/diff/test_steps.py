@@ -1,4 +1,4 @@
-"""Operations as they are compared: what a signature holds, and that it cannot be made to grow."""
+"""Steps: the content of a signature, which a hostile program cannot make grow."""
 
 import tracemalloc
 
@@ -68,20 +68,20 @@ def test_a_weight_is_kept_beside_the_signature(function):
     assert (name, kept.blobFileValue.offset) == ("w", 64)
 
 
-def test_what_is_returned_is_a_step(function):
+def test_the_outputs_of_a_function_are_a_step(function):
     operation(function, "relu", "y", "x")
     block(function).outputs.extend(["y", "x"])
     last = read(function)[-1]
     assert (last.type, last.inputs) == ("return", ("y", "x"))
 
 
-def test_a_name_that_nothing_makes_is_no_crash(function):
+def test_a_name_without_an_operation_does_not_crash(function):
     operation(function, "relu", "y", "nowhere")
     assert read(function)[0].signature == "relu(p0=unknown) -> FLOAT32[2, 3]"
 
 
 def test_many_uses_of_a_huge_type_do_not_fill_the_memory(function):
-    """20,000 axes taken 20,000 times: a file of half a megabyte, and gigabytes of text."""
+    """20,000 axes used 20,000 times: half a megabyte of file, gigabytes of text."""
     tensor(function.inputs.add(name="huge").type, *range(20_000))
     made = operation(function, "concat", "y")
     for _ in range(20_000):

@@ -9,7 +9,7 @@ from harness.artifact.proto import parse_model
 
 def payload(package, **methods):
     """A flattened package; `methods` gives (input names, output names) by method;
-    a method named `single` stands for a model that has but one.
+    a method named `single` makes the metadata of a model with one method.
     """
     names = {name: {"inputNames": i, "outputNames": o} for name, (i, o) in methods.items()}
     content = names.get("single", {"methods": names})
@@ -19,7 +19,7 @@ def payload(package, **methods):
 
 
 def reference(key, function, version=1):
-    """A delegate's bytes that point into the program's named data."""
+    """The bytes of a delegate that refers to the program's named data."""
     return b"CMJR" + json.dumps({"version": version, "key": key, "functionName": function}).encode()
 
 
@@ -42,7 +42,7 @@ def with_tree(data, change):
 
 
 def rename(old, new):
-    """A change of a tree: the file `old` of the root, or of a folder, is now called `new`."""
+    """A change of a tree: it renames the file `old` of the root, or of a folder, to `new`."""
 
     def change(nodes):
         (children,) = [node["children"] for node in nodes if old in node["children"]]
@@ -52,7 +52,7 @@ def rename(old, new):
 
 
 def program(path, methods, named=None):
-    """Write a .pte; `methods` gives each method's delegates, the bytes that each is handed."""
+    """Write a .pte; `methods` gives the payloads of each method's delegates."""
     # imported late: ExecuTorch's serializer takes ten seconds
     from executorch.exir.schema import DelegateCall
 

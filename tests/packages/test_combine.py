@@ -34,7 +34,7 @@ def two_layers(other, activation):
 
 
 def branching(mb, a):
-    """A program whose weights stand in the blocks of a condition."""
+    """A program with weights in the blocks of a condition."""
     return mb.cond(
         pred=mb.greater(x=mb.reduce_sum(x=a), y=np.float32(0)),
         _true_fn=lambda: mb.matmul(x=a, y=SHARED),
@@ -130,7 +130,7 @@ def test_it_describes_functions_as_save_multifunction_does(combined, prefill, de
 def test_equal_weights_are_stored_once(combined):
     package = Package.from_folder(combined)
     matrix, bias = SHARED.nbytes, 64 * 4
-    # SHARED stands in both functions and twice in decode, which names it at one place then
+    # both functions hold SHARED; decode holds it twice, and then refers to one place
     assert sharing(package).stored == 2 * matrix + bias
     assert sharing(package).shared == matrix + bias
     assert duplicate_bytes(package) == 0
@@ -194,7 +194,7 @@ def test_functions_of_a_combined_package_combine_again(combined, prefill, tmp_pa
 
 
 def test_the_weight_file_is_what_coremltools_writes(tmp_path):
-    """Sizes that are no multiples of 64, all contents different: nothing is left to differ."""
+    """Sizes are not multiples of 64 and all contents differ, so the files must be equal."""
 
     def build(mb, a):
         first, second = RANDOM.standard_normal((2, 33, 64)).astype(np.float32)
@@ -295,7 +295,7 @@ def test_metadata_is_kept_where_the_packages_agree(prefill, decode, tmp_path):
 
 
 def refused(parts, output, problem, **options):
-    """The call is refused, and leaves nothing beside what was there."""
+    """The call is refused and leaves no file behind."""
     before = sorted(output.parent.rglob("*"))
     with pytest.raises(HarnessError, match=problem) as caught:
         combine_packages(parts, output, **options)
@@ -320,7 +320,7 @@ def test_a_name_that_no_function_can_have_is_refused(prefill, place, name):
     refused([(path(prefill), "main", name)], place, "cannot name a function")
 
 
-def test_what_is_not_there_is_refused(prefill, place):
+def test_a_missing_function_or_package_is_refused(prefill, place):
     refused([], place, "nothing to combine")
     refused([(path(prefill), "other", "x")], place, "no function 'other'; its functions: main")
     refused([(place.parent / "no.mlpackage", "main", "x")], place, "no such folder")
@@ -384,7 +384,7 @@ def test_an_existing_package_is_replaced_only_when_asked(combined, prefill):
     assert [p.name for p in combined.parent.iterdir()] == [combined.name]
 
 
-def test_a_package_may_be_replaced_by_what_is_made_of_it(combined, prefill):
+def test_a_package_may_be_replaced_by_its_own_combination(combined, prefill):
     (expected,) = run(prefill, sample(5))
     combine_packages([(combined, "prefill", "only")], combined, replace=True)
     (result,) = run(Package.from_folder(combined), sample(5), function="only")
@@ -392,7 +392,7 @@ def test_a_package_may_be_replaced_by_what_is_made_of_it(combined, prefill):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_is_no_package_is_never_replaced(prefill, place, kind):
+def test_a_folder_that_is_not_a_package_is_never_replaced(prefill, place, kind):
     if kind == "folder":
         place.mkdir()
         (place / "mine.txt").write_text("x")
@@ -401,12 +401,12 @@ def test_what_is_no_package_is_never_replaced(prefill, place, kind):
     refused([(path(prefill), "main", "x")], place, "not a folder of this kind", replace=True)
 
 
-def test_a_folder_that_is_not_there_is_told(prefill, tmp_path):
+def test_a_missing_folder_is_reported(prefill, tmp_path):
     with pytest.raises(HarnessError, match="cannot write into .*nowhere: No such file"):
         combine_packages([(path(prefill), "main", "x")], tmp_path / "nowhere" / "c.mlpackage")
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(prefill, place, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_nothing(prefill, place, monkeypatch):
     from harness.artifact.blob import WeightFile
 
     def full(self, blob):
@@ -433,13 +433,13 @@ def test_an_interrupted_call_leaves_nothing(prefill, decode, place, monkeypatch,
         with pytest.raises(KeyboardInterrupt):
             combine_packages(parts, place)
         assert list(place.parent.iterdir()) == []
-    else:  # three weights differ; there is no fourth moment
+    else:  # only three weights differ
         combine_packages(parts, place)
         assert [p.name for p in place.parent.iterdir()] == [place.name]
 
 
-def test_a_folder_under_construction_is_no_package(prefill, decode, place, monkeypatch):
-    """What a killed process leaves is not taken for whole: the manifest comes last."""
+def test_a_folder_under_construction_is_not_a_package(prefill, decode, place, monkeypatch):
+    """A killed process leaves a folder without a manifest, which is written last."""
     import harness.packages as module
 
     def killed(folder, digest):

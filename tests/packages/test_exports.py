@@ -1,4 +1,4 @@
-"""An export without sharing, taken apart and combined: what sharing would have made, and as right.
+"""An export without sharing, extracted and combined, equals an export with sharing.
 
 The judge is ExecuTorch's own export with positional sharing, and the parts themselves, executed.
 """
@@ -43,7 +43,7 @@ def parts(exports, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def combined(parts, tmp_path_factory):
-    """One package for each partition, of both methods' functions."""
+    """One package for each partition, with the functions of both methods."""
     folder = tmp_path_factory.mktemp("combined")
     partitions = sorted({partition for _, partition in parts})
     assert len(partitions) == 3
@@ -54,7 +54,7 @@ def combined(parts, tmp_path_factory):
 
 
 def execute(package, function):
-    """Execute a function in widen on seeded inputs; indices are as small as they must be."""
+    """Execute a function in widen on seeded inputs; indices are small enough for any table."""
     loaded = load_function(package, function, get_policy("widen"))
     random = np.random.default_rng(11)
     inputs = {}
@@ -97,7 +97,7 @@ def test_coremltools_opens_them(combined):
 
 
 def test_diff_finds_the_same_functions_under_other_names(exports):
-    """Sharing changes where weights stand and what functions are called, not what they compute."""
+    """Sharing changes the places of weights and the names of functions, not their results."""
     found = diff_artifacts(exports["none"], exports["positional"])
     kinds = {difference.kind for difference in found}
     assert not kinds & {

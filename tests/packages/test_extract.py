@@ -1,4 +1,4 @@
-"""`extract_packages` on programs that refer rightly, wrongly, and with bad intent."""
+"""`extract_packages` on programs with sound, broken and hostile references."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def both(shared, tmp_path):
 
 @pytest.fixture
 def single(package, tmp_path):
-    """A program of one method with two delegates, each handed a package."""
+    """A program of one method with two delegates, each with its own package."""
     data = payload(package, single=NAMES)
     return program(tmp_path / "single.pte", {"forward": [data, data]})
 
@@ -109,7 +109,7 @@ def test_a_package_is_copied(shared, tmp_path):
     assert files(output / found["package"]) == files(Path(shared.what))
 
 
-def test_its_digest_tells_contents_apart(both, shared, tmp_path):
+def test_its_digest_differs_with_its_content(both, shared, tmp_path):
     first = extract(both)[1].packages[0].sha256
     other = payload(shared, prefill=NAMES, decode=(["b"], ["out"]))
     changed = program(tmp_path / "x.pte", {"prefill": [reference("k", "prefill")]}, {"k": other})
@@ -152,7 +152,7 @@ def test_a_payload_that_asks_for_no_function_uses_the_default(shared, tmp_path):
     assert extract(path)[1].packages[0].used_by[0].function == "prefill"
 
 
-def test_a_default_function_that_is_not_there_is_an_error(shared, tmp_path):
+def test_a_missing_default_function_is_an_error(shared, tmp_path):
     broken = edited(shared, lambda m: setattr(m.description, "defaultFunctionName", "lost"))
     path = program(tmp_path / "bad.pte", {"forward": [payload(broken, single=NAMES)]})
     refused(path, "asks for the function 'lost'; the package has decode, prefill")
@@ -228,7 +228,7 @@ def test_an_interrupted_call_leaves_nothing(both, monkeypatch):
     assert [path.name for path in both.parent.iterdir()] == [both.name]
 
 
-def test_a_package_under_construction_is_no_package(both, monkeypatch):
+def test_a_package_under_construction_is_not_a_package(both, monkeypatch):
     """The payload has its manifest before its weights; they are written the other way round."""
     opened, written = Path.open, []
 

@@ -71,7 +71,7 @@ def test_a_package_is_taken_out_once(write, shared, tmp_path):
     }
 
 
-def test_a_package_that_is_not_there_is_an_error(write, tmp_path):
+def test_a_missing_package_is_an_error(write, tmp_path):
     for number, call in enumerate(("lost", "..", "../b/blocks", "/etc")):
         with pytest.raises(HarnessError, match="which is not there"):
             extract_packages(open_artifact(write(f"{number}", call=call)), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Every place of a function in which a reference to the weight file may stand is found."""
+"""References to the weight file are found at every place that a function can have them."""
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_a_reference_is_found_and_can_be_changed(function, place):
     assert value.blobFileValue.offset == 128
 
 
-def test_what_is_no_reference_is_left_alone(function):
+def test_other_values_are_not_references(function):
     operation(function).attributes["val"].immediateValue.tensor.floats.values.append(1)
     operation(function).inputs["x"].arguments.add(name="a")
     before = function.SerializeToString(deterministic=True)

@@ -66,7 +66,7 @@ def by_coremltools(paths, output):
 
 
 def contents(package):
-    """The weights that stand in a package: dtype and bytes."""
+    """The weights of a package: dtype and bytes."""
     references = {key for function in package.functions for key in package.weights(function)}
     blobs = [package.blob(*reference) for reference in references]
     return {(blob.dtype, bytes(blob.data)) for blob in blobs}
@@ -94,12 +94,10 @@ def assert_functions_compute_alike(one, other):
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-def test_what_our_exporter_shares_by_construction_is_what_combining_shares(
-    parts, tmp_path, partition
-):
+def test_our_exporter_shares_the_weights_that_combining_shares(parts, tmp_path, partition):
     combined = directly(parts("coreml", partition), tmp_path / "c.mlpackage")
     built = Package.from_folder(export("coreml", "positional") / partition / "model.mlpackage")
-    # the weights stand in another order, so offsets differ, and the bytes that these take
+    # the weights have another order, so offsets differ, and the bytes that these take
     assert kinds_of_difference(combined, built) <= {"file", "package", "size"}
     assert_described_alike(combined, built)
     assert contents(combined) == contents(built) and contents(built)
@@ -116,7 +114,7 @@ def test_both_ways_of_combining_give_one_result(parts, tmp_path, exporter, parti
     ours = directly(paths, tmp_path / "ours.mlpackage")
     theirs = by_coremltools(paths, tmp_path / "theirs.mlpackage")
     assert_described_alike(ours, theirs)
-    # coremltools gives a linear layer without a bias one of zeros; else weights are the same
+    # coremltools adds a bias of zeros to a linear layer; all other weights are the same
     added = contents(theirs) - contents(ours)
     assert contents(ours) <= contents(theirs)
     assert all(not np.frombuffer(data, np.uint8).any() for _, data in added)
