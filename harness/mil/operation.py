@@ -7,7 +7,7 @@ To add an operation:
    tensors named in `inputs` (None for an absent one). The program may compute the parameters
    named in `computed`; the builder is then called when their values are known.
 3. Add its name and parameters to `operations.toml`, if they are missing.
-4. Test its rule with expected values from numpy or PyTorch.
+4. Add a `Row` with the result of numpy or PyTorch to the tests of its family in `tests/mil`.
 
 A parameter that no builder reads is an error at load: nothing in a program is ignored.
 """

@@ -423,11 +423,11 @@ def test_grouped_dilated_convolution_in_one_axis():
     )
     expected = [
         sum(
-            x[0, 2 * (out // 2) + c, place + 2 * tap] * kernel[out, c, tap]
+            x[0, 2 * (out // 2) + c, start + 2 * tap] * kernel[out, c, tap]
             for c in range(2)
             for tap in range(3)
         )
         for out in range(4)
-        for place in range(5)
+        for start in range(5)
     ]
     np.testing.assert_allclose(result.reshape(-1), expected, rtol=1e-5, atol=1e-5)

@@ -9,15 +9,15 @@ from tests.mil.rows import Row, each
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((2, 3, 4)).astype(np.float32)
 IMAGE = RNG.standard_normal((2, 8, 4, 6)).astype(np.float32)
-PLACES = np.array([[[2, 0], [1, 1]], [[0, 2], [2, 1]]], dtype=np.int32)
+INDICES = np.array([[[2, 0], [1, 1]], [[0, 2], [2, 1]]], dtype=np.int32)
 WORDS = RNG.integers(-9, 9, (3, 4)).astype(np.int32)
 
 
-def put(data, places, updates, combine):
+def put(data, indices, updates, combine):
     """Apply updates one after another, as in the reference's formula."""
     result = data.copy()
-    for place, update in zip(places, updates, strict=True):
-        result[place] = combine(result[place], update)
+    for index, update in zip(indices, updates, strict=True):
+        result[index] = combine(result[index], update)
     return result
 
 
@@ -88,18 +88,18 @@ ROWS = [
     Row(
         "gather",
         {"x": X},
-        np.stack([np.take(X[b], PLACES[b], 0) for b in range(2)]),
+        np.stack([np.take(X[b], INDICES[b], 0) for b in range(2)]),
         note="in batches",
-        indices=PLACES,
+        indices=INDICES,
         axis=1,
         batch_dims=1,
     ),
     Row(
         "gather",
         {"x": X},
-        np.stack([np.take(X[b], PLACES[b], 1) for b in range(2)]),
+        np.stack([np.take(X[b], INDICES[b], 1) for b in range(2)]),
         note="in batches, a later axis",
-        indices=PLACES,
+        indices=INDICES,
         axis=2,
         batch_dims=1,
     ),
@@ -109,7 +109,7 @@ ROWS = [
         {"x": X},
         np.stack([X[0, 2, 0], X[1, 0, 2]]),
         note="in batches",
-        indices=PLACES[:, 0],
+        indices=INDICES[:, 0],
         batch_dims=1,
     ),
     Row(

@@ -211,13 +211,13 @@ ROWS = [
         Row(
             "resize_bilinear",
             {"x": np.float32([[[[0, 1]]]])},
-            np.float64([[[places]]]),
-            note=f"{mode} to {len(places)}",
+            np.float64([[[positions]]]),
+            note=f"{mode} to {len(positions)}",
             target_size_height=1,
-            target_size_width=len(places),
+            target_size_width=len(positions),
             sampling_mode=mode,
         )
-        for mode, places in [
+        for mode, positions in [
             ("DEFAULT", [0, 0.4, 0.8, 1, 1]),
             ("OFFSET_CORNERS", [0.1, 0.3, 0.5, 0.7, 0.9]),
             ("UNALIGN_CORNERS", [0, 0, 1 / 3, 2 / 3, 1, 1]),

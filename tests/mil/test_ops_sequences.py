@@ -21,7 +21,7 @@ def weights(layer, order, suffix=""):
     """Return a layer's weights with its gates in another order: (input, hidden, both biases)."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     values = [getattr(layer, f"{name}_l0{suffix}").detach().chunk(len(order)) for name in names]
-    return [torch.cat([chunks[place] for place in order]).numpy() for chunks in values]
+    return [torch.cat([chunks[gate] for gate in order]).numpy() for chunks in values]
 
 
 def by_torch(layer, *state, reverse=False):

@@ -14,7 +14,7 @@ KERNEL = np.ones((1, 1, 2, 2), np.float32)
 HUGE = 1 << 30
 
 
-def with_integers(package, kind, parameter, place, value):
+def with_integers(package, kind, parameter, index, value):
     """Return the package with one integer of an operation's constant parameter changed."""
     model = type(package.model)()
     model.CopyFrom(package.model)
@@ -22,7 +22,7 @@ def with_integers(package, kind, parameter, place, value):
     operations = function.block_specializations[function.opset].operations
     (name,) = (op.inputs[parameter].arguments[0].name for op in operations if op.type == kind)
     (made,) = (op for op in operations if op.outputs[0].name == name)
-    made.attributes["val"].immediateValue.tensor.ints.values[place] = value
+    made.attributes["val"].immediateValue.tensor.ints.values[index] = value
     return Package({**package.files, package.spec_path: memoryview(model.SerializeToString())}, "x")
 
 

@@ -17,7 +17,7 @@ SMALL = np.int32([[2, 0, 1, 3], [1, 2, 3, 1]])
 INDICES = np.int32([1, 0, 1])
 INPUTS = (FLOATS, OTHERS, POSITIVE, INTEGERS, DIVISORS, SMALL)
 
-F, O, P, I, D, S = range(6)  # noqa: E741 - the inputs' places
+F, O, P, I, D, S = range(6)  # noqa: E741 - the inputs' indices
 
 
 def _of_two(names, x, y):
@@ -79,11 +79,11 @@ def compared():
 
     def build(mb, *inputs):
         outputs = []
-        for name, places, parameters in CASES:
+        for name, indices, parameters in CASES:
             make, keys = getattr(mb, name), "xy"
-            constant = {key: INPUTS[place] for key, place in zip(keys, places, strict=False)}
+            constant = {key: INPUTS[index] for key, index in zip(keys, indices, strict=False)}
             expected.append(make(**constant, **parameters).val)
-            given = {key: inputs[place] for key, place in zip(keys, places, strict=False)}
+            given = {key: inputs[index] for key, index in zip(keys, indices, strict=False)}
             result = make(**given, **parameters)
             # Core ML has no bool at its boundary
             is_bool = "bool" in str(result.dtype)

@@ -16,6 +16,32 @@ from harness.suites.results import pytest_runtest_makereport, record, start_reco
 def pytest_configure(config):
     start_recording(config, "mini", Path("results"), {})
 """
+OBSERVING = """
+from pathlib import Path
+import pytest
+from harness.results import Case, KnownDefect
+from harness.suites import results
+
+results.KNOWN = (KnownDefect("an issue", check="known-*"),)
+
+def pytest_configure(config):
+    results.start_recording(config, "mini", Path("results"), {})
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        name = item.name.removeprefix("test_").replace("_", "-")
+        failed = {"outcome": "fail", "reason": "wrong"} if report.failed else {}
+        results.carry(report, Case("mini", name, comparisons=1, **failed))
+    return report
+"""
+OBSERVED = """
+def test_sound(): pass
+def test_broken(): assert False
+def test_known_and_there(): assert False
+def test_known_and_gone(): pass
+"""
 TESTS = """
 import os
 import pytest
@@ -40,8 +66,8 @@ DYING = "\ndef test_dying(record):\n    os._exit(9)\n"
 
 @pytest.fixture
 def run(tmp_path):
-    def run(tests, *options):
-        (tmp_path / "conftest.py").write_text(CONFTEST)
+    def run(tests, *options, conftest=CONFTEST):
+        (tmp_path / "conftest.py").write_text(conftest)
         (tmp_path / "test_mini.py").write_text(tests)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
         root = Path(__file__).parents[2]
@@ -90,3 +116,16 @@ def test_an_interrupted_run_shows_no_older_runs_table(run):
     done, found = run(TESTS + INTERRUPTED)
     assert found.footer.passed, "the older run's stream is left in place"
     assert done.returncode == 2 and "PASSED" not in done.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two workers"])
+def test_an_observed_test_ends_as_its_case_does(run, options):
+    done, found = run(OBSERVED, *options, conftest=OBSERVING)
+    assert {case.check: case.outcome for case in found.cases} == {
+        "sound": "pass",
+        "broken": "fail",
+        "known-and-there": "known",
+        "known-and-gone": "fail",
+    }
+    assert done.returncode == 1 and "2 failed, 1 passed, 1 xfailed" in done.stdout
+    assert "an issue no longer shows: remove it" in done.stdout
