@@ -1,4 +1,4 @@
-"""A small real program, exported once: kernels beside a Core ML delegate; and a full disk."""
+"""A small real program with kernels and a Core ML delegate, exported once; and a full disk."""
 
 import resource
 
@@ -12,7 +12,7 @@ def _silent_progress(monkeypatch):
 
 
 class Mixed:
-    """Something that Core ML takes, something that it is told to leave, and a constant."""
+    """An operation for Core ML, an operation that is kept from it, and a constant."""
 
     @staticmethod
     def module():
@@ -65,7 +65,7 @@ def mixed_program(tmp_path_factory):
 
 @pytest.fixture
 def fill_disk():
-    """fill_disk(): until the test ends no file may grow beyond 16 kB."""
+    """fill_disk(): no file can grow beyond 16 kB until the test ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,4 @@
-"""A child process answers, and each way in which it can end is an error with a name."""
+"""A child process answers, and each way in which it may end raises its own class of error."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from harness.errors import (
 
 
 def answer(request):
-    """Do what a test asks for: this module is also the child's."""
+    """Answer a test's request: this module is also the child's."""
     match request:
         case ["add", a, b]:
             return a + b
@@ -107,7 +107,7 @@ def test_a_limit_by_the_clock_ends_a_child_that_waits(child):
 
 
 def test_a_limit_of_the_processors_time_counts_work_and_not_waiting(child):
-    child.ask(["add", 1, 1], "asked to add")  # it has imported what it needs
+    child.ask(["add", 1, 1], "asked to add")  # it has imported all that it needs
     with pytest.raises(CallTimeoutError, match="over 1 s;"):
         child.ask(["sleep"], "asked to wait", 1, processor_seconds=0.5)
     with Child("tests.test_child", "a toy") as busy:
@@ -125,7 +125,7 @@ def test_a_process_that_is_gone_has_used_no_time(child):
     pid = child.ask(["where"], "asked for its place")[0]
     assert 0 < _processor_seconds(pid, 1.0) < 100
     child.end()
-    assert _processor_seconds(pid, 1.0) == 0  # not an error: the connection tells how it died
+    assert _processor_seconds(pid, 1.0) == 0  # not an error: the connection reports how it died
 
 
 def test_printed_lines_are_followed_and_no_answer(child):

@@ -1,4 +1,4 @@
-"""What an output may replace: what the harness wrote itself, and nothing else."""
+"""An output may only replace files that the harness wrote itself."""
 
 from pathlib import Path
 

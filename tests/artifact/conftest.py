@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def native():
-    """ExecuTorch's extension module, loaded by path: importing its package takes 11 s."""
+    """Load ExecuTorch's extension module by path, because importing its package takes 11 s."""
     root = Path(importlib.util.find_spec("executorch").submodule_search_locations[0])
     path = next((root / "backends/apple/coreml").glob("executorchcoreml*.so"))
     spec = importlib.util.spec_from_file_location("executorchcoreml", path)
@@ -19,7 +19,7 @@ def native():
 
 @pytest.fixture(scope="session")
 def write():
-    """Write files, contents by name, below a folder; return the folder."""
+    """Write files below a folder, given their contents by name; return the folder."""
 
     def written(folder, files):
         for name, content in files.items():

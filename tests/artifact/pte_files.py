@@ -1,4 +1,4 @@
-"""Small .pte files of any content, written by ExecuTorch's own serializer."""
+"""Writes small .pte files of any content with ExecuTorch's own serializer."""
 
 from executorch.exir import schema
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
@@ -8,14 +8,14 @@ from executorch.exir.scalar_type import ScalarType
 
 
 def tensor(*shape, dtype="FLOAT", buffer=0, order=None):
-    """A tensor value; `buffer` is 0 for none, else the number of a constant from 1 up."""
+    """Return a tensor value; `buffer` is the number of a constant from 1 up, or 0 without one."""
     order = list(order or range(len(shape)))
     static = schema.TensorShapeDynamism.STATIC
     return schema.Tensor(ScalarType[dtype], 0, list(shape), order, False, 0, buffer, None, static)
 
 
 def plan(name, values, inputs=(), outputs=(), instructions=(), operators=(), delegates=()):
-    """A method; `delegates` holds (backend, number of its payload)."""
+    """Return a method; `delegates` holds (backend, number of its payload)."""
     return schema.ExecutionPlan(
         name=name,
         container_meta_type=schema.ContainerMetadata("", ""),
@@ -37,7 +37,7 @@ def plan(name, values, inputs=(), outputs=(), instructions=(), operators=(), del
 
 
 def serialize(plans, constants=(), payloads=(), named=None, in_segments=True):
-    """The bytes of a program. Payloads and constants lie in segments, or inline."""
+    """Return the bytes of a program; payloads and constants are in segments, or inline."""
     program = schema.Program(
         version=0,
         execution_plan=list(plans),

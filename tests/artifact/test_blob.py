@@ -1,4 +1,4 @@
-"""Weight blobs, against coremltools' native writer; and broken ones."""
+"""Weight blobs, compared with coremltools' native writer, and broken ones."""
 
 import random
 import struct

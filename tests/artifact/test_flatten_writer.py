@@ -1,4 +1,4 @@
-"""The flattened folder is written byte for byte as ExecuTorch's native module writes it."""
+"""Our flattened folder equals the one of ExecuTorch's native module byte for byte."""
 
 import random
 
@@ -28,7 +28,7 @@ AWKWARD = {
 def in_the_order_of(data, files):
     """Return files in the order of their contents, which all differ, in a payload.
 
-    The native module's order is that of a hash map of names: each platform has its own.
+    The native module takes the order of a hash map of names, which differs between platforms.
     """
     return dict(sorted(files.items(), key=lambda item: data.index(item[1])))
 

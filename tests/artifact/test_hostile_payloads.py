@@ -1,4 +1,4 @@
-"""A real payload of a real program, cut and mutated: a sentence or a result, and nothing else."""
+"""A cut or mutated payload of a real program gives a result or an error in one sentence."""
 
 import contextlib
 import random
@@ -13,7 +13,7 @@ from harness.errors import ArtifactError
 
 @pytest.fixture(scope="module")
 def payload(mixed_program):
-    """The first delegate's flattened package, 20 kB or so."""
+    """Return the first delegate's flattened package, about 20 kB."""
     return bytes(open_artifact(mixed_program[0]).bundles[0].data)
 
 
@@ -46,7 +46,7 @@ def test_a_mutated_payload_gives_a_sentence_or_a_result(payload):
     for number in range(2500):
         broken = bytearray(payload)
         for _ in range(rng.randint(1, 4)):
-            # every other one at the end: the file tree is a small part of the payload
+            # every other mutation is at the end: the file tree is a small part of the payload
             first = len(payload) - 1500 if number % 2 else 0
             broken[rng.randrange(first, len(payload))] = rng.randrange(256)
         try:

@@ -1,4 +1,4 @@
-"""`metadata.json` in its three forms, and references."""
+"""`metadata.json` in its three dialects, and references."""
 
 import json
 

@@ -12,7 +12,7 @@ LEFT_OUT = ("Model",)  # its fields for the models that are not ML Programs
 
 
 def messages(body, outer=""):
-    """The name of every message of a stub, and the names that it declares."""
+    """Yield the name of every message of a stub, and the names that it declares."""
     for node in body:
         if isinstance(node, ast.ClassDef):
             yield outer + node.name, set(declared(node.body))

@@ -1,4 +1,4 @@
-"""A real .pte, against ExecuTorch's own reader; and broken ones."""
+"""A real .pte, compared with ExecuTorch's own reader, and broken ones."""
 
 import random
 
@@ -66,7 +66,7 @@ def test_a_truncated_file_is_refused(mixed_program, tmp_path, share):
 
 
 def test_mutated_bytes_give_a_sentence_or_nothing(mixed_program, tmp_path):
-    """Two thousand files with a few wrong bytes: no other exception, no hang."""
+    """Two thousand files with a few wrong bytes raise no other exception and do not hang."""
     data = mixed_program[0].read_bytes()
     rng = random.Random(7)
     path = tmp_path / "mutated.pte"

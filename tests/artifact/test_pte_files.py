@@ -1,4 +1,4 @@
-"""Programs of every kind of content, written by ExecuTorch's serializer and read by ours."""
+"""Programs with every kind of content, written by ExecuTorch's serializer and read by ours."""
 
 import re
 import time
@@ -30,7 +30,7 @@ X = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
 
 @pytest.fixture(scope="module")
 def files():
-    """The helper, imported late: ExecuTorch's serializer takes ten seconds."""
+    """Import the helper late, because ExecuTorch's serializer takes ten seconds."""
     from tests.artifact import pte_files
 
     return pte_files
@@ -275,7 +275,7 @@ def test_a_payload_that_is_not_a_package_is_named_with_its_method(
 
 
 def crowded(count):
-    """A program of `count` values, all of them one tensor with `count` sizes."""
+    """Return a program of `count` values, all of them one tensor with `count` sizes."""
     builder = flatbuffers.Builder()
 
     def vector(size, items, prepend):
@@ -328,7 +328,7 @@ def test_many_allowed_tensors_do_not_fill_the_memory_either(tmp_path, monkeypatc
 
 
 def schema_names():
-    """The fields of each table of ExecuTorch's schema, and the members of each union."""
+    """Return the fields of each table of ExecuTorch's schema, and the members of each union."""
     (folder,) = find_spec("executorch").submodule_search_locations
     text = (Path(folder) / "exir/_serialize/program.fbs").read_text()
     text = re.sub(r"//.*", "", text)

@@ -1,4 +1,4 @@
-"""The one judge: what happens in a check becomes one of seven outcomes, with its stage."""
+"""The one judge makes one of seven outcomes, with its stage, of everything in a check."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""asv finds the benchmarks, runs them and keeps what they return."""
+"""asv finds the benchmarks, runs them and records their results."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def asv(tmp_path_factory):
-    """Return a function that runs asv with our configuration, but for where it writes."""
+    """Return a function that runs asv with our configuration, but other output folders."""
     folder = tmp_path_factory.mktemp("asv")
     config = json.loads((ROOT / "asv.conf.json").read_text(encoding="utf-8"))
     config["repo"] = str(ROOT)
@@ -83,7 +83,7 @@ def test_asv_runs_a_benchmark_skips_another_and_keeps_the_samples(asv, commit):
 
 def test_a_runtime_that_is_not_to_be_had_is_skipped_with_its_reason():
     unavailable = dict.fromkeys(RUNTIMES, "this is no Mac")
-    with pytest.raises(NotImplementedError, match="this is no Mac"):  # which asv takes for a skip
+    with pytest.raises(NotImplementedError, match="this is no Mac"):  # asv treats it as a skip
         language_models.Latency().setup(unavailable, "tiny", "single", "coreml:cpu_only")
 
 

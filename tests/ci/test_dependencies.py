@@ -1,4 +1,4 @@
-"""What the code imports is declared in `pyproject.toml`, and what is declared is used."""
+"""`pyproject.toml` declares every package that the code imports, and no other."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ NOT_IMPORTED = {
 
 
 def imported():
-    """The top-level packages that the code imports, at any depth of a file."""
+    """Return the top-level packages that the code imports, at any depth of a file."""
     found = set()
     for folder in ("harness", "fixtures", "suites"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -34,7 +34,7 @@ def normal(name):
 
 
 def distributions():
-    """The distributions of the imported packages; `google` has many, of which protobuf is used."""
+    """Return the distributions of the imported packages; of `google`'s, protobuf is used."""
     known = packages_distributions()
     return {
         normal("protobuf" if name == "google" else known.get(name, [name])[0])

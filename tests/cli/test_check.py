@@ -1,4 +1,4 @@
-"""`harness check` on real artifacts, sound and broken, as a user calls it."""
+"""`harness check` on real artifacts, sound and broken, called like a user does."""
 
 import json
 import platform
@@ -46,7 +46,7 @@ def broken(sound, tmp_path):
 
 @pytest.fixture
 def check(capsys):
-    """Run the command; return its exit status, what it printed, and what it complained of."""
+    """Run the command; return its exit status, standard output and standard error."""
 
     def call(*words):
         status = main(["check", *map(str, words)])
@@ -148,7 +148,7 @@ def test_json_holds_the_cases(check, broken, source):
     assert (cases["references"]["outcome"], cases["weights"]["outcome"]) == ("pass", "fail")
     assert cases["weights"]["comparisons"] > 500_000 and cases["weights"]["seconds"] > 0
     found = re.search(r"layers.0.attention.wq.weight \((\d+) of 4096", cases["weights"]["reason"])
-    assert found and 0 < int(found[1]) <= 64  # a scale is that of one row; a zero stays what it is
+    assert found and 0 < int(found[1]) <= 64  # a scale belongs to one row; a zero does not change
 
 
 def test_nothing_checked_is_not_a_pass(check, sound):

@@ -1,4 +1,4 @@
-"""What the command line prints of an error."""
+"""The command line prints one sentence for an error."""
 
 import errno
 import subprocess
@@ -33,7 +33,7 @@ def test_an_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys, words, bu
 
 
 def test_a_process_with_a_full_or_closed_output_ends_with_one_sentence():
-    """Python's own end adds nothing: it would try to print the rest once more."""
+    """Python's own exit adds nothing: it would try to print the rest again."""
     command = f"{sys.executable} -m harness models"
     places = {">&-": "standard output is closed; send it to a file, or to /dev/null"}
     if FULL.exists():

@@ -1,4 +1,4 @@
-"""`harness inspect`: what people read, what machines read, and what is said of bad files."""
+"""`harness inspect`: its text, its JSON, and its errors for bad files."""
 
 import json
 import os

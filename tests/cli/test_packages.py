@@ -1,4 +1,4 @@
-"""`harness combine`, `extract` and `diff` as they are typed, and `inspect` of what they make."""
+"""`harness combine`, `extract` and `diff` as commands, and `inspect` on their results."""
 
 import json
 import subprocess
@@ -132,7 +132,7 @@ def test_extract_prints_its_list_as_json(mixed_program, tmp_path, capsys):
 
 
 def test_what_is_extracted_combines(mixed_program, tmp_path):
-    """The round that a user makes: out of a .pte, two packages into one, and both still compute."""
+    """A user extracts two packages of a .pte and combines them; both functions still compute."""
     output = tmp_path / "out"
     main(["extract", str(mixed_program[0]), "-o", str(output)])
     parts = sorted(output.glob("package_*/model.mlpackage"))

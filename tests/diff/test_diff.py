@@ -30,7 +30,7 @@ def base():
 
 
 def write(package, folder):
-    """Write a package, which may be one in memory, as a folder."""
+    """Write a package, perhaps one in memory, as a folder."""
     for name, data in package.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -118,7 +118,7 @@ def test_a_constant_in_the_text_is_shown(base, compare):
 
 
 def test_an_operation_that_takes_another_value_is_found(base, compare):
-    """Types, shapes and constants stay: only the wire moves, from v to k."""
+    """Types, shapes and constants stay the same; only the input changes, from v to k."""
 
     def change(model):
         named(model, "mixed").inputs["y"].arguments[0].name = "k"

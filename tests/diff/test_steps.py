@@ -16,7 +16,7 @@ def tensor(value_type, *sizes, dtype=11):
 
 @pytest.fixture
 def function():
-    """A function of one input `x`, FLOAT32[2, 3], and an empty block."""
+    """Return a function of one input `x`, FLOAT32[2, 3], and an empty block."""
     function = new_model().mlProgram.functions["main"]
     function.opset = "CoreML8"
     tensor(function.inputs.add(name="x").type, 2, 3)

@@ -1,4 +1,4 @@
-"""The cache of fixtures and exports; a stand-in exports, so that these tests are about keys."""
+"""The cache of fixtures and exports, with a stand-in exporter: these tests are about keys."""
 
 import json
 import re
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A cache folder in which tiny's files exist."""
+    """Make a cache folder in which tiny's files exist."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_CACHE", str(folder))
@@ -36,7 +36,7 @@ def empty(tmp_path, monkeypatch):
 
 @pytest.fixture
 def exporter(made, monkeypatch):
-    """A stand-in that writes a numbered file and counts; its exports are removed at the end."""
+    """Install a stand-in that counts and writes numbered files, which are removed at the end."""
     monkeypatch.setenv("HARNESS_CACHE", str(made))
     calls = []
 
@@ -181,7 +181,7 @@ def test_an_interrupted_export_is_not_taken_for_whole(exporter):
 
 
 def test_two_that_need_one_export_make_it_once(exporter):
-    """The second finds the lock taken, says so, waits, and finds the first one's file."""
+    """The second one finds the lock taken, reports it, waits, and finds the first one's file."""
     has_begun, may_end, stages = threading.Event(), threading.Event(), []
 
     def slow(*args):
@@ -218,7 +218,7 @@ def test_a_cached_lookup_is_quick_and_imports_no_torch(exporter):
 
 
 def test_the_named_options_leave_room_for_a_long_run():
-    """A prompt of two and a half chunks, then 32 steps, in either mode."""
+    """A prompt of two and a half chunks and 32 steps fit in both modes."""
     for row in cache.model("tiny"), cache.model("smollm2-135m"):
         for mode in ("single", "multifunction"):
             options = replace(row.options, mode=mode)

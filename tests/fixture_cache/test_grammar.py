@@ -1,4 +1,4 @@
-"""The grammar of `tiny`, judged by calendars, dictionaries and arithmetic that are not its own."""
+"""The grammar of `tiny`, judged by independent calendars, dictionaries and arithmetic."""
 
 import calendar
 import itertools

@@ -1,4 +1,4 @@
-"""The matrix of small models: it covers every pair, fits its options, and is always the same."""
+"""The matrix of small models covers every pair, fits its options, and is reproducible."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import load_params, parse_params
 
 ROOT = Path(__file__).resolve().parents[2]
-WANTED = {  # as the issue that asked for the matrix lists them
+WANTED = {  # from the issue that asked for the matrix
     "layers": {1, 2, 12},
     "heads": {"multi", "grouped", "single"},
     "channels": {72, 96, 128},
@@ -40,7 +40,7 @@ WANTED = {  # as the issue that asked for the matrix lists them
 
 
 def circumstances(row):
-    """What a row is, read from what its files and its export are made of."""
+    """Return the properties of a row, read from its sources of files and export."""
     params, options = row.settings["params"], row.options
     return {
         "layers": params["n_layers"],
@@ -62,7 +62,7 @@ def circumstances(row):
 
 
 def possible(pair):
-    """Whether two circumstances can stand together at all."""
+    """Return whether two circumstances can occur together at all."""
     both = dict(pair)
     columns, embedding = both.get("channels", 32), both.get("embedding") or ""
     grouped = both.get("linear") == "b4w" or embedding.endswith(",32")
@@ -71,7 +71,7 @@ def possible(pair):
 
 
 def uncovered(rows):
-    """Pairs of circumstances that no row has."""
+    """Return the pairs of circumstances that no row has."""
     covered = set()
     for row in rows:
         covered |= set(itertools.combinations(sorted(circumstances(row).items()), 2))

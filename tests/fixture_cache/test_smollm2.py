@@ -1,4 +1,4 @@
-"""SmolLM2 from its GGUF file: tokenizer and weights, judged by what the model says."""
+"""SmolLM2 from its GGUF file: its text shows that tokenizer and weights are right."""
 
 import json
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smollm2")
     smollm2.build(folder)
     yield folder
-    (folder / "checkpoint.pth").unlink()  # 270 MB that pytest would keep for three runs
+    (folder / "checkpoint.pth").unlink()  # pytest would keep its 270 MB for three runs
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_params_are_the_published_ones(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens"),  # as huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct splits them
+    ("text", "tokens"),  # split as by huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
     [
         ("Hello world", ["Hello", "Ġworld"]),
         ("2024", ["2", "0", "2", "4"]),

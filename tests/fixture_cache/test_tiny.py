@@ -1,4 +1,4 @@
-"""The trained model that the repository keeps: what it says is measured here, not believed."""
+"""The trained model in the repository: these tests measure the quality that it claims."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def test_the_kept_files_are_those_of_the_recipe_and_small():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_it_speaks_as_the_recipe_says_and_nearly_always_right(weights, scheme):
-    """Measured by the oracle on the weights that an export with these options holds."""
+    """The oracle measures it on the weights of an export with these options."""
     held = exported_weights(weights, CONFIG, SCHEMES[scheme])
     found = quality(held, CONFIG, TOKENIZER)
     recorded = RECIPE["quality"][scheme]
@@ -48,7 +48,7 @@ def test_it_speaks_as_the_recipe_says_and_nearly_always_right(weights, scheme):
 
 
 def test_every_case_of_the_conformance_suite_is_right_with_a_margin(weights):
-    """In each scheme: a wrong word in the suite is then the artifact's, not the model's."""
+    """This holds in each scheme: a wrong word in the suite is then the artifact's fault."""
     tokenizer = load_tokenizer(TOKENIZER)
     for options in SCHEMES.values():
         oracle = Oracle(CONFIG, exported_weights(weights, CONFIG, options), torch.float32)
@@ -123,7 +123,7 @@ def test_any_text_comes_back(text):
 
 
 def test_activations_are_healthy_on_text_that_means_nothing(weights):
-    """Checks feed random tokens too: caches and logits must neither vanish nor explode."""
+    """Checks feed random tokens too, on which caches and logits must neither vanish nor explode."""
     tokens = torch.randint(512, (100,), generator=torch.Generator().manual_seed(0))
     found, keys, values = Oracle(CONFIG, weights)(tokens)
     assert 1 < found.std() < 12

@@ -1,4 +1,4 @@
-"""A sample of mutated artifacts, and proof that each kind of failure is seen as one."""
+"""A sample of mutated artifacts, and a proof that the suite detects each kind of failure."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def test_a_case_is_made_of_the_seed_and_its_number_alone(folder):
 
 
 def attempted(run, monkeypatch, what="mutated"):
-    """Attempt in this process, whose address space stays as it is."""
+    """Attempt a case in this process, without limiting its address space."""
     monkeypatch.setattr(worker, "limit_memory", lambda more: None)
     return worker.attempt(Case("fields", 1000, run), what)
 
@@ -69,7 +69,7 @@ def test_memory_is_measured_at_its_peak(monkeypatch):
     monkeypatch.setattr(worker, "GIGABYTE", 100 << 20)
 
     def take():
-        torch.ones(50 << 20)  # 200 MB, given back at once
+        torch.ones(50 << 20)  # 200 MB, freed at once
         return True
 
     result = attempted(take, monkeypatch)

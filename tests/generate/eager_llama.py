@@ -1,4 +1,4 @@
-"""A Llama behind a Session, without an artifact: methods and constants as the exporter writes them.
+"""A Llama for a Session without an artifact, with the exporter's methods and constants.
 
 The expected values come from `harness.models.model.Llama`, which sees the whole sequence at once.
 """
@@ -39,7 +39,7 @@ def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
 
 @dataclass
 class EagerMethod:
-    """A StaticModel with the specs of an exported method; it refuses any other shape or dtype."""
+    """A StaticModel with the specs of an exported method; it refuses other shapes and dtypes."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -67,7 +67,7 @@ class EagerModel:
         return Session(self.methods, parse_layout(self.constants, self.methods))
 
     def recomputed(self, prompt: list[int], n: int) -> list[int]:
-        """The oracle's own greedy tokens: the whole sequence again for each of them."""
+        """Return the oracle's own greedy tokens, computing the whole sequence again for each."""
         tokens = list(prompt)
         for _ in range(n):
             tokens.append(int(self.oracle(torch.tensor(tokens))[0][-1].argmax()))
@@ -77,7 +77,7 @@ class EagerModel:
 def eager_model(
     mode: str, input_len: int, context: int, n_layers: int = 2, dtype: torch.dtype = torch.float64
 ) -> EagerModel:
-    """The same random model in either mode, declared fp16 and computing in `dtype`."""
+    """Return a random model, the same in both modes, declared fp16 and computing in `dtype`."""
     config = small_config(n_layers)
     weights = random_weights(config)
     model = StaticModel(config, weights, dtype)
@@ -133,7 +133,7 @@ def output_specs(config: ModelConfig, length: int, full_logits: bool) -> tuple[T
 def phase_constants(
     prefix: str, length: int, cache_len: int, n_layers: int
 ) -> dict[str, int | numpy.ndarray]:
-    """What the exporter writes for one method, its sort by text included."""
+    """Return the constants that the exporter writes for one method, including its sort by text."""
     rows = [
         [4 + layer, 1 + row, 4 + n_layers + layer, 1 + n_layers + row, cache_len]
         for row, layer in enumerate(sorted(range(n_layers), key=lambda layer: f"l{layer},h0"))

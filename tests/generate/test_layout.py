@@ -1,4 +1,4 @@
-"""A layout is parsed from constants and held against the methods' tensors."""
+"""A layout is parsed from constants and checked against the methods' tensors."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class EagerRuntime:
 
 @pytest.fixture(params=["single", "multifunction"])
 def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> EagerRuntime:
-    """Makes `model.pte` an artifact that holds a small model, on a runtime that runs it eagerly."""
+    """Make `model.pte` an artifact with a small model, on a runtime that runs it eagerly."""
     runtime = EagerRuntime(eager_model(request.param, 4, CONTEXT))
     model = runtime.model
     monkeypatch.setattr(
@@ -59,7 +59,7 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """One letter a token; the last id ends a text."""
+    """Write a tokenizer with a token for each letter; the last id ends a text."""
     return write_tokenizer(tmp_path, LETTERS)
 
 
@@ -180,7 +180,7 @@ def test_ctrl_c_ends_cleanly(
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    """What standard error says: exactly one line; nothing on standard output."""
+    """Return the only line of standard error; standard output must be empty."""
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("harness run: ") and err.count("\n") == 1, err

@@ -1,4 +1,4 @@
-"""Any split of a sequence into chunks and steps equals the oracle, which sees it all at once."""
+"""Every split of a sequence into chunks and steps equals the oracle on the whole sequence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_caches_equal_the_oracle(session: Session, model: EagerModel, tokens: 
 
 
 def follow(session: Session, model: EagerModel, tokens: list[int], chunks: list[int]) -> None:
-    """Feed in chunks (1 is a decode step), comparing every logit row and the caches each time."""
+    """Feed in chunks (1 is a decode step); compare every row of logits and the caches each time."""
     expected, _, _ = model.oracle(torch.tensor(tokens))
     fed = 0
     for size in chunks:
@@ -168,7 +168,7 @@ def test_a_chunk_longer_than_the_method_is_refused(model: EagerModel) -> None:
 
 
 class MaskThatNeverChanges(Session):
-    """ExecuTorch 9101: the step that opens the mask had no effect."""
+    """ExecuTorch 9101: the step that opens the mask has no effect."""
 
     def _unmask(self, count: int) -> None:
         pass
@@ -180,7 +180,7 @@ class MaskOneShort(Session):
 
 
 class PaddingInTheCache(Session):
-    """ExecuTorch 21384: the whole chunk is stored and made visible, its padding included."""
+    """ExecuTorch 21384: the whole chunk is stored and made visible, including its padding."""
 
     def _unmask(self, count: int) -> None:
         room = self.layout.cache_len - self._stored

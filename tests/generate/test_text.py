@@ -1,4 +1,4 @@
-"""Greedy text equals argmax over full recomputation, and generation says why it ended."""
+"""Greedy text equals the argmax of a full recomputation, and generation names its end's reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_greedy_tokens_equal_full_recomputation(model: EagerModel) -> None:
 
 def test_generation_ends_at_the_last_context_position(model: EagerModel) -> None:
     produced = list(generate(model.session(), PROMPT, 100))
-    # Positions 0..14 are fed; what position 14 predicts is the last token there is.
+    # Positions 0..14 are fed; position 14 predicts the last possible token.
     expected = model.recomputed(PROMPT, CONTEXT - len(PROMPT) + 1)
     assert [step.token for step in produced] == expected
     assert produced[-1].finish == "context"

@@ -1,4 +1,4 @@
-"""Each family: encode, decode, special ids, bounds, and what a wrong file says."""
+"""Each family of tokenizers: encode, decode, special ids, bounds, and errors for wrong files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def byte_level(folder: Path, settings: dict[str, object] | None = None) -> Path:
-    """A tokenizer.json of all bytes and three special tokens, ids 256 to 258."""
+    """Write a tokenizer.json of all bytes and three special tokens, ids 256 to 258."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     model = tokenizers.models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
     tokenizer = tokenizers.Tokenizer(model)
@@ -49,7 +49,7 @@ def byte_level(folder: Path, settings: dict[str, object] | None = None) -> Path:
 
 
 def sentence_piece(folder: Path) -> Path:
-    """A tokenizer.model that spells what it does not know in bytes, as Llama 2's does."""
+    """Write a tokenizer.model that spells unknown text in bytes, like Llama 2's."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["hello world text and line", "leading emoji hello text"] * 20),
@@ -63,7 +63,7 @@ def sentence_piece(folder: Path) -> Path:
 
 
 def llama3(folder: Path) -> Path:
-    """A tokenizer.model of all bytes and two merges, 258 ranks before the special tokens."""
+    """Write a tokenizer.model of all bytes and two merges: 258 ranks before the special tokens."""
     tokens = [bytes([i]) for i in range(256)] + [b"he", b"ll"]
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
     path = folder / "tokenizer.model"

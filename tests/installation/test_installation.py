@@ -1,4 +1,4 @@
-"""Each check of an installation passes on the real wheel's parts and sees a copy that is broken."""
+"""Each check of an installation passes on the real wheel and detects a broken copy."""
 
 import os
 import re
@@ -17,7 +17,7 @@ SCRIPTS = "executorch/examples/apple/coreml"
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the installation whose files are links, to be replaced or removed."""
+    """Return a copy of the installation whose files are links that tests replace or remove."""
     parts = ["executorch", REAL.metadata.name]
     skip = shutil.ignore_patterns("__pycache__", "qualcomm", "cortex_m", "kernels")
     for part in parts:
@@ -138,7 +138,7 @@ def test_a_truncated_and_a_changed_file_are_named(recorded):
 
 
 def test_a_wheel_with_the_headers_and_the_library_passes(copy):
-    """What a later release ships makes the known defects go away."""
+    """The files of a later release make the known defects go away."""
     for name in headers.HEADERS["install-module-headers"]:
         path = copy.include / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The gate: what is a regression, what is not, and the exit status."""
+"""The gate distinguishes regressions from other changes, by verdict and exit status."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ SLOW = replace(HEADER, machine={**HEADER.machine, "cpu": "another"})
 
 @pytest.fixture
 def gate(tmp_path, capsys):
-    """Compare a run of PARITY with a run of other cases: (exit status, verdicts by metric)."""
+    """Compare a run of PARITY with other cases; return (exit status, verdicts by metric)."""
 
     def compare(*cases, header=HEADER, arguments=()):
         base = write_run(tmp_path / "base.jsonl", PARITY, SKIPPED)

@@ -1,4 +1,4 @@
-"""The gate where two runs do not line up: missing and new cases, odd values, skips."""
+"""The gate on two runs that do not match: missing and new cases, odd values, skips."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The margins that results/README.md promises, and those that a caller asks for."""
+"""The margins of results/README.md, and those of a caller."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The sign-flip test against values worked out by hand, and how often it cries wolf."""
+"""The sign-flip test, compared with values computed by hand, and its rate of false alarms."""
 
 import numpy as np
 import pytest

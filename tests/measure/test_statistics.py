@@ -1,4 +1,4 @@
-"""Verdicts on synthetic times: a known difference, none, too few, and an unsteady machine."""
+"""Verdicts on synthetic times: a known difference, none, too few pairs, an unsteady machine."""
 
 import numpy as np
 import pytest

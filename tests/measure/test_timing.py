@@ -1,4 +1,4 @@
-"""A timed run counts what it should, and only when its answer is right."""
+"""A timed run counts the right passes, and only if its answer is right."""
 
 import time
 import weakref
@@ -30,7 +30,7 @@ def stopwatch(path):
 
 @pytest.fixture
 def bent(monkeypatch):
-    """Let every session's decode steps be passed through a function of (step, logits)."""
+    """Pass every session's decode steps through a function of (step, logits)."""
 
     def bend(change):
         decode, steps = Session.decode, []
@@ -152,7 +152,7 @@ def test_the_overhead_of_a_child_is_not_counted(monkeypatch):
 
 
 def short_subject(context):
-    """A model of equal logits, whose context is all that matters."""
+    """Return a subject with equal logits, of which only the context matters."""
     layout = SimpleNamespace(
         prefill=SimpleNamespace(input_len=16), context=context, vocab_size=8, full_logits=False
     )

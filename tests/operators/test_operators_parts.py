@@ -1,4 +1,4 @@
-"""The parts of the operators' suite that need no Core ML: what is listed, counted and compared."""
+"""The parts of the operators' suite that work without Core ML: lists, counts, comparisons."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A suite in miniature, judged as coremltools' is: in a worker of xdist, with the stand-in."""
+"""A miniature suite, judged like coremltools' own: in a worker of xdist, with the stand-in."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Payloads and programs of any content, from real packages."""
+"""Makes payloads and programs of any content from real packages."""
 
 import json
 
@@ -24,7 +24,7 @@ def reference(key, function, version=1):
 
 
 def edited(package, change):
-    """A package in memory whose specification `change` has edited."""
+    """Return a package in memory whose specification `change` has edited."""
     model = parse_model(package.files[package.spec_path], "here")
     change(model)
     files = {**package.files, package.spec_path: memoryview(model.SerializeToString())}
@@ -32,7 +32,7 @@ def edited(package, change):
 
 
 def with_tree(data, change):
-    """A payload whose file tree, a list of nodes, `change` has edited."""
+    """Return a payload whose file tree, a list of nodes, `change` has edited."""
     nodes = _read_tree(memoryview(data), "payload")
     tree = json.dumps({"nodes": nodes}, separators=(",", ":")).encode()[::-1]
     contents = data.removesuffix(tree)

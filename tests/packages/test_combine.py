@@ -1,4 +1,4 @@
-"""`combine_packages`, judged by coremltools' reader and `save_multifunction`, and by execution."""
+"""`combine_packages`, judged by coremltools' reader and `save_multifunction` and by execution."""
 
 import errno
 import itertools
@@ -24,7 +24,7 @@ WEIGHT = "Data/com.apple.CoreML/weights/weight.bin"
 
 
 def two_layers(other, activation):
-    """A program of two linear layers: SHARED, then `other`."""
+    """Return a program of two linear layers: SHARED, then `other`."""
 
     def build(mb, a):
         hidden = getattr(mb, activation)(x=mb.linear(x=a, weight=SHARED))
@@ -78,7 +78,7 @@ def sample(rows):
 
 
 def edited(package, folder, change):
-    """A copy of a package whose specification `change` has edited."""
+    """Return a copy of a package whose specification `change` has edited."""
     copy = Path(shutil.copytree(path(package), folder / f"{len(list(folder.iterdir()))}.mlpackage"))
     model = parse_model(memoryview((copy / MODEL).read_bytes()), "here")
     change(model)
@@ -355,7 +355,7 @@ def test_programs_of_two_versions_are_refused(prefill, decode, place, tmp_path):
 
 
 def test_weights_that_overlap_cannot_fill_the_disk(decode, place, tmp_path):
-    """A file of entries that each claim nearly all of it would grow with their square."""
+    """If each entry claimed nearly the whole file, the output would grow with their square."""
     count, size = 300, 1 << 16
     copy = edited(decode, tmp_path, lambda m: repeat_weight(m, count))
     blob = bytearray(np.random.default_rng(0).bytes(64 * (count + 1) + size))

@@ -1,6 +1,6 @@
 """An export without sharing, extracted and combined, equals an export with sharing.
 
-The judge is ExecuTorch's own export with positional sharing, and the parts themselves, executed.
+The judges are ExecuTorch's own export with positional sharing, and the executed parts themselves.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ METHODS = ("forward", "prefill")
 
 @pytest.fixture(scope="module")
 def exports():
-    """The fixture model in two methods: without sharing, and with ExecuTorch's."""
+    """Return the fixture model's exports in two methods, without sharing and with ExecuTorch's."""
     options = dataclasses.replace(fixture("tiny").options, mode="multifunction")
     return {
         kind: open_artifact(exported("tiny", dataclasses.replace(options, weight_sharing=kind)))
@@ -31,7 +31,7 @@ def exports():
 
 @pytest.fixture(scope="module")
 def parts(exports, tmp_path_factory):
-    """The extracted packages, by method and partition."""
+    """Return the extracted packages by method and partition."""
     output = tmp_path_factory.mktemp("parts") / "out"
     extraction = extract_packages(exports["none"], output)
     return {

@@ -18,13 +18,13 @@ NAMES = (["a"], ["out"])
 
 @pytest.fixture(scope="module")
 def package():
-    """One function, `main`."""
+    """Return a package of one function, `main`."""
     return save(lambda mb, a: mb.linear(x=a, weight=np.eye(64, dtype=np.float32)), [(1, 64)])
 
 
 @pytest.fixture(scope="module")
 def shared(package, tmp_path_factory):
-    """The functions `prefill` and `decode`."""
+    """Return a package of the functions `prefill` and `decode`."""
     output = tmp_path_factory.mktemp("shared") / "shared.mlpackage"
     source = Path(package.what)
     combine_packages([(source, "main", "prefill"), (source, "main", "decode")], output)
@@ -33,7 +33,7 @@ def shared(package, tmp_path_factory):
 
 @pytest.fixture
 def both(shared, tmp_path):
-    """A program of two methods that refer to one payload."""
+    """Write a program of two methods that refer to one payload."""
     data = payload(shared, prefill=NAMES, decode=NAMES)
     delegates = {name: [reference("the key", name)] for name in ("prefill", "decode")}
     return program(tmp_path / "both.pte", delegates, {"the key": data, "other": b"xyz"})

@@ -1,4 +1,4 @@
-"""Exported folders, which `harness export --exporter coreml` writes: taken out, and compared."""
+"""Exported folders of `harness export --exporter coreml`, extracted and compared."""
 
 import json
 
@@ -18,7 +18,7 @@ METHODS = ("decode", "prefill")
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A package of two functions."""
+    """Return a package of two functions."""
     weight = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
     source = save(lambda mb, a: mb.linear(x=a, weight=weight), [(1, 64)]).what
     output = tmp_path_factory.mktemp("shared") / "shared.mlpackage"
@@ -86,7 +86,7 @@ def test_two_folders_are_compared(write):
 
 
 def test_a_folder_and_a_program_are_compared_by_their_parts(write, shared, tmp_path):
-    """One model, two exporters: only how it is packed differs."""
+    """Two exporters' artifacts of one model differ in packing only."""
     named = {"blocks": payload(shared, decode=NAMES, prefill=NAMES)}
     delegates = {method: [reference("blocks", method)] for method in METHODS}
     pte = program(tmp_path / "a.pte", delegates, named)

@@ -1,4 +1,4 @@
-"""Mutated packages: combine, extract and diff give a sentence or a result, and nothing else."""
+"""For mutated packages, combine, extract and diff give a result or an error in one sentence."""
 
 import random
 import shutil
@@ -38,7 +38,7 @@ def sound(tmp_path_factory):
 
 
 def broken(rng, data):
-    """A few bytes changed, or a piece cut out or put in twice."""
+    """Change a few bytes, or cut out a piece, or insert it twice."""
     changed = bytearray(data)
     start = rng.randrange(len(data))
     stop = min(len(data), start + rng.randint(1, 40))

@@ -8,7 +8,7 @@ from harness.artifact.proto import new_model
 
 @pytest.fixture
 def function():
-    """A function with one operation, in a block for its opset."""
+    """Return a function with one operation, in a block for its opset."""
     function = new_model().mlProgram.functions["main"]
     function.block_specializations["CoreML8"].operations.add(type="op")
     return function
@@ -19,7 +19,7 @@ def operation(function):
 
 
 def compound(value, kind):
-    """A value inside a tuple, a list or a dictionary, which is inside another one."""
+    """Put a value into a tuple, a list or a dictionary, which is inside another one."""
     outer = value.immediateValue.tuple.values.add().immediateValue
     match kind:
         case "tuple":

@@ -1,6 +1,6 @@
-"""Sharing by construction, by combining on the bytes, and by coremltools: one result.
+"""Sharing by construction, by combining the bytes and by coremltools gives one result.
 
-The parts are exports of both exporters in two methods that share nothing.
+The parts are both exporters' exports in two methods without sharing.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def export(exporter, sharing):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """The packages of a partition by exporter, in the order of METHODS."""
+    """Return the packages of a partition by exporter, in the order of METHODS."""
     theirs = tmp_path_factory.mktemp("parts") / "out"
     extraction = extract_packages(open_artifact(export("executorch", "none")), theirs)
     ours = export("coreml", "none")

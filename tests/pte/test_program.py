@@ -1,4 +1,4 @@
-"""The .pte interpreter, on a real program and on made-up instructions."""
+"""The .pte interpreter on a real program and on invented instructions."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -136,7 +136,7 @@ def test_an_endless_loop_ends(monkeypatch):
 
 
 def test_a_conditional_of_torch_is_executed_both_ways(tmp_path):
-    """`torch.cond` becomes jumps and moves; the exporter does not delegate beside it."""
+    """`torch.cond` becomes jumps and moves; the exporter then delegates no other operation."""
     from executorch.exir import to_edge
 
     class Conditional(torch.nn.Module):
@@ -252,7 +252,7 @@ def test_something_else_than_a_tensor_that_goes_in_is_named():
 
 
 def test_a_dtype_argument_of_a_kernel_is_read():
-    # aten::sum.IntList_out(self, dim, keepdim, dtype, out): the dtype stands as ExecuTorch's number
+    # aten::sum.IntList_out(self, dim, keepdim, dtype, out): the dtype is ExecuTorch's number
     values = (tensor(2, 3), ListValue((2,)), 1, False, 7, tensor(2, dtype="float64"))
     call = KernelCall("aten::sum.IntList_out", (0, 1, 3, 4, 5, 5))
     (result,) = load(values, (0,), (5,), (call,))(torch.ones(2, 3))

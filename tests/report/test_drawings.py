@@ -1,4 +1,4 @@
-"""What is drawn from a run, and cases made of findings."""
+"""The drawings of a run, and cases made of findings."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What results/README.md says of a stream is so."""
+"""results/README.md describes a stream correctly."""
 
 import json
 import re

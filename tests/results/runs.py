@@ -48,11 +48,11 @@ def write_run(path: Path, *cases: Case, header: Header = HEADER) -> Path:
 
 
 def lines_of(path: Path) -> list[dict]:
-    """The stream's records."""
+    """Return the stream's records."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_lines(path: Path, records: list) -> Path:
-    """Write records as they are, without asking whether they are true."""
+    """Write records without validating them."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path

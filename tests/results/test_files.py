@@ -1,4 +1,4 @@
-"""Files are whole or not there, and a place that cannot be written is one clear error."""
+"""Files appear whole or not at all, and a path that cannot be written is one clear error."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Streams made to hurt a reader, and drawings that hold up: they are untrusted input."""
+"""Hostile streams do not harm the reader or the drawings: they are untrusted input."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def test_a_stream_cut_anywhere_is_refused(tmp_path):
     whole = write_run(tmp_path / "run.jsonl", PARITY, SKIPPED).read_bytes()
     lines_end = {index for index, byte in enumerate(whole) if byte == ord("\n")}
     cut = tmp_path / "cut.jsonl"
-    # The last newline alone says nothing; all that comes before it does.
+    # Only the last newline may be missing; every other byte matters.
     for length in sorted({*range(0, len(whole) - 2, 23), *lines_end, len(whole) - 2}):
         if length < len(whole) - 1:
             cut.write_bytes(whole[:length])
@@ -93,7 +93,7 @@ def hostile_run(tmp_path):
 
 
 class Elements(HTMLParser):
-    """Names of all elements and attributes of a page."""
+    """Collects the names of all elements and attributes of a page."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a header says of the checkout and of the packages, against git and a known absence."""
+"""The header's description of checkout and packages, compared with git and a missing package."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from harness.results.machine import installed_versions, project_state
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A repository with one commit of one file."""
+    """Make a repository with one commit of one file."""
     if not shutil.which("git"):
         pytest.skip("git is not installed")
     (tmp_path / "file").write_text("a")

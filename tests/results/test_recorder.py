@@ -1,4 +1,4 @@
-"""The results plugin of the suites: the same cases with xdist and without, and none lost."""
+"""The suites' results plugin records the same cases with xdist and without, and loses none."""
 
 import os
 import subprocess

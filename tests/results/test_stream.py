@@ -1,4 +1,4 @@
-"""A result stream comes back as it was written, or is refused with a sentence."""
+"""A result stream is read back as it was written, or refused with a sentence."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Runtimes that misbehave, for the tests of isolation; imported in a child process."""
+"""Runtimes that misbehave, which the tests of isolation import in a child process."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ KEPT = []
 
 
 class Misbehaving(MilRuntime):
-    """Loads as `mil:widen` does; what it is made with says what goes wrong, and when."""
+    """Loads like `mil:widen`; its arguments choose the fault and its moment."""
 
     def __init__(self, when, what, detail=""):
         super().__init__("widen")

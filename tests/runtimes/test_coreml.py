@@ -1,7 +1,7 @@
-"""How MLModel is called. Core ML itself runs on a Mac only: the last test, skipped elsewhere.
+"""The calls of MLModel. Core ML itself runs on a Mac only: elsewhere the last test is skipped.
 
-`FakeModel` stands in for `coremltools.models.MLModel`: it records the call and returns what
-coremltools does, fp16 as fp32 arrays.
+`FakeModel` replaces `coremltools.models.MLModel`: it records the call and returns the results of
+coremltools, with fp16 as fp32 arrays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Core ML's own answer against torch's: runs on a Mac, skipped with its reason elsewhere."""
+"""Compares Core ML's own results with torch's on a Mac; skipped with a reason elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eager:*` and `read_model` on programs that hold no Llama; the suites judge those that do."""
+"""`eager:*` and `read_model` on programs without a known model; the suites judge the others."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def test_a_method_that_is_not_executable_is_refused(mixed_program, method):
 
 
 def parts(**changes):
-    """One layer of width 4, 2 heads of 2 of which 1 is of keys and values, vocabulary 6."""
+    """Return one layer of width 4 with 2 query heads and 1 key-value head of 2, vocabulary 6."""
     sizes = ((4, 2, 2), (4,), (5, 5), (4,), (6,))
     widths = (4, 4, 4, 5, 4)
     found = {

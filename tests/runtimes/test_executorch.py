@@ -1,4 +1,4 @@
-"""ExecuTorch's runtime, executed for real on a program without delegates; Core ML needs a Mac."""
+"""ExecuTorch's real runtime on a program without delegates; Core ML needs a Mac."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Scale(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Portable kernels only: fp16 [2, 3] and int64 [1] in, two fp16 tensors out."""
+    """Export portable kernels only: fp16 [2, 3] and int64 [1] in, two fp16 tensors out."""
     from executorch.exir import to_edge
 
     example = (torch.ones(2, 3, dtype=torch.float16), torch.tensor([1]))

@@ -1,4 +1,4 @@
-"""A runtime in a child process: the same results, and its end is not ours."""
+"""A runtime in a child process gives the same results, and its end does not end the parent."""
 
 import gc
 import os
@@ -57,7 +57,7 @@ def caller(mixed_program, tmp_path):
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,
-            # what was started in the background ignores it, and so does what it starts
+            # background processes ignore it, and so do their children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
@@ -84,7 +84,7 @@ def test_results_are_those_of_the_runtime_itself(artifact, mixed_program):
     isolated = IsolatedRuntime(MilRuntime, "widen").load(artifact, "forward")
     assert (isolated.inputs, isolated.outputs) == (alone.inputs, alone.outputs)
     results = [isolated(*(tensor * k for tensor in inputs)) for k in (1, 2)]
-    for k, result in zip((1, 2), results, strict=True):  # the second call left the first's alone
+    for k, result in zip((1, 2), results, strict=True):  # each call has its own
         wanted = alone(*(tensor * k for tensor in inputs))
         assert all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True))
 
@@ -134,7 +134,7 @@ def test_a_hang_is_a_timeout_and_its_process_ends(artifact, mixed_program):
 )
 def test_an_error_arrives_as_a_sentence(artifact, mixed_program, what, error, message):
     method = IsolatedRuntime(Misbehaving, "call", what).load(artifact, "forward")
-    for _ in range(2):  # and the child lives on
+    for _ in range(2):  # and the child keeps running
         with pytest.raises(error, match=message) as caught:
             method(*mixed_program[2])
         assert not isinstance(caught.value, CrashError)
@@ -170,14 +170,14 @@ def test_a_child_dies_with_a_killed_parent_even_while_it_hangs(caller, what):
     parent.kill()
     assert psutil.wait_procs([child], timeout=20)[1] == []
     assert folder.name.startswith(".harness-child.")
-    assert folder.exists() == (what != "hang")  # nothing can run there but its end
+    assert folder.exists() == (what != "hang")  # only its end can still run there
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_an_interrupt_ends_caller_and_child_and_only_the_caller_speaks(caller):
     parent, child = caller("hang", "1000")
     assert os.getpgid(child.pid) == child.pid != parent.pid
-    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    os.killpg(parent.pid, signal.SIGINT)  # like a terminal: to the whole foreground group
     out, err = parent.communicate(timeout=30)
     assert out == "loaded\n"  # once: the script did not run again in the child
     assert err.count("Traceback") == 1 and err.rstrip().endswith("KeyboardInterrupt")
@@ -211,7 +211,7 @@ def test_a_crash_while_asked_is_not_taken_for_absence():
 
 
 def test_memory_is_the_childs_own(artifact, mixed_program):
-    ours = torch.ones(250_000_000)  # 1 GB, which the child must not be charged for
+    ours = torch.ones(250_000_000)  # 1 GB, which must not count as the child's
     runtime = IsolatedRuntime(Misbehaving, "call", "allocate", str(300_000_000))
     method = runtime.load(artifact, "forward")
     before, loaded = runtime.memory(artifact)
@@ -225,7 +225,7 @@ def test_time_without_the_overhead_is_the_runtimes_own(artifact, mixed_program):
     start, overhead = time.perf_counter_ns(), overhead_ns()
     method = IsolatedRuntime(Misbehaving, "call", "wait", "0.3").load(artifact, "forward")
     took, overhead = time.perf_counter_ns() - start, overhead_ns() - overhead
-    assert overhead > took / 2  # importing torch, which is not loading
+    assert overhead > took / 2  # importing torch does not count as loading
     start, overhead = time.perf_counter_ns(), overhead_ns()
     method(*mixed_program[2])
     own = time.perf_counter_ns() - start - (overhead_ns() - overhead)

@@ -28,7 +28,7 @@ def export(module, inputs, path):
 
 
 class Scalars(torch.nn.Module):
-    """Rank 0 goes in and out of the delegate, and an int64 index as language models have."""
+    """Scalars are inputs and outputs of the delegate, and so is an int64 index."""
 
     def forward(self, x, scale, index):
         rows = x.index_select(0, index)
@@ -37,7 +37,7 @@ class Scalars(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def scalars(tmp_path_factory):
-    """(artifact, module, inputs) of an fp16 program whose arguments crashed ExecuTorch once."""
+    """Return (artifact, module, inputs) of a program whose arguments once crashed ExecuTorch."""
     module = Scalars()
     inputs = (
         torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).half(),
@@ -116,7 +116,7 @@ def test_states_go_on_from_call_to_call_and_start_anew_with_a_load(tmp_path):
 
 @pytest.fixture
 def package(mixed_program, tmp_path):
-    """The first package of a program, as a folder."""
+    """Return the first package of a program, as a folder."""
     for name, content in open_artifact(mixed_program[0]).bundles[0].files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)

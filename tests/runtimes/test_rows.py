@@ -1,4 +1,4 @@
-"""A runtime is one row: a toy runtime is known everywhere by it, with the bounds that it says."""
+"""A runtime is one row: by it, all parts know a toy runtime and its bounds."""
 
 import json
 import subprocess

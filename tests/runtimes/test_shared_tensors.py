@@ -1,4 +1,4 @@
-"""Tensors through shared memory: what is read is what was written, bit for bit."""
+"""Tensors pass through shared memory bit for bit."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from harness.runtimes._isolated_child import SharedTensors, anonymous_file
 
 @pytest.fixture(params=["memory", "file"])
 def sides(request, monkeypatch):
-    """Two ends of one file, as two processes have them."""
+    """Return two ends of one file, like those of two processes."""
     if request.param == "file":
         monkeypatch.setattr(sys, "platform", "darwin")
     file = anonymous_file()

@@ -1,6 +1,6 @@
-"""`coreml:*` and `executorch`, written for Macs, on any machine: through the stand-ins, in a child.
+"""`coreml:*` and `executorch`, which need a Mac, run on any machine through the stand-ins.
 
-What they give is compared with our executor of the same policy, called directly.
+They run in a child; their results are compared with our executor's under the same policy.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DTYPES = {"executorch": "torch.float16", "coreml:cpu_only": "torch.float32"}
 """`coreml` hands fp16 out as fp32, as Core ML does; `executorch` hands out what is declared."""
 CACHES = 2 * 4  # keys and values of four layers
 
-# Run in the child: every method of a file on a runtime, twice, on inputs that are no zeros. The
-# runtimes are not isolated here, which starts a process for each.
+# Run in the child: every method of a file on a runtime, twice, on nonzero inputs. The
+# runtimes are not isolated here, because isolation starts a process for each.
 COMPARE = """
 import json, sys
 from math import prod
@@ -74,7 +74,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both modes of tiny, and the package of the multifunction one's blocks."""
+    """Return both modes of tiny, and the package of the multifunction one's blocks."""
     files = {
         mode: exported("tiny", ExportOptions(mode=mode)) for mode in ("single", "multifunction")
     }
@@ -87,7 +87,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def found(files: dict[str, Path]) -> Any:
-    """What the child found."""
+    """Return the results of the child."""
     cases = [(str(files[mode]), name) for mode in ("single", "multifunction") for name in DTYPES]
     cases.append((str(files["package"]), "coreml:cpu_only"))
     command = [*SHIM, *PYTHON, "-c", COMPARE, json.dumps(cases)]

@@ -1,3 +1,3 @@
-"""What is inside runs in a child, under `harness shim`: `test_inside.py` names its files."""
+"""The tests in `inside` run in a child, under `harness shim`: `test_inside.py` starts them."""
 
 collect_ignore = ["inside", "scripts"]

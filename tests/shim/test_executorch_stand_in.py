@@ -1,4 +1,4 @@
-"""The stand-in for ExecuTorch's runtime, in a child: `executorch_inside` has what it must do."""
+"""The stand-in for ExecuTorch's runtime, in a child that runs the tests of `executorch_inside`."""
 
 from __future__ import annotations
 

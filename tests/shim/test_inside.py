@@ -1,4 +1,4 @@
-"""Starts what needs Core ML, in children under `harness shim`."""
+"""Starts the tests that need Core ML, in children under `harness shim`."""
 
 import os
 import subprocess

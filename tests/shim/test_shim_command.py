@@ -1,4 +1,4 @@
-"""`harness shim -- COMMAND`: what it starts, what it leaves alone, and what it refuses."""
+"""`harness shim -- COMMAND`: the commands that it starts, does not change, and refuses."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The lowest specification version that has all that a model uses."""
+"""The lowest specification version that supports all features of a model."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A test file as ExecuTorch's are, whose tests lie in the ways that the suite must see."""
+"""A test file in ExecuTorch's style whose tests lie in the ways that the suite must detect."""
 
 import os
 import unittest

@@ -1,4 +1,4 @@
-"""What is read from a test's source, on small files and on ExecuTorch's own."""
+"""The gates that are read from a test's source, on small files and on ExecuTorch's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite on tests that lie: each lie must be seen, and an honest test must pass."""
+"""The suite must detect each lie of a lying test, and pass an honest one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """These tests run in a child, under `harness shim --policy widen`.
 
-Most export a module twice, with Core ML and without: what ExecuTorch's own runtime then does with
-the second is what is expected of the first.
+Most export a module twice, with Core ML and without. The first program must do the same as the
+second does on ExecuTorch's own runtime.
 """
 
 import gc
@@ -20,13 +20,13 @@ gc.freeze()  # coremltools collects garbage per conversion: see tests/mil/progra
 
 
 def portable(module, inputs, config=None, **options):
-    """The bytes of a program of ExecuTorch's own kernels."""
+    """Return the bytes of a program of ExecuTorch's own kernels."""
     program = to_edge(torch.export.export(module.eval(), inputs, **options))
     return bytes(program.to_executorch(config).buffer)
 
 
 def delegated(module, inputs, config=None, precision="FLOAT32", constants=None, skip=(), **options):
-    """The bytes of a program whose operations, but for those to skip, are Core ML's."""
+    """Return the bytes of a program that delegates all operations, but those to skip."""
     state = options.pop("take_over", True)
     specs = CoreMLBackend.generate_compile_specs(
         minimum_deployment_target=ct.target.iOS18,
@@ -45,7 +45,7 @@ def delegated(module, inputs, config=None, precision="FLOAT32", constants=None, 
 
 
 def load(data, method="forward"):
-    """A method, and with it the program: the runtime's own points into its bytes."""
+    """Return a method and its program, because the runtime's own method points into its bytes."""
     program = Runtime.get().load_program(data)
     loaded = program.load_method(method)
     loaded.program = program
@@ -57,14 +57,14 @@ def is_ours(method):
 
 
 class Affine(torch.nn.Module):
-    """Two outputs, the second a scalar: x [2, 3], y [2, 3]."""
+    """Takes x [2, 3] and y [2, 3]; the second of its two outputs is a scalar."""
 
     def forward(self, x, y):
         return x * 2 + y, (x - y).sum()
 
 
 class Counter(torch.nn.Module):
-    """Adds up what it is given; how far it has come is a buffer."""
+    """Adds its inputs up in a buffer."""
 
     def __init__(self, start=0.0):
         super().__init__()
@@ -80,6 +80,6 @@ X, Y = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3) / 3
 
 @pytest.fixture(scope="session")
 def affine():
-    """(delegated, portable): the two programs of `Affine`."""
+    """Return the two programs of `Affine`: (delegated, portable)."""
     constants = {"answer": 42, "name": "affine"}
     return delegated(Affine(), (X, Y), constants=constants), portable(Affine(), (X, Y))

@@ -1,4 +1,4 @@
-"""What lives from call to call, and shapes that may shrink: as ExecuTorch's own runtime does it."""
+"""Buffers that persist and shapes that may shrink, as in ExecuTorch's own runtime."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def sequence(method):
 @pytest.mark.parametrize("take_over", [True, False])
 def test_a_buffer_goes_on_from_call_to_call(take_over):
     """Core ML keeps the first as its state, the program keeps the second. Both begin with zeros,
-    whatever the module's buffer began with."""
+    not with the module's initial buffer."""
     ours = load(delegated(Counter(2.0), (ONE,), take_over=take_over))
     theirs = load(portable(Counter(2.0), (ONE,)))
     assert is_ours(ours) and not is_ours(theirs)

@@ -1,4 +1,4 @@
-"""Loading and executing, through `executorch.runtime` and what lies under it."""
+"""Loading and executing, through `executorch.runtime` and the modules under it."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What the runtime refuses is refused, with the runtime's own number and a sentence of ours."""
+"""The stand-in refuses what the runtime refuses, with its error number and our sentence."""
 
 import re
 
@@ -85,7 +85,7 @@ def test_what_is_no_program_is_refused_by_the_runtime(given):
 
 
 def broken(data, change):
-    """A program with the payload of its first delegate changed."""
+    """Return a program with a changed payload of its first delegate."""
     file = deserialize_pte_binary(data)
     payload = file.program.backend_delegate_data[0]
     payload.data = change(bytes(payload.data))

@@ -19,7 +19,7 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 @pytest.fixture
 def weighted(converted):
-    """A model of y = x @ w.T with a weight in a file, and the expected result for X."""
+    """Return a model of y = x @ w.T with a weight in a file, and the expected result for X."""
     weight = np.linspace(-1, 1, 3 * 500, dtype=np.float32).reshape(500, 3)
 
     @mb.program(input_specs=[mb.TensorSpec((2, 3))], opset_version=ct.target.iOS18)

@@ -20,7 +20,7 @@ def product(factor):
 
 @pytest.fixture
 def package(converted, tmp_path):
-    """A package of `double` and `negate`, which share a weight; `double` is the default."""
+    """Return a package of `double` (the default) and `negate`, which share a weight."""
     descriptor = ct.utils.MultiFunctionDescriptor()
     for name, factor in (("double", 2.0), ("negate", -1.0)):
         path = str(tmp_path / f"{name}.mlpackage")
@@ -68,7 +68,7 @@ def test_functions_that_are_loaded_together_share_their_weights(package):
 
 @pytest.fixture
 def counter(converted):
-    """A model with the state `total` [2], to which every call adds its input."""
+    """Return a model with the state `total` [2], to which every call adds its input."""
     state = mb.StateTensorSpec((2,), dtype=types.fp16)
 
     @mb.program(

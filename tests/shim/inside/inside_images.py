@@ -1,4 +1,4 @@
-"""Images, as MLModel presents them: colours, sizes, and what is refused."""
+"""Images through MLModel: colours, sizes, and refusals."""
 
 import sys
 
@@ -30,7 +30,7 @@ def test_a_colour_image_comes_back_as_rgba(converted, colours):
 
     @mb.program(input_specs=[mb.TensorSpec((1, 3, 4, 6))], opset_version=ct.target.iOS18)
     def program(x):
-        # What the program sees as its first channel, it makes black.
+        # The program makes its first channel black.
         return mb.mul(x=x, y=np.array([0, 1, 1], np.float32).reshape(1, 3, 1, 1), name="y")
 
     model = converted(
@@ -148,9 +148,9 @@ def test_pictures_of_sizes_in_a_range_are_taken(flattened):
 
 
 def compiled(model):
-    """The model without `MLModel`'s own checks of its inputs."""
+    """Return the model without `MLModel`'s own checks of its inputs."""
     loaded = ct.models.CompiledMLModel(model.get_compiled_model_path())
-    loaded.source = model  # whose compiled files are removed with it
+    loaded.source = model  # its compiled files are removed with it
     return loaded
 
 

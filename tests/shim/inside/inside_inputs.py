@@ -1,4 +1,4 @@
-"""Flexible shapes, optional inputs and classifiers, as MLModel presents them."""
+"""Flexible shapes, optional inputs and classifiers through MLModel."""
 
 import coremltools as ct
 import numpy as np

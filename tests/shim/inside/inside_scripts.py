@@ -1,4 +1,4 @@
-"""Scripts after coremltools' public documentation run as they are, and check their numbers."""
+"""Scripts after coremltools' public documentation run unchanged, and check their numbers."""
 
 import runpy
 from pathlib import Path
@@ -14,7 +14,7 @@ SCRIPTS = sorted(Path(__file__).parents[1].joinpath("scripts").glob("*.py"))
 
 @pytest.fixture
 def compared(monkeypatch):
-    """A list that grows by the number of values of every comparison a script makes."""
+    """Return a list that collects the number of values of every comparison in a script."""
     sizes = []
 
     def counting(compare):
@@ -50,7 +50,7 @@ def test_a_script_sees_a_wrong_prediction(script, monkeypatch):
 
 
 def spoilt(value):
-    """A result that is 2 % off."""
+    """Return a result that is 2 % off."""
     if isinstance(value, Image.Image):
         return Image.fromarray((np.array(value) * 0.98).astype(np.uint8))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A model that never was a file of the caller's: after the reference of `MLModelAsset`."""
+"""A model that was never a file: after the reference of `MLModelAsset`."""
 
 from pathlib import Path
 

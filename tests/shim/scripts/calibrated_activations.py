@@ -1,4 +1,4 @@
-"""Activations in 8 bits, their ranges found by predicting: after the guide's page on quantization.
+"""Activations in 8 bits with ranges from predictions: after the guide's page on quantization.
 
 coremltools itself predicts here, once for each sample and intermediate value.
 """

@@ -1,4 +1,4 @@
-"""A label and its probabilities from a picture: after the guide's page on classifiers."""
+"""A label and probabilities of an image: after the guide's page on classifiers."""
 
 import coremltools as ct
 import numpy as np

@@ -1,6 +1,6 @@
 """Quantized, palettised and pruned weights: after the guide's pages on optimisation.
 
-What each way of compressing makes of the weight is computed here again, in numpy.
+The script computes each way's compressed weight again, in numpy.
 """
 
 import coremltools as ct
@@ -22,7 +22,7 @@ x = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
 
 
 def rounded(values, bits):
-    """Symmetric integers with one scale for each row of the last axis."""
+    """Round to symmetric integers with one scale for each row of the last axis."""
     largest = 2 ** (bits - 1) - 1
     scale = np.abs(values).max(axis=-1, keepdims=True) / largest
     return np.clip(np.rint(values / scale), -largest, largest) * scale

@@ -1,4 +1,4 @@
-"""Where each operation would run: after the reference of `MLComputePlan`."""
+"""The device of each operation: after the reference of `MLComputePlan`."""
 
 import collections
 

@@ -1,4 +1,4 @@
-"""Pictures in and out: after the guide's page on image input and output."""
+"""Images as inputs and outputs: after the guide's page on image input and output."""
 
 import coremltools as ct
 import numpy as np
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 class Warmer(torch.nn.Module):
-    """Half the blue of a picture whose values are 0 to 255, and its brightness."""
+    """Halves the blue of an image with values from 0 to 255, and returns its brightness too."""
 
     def forward(self, image):
         warm = image * torch.tensor([1.0, 1.0, 0.5]).reshape(1, 3, 1, 1)

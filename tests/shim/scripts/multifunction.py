@@ -41,7 +41,7 @@ np.testing.assert_allclose(prefill, expected, atol=2e-3 * np.abs(expected).max()
 decode = ct.models.MLModel(path, function_name="decode")
 for place in range(16):
     result = decode.predict({"hidden": whole[:, place : place + 1]})["result"]
-    # one row alone is summed in another order: half an fp16 step may round the other way
+    # a single row is summed in another order: half an fp16 step may round the other way
     np.testing.assert_allclose(result[0, 0], prefill[0, place], rtol=1e-3, atol=1e-4)
 
 sizes = {

@@ -1,4 +1,4 @@
-"""A key cache as a state that predictions go on from: after the guide's page on stateful models."""
+"""A key cache as a state of predictions: after the guide's page on stateful models."""
 
 import coremltools as ct
 import numpy as np
@@ -6,7 +6,7 @@ import torch
 
 
 class Cache(torch.nn.Module):
-    """Writes a row into a cache of eight, and gives the sum of all rows so far."""
+    """Writes a row into a cache of eight, and returns the sum of all rows so far."""
 
     def __init__(self):
         super().__init__()
@@ -19,7 +19,7 @@ class Cache(torch.nn.Module):
 
 
 class Accumulator(torch.nn.Module):
-    """Adds its input to what it has."""
+    """Adds its input to its state."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tests as coremltools writes them, one for every end that the suite tells apart."""
+"""Tests in coremltools' style, one for every outcome that the suite distinguishes."""
 
 import coremltools as ct
 import numpy as np

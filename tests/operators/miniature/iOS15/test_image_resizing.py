@@ -1,4 +1,4 @@
-"""Named as tests that the suite lists as impossible: the first passes, the second fails."""
+"""Tests with names that the suite lists as impossible: the first passes, the second fails."""
 
 from mini_ops import X, np, predict
 
