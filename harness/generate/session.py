@@ -138,7 +138,7 @@ class Session:
 
     def _prefill(self, tokens: Sequence[int]) -> list[torch.Tensor]:
         if not tokens:
-            raise HarnessError("there are no tokens to feed: the prompt is empty")
+            raise HarnessError("the prompt is empty: it has no tokens to feed")
         self._require_room(len(tokens))
         logits = []
         start = 0

@@ -133,9 +133,9 @@ class Function:
             raise HarnessError(f"{where} is a {type(tensor).__name__}, not a tensor")
         if not declared.fits(tensor):
             raise HarnessError(
-                f"{where} has shape {list(tensor.shape)}, declared is {list(declared.shape)}"
+                f"{where} has shape {list(tensor.shape)}, not the declared {list(declared.shape)}"
             )
-        raise HarnessError(f"{where} is {tensor.dtype}, declared is {declared.dtype.name}")
+        raise HarnessError(f"{where} is {tensor.dtype}, not the declared {declared.dtype.name}")
 
 
 _SHARED: WeakKeyDictionary[Package, dict[str, SharedTensors]] = WeakKeyDictionary()

@@ -151,7 +151,8 @@ class Operation:
         if self.output.is_fixed and count != self.output.count:
             raise self.error(f"{what} do not give {list(self.output.shape)}")
         if not 0 <= count <= self.max_elements:
-            raise self.error(f"{what} ask for {count} elements; the most is {self.max_elements}")
+            limit = f"at most {self.max_elements} are allowed"
+            raise self.error(f"{what} ask for {count} elements; {limit}")
 
     def check_room(self, shape: Sequence[int], what: str) -> None:
         """Raise ArtifactError when an intermediate tensor `what` has over `max_elements` elements.
@@ -159,8 +160,8 @@ class Operation:
         Builders call this before they allocate it.
         """
         if math.prod(max(0, size) for size in shape) > self.max_elements:
-            limit = f"the most is {self.max_elements}"
-            raise self.error(f"{what} would be of shape {list(shape)}; {limit}")
+            limit = f"at most {self.max_elements} elements are allowed"
+            raise self.error(f"{what} would have shape {list(shape)}; {limit}")
 
     def checked_shape(self, shape: Sequence[int], what: str) -> tuple[int, ...]:
         """Return a shape; raise ArtifactError for a negative size, and like `check_count`."""

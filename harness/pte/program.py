@@ -46,7 +46,7 @@ class ProgramMethod:
             if not declared.allows(tensor.shape):
                 raise HarnessError(
                     f"{self._where}: input '{spec.name}' has shape {list(tensor.shape)}, "
-                    f"declared is {list(spec.shape)}"
+                    f"not the declared {list(spec.shape)}"
                 )
             is_float = spec.dtype.startswith("float")
             if is_float != tensor.is_floating_point():

@@ -132,14 +132,14 @@ class MethodProxy:
         if tensor.dtype is not getattr(torch, value.dtype):
             have = str(tensor.dtype).removeprefix("torch.")
             raise self._refusal(
-                _INVALID_ARGUMENT, f"input {position} is {have}, declared is {value.dtype}"
+                _INVALID_ARGUMENT, f"input {position} is {have}, not the declared {value.dtype}"
             )
         if not value.allows(tensor.shape):
-            most = ", and no more elements" if value.resizable else ""
+            smaller = " or a smaller one" if value.resizable else ""
             raise self._refusal(
                 _NOT_SUPPORTED,
-                f"input {position} has shape {list(tensor.shape)}, declared is "
-                f"{list(value.shape)}{most}",
+                f"input {position} has shape {list(tensor.shape)}, not the declared "
+                f"{list(value.shape)}{smaller}",
             )
 
     def _refusal(self, number: int, problem: str) -> RuntimeError:

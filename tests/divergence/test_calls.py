@@ -118,7 +118,7 @@ def test_a_state_starts_at_zero_in_each_call(tmp_path, capsys):
     [
         ({"b": rows(1)}, "no tensor is given for 'a'; its inputs are a"),
         ({"a": rows(1), "b": rows(1)}, "has no input 'b'; its inputs are a"),
-        ({"a": rows(1)[:1]}, "input 'a' has shape [1, 16], declared is [2, 16]"),
+        ({"a": rows(1)[:1]}, "input 'a' has shape [1, 16], not the declared [2, 16]"),
     ],
 )
 def test_tensors_that_are_not_its_inputs_are_refused(package, tmp_path, capsys, given, said):

@@ -235,7 +235,7 @@ def test_a_wrong_input_is_named(affine):
     for inputs, problem in (
         ({}, "'a' is missing"),
         ({"a": torch.zeros(2, 4), "b": torch.zeros(1)}, "'b' is not one of its inputs"),
-        ({"a": torch.zeros(2, 5)}, r"input 'a' has shape \[2, 5\], declared is \[2, 4\]"),
+        ({"a": torch.zeros(2, 5)}, r"input 'a' has shape \[2, 5\], not the declared \[2, 4\]"),
     ):
         with pytest.raises(HarnessError, match=problem):
             function(inputs)

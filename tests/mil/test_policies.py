@@ -210,6 +210,6 @@ def test_a_float_is_not_taken_for_an_integer():
     function = load_function(
         save(lambda mb, a: mb.add(x=a, y=a), [(2,)], dtype="int32"), "main", get_policy("widen")
     )
-    with pytest.raises(HarnessError, match=r"input 'a' is torch.float32, declared is INT32"):
+    with pytest.raises(HarnessError, match=r"input 'a' is torch.float32, not the declared INT32"):
         function({"a": torch.tensor([1.5, 2])})
     assert function({"a": torch.tensor([1, 2], dtype=torch.int64)}).popitem()[1].tolist() == [2, 4]

@@ -68,7 +68,7 @@ def test_calls_are_independent(mixed_program):
     ("change", "problem"),
     [
         (lambda x, y: (x,), "called with 1 inputs, it has 2"),
-        (lambda x, y: (x, y[0]), r"input '\w+' has shape \[8\], declared is \[2, 8\]"),
+        (lambda x, y: (x, y[0]), r"input '\w+' has shape \[8\], not the declared \[2, 8\]"),
         (lambda x, y: (x, y.to(torch.int32)), r"is torch\.int32, not float32"),
     ],
 )

@@ -84,8 +84,8 @@ def test_any_float_may_stand_for_another(scalars):
     ("change", "problem"),
     [
         (lambda x, s, i: (x, s, i.float()), r"input '.*' is torch\.float32, not int64"),
-        (lambda x, s, i: (x, s[None], i), r"has shape \[1\], declared is \[\]"),
-        (lambda x, s, i: (x, s, i[0]), r"has shape \[\], declared is \[1\]"),
+        (lambda x, s, i: (x, s[None], i), r"has shape \[1\], not the declared \[\]"),
+        (lambda x, s, i: (x, s, i[0]), r"has shape \[\], not the declared \[1\]"),
         (lambda x, s, i: (x, s, i, i), "called with 4 inputs, it has 3"),
         (lambda x, s, i: (x, s, i + 7), "gather|out of"),
     ],
@@ -138,7 +138,7 @@ def test_a_package_refuses_a_wrong_call(package):
     method = get_runtime("mil").load(package, "main")
     with pytest.raises(HarnessError, match="function 'main': called with 0 inputs, it has"):
         method()
-    with pytest.raises(HarnessError, match=r"input '\w+' has shape \[1\], declared is \[2, 8\]"):
+    with pytest.raises(HarnessError, match=r"has shape \[1\], not the declared \[2, 8\]"):
         method(*(torch.zeros(1) for _ in method.inputs))
     with pytest.raises(ArtifactError, match="no function 'prefill'; its functions: main"):
         get_runtime("mil").load(package, "prefill")

@@ -90,7 +90,7 @@ def make_list(op: Operation) -> Run:
     for name in ("dynamic_length", "dtype", "elem_shape"):
         op.all_of(name)  # the declared type has them too
     if not isinstance(op.outputs[0], ListType) or not 0 <= length <= _MAX_ITEMS:
-        raise op.error(f"a list of {length} elements; the most is {_MAX_ITEMS}")
+        raise op.error(f"a list of {length} elements; at most {_MAX_ITEMS} are allowed")
     return lambda: TensorList((None,) * length)
 
 

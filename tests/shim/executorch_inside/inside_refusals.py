@@ -9,9 +9,9 @@ from executorch.exir._serialize._program import deserialize_pte_binary, serializ
 from executorch.runtime import Runtime
 
 BAD_INPUTS = {
-    "another shape": ((torch.ones(2, 2), Y), r"input 0 has shape \[2, 2\], declared is \[2, 3\]$"),
-    "another rank": ((X, torch.ones(6)), r"input 1 has shape \[6\], declared is \[2, 3\]$"),
-    "another dtype": ((X, Y.half()), "input 1 is float16, declared is float32"),
+    "another shape": ((torch.ones(2, 2), Y), r"input 0 .* not the declared \[2, 3\]$"),
+    "another rank": ((X, torch.ones(6)), r"input 1 has shape \[6\], not the declared \[2, 3\]$"),
+    "another dtype": ((X, Y.half()), "input 1 is float16, not the declared float32"),
     "too few": ((X,), "1 inputs were given, it has 2"),
     "too many": ((X, Y, Y), "3 inputs were given, it has 2"),
     "a number": ((1, Y), "input 0 is 1; the program was exported with a float32 tensor"),

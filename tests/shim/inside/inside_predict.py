@@ -81,7 +81,7 @@ def test_a_batch_is_one_prediction_for_each(scaled):
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"x": X[:, :2]}, r"input 'x' has shape \[2, 2\], declared is \[2, 3\]"),
+        ({"x": X[:, :2]}, r"input 'x' has shape \[2, 2\], not the declared \[2, 3\]"),
         (
             {"x": X[0]},
             r"prediction using ML Program: .*, function 'main': input 'x' has shape \[3\]",
