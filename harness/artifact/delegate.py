@@ -148,7 +148,7 @@ def _parse_method(content: Any, what: str) -> MethodMetadata:
         case {"inputNames": list(inputs), "outputNames": list(outputs)}:
             for key, names in (("inputNames", inputs), ("outputNames", outputs)):
                 if not all(isinstance(name, str) for name in names):
-                    raise ArtifactError(f"{what}: metadata.json's {key} holds more than names")
+                    raise ArtifactError(f"{what}: metadata.json's {key} must hold names only")
                 if len(set(names)) != len(names):
                     twice = sorted({name for name in names if names.count(name) > 1})
                     raise ArtifactError(
@@ -188,7 +188,7 @@ class Bundle:
         """The Core ML package."""
         if not any(name.startswith(f"{PACKAGE}/") for name in self.files):
             compiled = any(name.startswith("model.mlmodelc/") for name in self.files)
-            found = "a compiled model.mlmodelc" if compiled else "neither of the two"
+            found = "holds a compiled model.mlmodelc" if compiled else "holds no model"
             raise ArtifactError(
                 f"{self.what}: {found} instead of a model.mlpackage; export with "
                 "MODEL_TYPE.MODEL, so that the program can be read"

@@ -141,7 +141,7 @@ class _ProgramEntries:
                 size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
                 made = TensorValue(tensor.dtype, tensor.shape, cut(file, offset, size, where))
             case _:
-                raise ArtifactError(f"{where}: neither a number, a text nor an array")
+                raise ArtifactError(f"{where}: not a number, a text or an array")
         return PteMethod(name, (made,), (), (0,), (), ())
 
     def _delegate(self, call: Any, where: str) -> tuple[str, str | None]:
@@ -151,7 +151,7 @@ class _ProgramEntries:
                 what = f"{self._folder}, package '{package}'"
                 files = SubFiles(self._files, package)
                 if package not in self.bundles and not len(files):
-                    raise ArtifactError(f"{where}: calls package '{package}', which is not there")
+                    raise ArtifactError(f"{where}: calls package '{package}', which does not exist")
                 self.bundles.setdefault(package, FolderBundle(files, what))
                 return package, call["function"]
         raise ArtifactError(

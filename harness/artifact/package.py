@@ -71,7 +71,7 @@ class Package:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ArtifactError(f"{self.what}: Manifest.json names no root model") from None
         if f"Data/{path}" not in self.files:
-            raise ArtifactError(f"{self.what}: Manifest.json names '{path}', which is not there")
+            raise ArtifactError(f"{self.what}: Manifest.json names '{path}', which does not exist")
         return f"Data/{path}"
 
     @cached_property

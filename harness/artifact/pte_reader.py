@@ -213,8 +213,8 @@ class ProgramTables:
         field = ExtraTensorInfoField.MUTABLE_DATA_SEGMENTS_IDX
         number = 0 if extra is None else extra.scalar(field, "uint64")
         if number >= len(self._mutable_segments):
-            raise damaged(f"the first value of a buffer, {index}, is not there")
-        return self._part(self._mutable_segments[number], index, "the first value of a buffer,")
+            raise damaged(f"the initial value {index} of a buffer does not exist")
+        return self._part(self._mutable_segments[number], index, "the initial value of a buffer,")
 
     def _part(self, parts: Table, index: int, what: str) -> memoryview:
         """Return a segment's bytes from the start of part `index` to the segment's end."""
@@ -238,7 +238,7 @@ class ProgramTables:
         else:
             data = self._inline[index] if index < len(self._inline) else None
         if data is None:
-            raise damaged(f"{what} points at data {index}, which is not there")
+            raise damaged(f"{what} refers to data {index}, which does not exist")
         specs = table.children(BackendDelegateField.COMPILE_SPECS)
         return DelegateData(backend, data, tuple(map(_compile_spec, specs)))
 

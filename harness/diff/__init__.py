@@ -38,7 +38,7 @@ def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
     else:
         found += diff_programs(a, b)
     sizes = [sum(map(len, each.values())) for each in files]
-    return found or [Difference("", "bytes", "what no part shows", *sizes)]
+    return found or [Difference("", "bytes", "outside the compared parts", *sizes)]
 
 
 def _files(artifact: Artifact) -> _Files:

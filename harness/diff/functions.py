@@ -113,7 +113,7 @@ def _rewired(where: str, alignment: Alignment, names: dict[str, str]) -> Iterato
     ]
     if wrong:
         ours, theirs = wrong[0]
-        what = f"what {len(wrong)} operations take, first {', '.join(ours.outputs) or RETURN}"
+        what = f"inputs of {len(wrong)} operations, first {', '.join(ours.outputs) or RETURN}"
         yield Difference(where, "wiring", what, ", ".join(ours.inputs), ", ".join(theirs.inputs))
 
 

@@ -178,7 +178,7 @@ def _parse(text: str) -> list[Part]:
     path = Path(text if alone else head)
     functions = sorted(Package.from_folder(path).functions)
     if not functions:
-        raise HarnessError(f"{path}: a package without a function")
+        raise HarnessError(f"{path}: the package has no function")
     if alone:
         return [Part(path, name, name) for name in functions]
     source, equals, target = names.partition("=")
@@ -189,6 +189,6 @@ def _parse(text: str) -> list[Part]:
     if len(functions) > 1:
         raise HarnessError(
             f"{path}: no function '{names}'; its functions: {', '.join(functions)}. "
-            f"To rename one, say {path}:SOURCE=NAME"
+            f"To rename one, write {path}:SOURCE=NAME"
         )
     return [Part(path, functions[0], names)]

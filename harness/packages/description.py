@@ -50,7 +50,7 @@ def describe(model: Model, packages: Sequence[Package], default_function: str) -
     if len(versions) > 1:
         found = ", ".join(f"{version} ({what})" for version, what in sorted(versions.items()))
         raise HarnessError(
-            f"the ML Programs are of versions {found}; convert them with one coremltools"
+            f"the ML Programs are of versions {found}; convert them with one version of coremltools"
         )
     model.specificationVersion = max(
         MULTIFUNCTION_VERSION, *(other.specificationVersion for other in models)

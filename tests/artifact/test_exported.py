@@ -82,11 +82,11 @@ EDITS = {
     "a call without a package": (_method(calls=[{}]), "a call needs 'package'"),
     "a package that is not there": (
         _method(calls=[{"package": "gone", "function": None}]),
-        "calls package 'gone', which is not there",
+        "calls package 'gone', which does not exist",
     ),
     "a package outside": (
         _method(calls=[{"package": "../copy/head", "function": None}]),
-        "calls package '../copy/head', which is not there",
+        "calls package '../copy/head', which does not exist",
     ),
     "an unknown value": (_method(inputs=["tokens", "nothing"]), "'nothing' is not one of its"),
     "a dtype that is none": (_method(values={"tokens": ["object", [1]]}), "not a dtype and a"),
@@ -99,7 +99,7 @@ EDITS = {
         _constant({"dtype": "float16", "shape": [1], "offset": -2}),
         "constant 'freqs_cos' claims bytes -2",
     ),
-    "a constant that is none": (_constant([1]), "neither a number, a text nor an array"),
+    "a constant that is none": (_constant([1]), "not a number, a text or an array"),
     "a constant named like a method": (
         _set(constants={"forward": 1}),
         "'forward' is a method and a constant",

@@ -42,7 +42,7 @@ def test_an_unknown_method_is_named_with_the_known_ones():
         ({**MULTI, "methods": {}}, "needs 'identifier'"),
         ({**MULTI, "methods": {"forward": {}}}, "'forward'.*needs lists"),
         ({**SINGLE, "inputNames": ["x", "x"]}, "names x twice"),
-        ({**SINGLE, "outputNames": [1]}, "outputNames holds more than names"),
+        ({**SINGLE, "outputNames": [1]}, "outputNames must hold names only"),
         ({**DRAFT, "default_method": "decode"}, "default_method is 'decode'"),
         ({**DRAFT, "default_method": 7}, "default_method is 7"),
     ],

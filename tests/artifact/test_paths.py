@@ -130,8 +130,8 @@ def package(content, spec=b""):
         ({**manifest(), "rootModelIdentifier": "other"}, "names no root model"),
         ({**manifest(), "rootModelIdentifier": []}, "names no root model"),
         ({**manifest(), "itemInfoEntries": "id"}, "names no root model"),
-        (manifest("../../../etc/passwd"), "names '../../../etc/passwd', which is not there"),
-        (manifest(7), "names '7', which is not there"),
+        (manifest("../../../etc/passwd"), "names '../../../etc/passwd', which does not exist"),
+        (manifest(7), "names '7', which does not exist"),
     ],
 )
 def test_a_manifest_that_names_no_model_is_refused(content, problem):

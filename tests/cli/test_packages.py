@@ -72,7 +72,7 @@ def test_a_path_may_hold_a_colon(both, tmp_path):
 
 REFUSED = {
     ("{one}", "{four}"): "both become the function 'main'",
-    ("{both}:other",): "no function 'other'; its functions: decode, prefill. To rename one, say",
+    ("{both}:other",): "no function 'other'; its functions: decode, prefill. To rename one, write",
     ("{both}:other=x",): "no function 'other'",
     ("{one}:",): "'' cannot name a function",
     ("{one}:x=",): "'' cannot name a function",

@@ -124,7 +124,7 @@ def test_an_operation_that_takes_another_value_is_found(base, compare):
         named(model, "mixed").inputs["y"].arguments[0].name = "k"
 
     (found,) = compare(edited(base, change))
-    assert (found.kind, found.what) == ("wiring", "what 1 operations take, first mixed")
+    assert (found.kind, found.what) == ("wiring", "inputs of 1 operations, first mixed")
     assert (found.a, found.b) == ("attention, v", "attention, k")
 
 
@@ -142,7 +142,7 @@ def test_another_result_of_the_same_type_is_found(base, compare):
 
     (found,) = compare(edited(base, change), "wiring")
     assert (found.what, found.a, found.b) == (
-        "what 1 operations take, first return",
+        "inputs of 1 operations, first return",
         "out",
         "mixed",
     )
