@@ -37,7 +37,7 @@ OF_NAMES = [
         "a mask and a cache swapped",
         names.swap_mask_and_cache,
         BOTH,
-        {"metadata-names": ORDER, "parity": r"h0' has shape .* declared is"},
+        {"metadata-names": ORDER, "parity": r"h0' has shape .* not the declared"},
     ),
     ("two outputs swapped", names.swap_outputs, BOTH, SWAPPED),
     ("an input named twice", names.name_an_input_twice, BOTH, {"metadata-names": "h0 twice"}),
