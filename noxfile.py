@@ -19,6 +19,7 @@ ENVIRONMENT = Path(".nox") / f"harness-{sys.version_info[0]}.{sys.version_info[1
 BIN = (ENVIRONMENT / "bin").absolute()
 RESULTS = "results"
 EVERYTHING = ("executorch", "smollm2", "test", "lint", "bench")
+EXECUTORCH_VERSIONS = ("1.3.1", "1.4.1", "1.5.1")
 SUITES_OF_OUR_OWN = ("suites/mutants", "suites/interrupts")  # they judge the harness
 
 
@@ -86,6 +87,20 @@ def real(session: nox.Session) -> None:
     fixtures = ["--fixture", "smollm2-135m", "--fixture", "smollm2-135m+b4w"]
     results = ["--results", f"{RESULTS}/real"]
     run(session, "harness", "conformance", *results, *fixtures, *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def versions(session: nox.Session) -> None:
+    """Judge what ExecuTorch 1.3.1, 1.4.1 and 1.5.1 export, and checkouts with one changed line.
+
+    Each version is installed into the cache once; the first run takes half an hour.
+    """
+    install(session, "executorch", "test")
+    chosen = [f"--exporter=executorch@{version}" for version in EXECUTORCH_VERSIONS]
+    fixtures = ["--fixture", "tiny", "--fixture", "layers-12"]
+    results = ["--results", f"{RESULTS}/versions"]
+    run(session, "harness", "conformance", *results, *fixtures, *chosen, *session.posargs)
+    run(session, "pytest", "suites/versions")
 
 
 @nox.session(python=False, default=False)

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from harness.report import run_table, write_report
 from harness.results import Case, Header, Run, Writer, read_known, read_run
-from harness.results.known import judge_against_known
+from harness.results.known import judge_against_known, parse_versions
 
 KNOWN = read_known(Path(__file__).with_name("known.toml"))
+Exporters = Mapping[str, Mapping[str, str]]
+_VERSIONS = pytest.StashKey[dict[str, Version]]()
 _CASES = pytest.StashKey[list[Case]]()
 _PROPERTY = "case"
 _NO_RESULT = (
@@ -37,14 +40,17 @@ _NO_RESULT = (
 class Recorder:
     """Writes the cases of a run to `FOLDER/SUITE.jsonl`, draws them, and prints their summary.
 
-    `options` are those that the run was asked for; the header of the stream holds them.
+    `options` are those that the run was asked for, `exporters` the versions of each exporter; the
+    header of the stream holds both.
     """
 
-    def __init__(self, suite: str, folder: Path, options: dict[str, Any]) -> None:
+    def __init__(
+        self, suite: str, folder: Path, options: dict[str, Any], exporters: Exporters
+    ) -> None:
         self.folder = folder
         self._suite = suite
         self._run: Run | None = None  # once it is written: an older run's may be at its path
-        self._writer = Writer(folder / f"{suite}.jsonl", Header.here(options))
+        self._writer = Writer(folder / f"{suite}.jsonl", Header.here(options, exporters))
 
     def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:
         """Return the cases that a report carries.
@@ -104,10 +110,18 @@ def start_recording(
     folder: Path,
     options: dict[str, Any],
     recorder: type[Recorder] = Recorder,
+    exporters: Exporters | None = None,
 ) -> None:
-    """Register the run's `Recorder`, in the process that collects the reports."""
+    """Register the run's `Recorder`, in the process that collects the reports.
+
+    `exporters` holds the versions of each exporter by its name in the cases; the known defects of
+    an artifact are those of its exporter's version.
+    """
+    exporters = exporters or {}
+    made_by = {name: versions.get(name.partition("@")[0]) for name, versions in exporters.items()}
+    config.stash[_VERSIONS] = parse_versions(made_by)
     if not config.option.collectonly and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(recorder(suite, folder, options), "recorder")
+        config.pluginmanager.register(recorder(suite, folder, options, exporters), "recorder")
 
 
 def add_results_option(group: pytest.OptionGroup, default: str = "results") -> None:
@@ -115,9 +129,12 @@ def add_results_option(group: pytest.OptionGroup, default: str = "results") -> N
     group.addoption("--results", type=Path, default=Path(default), help="where results go")
 
 
-def judged_by_known(case: Case) -> Case:
-    """Return the case as `known.toml` makes it; a bug in the harness stays one."""
-    return case if case.traceback else judge_against_known(case, KNOWN)
+def judged_by_known(case: Case, versions: Mapping[str, Version] | None = None) -> Case:
+    """Return the case as `known.toml` makes it; a bug in the harness stays one.
+
+    `versions` are those of the exporters, by the name that cases carry.
+    """
+    return case if case.traceback else judge_against_known(case, KNOWN, versions)
 
 
 @pytest.fixture
@@ -125,7 +142,7 @@ def record(request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """Record a case, and tell pytest how it went: skip or fail the test, or return."""
 
     def record(case: Case) -> None:
-        case = judged_by_known(case)
+        case = judged_by_known(case, request.config.stash[_VERSIONS])
         request.node.stash.setdefault(_CASES, []).append(case)
         if case.outcome in ("skip", "known"):
             pytest.skip(case.summary)

@@ -186,9 +186,10 @@ def _differences(base: Run, head: Run) -> Iterator[str]:
         ("machine", "time and memory are inconclusive"),
         ("options", "facts and figures are inconclusive"),
         ("versions", "compared all the same"),
+        ("exporter_packages", "compared all the same"),
     ):
         ours, theirs = getattr(base.header, group), getattr(head.header, group)
         differing = [name for name in _names(ours, theirs) if ours.get(name) != theirs.get(name)]
         if differing:
             changes = ", ".join(f"{n} {ours.get(n)} -> {theirs.get(n)}" for n in differing)
-            yield f"The {group} of the runs differ ({changes}): {consequence}"
+            yield f"The {group.replace('_', ' ')} of the runs differ ({changes}): {consequence}"

@@ -75,9 +75,9 @@ def _numbers(case: Case) -> dict[str, Any]:
 
 
 def _circumstances(run: Run) -> dict[str, Any]:
-    groups = ("versions", "machine", "options", "project")
+    groups = ("versions", "exporter_packages", "machine", "options", "project")
     named = {
-        f"{group}: {name}": value
+        f"{group.replace('_', ' ')}: {name}": value
         for group in groups
         for name, value in getattr(run.header, group).items()
     }

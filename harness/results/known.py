@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
 
 from harness.errors import HarnessError
 from harness.results.cases import Case
 
-_PATTERNS = ("check", "fixture", "mode", "runtime")
+_PATTERNS = ("check", "mode", "runtime")
 
 
 @dataclass(frozen=True)
 class KnownDefect:
     """A defect that is reported as `issue` and shows in the cases that all patterns match.
 
-    Patterns are written as in a shell (`smollm2-*`); `reproduction` explains how to see the defect
+    Patterns are written as in a shell (`smollm2-*`); that of the fixture does not name its
+    exporter. `exporter` is the kind of exporter whose artifacts have the defect, with the range of
+    its versions ("executorch >=1.3, <1.6", "coreml"). `reproduction` explains how to see the defect
     without this project.
     """
 
@@ -28,16 +34,76 @@ class KnownDefect:
     fixture: str = "*"
     mode: str = "*"
     runtime: str = "*"
+    exporter: str = ""
 
-    def matches(self, case: Case) -> bool:
-        """Return whether the defect shows in this case."""
-        return all(fnmatchcase(getattr(case, key), getattr(self, key)) for key in _PATTERNS)
+    @cached_property
+    def made_by(self) -> Requirement | None:
+        """The kind and versions of exporters; raises HarnessError when they cannot be read."""
+        try:
+            return Requirement(self.exporter) if self.exporter else None
+        except InvalidRequirement:
+            raise HarnessError(
+                f"{self.issue}: the exporter {self.exporter!r} is not a name with a range of "
+                "versions, as in 'executorch >=1.3, <1.6'"
+            ) from None
+
+    def matches(self, case: Case, versions: Mapping[str, Version] | None = None) -> bool:
+        """Return whether the defect shows in this case.
+
+        `versions` are those of the run's exporters, by the name that cases carry; a range of
+        versions does not hold for an exporter without one.
+        """
+        exporter, model = exporter_of(case)
+        patterns = [(getattr(case, name), getattr(self, name)) for name in _PATTERNS]
+        if not all(fnmatchcase(*pair) for pair in [(model, self.fixture), *patterns]):
+            return False
+        if self.made_by is None:
+            return True
+        if exporter.partition("@")[0] != self.made_by.name:
+            return False
+        version = (versions or {}).get(exporter)
+        unlimited = not self.made_by.specifier
+        return unlimited or (
+            version is not None and self.made_by.specifier.contains(version, prereleases=True)
+        )
 
 
-def judge_against_known(case: Case, known: Iterable[KnownDefect]) -> Case:
-    """Return the case judged by the first defect that matches it, or unchanged if none does."""
-    defect = next((defect for defect in known if defect.matches(case)), None)
-    return case if defect is None else case.judged_against_known(defect.issue)
+def exporter_of(case: Case) -> tuple[str, str]:
+    """Return the exporter and the model that a case's fixture names; "tiny" is ExecuTorch's."""
+    exporter, _, model = case.fixture.rpartition(":")
+    return exporter or "executorch", model
+
+
+def judge_against_known(
+    case: Case, known: Iterable[KnownDefect], versions: Mapping[str, Version] | None = None
+) -> Case:
+    """Return the case judged by the first defect that matches it, or unchanged if none does.
+
+    A defect that no longer shows is a failure in a release; a checkout, whose version has a local
+    part, may have repaired it.
+    """
+    defect = next((defect for defect in known if defect.matches(case, versions)), None)
+    version = (versions or {}).get(exporter_of(case)[0])
+    repaired = case.outcome == "pass" and version is not None and is_checkout(version)
+    if defect is None or repaired:
+        return case
+    return case.judged_against_known(defect.issue)
+
+
+def is_checkout(version: Version) -> bool:
+    """Return whether a version is that of a checkout: `1.5.0+src.1a2b3c4d`."""
+    return (version.local or "").startswith("src.")
+
+
+def parse_versions(versions: Mapping[str, str | None]) -> dict[str, Version]:
+    """Return the versions that can be ordered."""
+    found = {}
+    for name, text in versions.items():
+        try:
+            found[name] = Version(text or "")
+        except InvalidVersion:
+            continue
+    return found
 
 
 def read_known(path: Path) -> tuple[KnownDefect, ...]:
@@ -56,4 +122,7 @@ def read_known(path: Path) -> tuple[KnownDefect, ...]:
                 f"{path}: table {number} needs an issue, and may have "
                 f"{', '.join(sorted(allowed))}; it has {', '.join(row) or 'nothing'}"
             )
-    return tuple(KnownDefect(**row) for row in rows)
+    defects = tuple(KnownDefect(**row) for row in rows)
+    for defect in defects:
+        _ = defect.made_by  # it raises here, not in the first case
+    return defects

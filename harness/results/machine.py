@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,16 +21,24 @@ PACKAGES = ("coreml-llm-harness", "torch", "executorch", "coremltools", "torchao
 
 @dataclass(frozen=True)
 class Header:
-    """The environment of a run: its time, versions, machine and options."""
+    """The environment of a run: its time, versions, machine and options.
+
+    `exporters` are the versions of what each exporter consists of, by its name in the cases.
+    """
 
     started: str
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
     options: Mapping[str, Any]
     project: Mapping[str, Any]
+    exporters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, options: Mapping[str, Any]) -> Header:
+    def here(
+        cls,
+        options: Mapping[str, Any],
+        exporters: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> Header:
         """Return the header of a run that starts now, on this machine, in this checkout."""
         return cls(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -38,7 +46,17 @@ class Header:
             machine=this_machine(),
             options=options,
             project=project_state(),
+            exporters=exporters or {},
         )
+
+    @property
+    def exporter_packages(self) -> dict[str, str]:
+        """The versions of the exporters in one table: "executorch/torch" is "2.13.0"."""
+        return {
+            f"{name}/{package}": version
+            for name, versions in self.exporters.items()
+            for package, version in versions.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the header as a JSON object."""
@@ -48,13 +66,14 @@ class Header:
             "machine": dict(self.machine),
             "options": dict(self.options),
             "project": dict(self.project),
+            "exporters": {name: dict(versions) for name, versions in self.exporters.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
         """Read the header that `to_json` wrote; `data` has been validated against the schema."""
         names = ("started", "versions", "machine", "options", "project")
-        return cls(**{name: data[name] for name in names})
+        return cls(**{name: data[name] for name in names}, exporters=data.get("exporters", {}))
 
 
 def this_machine() -> dict[str, Any]:

@@ -14,13 +14,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness
 
 import pytest
 
+from harness.errors import HarnessError
 from harness.export import EXPORTERS
+from harness.export.exporters import Exporter
 from harness.fixtures import model
 from harness.fixtures.matrix import matrix
 from harness.results import Case
 from harness.runtimes import RUNTIMES
 from harness.suites.conformance.cases import Judge
-from harness.suites.conformance.subjects import Subjects
+from harness.suites.conformance.subjects import Subjects, chosen_exporters
 from harness.suites.results import (
     add_results_option,
     pytest_runtest_makereport,
@@ -30,6 +32,7 @@ from harness.suites.results import (
 
 __all__ = ["pytest_runtest_makereport", "record"]
 
+_EXPORTERS = pytest.StashKey[dict[str, Exporter | None]]()
 DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conformance)
 MODES = ("single", "multifunction")
 
@@ -38,7 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--fixture", action="append", help="NAME, NAME+b4w, or matrix")
     group.addoption("--mode", action="append", choices=("single", "multifunction"))
-    group.addoption("--exporter", action="append", choices=EXPORTERS)
+    group.addoption(
+        "--exporter",
+        action="append",
+        metavar="NAME",
+        help="executorch, executorch@VERSION, executorch@PATH (a Python, a virtual environment, a "
+        "checkout), or coreml",
+    )
     group.addoption("--runtime", action="append", help="a runtime, kind:option")
     add_results_option(group)
 
@@ -51,25 +60,55 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "speaking(model): only for models of this name, whose text means something"
     )
-    config.addinivalue_line("markers", "both_exporters: for our exports, beside ExecuTorch's")
+    config.addinivalue_line(
+        "markers", "other_exporters: for all exporters but the first ExecuTorch's"
+    )
+    try:
+        exporters = chosen_exporters(chosen(config, "exporter", EXPORTERS), _show(config))
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_EXPORTERS] = exporters
     names = ("fixture", "mode", "exporter", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
-    start_recording(config, "conformance", config.getoption("results"), options)
+    if config.getoption("exporter"):  # as the cases name them: a gate compares such runs
+        options["exporter"] = list(exporters)
+    versions = {
+        name: {package: version or "not installed" for package, version in found.versions.items()}
+        for name, found in exporters.items()
+        if found is not None
+    }
+    folder = config.getoption("results")
+    start_recording(config, "conformance", folder, options, exporters=versions)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    found = [found for found in config.stash[_EXPORTERS].values() if found is not None]
+    return [
+        f"exporter {one.label}: "
+        + ", ".join(f"{package} {version}" for package, version in one.versions.items())
+        for one in found
+    ]
+
+
+def _show(config: pytest.Config) -> Callable[[str], object]:
+    """Return what shows progress to the user of a terminal, before pytest has its reporter."""
+    return lambda stage: None if hasattr(config, "workerinput") else print(f"  {stage}", flush=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every chosen subject.
 
-    A test marked `speaking` runs on models whose text means something. One marked `both_exporters`
-    runs on our exports, when both exporters are chosen.
+    A test marked `speaking` runs on models whose text means something. One marked `other_exporters`
+    runs on the exports of all exporters but the first ExecuTorch's, when that is chosen.
     """
     config = metafunc.config
     names = chosen(config, "fixture", ("tiny",))
     if speaking := metafunc.definition.get_closest_marker("speaking"):
         names = [name for name in names if name.startswith(speaking.args[0])]
-    exporters = chosen(config, "exporter", EXPORTERS)
-    if metafunc.definition.get_closest_marker("both_exporters"):
-        exporters = ["coreml"] if set(EXPORTERS) <= set(exporters) else []
+    exporters = list(config.stash[_EXPORTERS])
+    if metafunc.definition.get_closest_marker("other_exporters"):
+        first = next((name for name in exporters if name != "coreml"), None)
+        exporters = [name for name in exporters if first not in (None, name)]
     subjects = list(_subjects(names, chosen(config, "mode", MODES), exporters))
     if "fixture_name" in metafunc.fixturenames:
         metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")
@@ -108,7 +147,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def subjects(pytestconfig: pytest.Config) -> Subjects:
     """Return the fixture models' exports, each opened once."""
     terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
-    return Subjects(lambda stage: terminal.write_line(f"  {stage}") if terminal else None)
+    exporters = {
+        name: found for name, found in pytestconfig.stash[_EXPORTERS].items() if found is not None
+    }
+    return Subjects(
+        lambda stage: terminal.write_line(f"  {stage}") if terminal else None, exporters
+    )
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NotInstalledError
+from harness.export.exporters import Exporter, get_exporter
 from harness.export.options import CHOICES, ExportOptions
 from harness.fixtures.cache import exported, fixture
 from harness.subject import Subject
@@ -14,7 +15,7 @@ from harness.subject import Subject
 
 @dataclass(frozen=True)
 class SubjectName:
-    """The parts of a subject's name, "EXPORTER:MODEL+SCHEME".
+    """The parts of a subject's name, "EXPORTER:MODEL+SCHEME", as "executorch@1.5.1:tiny+b4w".
 
     Without an exporter, it is ExecuTorch's; "+b4w" asks for that linear quantization.
     """
@@ -31,14 +32,45 @@ class SubjectName:
         return cls(exporter or "executorch", model, scheme)
 
 
+def chosen_exporters(
+    names: Sequence[str], progress: Callable[[str], object]
+) -> dict[str, Exporter | None]:
+    """Return exporters by the name that cases carry; None for one that is not installed.
+
+    The only one of ExecuTorch's is called `executorch`, whatever its version, so that the gate can
+    compare two runs; several are called by their versions. Raises HarnessError for an exporter that
+    cannot be used, and for two that are the same.
+    """
+    found: dict[str, Exporter | None] = {}
+    several = sum(name != "coreml" for name in names) > 1
+    for name in names:
+        try:
+            exporter = get_exporter(name, progress)
+        except NotInstalledError:
+            exporter = None
+        label = name if exporter is None or name == "coreml" else exporter.kind
+        if several and exporter is not None and exporter.kind != "coreml":
+            label = exporter.label if "@" in exporter.label else f"{label}@{exporter.version}"
+        if label in found:
+            raise HarnessError(f"--exporter {name}: {label} is named twice")
+        found[label] = exporter
+    return found
+
+
 class Subjects:
     """Subjects by fixture name and mode; `progress` hears what is being exported.
 
     Only the last one stays open: with its oracle and its sessions it may take gigabytes.
     """
 
-    def __init__(self, progress: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        progress: Callable[[str], object],
+        exporters: Mapping[str, Exporter] | None = None,
+    ) -> None:
+        """Create it empty; `exporters` by the name in subjects' names, by default all of ours."""
         self._progress = progress
+        self._exporters = exporters or {}
         self._opened: dict[tuple[str, str], Subject] = {}
 
     def options(self, fixture_name: str, mode: str) -> ExportOptions:
@@ -62,19 +94,22 @@ class Subjects:
             self._opened[key] = self._open(fixture_name, mode)
         return self._opened[key]
 
-    def of_executorch(self, fixture_name: str, mode: str) -> Subject:
-        """Return ExecuTorch's export of a subject's model, with the same options."""
+    def of_first(self, fixture_name: str, mode: str) -> Subject:
+        """Return the export of a subject's model by the first ExecuTorch, with the same options."""
         model, options = SubjectName.parse(fixture_name).model, self.options(fixture_name, mode)
-        return Subject(exported(model, options, self._progress), options=options)
+        first = next((name for name in self._exporters if name != "coreml"), "executorch")
+        return Subject(self._export(model, options, first), options=options)
 
     def _open(self, fixture_name: str, mode: str) -> Subject:
         name, options = SubjectName.parse(fixture_name), self.options(fixture_name, mode)
         source = fixture(name.model, self._progress)
 
-        def export(options: ExportOptions) -> Path:
-            return exported(name.model, options, self._progress, name.exporter)
-
-        unshared = None
+        path, unshared = self._export(name.model, options, name.exporter), None
         if mode == "multifunction" and options.weight_sharing != "none":
-            unshared = export(replace(options, weight_sharing="none"))
-        return Subject(export(options), source.checkpoint, source.params, options, unshared)
+            alone = replace(options, weight_sharing="none")
+            unshared = self._export(name.model, alone, name.exporter)
+        return Subject(path, source.checkpoint, source.params, options, unshared)
+
+    def _export(self, model: str, options: ExportOptions, exporter: str) -> Path:
+        by = self._exporters.get(exporter, exporter)
+        return exported(model, options, self._progress, by)

@@ -1,0 +1,70 @@
+"""Known defects: which cases they match, by patterns and by the exporter of the artifact."""
+
+import pytest
+from packaging.version import Version
+
+from harness.errors import HarnessError
+from harness.results import Case, KnownDefect, read_known
+from harness.results.known import judge_against_known, parse_versions
+
+SORTED = KnownDefect("rows are sorted", check="cache-rows", exporter="executorch >=1.3, <1.6")
+OURS = KnownDefect("ours differs", fixture="tiny*", exporter="coreml")
+VERSIONS = parse_versions(
+    {
+        "executorch": "1.4.1",
+        "executorch@1.5.1": "1.5.1",
+        "executorch@1.6.0": "1.6.0",
+        "executorch@1.5.0+src.1a2b3c4d": "1.5.0+src.1a2b3c4d",
+        "coreml": None,
+    }
+)
+
+
+def case(fixture, outcome="fail", check="cache-rows"):
+    reason = "" if outcome == "pass" else "wrong"
+    return Case("conformance", check, fixture, outcome=outcome, reason=reason, comparisons=1)
+
+
+def outcome(fixture, *given, versions=VERSIONS):
+    return judge_against_known(case(fixture, *given), [SORTED, OURS], versions).outcome
+
+
+@pytest.mark.parametrize(
+    ("fixture", "expected"),
+    [
+        ("tiny", "known"),
+        ("executorch@1.5.1:tiny", "known"),
+        ("executorch@1.5.0+src.1a2b3c4d:tiny", "known"),
+        ("executorch@1.6.0:tiny", "fail"),  # beyond the range
+        ("executorch@1.2.0:tiny", "fail"),  # not an exporter of this run
+        ("coreml:other", "fail"),
+        ("coreml:tiny+b4w", "known"),  # OURS: its pattern does not name the exporter
+    ],
+)
+def test_a_defect_is_that_of_the_versions_that_have_it(fixture, expected):
+    assert outcome(fixture) == expected
+
+
+def test_without_versions_a_range_matches_nothing():
+    assert outcome("tiny", versions=None) == "fail"
+    assert outcome("coreml:tiny", versions=None) == "known"
+
+
+def test_a_defect_that_a_release_no_longer_shows_is_a_failure():
+    assert outcome("executorch@1.5.1:tiny", "pass") == "fail"
+    assert outcome("executorch@1.6.0:tiny", "pass") == "pass"
+
+
+def test_a_checkout_may_have_repaired_it():
+    assert outcome("executorch@1.5.0+src.1a2b3c4d:tiny", "pass") == "pass"
+
+
+def test_versions_that_cannot_be_ordered_are_left_out():
+    assert parse_versions({"a": "1.4", "b": "main", "c": None}) == {"a": Version("1.4")}
+
+
+def test_a_range_that_cannot_be_read_is_one_sentence(tmp_path):
+    path = tmp_path / "known.toml"
+    path.write_text('[[known]]\nissue = "an issue"\nexporter = "executorch 1.4 and on"\n')
+    with pytest.raises(HarnessError, match="an issue: the exporter 'executorch 1.4 and on' is not"):
+        read_known(path)
