@@ -153,7 +153,7 @@ class _PackageMethod:
 def _declared(
     package: Package, function: str
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """A function's inputs and outputs, as the package describes them to its callers."""
+    """Return a function's inputs and outputs from the package's description."""
     description = package.description(function)
     return _specs(description.input, package.what), _specs(description.output, package.what)
 
