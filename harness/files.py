@@ -141,7 +141,10 @@ def _check_file(output: Path, identifier: bytes) -> None:
     try:
         if not output.exists():
             return
-        start = output.open("rb").read(4 + len(identifier)) if output.is_file() else None
+        start = None
+        if output.is_file():
+            with output.open("rb") as file:
+                start = file.read(4 + len(identifier))
     except OSError as error:
         raise HarnessError(f"{output}: cannot be read ({error.strerror})") from None
     if start is None or (start and start[4:] != identifier):

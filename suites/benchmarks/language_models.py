@@ -5,13 +5,16 @@ asv calls a class's `setup` and its `track_` methods, and reads the samples that
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
 from harness.errors import HarnessError
 from harness.fixtures.cache import exported, fixture
-from harness.measure.timing import Stopwatch, load_times
+from harness.measure.timing import Round, Stopwatch, load_times
 from harness.runtimes import RUNTIMES, get_runtime
 from harness.subject import Subject
 
@@ -28,15 +31,16 @@ FIXTURES, ROUNDS = PROFILES[PROFILE]
 MODES = ["single", "multifunction"]
 # References are right, not fast: timing them would waste a machine's time.
 TIMED = [row.name for row in RUNTIMES.values() if row.timed]
+Samples = dict[str, Any]  # as asv takes them: `samples` and `number`
 TIMEOUT = 3600  # seconds; the first run exports
 
 
-def export_of(name, mode):
+def export_of(name: str, mode: str) -> Path:
     """Return the path of a fixture's export, made on first use."""
     return exported(name, replace(fixture(name).options, mode=mode))
 
 
-def why_unavailable(name):
+def why_unavailable(name: str) -> str | None:
     """Return why a runtime cannot be used here, or None; a crash is for the benchmark to report."""
     try:
         return get_runtime(name).unavailable()
@@ -51,11 +55,13 @@ class PerRuntime:
     param_names = ("fixture", "mode", "runtime")
     timeout = TIMEOUT
 
-    def setup_cache(self):
+    def setup_cache(self) -> dict[str, str | None]:
         """Ask every runtime once, because some import for ten seconds before they answer."""
         return {name: why_unavailable(name) for name in TIMED}
 
-    def setup(self, unavailable, name, mode, runtime):
+    def setup(
+        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
+    ) -> None:
         """Export; NotImplementedError makes asv skip the benchmark and show its message."""
         if reason := unavailable[runtime]:
             raise NotImplementedError(reason)
@@ -67,16 +73,20 @@ class Latency(PerRuntime):
 
     unit = "ms/token"
 
-    def timed(self, runtime):
+    def timed(self, runtime: str) -> list[Round]:
         """Return timed passes, each checked."""
         return Stopwatch(Subject(self.path)).rounds([runtime], ROUNDS)[runtime]
 
-    def track_decode(self, unavailable, name, mode, runtime):
+    def track_decode(
+        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
+    ) -> Samples:
         """Decode one token at a time, on a cache that fills; a step is a sample."""
         samples = [step for timed in self.timed(runtime) for step in timed.decode]
         return {"samples": samples, "number": 1}
 
-    def track_prefill(self, unavailable, name, mode, runtime):
+    def track_prefill(
+        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
+    ) -> Samples:
         """Prefill a prompt of two and a half chunks."""
         return {"samples": [timed.prefill for timed in self.timed(runtime)], "number": 1}
 
@@ -86,7 +96,9 @@ class Load(PerRuntime):
 
     unit = "ms"
 
-    def track_load(self, unavailable, name, mode, runtime):
+    def track_load(
+        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
+    ) -> Samples:
         """Open a file and load its methods; imports do not count."""
         return {"samples": load_times(self.path, runtime, ROUNDS), "number": 1}
 
@@ -96,7 +108,9 @@ class Memory(PerRuntime):
 
     unit = "bytes"
 
-    def track_peak_memory(self, unavailable, name, mode, runtime):
+    def track_peak_memory(
+        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
+    ) -> int:
         """Return the peak of a process that loads and runs the export, beyond its libraries."""
         memory = Stopwatch(Subject(self.path)).memory(runtime)
         return memory.peak - memory.before
@@ -110,6 +124,6 @@ class Size:
     unit = "bytes"
     timeout = TIMEOUT
 
-    def track_size(self, name, mode):
+    def track_size(self, name: str, mode: str) -> int:
         """Return the size of the whole file."""
         return export_of(name, mode).stat().st_size

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness
 import pytest
 
 from harness.errors import HarnessError
-from harness.export import EXPORTERS
+from harness.export import EXPORTERS, Progress
 from harness.export.exporters import Exporter
 from harness.fixtures import model
 from harness.fixtures.matrix import matrix
@@ -90,7 +90,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
-def _show(config: pytest.Config) -> Callable[[str], object]:
+def _show(config: pytest.Config) -> Progress:
     """Return what shows progress to the user of a terminal, before pytest has its reporter."""
     return lambda stage: None if hasattr(config, "workerinput") else print(f"  {stage}", flush=True)
 
@@ -105,7 +105,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = chosen(config, "fixture", ("tiny",))
     if speaking := metafunc.definition.get_closest_marker("speaking"):
         names = [name for name in names if name.startswith(speaking.args[0])]
-    exporters = list(config.stash[_EXPORTERS])
+    exporters = [*config.stash[_EXPORTERS]]
     if metafunc.definition.get_closest_marker("other_exporters"):
         first = next((name for name in exporters if name != "coreml"), None)
         exporters = [name for name in exporters if first not in (None, name)]

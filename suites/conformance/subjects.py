@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import HarnessError, NotInstalledError
+from harness.export import Progress
 from harness.export.exporters import Exporter, get_exporter
 from harness.export.options import CHOICES, ExportOptions
 from harness.fixtures.cache import exported, fixture
@@ -32,9 +33,7 @@ class SubjectName:
         return cls(exporter or "executorch", model, scheme)
 
 
-def chosen_exporters(
-    names: Sequence[str], progress: Callable[[str], object]
-) -> dict[str, Exporter | None]:
+def chosen_exporters(names: Sequence[str], progress: Progress) -> dict[str, Exporter | None]:
     """Return exporters by the name that cases carry; None for one that is not installed.
 
     The only one of ExecuTorch's is called `executorch`, whatever its version, so that the gate can
@@ -65,7 +64,7 @@ class Subjects:
 
     def __init__(
         self,
-        progress: Callable[[str], object],
+        progress: Progress,
         exporters: Mapping[str, Exporter] | None = None,
     ) -> None:
         """Create it empty; `exporters` by the name in subjects' names, by default all of ours."""

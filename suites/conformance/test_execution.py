@@ -2,11 +2,13 @@
 
 import pytest
 
-from harness.checks import artifact_checks
+from harness.checks import Check, artifact_checks
+from harness.subject import Subject
+from harness.suites.conformance.cases import Judge
 
 EXECUTION_CHECKS = [check for check in artifact_checks().values() if check.takes_runtime]
 
 
 @pytest.mark.parametrize("check", EXECUTION_CHECKS, ids=lambda check: check.name)
-def test_execution(judge, check, runtime):
+def test_execution(judge: Judge, check: Check[Subject], runtime: str) -> None:
     judge(check, runtime)

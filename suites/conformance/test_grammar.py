@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +13,8 @@ from harness.fixtures.quality import MASTERED, cases, tokens_of
 from harness.generate import generate
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
+from harness.subject import Subject
+from harness.suites.conformance.cases import Judge
 from harness.suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("tiny")
@@ -20,11 +23,11 @@ RUNTIME = "mil:widen"
 CASES = 40  # four of every mastered rule, two of them after another saying
 
 
-def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
+def test_it_says_what_the_grammar_demands(judge: Judge, fixture_name: str, runtime: str) -> None:
     """Greedy text must be right, token by token, after prompts that the model was never taught."""
     tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
 
-    def find(subject):
+    def find(subject: Subject) -> Iterator[Finding]:
         for case in (case for case in cases(CASES) if case.saying.rule in MASTERED):
             prompt, wanted = tokens_of(case, tokenizer)
             made = generate(subject.session(runtime), prompt, len(wanted))
@@ -40,12 +43,12 @@ def test_it_says_what_the_grammar_demands(judge, fixture_name, runtime):
     judge(Check("grammar", find), runtime)
 
 
-def test_a_user_reads_it(judge, fixture_name):
+def test_a_user_reads_it(judge: Judge, fixture_name: str) -> None:
     """`harness run`, as a user types it, must finish the sentence and go on to the next."""
     tokenizer = fixture(SubjectName.parse(fixture_name).model).tokenizer
     case = next(case for case in cases() if case.saying.rule == "sum")
 
-    def find(subject):
+    def find(subject: Subject) -> Iterator[Finding]:
         command = [sys.executable, "-m", "harness", "run", str(subject.artifact.path)]
         command += ["--tokenizer", str(tokenizer), "--prompt", case.prompt, "--json"]
         command += ["--runtime", RUNTIME, "--max-new-tokens", "24"]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -11,6 +12,8 @@ from harness.checks.parity import greedy_findings
 from harness.fixtures.cache import fixture
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
+from harness.subject import Subject
+from harness.suites.conformance.cases import Judge
 from harness.suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("smollm2")
@@ -33,11 +36,11 @@ PROMPTS = (
 )
 
 
-def test_it_names_paris(judge, fixture_name):
+def test_it_names_paris(judge: Judge, fixture_name: str) -> None:
     """`harness run`, as a user types it, must name Paris in the model's chat format."""
     model = fixture(SubjectName.parse(fixture_name).model)
 
-    def find(subject):
+    def find(subject: Subject) -> Iterator[Finding]:
         command = [sys.executable, "-m", "harness", "run", str(subject.artifact.path)]
         command += ["--tokenizer", str(model.tokenizer), "--chat", "--prompt", PROMPTS[0]]
         command += ["--runtime", RUNTIME, "--max-new-tokens", str(NEW_TOKENS)]
@@ -54,7 +57,7 @@ def test_it_names_paris(judge, fixture_name):
     judge(Check("text", find), RUNTIME)
 
 
-def test_greedy_tokens_are_the_oracles(judge, fixture_name):
+def test_greedy_tokens_are_the_oracles(judge: Judge, fixture_name: str) -> None:
     """The two must agree on twelve prompts wherever the oracle's margin exceeds the error bound."""
     tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
     prompts = {prompt: tokenizer.encode_chat(prompt) for prompt in PROMPTS}

@@ -43,7 +43,7 @@ def arrangement(mb: Any, a: Any) -> Any:
     first, second = mb.split(x=mb.squeeze(x=x, axes=[0]), num_splits=2, axis=1)
     x = mb.concat(values=[first, second], axis=2)
     x = mb.slice_by_index(x=x, begin=[0, 0, 0], end=[2, 2, 4], stride=[1, 1, 2])
-    x = mb.gather(x=mb.tile(x=x, reps=[1, 2, 1]), indices=np.int32([1, 0]), axis=1)
+    x = mb.gather(x=mb.tile(x=x, reps=[1, 2, 1]), indices=np.array([1, 0], np.int32), axis=1)
     x = mb.mul(x=mb.softmax(x=x, axis=-1), y=mb.reduce_mean(x=x, axes=[1], keep_dims=True))
     x = mb.pad(x=mb.matmul(x=x, y=x, transpose_y=True), pad=[1, 1])
     x = mb.cast(x=mb.cast(x=x, dtype="int32"), dtype="fp32")
@@ -89,7 +89,7 @@ def sequences(mb: Any, a: Any) -> Any:
     _, hidden, _ = mb.lstm(
         x=rows, initial_h=start, initial_c=start, weight_ih=gates[4], weight_hh=again[4]
     )
-    scattered = mb.scatter(data=start, indices=np.int32([0]), updates=hidden)
+    scattered = mb.scatter(data=start, indices=np.array([0], np.int32), updates=hidden)
     items = mb.make_list(init_length=2, elem_shape=(1, 3))
     _, items = mb.while_loop(
         _cond=lambda i, _: mb.less(x=i, y=np.int32(3)),

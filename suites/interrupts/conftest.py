@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def every(pytestconfig):
+def every(pytestconfig: pytest.Config) -> bool:
     """Return whether `--every` asks for all moments."""
-    return pytestconfig.getoption("--every")
+    return bool(pytestconfig.getoption("--every"))
 
 
 @pytest.fixture
-def warm(tmp_path):
+def warm(tmp_path: Path) -> Iterator[WarmProcess]:
     """Yield a warm process, whose temporary files go below `tmp_path / "tmp"`."""
     (tmp_path / "tmp").mkdir()
     process = WarmProcess(tmp_path / "tmp")
@@ -31,10 +32,10 @@ def warm(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with checkpoint.pth and params.json."""
     from tests.export.small_llama import write_model
 
-    folder = tmp_path_factory.mktemp("model")
+    folder: Path = tmp_path_factory.mktemp("model")
     write_model(folder)
     return folder

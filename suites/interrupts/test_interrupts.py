@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,9 @@ from harness.artifact.exported import PROGRAM
 from harness.artifact.package import MANIFEST
 from harness.fixtures.cache import exported
 from harness.packages.extract import LIST
-from harness.suites.interrupts.leftovers import content, taken_for_whole
+from harness.suites.interrupts.leftovers import Content, content, taken_for_whole
 from harness.suites.interrupts.moments import Request
+from harness.suites.interrupts.process import WarmProcess
 
 SMALL = ("--input-len", "4", "--max-context-len", "24", "--target-split-size", "none")
 EXPORT = ("export", "--checkpoint", "{model}/checkpoint.pth", "--params", "{model}/params.json")
@@ -61,12 +63,12 @@ COMMANDS = {
 class Place:
     """The folders that a command writes to: its output's, and its temporary files'."""
 
-    def __init__(self, folder, command):
+    def __init__(self, folder: Path, command: Command) -> None:
         self.output = folder / "out" / command.output
         self.folders = (self.output.parent, folder / "tmp")
         self.command = command
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Remove everything but the older output."""
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
@@ -76,14 +78,14 @@ class Place:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
 
-    def left(self):
+    def left(self) -> list[str]:
         """Return the names of all that is left beside the output."""
         found = (path for folder in self.folders for path in folder.iterdir())
         return [p.name for p in found if p != self.output and not p.name.startswith(KEPT_BY_TORCH)]
 
 
 @pytest.fixture(scope="session")
-def parts(tmp_path_factory):
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an exported folder to extract, with two of its packages, `a` and `b`, to combine."""
     folder = tmp_path_factory.mktemp("parts") / "export"
     shutil.copytree(exported("tiny", exporter="coreml"), folder)
@@ -93,7 +95,9 @@ def parts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_moment_leaves_a_part_that_is_taken_for_whole(name, model, parts, warm, tmp_path, every):
+def test_no_moment_leaves_a_part_that_is_taken_for_whole(
+    name: str, model: Path, parts: Path, warm: WarmProcess, tmp_path: Path, every: bool
+) -> None:
     command = COMMANDS[name]
     if command.moments is None and not every:
         pytest.skip("much like the next one; `--every` runs it")
@@ -118,16 +122,17 @@ def test_no_moment_leaves_a_part_that_is_taken_for_whole(name, model, parts, war
         killed(warm, replace(whole_run, limit=limit), place, whole)
 
 
-def chosen(name, count, sample, every):
+def chosen(name: str, count: int | None, sample: int | None, every: bool) -> Sequence[int]:
     """Return all moments, or some and the last two, at which the output gets its name."""
-    assert count >= 4
+    assert count is not None and count >= 4
     if every:
         return range(count)
+    assert sample is not None, "such a command is skipped"
     earlier = random.Random(name).sample(range(count - 2), min(sample, count - 2))
     return [*sorted(earlier), count - 2, count - 1]
 
 
-def interrupted(warm, request, place, whole):
+def interrupted(warm: WarmProcess, request: Request, place: Place, whole: Content) -> None:
     place.prepare()
     ended = warm.run(request)
     found = content(place.output)
@@ -137,7 +142,7 @@ def interrupted(warm, request, place, whole):
     assert place.left() == [], request
 
 
-def killed(warm, request, place, whole):
+def killed(warm: WarmProcess, request: Request, place: Place, whole: Content) -> None:
     place.prepare()
     ended = warm.run(request)
     # a child process gets an error at the limit, and the command reports it

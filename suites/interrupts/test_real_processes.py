@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,7 +27,7 @@ PATIENCE = 20  # seconds for a child to see that its parent is gone
 class Export:
     """One exporter's command, writing below a folder."""
 
-    def __init__(self, words, folder, model):
+    def __init__(self, words: Sequence[str], folder: Path, model: Path) -> None:
         self.output, self.tmp = folder / "out" / "model.pte", folder / "tmp"
         if "coreml" in words:
             self.output = self.output.with_suffix("")
@@ -33,7 +35,7 @@ class Export:
             path.mkdir(exist_ok=True)
         self._words = [word.format(model=model, output=self.output) for word in words]
 
-    def start(self):
+    def start(self) -> subprocess.Popen[bytes]:
         """Start the command as a process."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         return subprocess.Popen(
@@ -45,20 +47,22 @@ class Export:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
-    def left(self):
+    def left(self) -> list[str]:
         """Return the names of all that is left beside the output."""
         found = [*self.output.parent.iterdir(), *self.tmp.iterdir()]
         return [p.name for p in found if p != self.output and not p.name.startswith(KEPT_BY_TORCH)]
 
 
-def gone(processes):
+def gone(processes: list[psutil.Process]) -> bool:
     """Wait for processes, and return whether all have ended soon."""
     return not psutil.wait_procs(processes, timeout=PATIENCE)[1]
 
 
 @pytest.mark.parametrize("ending", ["SIGINT", "SIGKILL"])
 @pytest.mark.parametrize("words", [OURS, THEIRS], ids=["ours", "executorch"])
-def test_a_real_export_is_whole_or_absent(words, ending, model, tmp_path, every):
+def test_a_real_export_is_whole_or_absent(
+    words: Sequence[str], ending: str, model: Path, tmp_path: Path, every: bool
+) -> None:
     if not every:
         pytest.skip("minutes of exports; `--every` runs them")
     whole_run = Export(words, tmp_path, model)

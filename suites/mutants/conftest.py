@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from harness.subject import Subject
-from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants.edit import Export
-from harness.suites.mutants.judge import opened
+from harness.suites.mutants.judge import MakeMutant, Mutation, Sources, opened
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mutant: a broken copy of an artifact is judged")
 
 
-class Sources:
-    """The sound subjects, by mode; each stays open, because they are small."""
-
-    def __init__(self) -> None:
-        self._opened: dict[str, Subject] = {}
-
-    def __getitem__(self, mode: str) -> Subject:
-        if mode not in self._opened:
-            self._opened[mode] = Subjects(lambda stage: None).get("tiny", mode)
-        return self._opened[mode]
-
-
 @pytest.fixture(scope="session")
-def sources():
+def sources() -> Sources:
     return Sources()
 
 
 @pytest.fixture
-def mutant(sources, tmp_path):
+def mutant(sources: Sources, tmp_path: Path) -> MakeMutant:
     """Return a function that breaks a copy of the tiny export and opens it."""
 
-    def make(mutate, mode: str) -> Subject:
+    def make(mutate: Mutation, mode: str) -> Subject:
         sound = sources[mode]
         export = Export(sound.artifact.path)
         mutate(export)

@@ -8,8 +8,25 @@ from pathlib import Path
 from harness.checks import Check, artifact_checks, run_check
 from harness.results import Case
 from harness.subject import Subject
+from harness.suites.conformance.subjects import Subjects
+from harness.suites.mutants.edit import Export
 
 RUNTIME = "mil:widen"
+
+Mutation = Callable[[Export], object]  # changes an export in place
+MakeMutant = Callable[[Mutation, str], Subject]  # from a mutation and a mode
+
+
+class Sources:
+    """The sound subjects, by mode; each stays open, because they are small."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, Subject] = {}
+
+    def __getitem__(self, mode: str) -> Subject:
+        if mode not in self._opened:
+            self._opened[mode] = Subjects(lambda stage: None).get("tiny", mode)
+        return self._opened[mode]
 
 
 def opened(path: Path, sound: Subject) -> Subject:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from harness.artifact import open_artifact
@@ -9,28 +11,31 @@ from harness.suites.mutants import of_names as names
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants import of_weights as weights
 from harness.suites.mutants.edit import Export
+from harness.suites.mutants.judge import Mutation, Sources
 
 MODES = ("single", "multifunction")
 
 
-def saved(sources, tmp_path, mode, mutate):
+def saved(sources: Sources, tmp_path: Path, mode: str, mutate: Mutation) -> Path:
     export = Export(sources[mode].artifact.path)
     mutate(export)
     return export.save(tmp_path / "edited.pte")
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_export_that_is_not_touched_is_the_same_to_the_last_byte(sources, tmp_path, mode):
+def test_an_export_that_is_not_touched_is_the_same_to_the_last_byte(
+    sources: Sources, tmp_path: Path, mode: str
+) -> None:
     path = saved(sources, tmp_path, mode, lambda export: None)
     assert path.read_bytes() == sources[mode].artifact.path.read_bytes()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_executorch_reads_what_was_edited(sources, tmp_path, mode):
+def test_executorch_reads_what_was_edited(sources: Sources, tmp_path: Path, mode: str) -> None:
     """Its own reader finds the payloads, which have new sizes, where the tables place them."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
-    def mutate(export):
+    def mutate(export: Export) -> None:
         weights.leave_a_weight_behind(export)
         names.swap_outputs(export)
 
@@ -45,7 +50,9 @@ def test_executorch_reads_what_was_edited(sources, tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mutation_reaches_the_file_and_only_its_own_part(sources, tmp_path, mode):
+def test_a_mutation_reaches_the_file_and_only_its_own_part(
+    sources: Sources, tmp_path: Path, mode: str
+) -> None:
     before = sources[mode].artifact
     after = open_artifact(saved(sources, tmp_path, mode, weights.perturb_a_norm))
     changed = [
@@ -58,15 +65,15 @@ def test_a_mutation_reaches_the_file_and_only_its_own_part(sources, tmp_path, mo
     assert [b.package.model for b in before.bundles] == [b.package.model for b in after.bundles]
 
 
-def test_a_changed_constant_is_read_back(sources, tmp_path):
-    def mutate(export):
+def test_a_changed_constant_is_read_back(sources: Sources, tmp_path: Path) -> None:
+    def mutate(export: Export) -> None:
         export.constant("mask_specs")[0, 1] = 99
 
     path = saved(sources, tmp_path, "single", mutate)
     assert open_artifact(path).constants["mask_specs"].tolist() == [[1, 99]]
 
 
-def test_the_source_is_never_written_to(sources, tmp_path):
+def test_the_source_is_never_written_to(sources: Sources, tmp_path: Path) -> None:
     path = sources["multifunction"].artifact.path
     before = path.read_bytes()
     saved(sources, tmp_path, "multifunction", programs.ignore_the_mask)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from harness.suites.mutants import of_constants as constants
 from harness.suites.mutants import of_names as names
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants import of_weights as weights
-from harness.suites.mutants.judge import judged, opened
+from harness.suites.mutants.judge import MakeMutant, Mutation, Sources, judged, opened
 
 pytestmark = pytest.mark.mutant
 SINGLE, MULTI = ("single",), ("multifunction",)
@@ -212,7 +213,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("mode", BOTH)
-def test_the_control_passes_every_check(mutant, mode):
+def test_the_control_passes_every_check(mutant: MakeMutant, mode: str) -> None:
     subject = mutant(programs.touch_everything, mode)
     applicable = [
         name for name, check in artifact_checks().items() if not check.inapplicable(subject)
@@ -223,33 +224,37 @@ def test_the_control_passes_every_check(mutant, mode):
     )
 
 
-def test_every_check_has_a_mutant_that_it_catches():
+def test_every_check_has_a_mutant_that_it_catches() -> None:
     caught = {row.values[2] for row in ROWS} | {"greedy", "sharing-size"}  # see below
     assert caught == set(artifact_checks())
 
 
 @pytest.mark.parametrize(("mutate", "mode", "check", "sentence"), ROWS)
-def test_a_mutant_is_caught(mutant, mutate, mode, check, sentence):
+def test_a_mutant_is_caught(
+    mutant: MakeMutant, mutate: Mutation, mode: str, check: str, sentence: str
+) -> None:
     case = judged(lambda: mutant(mutate, mode), check)
     assert case.outcome in ("fail", "error")
     assert re.search(sentence, case.reason), case.reason
 
 
-def test_greedy_choices_of_a_broken_model_are_caught(mutant):
+def test_greedy_choices_of_a_broken_model_are_caught(mutant: MakeMutant) -> None:
     case = judged(mutant(programs.ignore_the_mask, "single"), "greedy")
     assert case.outcome == "fail" and "are not the oracle's" in case.reason
 
 
-def test_sharing_that_was_lost_is_caught(sources):
+def test_sharing_that_was_lost_is_caught(sources: Sources) -> None:
     sound = sources["multifunction"]
+    assert sound.unshared is not None
     unshared = opened(sound.unshared, sound)
     case = judged(unshared, "weight-sharing")
     assert case.outcome == "fail" and "1 functions;" in case.reason
     assert judged(unshared, "sharing-size").outcome == "fail"
 
 
-def test_a_layer_that_the_checkpoint_lacks_is_no_match(sources, tmp_path):
+def test_a_layer_that_the_checkpoint_lacks_is_no_match(sources: Sources, tmp_path: Path) -> None:
     sound = sources["single"]
+    assert sound.params is not None and sound.checkpoint is not None
     sizes = json.loads(sound.params.read_text()) | {"n_layers": 3}
     (params := tmp_path / "params.json").write_text(json.dumps(sizes))
     weights = torch.load(sound.checkpoint, weights_only=True)

@@ -11,7 +11,7 @@ from harness.suites.mutants.judge import judged
 
 
 @pytest.mark.parametrize(("input_len", "context"), [(1, 8), (16, 20)])
-def test_every_check_applies_to_a_short_context(input_len, context):
+def test_every_check_applies_to_a_short_context(input_len: int, context: int) -> None:
     model = fixture("tiny")
     options = replace(model.options, input_len=input_len, max_context_len=context)
     subject = Subject(exported("tiny", options), model.checkpoint, model.params, options)

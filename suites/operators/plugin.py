@@ -21,7 +21,7 @@ from harness.suites.impossible import Impossible, Target, entry_of, judge_listed
 from harness.suites.operators.selection import is_fp32, sample, target_of
 from harness.suites.operators.tally import Result, case_of, opset_table, rows_of
 from harness.suites.operators.watch import Sight, watched
-from harness.suites.results import Recorder, add_results_option, carried, start_recording
+from harness.suites.results import Exporters, Recorder, add_results_option, carried, start_recording
 
 IMPOSSIBLE = Path(__file__).with_name("impossible.toml")
 _SIGHT = pytest.StashKey[Sight]()
@@ -36,8 +36,10 @@ class OperatorsRecorder(Recorder):
     are expected to fail are in `impossible.toml`, by name and parameters.
     """
 
-    def __init__(self, suite: str, folder: Path, options: dict[str, Any]) -> None:
-        super().__init__(suite, folder, options)
+    def __init__(
+        self, suite: str, folder: Path, options: dict[str, Any], exporters: Exporters
+    ) -> None:
+        super().__init__(suite, folder, options, exporters)
         self._results: list[Result] = []
 
     def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:

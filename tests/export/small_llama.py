@@ -1,6 +1,7 @@
 """A Llama that is small enough to export in a second or two, and its export by our exporter."""
 
 import json
+from pathlib import Path
 
 import torch
 
@@ -23,7 +24,7 @@ PARAMS = {
 OPTIONS = {"input_len": 4, "max_context_len": 24, "target_split_size": None}
 
 
-def write_model(folder, tied=False):
+def write_model(folder: Path, tied: bool = False) -> tuple[Path, Path]:
     """Write checkpoint.pth and params.json; return their paths."""
     weights = random_weights(parse_params(PARAMS), 7)
     if tied:

@@ -130,7 +130,7 @@ def test_the_share_is_of_those_that_predicted():
 @pytest.fixture
 def results(tmp_path):
     options = {"everything": False, "sample": 1}
-    return OperatorsRecorder("operators", tmp_path / "operators", options)
+    return OperatorsRecorder("operators", tmp_path / "operators", options, {})
 
 
 def test_a_test_that_ends_its_process_fails(results, tmp_path):
