@@ -104,7 +104,7 @@ def _lines(found: Bisection, policy: str) -> list[str]:
 def _of_the_model(model: ModelReport, has_checkpoint: bool) -> list[str]:
     lines = [
         f"the model's graph: {model.matched:,} operations in {model.calls} calls are values of it, "
-        f"{model.excused:,} stand between such"
+        f"{model.excused:,} are between such"
         + ("" if has_checkpoint else " (weights are the artifact's own: no checkpoint)")
     ]
     if model.first is not None:
