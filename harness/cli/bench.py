@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures; a run with wrong logits is an error, not a result."""
+    """Print the figures and return 0; raise HarnessError when a run gives wrong logits."""
     from harness.measure.timing import Stopwatch, load_times
     from harness.runtimes import BASELINE, default_runtime, get_runtime
     from harness.subject import Subject

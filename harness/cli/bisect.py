@@ -1,9 +1,9 @@
 """`harness bisect FILE`: the first ML Program operation that leaves its reference, and ranges.
 
-Two references, on the same prompt. The model's graph in fp64 shows what the program does wrong: a
-weight, a constant, a cache, an operation. The executor's own double policy shows what rounding does
-wrong in a program that is right. `--ranges` shows how near each operation's values come to the ends
-of fp16 instead.
+There are two references, on the same prompt. The model's graph in fp64 shows the mistakes of the
+program: a weight, a constant, a cache, an operation. The executor's own double policy shows the
+errors of rounding in a correct program. `--ranges` shows instead how near each operation's values
+come to the limits of fp16.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=("strict", "widen"),
         default="strict",
-        help="whose rounding is judged against the double policy (default: strict, as fp16 rounds)",
+        help="the policy to compare with the double policy (default: strict, which rounds to fp16)",
     )
     parser.add_argument("--method", help="judge the calls of this method only")
     parser.add_argument("--function", help="judge this ML Program function only")
@@ -51,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show how near each operation's values come to overflow and to the subnormals",
     )
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found; 1 when an operation leaves its reference, or overflows."""
+    """Print the findings; return 1 when an operation leaves its reference or overflows, else 0."""
     from harness.subject import Subject
 
     if (args.checkpoint is None) != (args.params is None):
@@ -89,7 +89,7 @@ def _bisect(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any]
 
 def _lines(found: Bisection, policy: str) -> list[str]:
     model, precision = found.model, found.precision
-    lines = [] if model is None else _of_the_model(model, found.has_checkpoint)
+    lines = [] if model is None else _model_lines(model, found.has_checkpoint)
     lines += [
         f"{policy} against double: {precision.judged:,} operations in {precision.calls} calls; the "
         f"last result is off by {precision.accumulated:.2g} of its size",
@@ -101,10 +101,10 @@ def _lines(found: Bisection, policy: str) -> list[str]:
     return lines
 
 
-def _of_the_model(model: ModelReport, has_checkpoint: bool) -> list[str]:
+def _model_lines(model: ModelReport, has_checkpoint: bool) -> list[str]:
     lines = [
-        f"the model's graph: {model.matched:,} operations in {model.calls} calls are values of it, "
-        f"{model.excused:,} are between such"
+        f"the model's graph: {model.matched:,} operations in {model.calls} calls match its values, "
+        f"{model.excused:,} lie between them"
         + ("" if has_checkpoint else " (weights are the artifact's own: no checkpoint)")
     ]
     if model.first is not None:

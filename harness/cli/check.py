@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the checks; 1 when one of them failed, 3 when a runtime that was asked for is missing."""
+    """Run the checks; return 1 when one of them failed, else 0."""
     from harness.subject import Subject
 
     if (args.checkpoint is None) != (args.params is None):
@@ -69,7 +69,7 @@ def _chosen(names: list[str] | None) -> list[Check[Subject]]:
 
 
 def _runtimes(names: list[str] | None) -> list[str]:
-    """Return the runtimes' names; one that was asked for and is not here is an error."""
+    """Return the runtimes' names; raise NotInstalledError for a named one that is missing."""
     from harness.runtimes import RUNTIMES, default_runtime, get_runtime
 
     if not names:
@@ -124,7 +124,7 @@ def _cases(
 
 
 def _line(case: Case) -> str:
-    """Say how a check went: its outcome, its name, and what was measured or why it could not be."""
+    """Return a case as a line: its outcome, its check, and its figures or its reason."""
     where = "" if case.runtime == "-" else f" on {case.runtime}"
     count = f" ({case.comparisons:,} comparisons)" if case.comparisons else ""
     bounded = [(name, f) for name, f in case.figures.items() if f.bound is not None]

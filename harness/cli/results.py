@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.measure import GateResult, Metric
 
-# header -> widest cell; the reason has what they leave.
+# header -> widest cell; the reason takes the rest of the line.
 COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
 INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
@@ -64,9 +64,9 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="fail on what is inconclusive as on a regression",
+        help="fail on an inconclusive metric as on a regression",
     )
-    parser.add_argument("--all", action="store_true", help="list what is the same as well")
+    parser.add_argument("--all", action="store_true", help="list the equal metrics, too")
     parser.add_argument("--json", action="store_true", help="print every metric as JSON")
 
 
@@ -109,7 +109,7 @@ def _compare(args: argparse.Namespace) -> GateResult:
 
 
 def _parts(result: GateResult, passed: bool, everything: bool) -> Iterator[str]:
-    """The table, the notes, and one line that says how it went."""
+    """Yield the table, the notes, and one line with the verdict and the counts."""
     shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
     if shown:
         yield _table(shown)
@@ -121,7 +121,7 @@ def _parts(result: GateResult, passed: bool, everything: bool) -> Iterator[str]:
 
 
 def _table(metrics: Sequence[Metric]) -> str:
-    """Metrics under the id of their case, which is longer than any column could be."""
+    """Draw metrics under the id of their case, which is too long for a column."""
     from harness.report.table import WIDTH, draw_rows, fit
     from harness.text import clip
 

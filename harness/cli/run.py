@@ -1,7 +1,6 @@
 """`harness run`: continue a prompt with an artifact, printing text as it comes.
 
-Standard output holds the text only, or with `--json` one object; what else there is to say goes
-to standard error.
+Standard output holds the text only, or with `--json` one object; standard error holds the rest.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     from harness.generate.session import Session
     from harness.generate.tokenizer import Tokenizer
 
-INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
 
-# Option, what it must satisfy, and how a person says that. NaN satisfies none.
+# Option, the condition that it must meet, and the condition in words. NaN meets none.
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("max_new_tokens", lambda n: n >= 1, "at least 1"),
     ("temperature", lambda t: 0 <= t < math.inf, "0 (greedy) or above"),
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate; returns 0, or 130 when interrupted. HarnessError for whatever is wrong."""
+    """Generate text; return 0, or 130 when interrupted."""
     for name, holds, sentence in _BOUNDS:
         value = getattr(args, name)
         if not holds(value):
@@ -110,7 +109,7 @@ def _generate(
 
 @dataclass
 class _Result:
-    """What was generated, and how long each step took."""
+    """The generated tokens and text, and the seconds of each step."""
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
@@ -129,7 +128,7 @@ class _Result:
         show(text)
 
     def speeds(self) -> dict[str, dict[str, float | int | None]]:
-        """Tokens, seconds and tokens per second of prefill and decode; None where nothing ran."""
+        """Return tokens, seconds and speed of prefill and decode; None where nothing ran."""
         runs = {
             "prefill": (len(self.prompt) if self.seconds else 0, sum(self.seconds[:1])),
             "decode": (len(self.seconds[1:]), sum(self.seconds[1:])),
@@ -145,7 +144,7 @@ class _Result:
         }
 
     def facts(self, session: Session) -> dict[str, Any]:
-        """The object of `--json`, without what the call itself says."""
+        """Return the object of `--json`, without the file and the runtime."""
         return {
             "mode": session.layout.mode,
             "context": session.layout.context,
@@ -157,7 +156,7 @@ class _Result:
         }
 
     def summary(self, runtime: str) -> str:
-        """The last line: why it ended, and the speed of both phases."""
+        """Return the last line: the speed of both phases, and why the text ended."""
         speeds = []
         for phase, speed in self.speeds().items():
             if speed["tokens"]:

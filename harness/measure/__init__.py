@@ -39,9 +39,9 @@ KINDS: dict[str, tuple[Callable[..., Margin], Callable[..., Verdict], Callable[.
 
 @dataclass(frozen=True)
 class Metric:
-    """One thing that the gate compared, or could not; `base` and `head` are as a person reads.
+    """One outcome, fact or figure of a case in both runs, and the gate's verdict on it.
 
-    `kind` is "outcome", "fact" or "figure".
+    `kind` is "outcome", "fact" or "figure"; `base` and `head` are the values as text.
     """
 
     case: str
@@ -53,13 +53,13 @@ class Metric:
     reason: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """The metric as a JSON object."""
+        """Return the metric as a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """All metrics, and notes on how comparable the two runs are."""
+    """All metrics, and notes on how the circumstances of the two runs differ."""
 
     metrics: tuple[Metric, ...]
     notes: tuple[str, ...]
@@ -76,7 +76,7 @@ class GateResult:
         return not self.counts["regression"]
 
     def to_json(self) -> dict[str, Any]:
-        """The result as a JSON object."""
+        """Return the result as a JSON object."""
         return {
             "passed": self.passed,
             "counts": self.counts,
@@ -89,7 +89,7 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
     """Compare two runs.
 
     `margins` maps the name of a figure, or of a fact with a better direction, to the percent of
-    the base's value by which it may be worse; others have the defaults of `margins.py`.
+    the base's value by which it may be worse; others have the defaults of `verdicts.py`.
 
     Raises HarnessError when nothing could be compared, and for a margin that applies to nothing.
     """
@@ -127,7 +127,7 @@ def _skipped_in_both(base: Case, head: Case) -> bool:
 
 @dataclass
 class _Gate:
-    """What holds for all metrics of one comparison."""
+    """The circumstances of one comparison, which hold for all its metrics."""
 
     margins: Mapping[str, float]
     same_machine: bool
@@ -135,11 +135,11 @@ class _Gate:
     used: set[str] = field(default_factory=set)
 
     def case(self, base: Case, head: Case | None) -> Iterator[Metric]:
-        """All metrics of a case of BASE."""
+        """Yield all metrics of a case of BASE."""
         verdict, reason = outcome_verdict(base, head)
         texts = (base.outcome, head.outcome if head else "missing")
         yield Metric(base.id, "outcome", "outcome", *texts, verdict, reason)
-        # What a case measured before it was put right is nothing to hold it to.
+        # A case that was repaired is not compared with its values from before.
         if head is None or verdict == "better" or not {base.outcome, head.outcome} <= MEASURED:
             return
         counted = {"comparisons": base.comparisons}, {"comparisons": head.comparisons}
@@ -168,7 +168,7 @@ class _Gate:
             yield Metric(case, name, kind, *texts, *verdict)
 
     def _judge(self, verdict: Verdict, margin: Margin) -> Verdict:
-        """The verdict, unless the two runs are not comparable in this."""
+        """Return the verdict, or `inconclusive` when the two runs cannot be compared in this."""
         if not self.same_options:
             return "inconclusive", "the options of the runs differ"
         if margin.of_the_machine and not self.same_machine:
@@ -181,7 +181,7 @@ def _names(base: Mapping[str, Any], head: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _differences(base: Run, head: Run) -> Iterator[str]:
-    """How the circumstances of the two runs differ."""
+    """Yield sentences on how the circumstances of the two runs differ."""
     for group, consequence in (
         ("machine", "time and memory are inconclusive"),
         ("options", "facts and figures are inconclusive"),

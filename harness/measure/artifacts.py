@@ -1,6 +1,6 @@
-"""The gate on two artifacts: what is inside, whether each is right, and which is slower.
+"""The gate on two artifacts: their parts, whether each computes the right logits, their speed.
 
-They are timed in turn, in ABBA order, in one session; see `statistics`.
+Both are timed in one session, in ABBA order; see `statistics`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _fact_metrics(base: Subject, head: Subject) -> Iterator[Metric]:
 
 
 def _facts(subject: Subject) -> dict[str, Fact]:
-    """Return what a change of the exporter must not change unseen."""
+    """Return the facts that a change of the exporter must not change unseen."""
     facts = artifact_facts(subject.artifact)
     found: dict[str, Fact] = {"pte bytes": facts.size, "packages": len(facts.packages)}
     for method in facts.methods:
@@ -75,9 +75,9 @@ def _facts(subject: Subject) -> dict[str, Fact]:
 
 
 def _parity(subject: Subject, runtime: str) -> Case:
-    """Return the case of parity; raises HarnessError where nothing could be compared.
+    """Return the case of parity; raise HarnessError when nothing could be compared.
 
-    Two artifacts that cannot be looked at would otherwise be equally bad, and pass.
+    Two artifacts that cannot be executed would otherwise be equally bad, and pass.
     """
     case = run_check(artifact_checks()["parity"], subject, runtime, suite="gate")
     if case.outcome not in ("pass", "fail"):

@@ -1,10 +1,10 @@
 """Whether head is slower than base: a paired sign-flip permutation test with an A/A control.
 
 Base and head are timed in pairs, in ABBA order, in one session. Each pair gives a log-ratio
-log(head / base). If the two were the same, the sign of every log-ratio would be a coin's toss: so
-the mean is compared with the means of the same log-ratios under all (or many random) flips of
-their signs. No distribution of times is assumed. The control is the same with base timed against
-itself: where it shows a difference, the machine was not steady, and nothing can be concluded.
+log(head / base). If the two were equally fast, each sign would be as likely as the other. So the
+test compares the mean with the means of the same log-ratios after all flips of their signs, or
+after many random ones. It assumes no distribution of times. The control times base against itself:
+if that shows a difference, the machine was not steady, and the test is inconclusive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RANDOM_FLIPS = 20_000
 CHUNK = 1 << 21
 
 Pairs = Sequence[tuple[float, float]]
-# A timed call: does the work, checks its own answer, returns seconds.
+# A timed call does the work, checks its own answer and returns seconds.
 Timed = Callable[[], float]
 
 
@@ -39,8 +39,8 @@ class Samples:
 def sample_in_abba_order(base: Timed, head: Timed, pairs: int, warmup: int = 1) -> Samples:
     """Time `pairs` pairs of each, in blocks of base head head base, base base base base.
 
-    Whatever drifts slowly (heat, another process) then weighs on both sides alike; the control's
-    blocks lie between the others, so that they see the same machine. Warm-up calls are not kept.
+    A slow drift (heat, another process) then affects both sides alike. The control's blocks lie
+    between the others, so that they see the same machine. Warm-up calls are not kept.
 
     Raises HarnessError unless `pairs` is even and at least 2.
     """
@@ -57,7 +57,7 @@ def sample_in_abba_order(base: Timed, head: Timed, pairs: int, warmup: int = 1) 
 
 
 def _block(a: Timed, b: Timed) -> list[tuple[float, float]]:
-    """Two (a, b) pairs, called in the order a b b a."""
+    """Return two (a, b) pairs, called in the order a b b a."""
     first_a, first_b = a(), b()
     second_b, second_a = b(), a()
     return [(first_a, first_b), (second_a, second_b)]
@@ -65,7 +65,7 @@ def _block(a: Timed, b: Timed) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What timing in pairs says: "faster", "same", "slower" or "inconclusive", and why.
+    """The verdict of timing in pairs: "faster", "same", "slower" or "inconclusive", and why.
 
     `ratio` is the geometric mean of head / base, `control_ratio` that of base / base; `p`
     the probability of a mean at least this far from 1 if head were base.
@@ -116,7 +116,10 @@ def compare(
 
 
 def log_ratios(pairs: Pairs, name: str) -> NDArray[np.float64]:
-    """log(second / first) of each pair, float64 [pairs]; raises HarnessError for a bad time."""
+    """Return log(second / first) of each pair, float64 [pairs].
+
+    Raises HarnessError for no pairs, and for a time that is not positive and finite.
+    """
     times = np.asarray(pairs, dtype=np.float64)
     if times.ndim != 2 or times.shape[1] != 2:
         raise HarnessError(f"There are no {name} of times to compare: time base and head in pairs")
@@ -127,17 +130,20 @@ def log_ratios(pairs: Pairs, name: str) -> NDArray[np.float64]:
 
 
 def p_two_sided(ratios: NDArray[np.float64]) -> float:
-    """Share of sign flips whose mean is at least as far from 0 as that of `ratios`."""
+    """Return the share of sign flips whose mean is at least as far from 0 as that of `ratios`."""
     return _share_of_flips(ratios, two_sided=True)
 
 
 def p_above(ratios: NDArray[np.float64]) -> float:
-    """Share of sign flips whose mean is at least that of `ratios`: small when it is above 0."""
+    """Return the share of sign flips whose mean is at least that of `ratios`.
+
+    It is small when the mean of `ratios` is above 0.
+    """
     return _share_of_flips(ratios, two_sided=False)
 
 
 def _share_of_flips(ratios: NDArray[np.float64], two_sided: bool) -> float:
-    """All flips when there are few, else random ones of a fixed seed and the flip of nothing."""
+    """Try all flips when there are few, else seeded random ones and the flip of no sign."""
     count = len(ratios)
     observed = abs(ratios.sum()) if two_sided else ratios.sum()
     # Flips that only reorder the sum must count as equal to it.
@@ -160,7 +166,7 @@ def _share_of_flips(ratios: NDArray[np.float64], two_sided: bool) -> float:
 
 
 def _too_few(pairs: int, alpha: float) -> str:
-    """Why so few pairs decide nothing, "" if they can: n pairs have no p below 2 / 2**n."""
+    """Return why so few pairs decide nothing, or "": the least p of n pairs is 2 / 2**n."""
     needed = math.floor(math.log2(2 / alpha)) + 1
     if pairs >= needed:
         return ""

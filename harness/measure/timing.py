@@ -1,7 +1,7 @@
 """Load, prefill and decode, timed; a timed run checks its own answer.
 
-Milliseconds per token, because trackers only know that smaller is better. A runtime in a child
-process is charged its own time, not that of starting the child and passing it tensors.
+The unit is ms per token, because trackers only know that smaller is better. The time of a runtime
+in a child process excludes the start of the child and the passing of tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 class WrongAnswerError(HarnessError):
-    """A run was timed whose logits are not the model's: its time says nothing."""
+    """The logits of a timed run are not the model's: its time means nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes of a process that did nothing but load an artifact and run it one round.
+    """Peak bytes of a process that only loads an artifact and runs it one round.
 
-    `before` is what Python, torch and the runtime's libraries took before it loaded.
+    `before` is the peak before the load: Python, torch and the runtime's libraries.
     """
 
     before: int
@@ -61,11 +61,11 @@ def milliseconds(action: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def load_times(path: str | Path, runtime: str, count: int) -> list[float]:
-    """Milliseconds from an unopened file to loaded methods, each time anew, after a warm-up."""
+    """Return the milliseconds of `count` loads, from an unopened file, after a warm-up."""
     times = []
     for _ in range(WARM_UP_ROUNDS + count):
         times.append(milliseconds(lambda: Subject(path).session(runtime))[1])
-        gc.collect()  # its weights and its child go before the next one's come
+        gc.collect()  # frees its weights and ends its child before the next load
     return times[WARM_UP_ROUNDS:]
 
 
@@ -127,7 +127,7 @@ class Stopwatch:
         if not found.relative <= allowed:
             raise WrongAnswerError(
                 f"{self._subject.artifact.path} on {runtime}: the timed run's logits are off by "
-                f"{found.relative:.3g} of the largest, {allowed:.3g} is allowed; its time is no "
-                "result"
+                f"{found.relative:.3g} of the largest, {allowed:.3g} is allowed; its time is not "
+                "a result"
             )
         return timed

@@ -1,4 +1,4 @@
-"""How much worse a value may be (margins), and what two values of one metric say (verdicts)."""
+"""Margins, how much worse a value may be; and verdicts on two values of one metric."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Verdict = tuple[str, str]
 
 VERDICTS = {
     "regression": "worse in HEAD: the gate fails",
-    "failing": "a case that fails in both: no regression, and not well either",
+    "failing": "a case that fails in both runs, which is not a regression",
     "inconclusive": "the two runs cannot be compared in this",
     "better": "better in HEAD",
     "new": "only HEAD has it",
-    "skipped": "a case that neither run executed: nothing is known of it",
+    "skipped": "a case that neither run executed",
     "same": "no worse than the margin allows",
 }
 
@@ -69,7 +69,7 @@ OTHER_FIGURES = (10.0, False)
 
 
 def parse_margins(words: Iterable[str]) -> dict[str, float]:
-    """`NAME=PERCENT` words as a mapping; raises HarnessError for one that is not so."""
+    """Return `NAME=PERCENT` words as a mapping; raise HarnessError for any other word."""
     margins = {}
     for word in words:
         name, _, text = word.rpartition("=")
@@ -87,7 +87,7 @@ def parse_margins(words: Iterable[str]) -> dict[str, float]:
 
 
 def fact_margin(name: str, value: Fact, overrides: Mapping[str, float]) -> Margin:
-    """The margin of a fact; an override applies to a fact that has a better direction."""
+    """Return the margin of a fact; an override applies to a fact with a better direction."""
     plain = plain_name(name)
     margin = next((row for ending, row in FACTS.items() if plain.endswith(ending)), EXACT)
     if margin == EXACT or not isinstance(value, int | float):
@@ -96,18 +96,18 @@ def fact_margin(name: str, value: Fact, overrides: Mapping[str, float]) -> Margi
 
 
 def figure_margin(name: str, figure: Figure, overrides: Mapping[str, float]) -> Margin:
-    """The margin of a figure: the override for its name, else the row of its unit."""
+    """Return the margin of a figure: the override for its name, else the row of its unit."""
     percent, of_the_machine = FIGURES.get(figure.unit, OTHER_FIGURES)
     return Margin(figure.better, overrides.get(plain_name(name), percent), of_the_machine)
 
 
 def plain_name(name: str) -> str:
-    """A name without the place that `case_from_findings` may have added after `@`."""
+    """Return a name without the suffix `@place` that `case_from_findings` may have added."""
     return name.partition("@")[0]
 
 
 def outcome_verdict(base: Case, head: Case | None) -> Verdict:
-    """Verdict on a case of BASE that HEAD has, or not."""
+    """Return the verdict on the outcomes of a case of BASE, which HEAD may lack."""
     if head is None:
         return "regression", "HEAD does not have this case"
     if RANKS[head.outcome] > RANKS[base.outcome]:
@@ -120,7 +120,7 @@ def outcome_verdict(base: Case, head: Case | None) -> Verdict:
 
 
 def fact_verdict(base: Fact, head: Fact, margin: Margin) -> Verdict:
-    """Verdict on a deterministic fact: equal, or moved in a direction that its margin allows."""
+    """Return the verdict on a deterministic fact, which must be equal unless its margin allows."""
     # In Python True == 1; in a stream they are two different facts.
     if base == head and isinstance(base, bool) == isinstance(head, bool):
         return "same", ""
@@ -130,7 +130,7 @@ def fact_verdict(base: Fact, head: Fact, margin: Margin) -> Verdict:
 
 
 def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
-    """Verdict on a measured figure. NaN and infinities in HEAD are regressions."""
+    """Return the verdict on a measured figure; NaN and infinities in HEAD are regressions."""
     if (base.unit, base.better) != (head.unit, head.better):
         return "regression", "its unit or its better direction changed: give it another name"
     if not base.finite:
@@ -141,10 +141,10 @@ def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
 
 
 def change_verdict(base: float, head: float, margin: Margin) -> Verdict:
-    """Verdict and reason for two finite values.
+    """Return the verdict on two finite values.
 
-    Worse by more than the margin is a regression, better by more than it is better, and what lies
-    between is the same. Where exactly equal is asked for, any change is a regression.
+    A value that is worse by more than the margin is a regression; one that is better by more than
+    the margin is better; any other is the same. If the margin is exact, each change regresses.
     """
     if base == head:
         return "same", ""
@@ -159,12 +159,12 @@ def change_verdict(base: float, head: float, margin: Margin) -> Verdict:
 
 
 def fact_text(value: Fact) -> str:
-    """A fact as a person reads it."""
+    """Return a fact as text."""
     return number(value) if _is_number(value) else str(value)
 
 
 def figure_text(figure: Figure) -> str:
-    """A figure's value as a person reads it."""
+    """Return a figure's value and unit as text."""
     return with_unit(figure.value, figure.unit)
 
 

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no script, no other file, all text escaped."""
+"""Draws a run as one HTML page: no script, no other file, all text escaped."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from harness.report.table import key_figures, summary_line
 from harness.results import Case, Run
 from harness.text import printable
 
-# The policy forbids every fetch and every script: were some text not escaped, it still could do
-# nothing.
+# The policy forbids every fetch and every script: even a text that is not escaped is harmless.
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -37,7 +36,7 @@ _COLUMNS = ("fixture", "mode", "runtime", "suite/check", "outcome", "figures and
 
 
 def html_page(run: Run) -> str:
-    """The run as one self-contained HTML page."""
+    """Return the run as one self-contained HTML page."""
     verdict = "pass" if run.footer.passed else "fail"
     return "".join(
         (
@@ -85,7 +84,7 @@ def _circumstances(run: Run) -> dict[str, Any]:
 
 
 def _definitions(summary: str, values: Mapping[str, Any]) -> str:
-    """A list of names and values that opens on a click."""
+    """Return a list of names and values that opens on a click."""
     pairs = "".join(
         f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in values.items()
     )
@@ -97,5 +96,5 @@ def _cells(tag: str, markup: Iterable[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Any value as text of the page: results are untrusted."""
+    """Return a value as text of the page, escaped, because results are untrusted."""
     return escape(printable(str(value)))

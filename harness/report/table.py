@@ -1,4 +1,4 @@
-"""A run as a table for a terminal: 120 columns, a row per case, what went wrong, the counts."""
+"""Draws a run for a terminal of 120 columns: a row for each case, the failures, the counts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from harness.results import OUTCOMES, Case, Figure, Footer, Run
 from harness.text import clip, one_line
 
 WIDTH = 120
-# header -> widest cell. The last column has what the others leave of WIDTH.
+# header -> widest cell. The last column takes the rest of WIDTH.
 COLUMNS = {"fixture": 18, "mode": 13, "runtime": 18, "check": 30, "outcome": 7}
 LAST_COLUMN = "figure against bound"
 # tabulate makes a column at least this much wider than its header, and puts a gap between two.
 HEADER_PADDING, GAP = 2, 2
 SHOWN_FIGURES = 2
-# A reason is shown to its end unless somebody made it a book; the files hold all of it.
+# A longer reason is cut here; the files hold all of it.
 MAX_REASON = 2000
 
 
 def run_table(run: Run, colours: bool = False) -> str:
-    """The table of a run, what did not pass and why, and one line that says how it went."""
+    """Return the table of a run, the reason of each case that did not pass, and a last line."""
     parts = [case_table(run.cases, colours), *_notes(run.cases), summary_line(run.footer, colours)]
     return "\n\n".join(part for part in parts if part)
 
 
 def case_table(cases: Iterable[Case], colours: bool = False) -> str:
-    """One row per case, grouped by fixture, mode and runtime, with the figures nearest a bound."""
+    """Return a row for each case, grouped by fixture, mode and runtime, with its key figures."""
     rows: list[list[str]] = []
     group: tuple[str, ...] = ()
     for case in sorted(cases, key=lambda c: (c.fixture, c.mode, c.runtime, c.suite, c.check)):
@@ -47,7 +47,7 @@ def case_table(cases: Iterable[Case], colours: bool = False) -> str:
 def fit(
     rows: Iterable[Sequence[str]], columns: Mapping[str, int], width: int = WIDTH
 ) -> list[list[str]]:
-    """Rows with each cell cut to its column's width, and the last to what is left of `width`."""
+    """Cut each cell of rows to the width of its column, and the last to the rest of `width`."""
     cut = [[*map(clip, row[:-1], columns.values()), row[-1]] for row in rows]
     used = sum(
         max(len(header) + HEADER_PADDING, *(len(row[index]) for row in cut)) + GAP
@@ -57,12 +57,12 @@ def fit(
 
 
 def draw_rows(columns: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under their headers, all as text: tabulate would turn 1e5 into a number of its own."""
+    """Draw rows under their headers, all as text, because tabulate would reformat a number."""
     return tabulate(rows, headers=list(columns), tablefmt="simple", disable_numparse=True)
 
 
 def summary_line(footer: Footer, colours: bool = False) -> str:
-    """How the run went, in one line."""
+    """Return the verdict, the counts, the comparisons and the seconds of a run in one line."""
     counts = ", ".join(f"{count} {name}" for name, count in footer.counts.items() if count)
     verdict = paint("PASSED", 32, colours) if footer.passed else paint("FAILED", 31, colours)
     return (
@@ -72,18 +72,18 @@ def summary_line(footer: Footer, colours: bool = False) -> str:
 
 
 def key_figures(case: Case) -> str:
-    """The figures that a reader wants first: those outside their bound, then those with one."""
+    """Return the first figures to read: those outside their bound, then those with a bound."""
     ranked = sorted(case.figures.items(), key=lambda item: _rank(item[1]))
     return "; ".join(f"{name} {figure}" for name, figure in ranked[:SHOWN_FIGURES])
 
 
 def wants_colours(stream: IO[str]) -> bool:
-    """Whether text on this stream may carry colours: a terminal, and NO_COLOR not set."""
+    """Return whether a stream may show colours: it is a terminal, and NO_COLOR is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, colour: int, colours: bool) -> str:
-    """Text in an ANSI colour, or as it is."""
+    """Return text in an ANSI colour, or unchanged."""
     return f"\x1b[{colour}m{text}\x1b[0m" if colours else text
 
 
@@ -99,7 +99,7 @@ def _rank(figure: Figure) -> int:
 
 
 def _notes(cases: Iterable[Case]) -> Iterator[str]:
-    """Every case that did not pass; cases with one and the same outcome and reason, once."""
+    """Yield a note on each case that did not pass; cases with equal reasons share one."""
     grouped: defaultdict[tuple[str, str], list[Case]] = defaultdict(list)
     for case in cases:
         if case.outcome != "pass":

@@ -55,7 +55,7 @@ def test_bench_of_wrong_logits_is_an_error_and_no_result(command: Command, broke
     status, out, err = command(
         "bench", broken(programs.wrong_softmax_axis), "--runtime", "mil:widen"
     )
-    assert (status, out) == (2, "") and "its time is no result" in err
+    assert (status, out) == (2, "") and "its time is not a result" in err
 
 
 def test_gate_of_an_artifact_against_itself_passes(command: Command, subject: Subject) -> None:

@@ -110,7 +110,7 @@ def test_runtimes_take_turns_and_the_warm_up_is_not_kept(stopwatch, monkeypatch)
 )
 def test_a_wrong_answer_has_no_time(stopwatch, bent, change):
     bent(change)
-    with pytest.raises(WrongAnswerError, match="on mil:widen: .* its time is no result"):
+    with pytest.raises(WrongAnswerError, match="on mil:widen: .* its time is not a result"):
         stopwatch.rounds(["mil:widen"], 1)
 
 
