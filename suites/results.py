@@ -129,20 +129,12 @@ def add_results_option(group: pytest.OptionGroup, default: str = "results") -> N
     group.addoption("--results", type=Path, default=Path(default), help="where results go")
 
 
-def judged_by_known(case: Case, versions: Mapping[str, Version] | None = None) -> Case:
-    """Return the case as `known.toml` makes it; a bug in the harness stays one.
-
-    `versions` are those of the exporters, by the name that cases carry.
-    """
-    return case if case.traceback else judge_against_known(case, KNOWN, versions)
-
-
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """Record a case, and tell pytest how it went: skip or fail the test, or return."""
 
     def record(case: Case) -> None:
-        case = judged_by_known(case, request.config.stash[_VERSIONS])
+        case = judge_against_known(case, KNOWN, request.config.stash[_VERSIONS])
         request.node.stash.setdefault(_CASES, []).append(case)
         if case.outcome in ("skip", "known"):
             pytest.skip(case.summary)
@@ -169,7 +161,7 @@ def pytest_runtest_makereport(
 
 def carry(report: pytest.TestReport, case: Case) -> None:
     """Let another project's test carry a case to the `Recorder`, and judge both by `known.toml`."""
-    judged = judged_by_known(case)
+    judged = judge_against_known(case, KNOWN)
     if judged.outcome == "known":
         report.outcome, report.wasxfail = "skipped", judged.summary
     elif judged.outcome == "fail" and not report.failed:  # the defect no longer shows

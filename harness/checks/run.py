@@ -14,8 +14,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
-from harness.results import NOT_APPLICABLE, Case, Finding, KnownDefect, case_from_findings
-from harness.results.known import judge_against_known
+from harness.results import NOT_APPLICABLE, Case, Finding, case_from_findings
 from harness.runtimes import get_runtime
 
 S = TypeVar("S")  # the kind of subject
@@ -74,7 +73,6 @@ def run_check(
     suite: str,
     fixture: str = NOT_APPLICABLE,
     mode: str = NOT_APPLICABLE,
-    known: Iterable[KnownDefect] = (),
 ) -> Case:
     """Run a check on a subject, or on one that a function makes here; never raises.
 
@@ -86,14 +84,13 @@ def run_check(
     | the artifact cannot be read, or the harness itself has a bug | `error` |
 
     The stage of an error is `runtime` (is it available?), `export` (make and open the subject) or
-    `check`. Only a bug leaves a `traceback`; `known` defects apply to all other outcomes.
+    `check`. Only a bug leaves a `traceback`.
     """
     names: dict[str, Any] = {"suite": suite, "check": check.name, "fixture": fixture, "mode": mode}
     names["runtime"] = runtime or NOT_APPLICABLE
     start = time.perf_counter()
     case = _judge(check, subject, runtime, names)
-    case = replace(case, seconds=round(time.perf_counter() - start, 3))
-    return case if case.traceback else judge_against_known(case, known)
+    return replace(case, seconds=round(time.perf_counter() - start, 3))
 
 
 def _judge(

@@ -80,12 +80,12 @@ def judge_against_known(
     """Return the case judged by the first defect that matches it, or unchanged if none does.
 
     A defect that no longer shows is a failure in a release; a checkout, whose version has a local
-    part, may have repaired it.
+    part, may have repaired it. A bug of the harness, which has a traceback, stays one.
     """
     defect = next((defect for defect in known if defect.matches(case, versions)), None)
     version = (versions or {}).get(exporter_of(case)[0])
     repaired = case.outcome == "pass" and version is not None and is_checkout(version)
-    if defect is None or repaired:
+    if defect is None or repaired or case.traceback:
         return case
     return case.judged_against_known(defect.issue)
 

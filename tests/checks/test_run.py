@@ -9,15 +9,15 @@ import harness.checks
 from harness.checks import Check, artifact_checks, run_check
 from harness.checks.run import defined_in
 from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
-from harness.results import Finding, KnownDefect
+from harness.results import Finding
 
 
 def finding(**given):
     return Finding("toy", "here", comparisons=1, **given)
 
 
-def judged(find, subject="a subject", runtime=None, known=(), **given):
-    return run_check(Check("toy", find, **given), subject, runtime, suite="test", known=known)
+def judged(find, subject="a subject", runtime=None, **given):
+    return run_check(Check("toy", find, **given), subject, runtime, suite="test")
 
 
 def raising(error):
@@ -55,8 +55,8 @@ def test_an_error_that_a_check_raises_is_an_outcome(error, outcome, detail):
     assert not case.traceback
 
 
-def test_a_bug_keeps_its_traceback_and_is_never_a_known_defect():
-    case = judged(raising(ZeroDivisionError("oh")), known=[KnownDefect("an issue")])
+def test_a_bug_keeps_its_traceback():
+    case = judged(raising(ZeroDivisionError("oh")))
     assert (case.outcome, case.stage) == ("error", "check")
     assert case.reason == "the check itself failed (ZeroDivisionError: oh); please report it"
     assert "in find" in case.traceback
@@ -82,14 +82,6 @@ def test_a_check_that_does_not_apply_is_skipped_with_the_first_reason():
     needs = (lambda subject: None, lambda subject: f"not for {subject}", lambda subject: "never")
     case = judged(raising(AssertionError), needs=needs)
     assert (case.outcome, case.reason) == ("skip", "not for a subject")
-
-
-def test_a_known_defect_that_shows_is_known_and_one_that_is_gone_fails():
-    known = [KnownDefect("another", check="other"), KnownDefect("issue 1", check="to*")]
-    case = judged(lambda subject: [finding(ok=False, message="is wrong")], known=known)
-    assert (case.outcome, case.issue) == ("known", "issue 1")
-    case = judged(lambda subject: [finding()], known=known)
-    assert case.outcome == "fail" and "issue 1 no longer shows" in case.reason
 
 
 def test_every_check_that_a_module_of_the_room_defines_is_run():

@@ -1,5 +1,7 @@
 """Known defects: which cases they match, by patterns and by the exporter of the artifact."""
 
+from dataclasses import replace
+
 import pytest
 from packaging.version import Version
 
@@ -43,6 +45,19 @@ def outcome(fixture, *given, versions=VERSIONS):
 )
 def test_a_defect_is_that_of_the_versions_that_have_it(fixture, expected):
     assert outcome(fixture) == expected
+
+
+def test_the_first_defect_that_matches_is_named():
+    known = [KnownDefect("another", check="other"), KnownDefect("issue 1", check="cache*"), SORTED]
+    judged = judge_against_known(case("tiny"), known, VERSIONS)
+    assert (judged.outcome, judged.issue) == ("known", "issue 1")
+    judged = judge_against_known(case("tiny", "pass"), known, VERSIONS)
+    assert judged.outcome == "fail" and "issue 1 no longer shows" in judged.reason
+
+
+def test_a_bug_of_the_harness_is_never_a_known_defect():
+    bug = replace(case("tiny"), traceback="Traceback: ...")
+    assert judge_against_known(bug, [KnownDefect("an issue")]) == bug
 
 
 def test_without_versions_a_range_matches_nothing():
