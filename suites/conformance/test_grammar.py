@@ -13,13 +13,13 @@ from harness.fixtures.quality import MASTERED, cases, tokens_of
 from harness.generate import generate
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
+from harness.runtimes import REFERENCE
 from harness.subject import Subject
 from harness.suites.conformance.cases import Judge
 from harness.suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("tiny")
 
-RUNTIME = "mil:widen"
 CASES = 40  # four of every mastered rule, two of them after another saying
 
 
@@ -51,7 +51,7 @@ def test_a_user_reads_it(judge: Judge, fixture_name: str) -> None:
     def find(subject: Subject) -> Iterator[Finding]:
         command = [sys.executable, "-m", "harness", "run", str(subject.artifact.path)]
         command += ["--tokenizer", str(tokenizer), "--prompt", case.prompt, "--json"]
-        command += ["--runtime", RUNTIME, "--max-new-tokens", "24"]
+        command += ["--runtime", REFERENCE, "--max-new-tokens", "24"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         text = json.loads(done.stdout)["text"] if done.returncode == 0 else ""
         yield Finding(
@@ -63,4 +63,4 @@ def test_a_user_reads_it(judge: Judge, fixture_name: str) -> None:
             facts={"text": text},
         )
 
-    judge(Check("text", find), RUNTIME)
+    judge(Check("text", find), REFERENCE)

@@ -12,13 +12,13 @@ from harness.checks.parity import greedy_findings
 from harness.fixtures.cache import fixture
 from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
+from harness.runtimes import REFERENCE
 from harness.subject import Subject
 from harness.suites.conformance.cases import Judge
 from harness.suites.conformance.subjects import SubjectName
 
 pytestmark = pytest.mark.speaking("smollm2")
 
-RUNTIME = "mil:widen"
 NEW_TOKENS = 32
 PROMPTS = (
     "What is the capital of France?",
@@ -43,7 +43,7 @@ def test_it_names_paris(judge: Judge, fixture_name: str) -> None:
     def find(subject: Subject) -> Iterator[Finding]:
         command = [sys.executable, "-m", "harness", "run", str(subject.artifact.path)]
         command += ["--tokenizer", str(model.tokenizer), "--chat", "--prompt", PROMPTS[0]]
-        command += ["--runtime", RUNTIME, "--max-new-tokens", str(NEW_TOKENS)]
+        command += ["--runtime", REFERENCE, "--max-new-tokens", str(NEW_TOKENS)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         yield Finding(
             "text",
@@ -54,12 +54,12 @@ def test_it_names_paris(judge: Judge, fixture_name: str) -> None:
             facts={"text": " ".join(done.stdout.split())},
         )
 
-    judge(Check("text", find), RUNTIME)
+    judge(Check("text", find), REFERENCE)
 
 
 def test_greedy_tokens_are_the_oracles(judge: Judge, fixture_name: str) -> None:
     """The two must agree on twelve prompts wherever the oracle's margin exceeds the error bound."""
     tokenizer = load_tokenizer(fixture(SubjectName.parse(fixture_name).model).tokenizer)
     prompts = {prompt: tokenizer.encode_chat(prompt) for prompt in PROMPTS}
-    find = partial(greedy_findings, runtime=RUNTIME, prompts=prompts, new_tokens=NEW_TOKENS)
-    judge(Check("greedy-prompts", find), RUNTIME)
+    find = partial(greedy_findings, runtime=REFERENCE, prompts=prompts, new_tokens=NEW_TOKENS)
+    judge(Check("greedy-prompts", find), REFERENCE)

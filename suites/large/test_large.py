@@ -28,10 +28,9 @@ from harness.fixtures import model
 from harness.fixtures.cache import exported
 from harness.generate.session import Session, open_session
 from harness.results import Case, Figure, Finding
-from harness.runtimes import get_runtime
+from harness.runtimes import BASELINE, REFERENCE, get_runtime
 
 T = TypeVar("T")
-RUNTIME = "mil:widen"
 ROUNDS, STEPS, PROMPT = 5, 16, 64
 ALLOWED = 1e-5  # of the largest logit: what separates two orders of an fp32 sum, and no weight
 MAX_LOAD_SECONDS = 10
@@ -56,7 +55,7 @@ def judged(name: str, find: Callable[[Path], Iterator[Finding]], bar: Bar) -> Ca
     return run_check(
         Check[Path](name, lambda path, runtime: find(path), takes_runtime=True),
         lambda: exported(bar.fixture, options),
-        RUNTIME,
+        REFERENCE,
         suite="large",
         fixture=bar.fixture,
         mode=options.mode,
@@ -116,7 +115,7 @@ def test_decode_and_prefill_reach_their_multiple_of_eager(
 ) -> None:
     def find(path: Path) -> Iterator[Finding]:
         artifact = open_artifact(path)
-        ours, eager = (open_session(artifact, get_runtime(n)) for n in (RUNTIME, "eager:fp32"))
+        ours, eager = (open_session(artifact, get_runtime(n)) for n in (REFERENCE, BASELINE))
         generator = torch.Generator().manual_seed(5)
         room = min(PROMPT + STEPS, ours.layout.context)
         tokens = torch.randint(ours.layout.vocab_size, (room,), generator=generator).tolist()

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from harness.checks import Check, artifact_checks, run_check
 from harness.results import Case
+from harness.runtimes import REFERENCE
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants.edit import Export
-
-RUNTIME = "mil:widen"
 
 Mutation = Callable[[Export], object]  # changes an export in place
 MakeMutant = Callable[[Mutation, str], Subject]  # from a mutation and a mode
@@ -40,6 +39,6 @@ def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]
     The outcome is `error` for an artifact that is too broken to be opened or to be looked at.
     """
     check = artifact_checks()[check] if isinstance(check, str) else check
-    case = run_check(check, subject, RUNTIME if check.takes_runtime else None, suite="mutants")
+    case = run_check(check, subject, REFERENCE if check.takes_runtime else None, suite="mutants")
     assert not case.traceback, case.traceback
     return case

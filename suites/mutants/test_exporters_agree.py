@@ -12,13 +12,14 @@ import torch
 from harness.artifact import open_artifact
 from harness.checks.agreement import agreement_with
 from harness.results import Case
+from harness.runtimes import REFERENCE
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants import of_constants as constants
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants import of_weights as weights
 from harness.suites.mutants.edit import scale_half
-from harness.suites.mutants.judge import RUNTIME, MakeMutant, Mutation, Sources, judged, opened
+from harness.suites.mutants.judge import MakeMutant, Mutation, Sources, judged, opened
 
 pytestmark = pytest.mark.mutant
 MODES = ("single", "multifunction")
@@ -97,9 +98,9 @@ def test_a_table_of_another_length_is_said(
 ) -> None:
     """The check reads the other's own tables, not those with which it then calls both."""
     other = opened(sources["single"].artifact.path, sources["single"])
-    layout = other.session(RUNTIME).layout
+    layout = other.session(REFERENCE).layout
     short = replace(layout, freqs_cos=layout.freqs_cos[:-1], freqs_sin=layout.freqs_sin[:-1])
-    other._sessions[RUNTIME].layout = short
+    other._sessions[REFERENCE].layout = short
     case = compared(ours("single"), other)
     assert case.outcome == "fail" and "called in different ways: freqs_cos is" in case.reason
 
