@@ -17,7 +17,6 @@ from harness.cli import (
     bench,
     bisect,
     check,
-    conformance,
     diff,
     export,
     inspect,
@@ -108,8 +107,8 @@ COMMANDS = {
     ),
     "conformance": Command(
         "export the named models, check and execute every artifact",
-        conformance.add_arguments,
-        conformance.run,
+        results.add_conformance_arguments,
+        results.conformance,
         passes_on=True,
     ),
     "report": Command(

@@ -1,4 +1,4 @@
-"""`harness report` and `harness gate`: draw a result file, and compare a head with a base."""
+"""`harness conformance`, `report` and `gate`: make a result file, draw it, compare two."""
 
 from __future__ import annotations
 
@@ -9,16 +9,38 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import harness
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.measure import GateResult, Metric
 
+_SUITE = Path(harness.__file__).with_name("suites") / "conformance"
 # header -> widest cell; the reason takes the rest of the line.
 COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
 INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
+
+
+def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness conformance`; pytest reads them all."""
+    parser.usage = "harness conformance [--fixture F] [--exporter E] [--mode M] [--runtime R] ..."
+    parser.epilog = (
+        "Each option may be repeated, and pytest's own options are passed on. Results are written "
+        "to `results/`, or to the folder of --results."
+    )
+
+
+def conformance(args: argparse.Namespace) -> int:
+    """Run pytest on the suite; return 0 when all passed, 1 on a failure, 2 for a wrong option."""
+    import pytest
+
+    status = pytest.main([str(_SUITE), "-p", "no:cacheprovider", *args.words])
+    usage = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if status in usage:
+        return 2
+    return 130 if status == pytest.ExitCode.INTERRUPTED else int(status != pytest.ExitCode.OK)
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
