@@ -6,11 +6,12 @@ Both are timed in one session, in ABBA order; see `statistics`.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness.artifact.facts import artifact_facts
 from harness.checks import artifact_checks, run_check
+from harness.diff import Difference, diff_artifacts
 from harness.errors import HarnessError, NotInstalledError
 from harness.measure import GateResult, Metric
 from harness.measure.statistics import compare, sample_in_abba_order
@@ -19,8 +20,12 @@ from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outco
 from harness.results import Case, Fact
 from harness.runtimes import get_runtime
 from harness.subject import Subject
+from harness.text import clip
 
 PAIRS = 12
+_TELLING = ("option", "operation", "wiring", "weight")  # kinds of differences
+_MAX_NOTES = 4
+_MAX_TEXT = 120  # characters of a value in a message
 _TIME_VERDICTS = {"slower": "regression", "faster": "better"}
 
 
@@ -36,10 +41,11 @@ def compare_artifacts(base: Path, head: Path, runtime: str) -> GateResult:
         if subject.artifact.pte is None:
             raise HarnessError(f"{path}: only .pte files and exported folders can be compared")
     parity = tuple(_parity(subject, runtime) for subject in subjects)
-    metrics = [*_fact_metrics(*subjects), _parity_metric(*parity)]
+    differences = diff_artifacts(*(subject.artifact for subject in subjects))
+    metrics = [*_fact_metrics(*subjects), *constant_metrics(differences), _parity_metric(*parity)]
     if all(case.outcome == "pass" for case in parity):
         metrics.append(_time_metric(*subjects, runtime))
-    return GateResult(tuple(metrics), ())
+    return GateResult(tuple(metrics), tuple(difference_notes(differences)))
 
 
 def _fact_metrics(base: Subject, head: Subject) -> Iterator[Metric]:
@@ -56,6 +62,32 @@ def _fact_metrics(base: Subject, head: Subject) -> Iterator[Metric]:
         texts = fact_text(ours[name]), fact_text(theirs[name])
         verdict, reason = fact_verdict(ours[name], theirs[name], margin)
         yield Metric("artifact", name, "fact", *texts, verdict, reason)
+
+
+def constant_metrics(differences: Sequence[Difference]) -> Iterator[Metric]:
+    """Yield the constants that differ, save tables of floats: exporters round these differently."""
+    for found in differences:
+        base, head = _texts(found)
+        if found.kind == "constant" and not (base + head).startswith("float"):
+            name, reason = f"constant {found.what}", "a deterministic fact changed"
+            yield Metric("artifact", name, "fact", base, head, "regression", reason)
+
+
+def difference_notes(differences: Sequence[Difference]) -> Iterator[str]:
+    """Yield what changed in options, operations, wiring and weights: the first of it."""
+    telling = [d for d in differences if d.kind in _TELLING and not d.what.startswith("number ")]
+    for found in telling[:_MAX_NOTES]:
+        base, head = (text or "(none)" for text in _texts(found))
+        where = f"{found.where}: " if found.where else ""
+        yield f"Changed: {where}{found.kind} {found.what}: BASE has {base}; HEAD has {head}"
+    if len(telling) > _MAX_NOTES:
+        yield f"Changed: {len(telling) - _MAX_NOTES} more; `harness diff` shows all"
+
+
+def _texts(found: Difference) -> tuple[str, str]:
+    """Return both sides of a difference as short texts, "" for a side that has nothing."""
+    base, head = ("" if side is None else clip(str(side), _MAX_TEXT) for side in (found.a, found.b))
+    return base, head
 
 
 def _facts(subject: Subject) -> dict[str, Fact]:
