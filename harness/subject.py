@@ -148,11 +148,10 @@ class Subject:
 
         Raises NotInstalledError when the runtime cannot be used here.
         """
-        from harness.generate.session import open_session
-        from harness.runtimes import get_runtime
+        from harness.generate.session import Session
 
         if runtime not in self._sessions:
-            self._sessions[runtime] = open_session(self.artifact, get_runtime(runtime))
+            self._sessions[runtime] = Session.open(self.artifact, runtime)
         self._sessions[runtime].reset()
         return self._sessions[runtime]
 

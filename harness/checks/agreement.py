@@ -29,10 +29,9 @@ from harness.checks.accuracy import (
 from harness.checks.run import Check
 from harness.checks.weights import table_error
 from harness.generate.layout import ModelLayout
-from harness.generate.session import open_session
+from harness.generate.session import Session
 from harness.models.model import Freqs
 from harness.results import Figure, Finding
-from harness.runtimes import get_runtime
 from harness.subject import Subject
 
 _NOT_COMPARED = ("freqs_cos", "freqs_sin", "crossed_rows")  # of a layout; see the tables below
@@ -61,7 +60,7 @@ def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findi
         return
     yield _tables(subject.tables, other.tables)
     have = measure(subject, runtime).trace
-    session = open_session(other.artifact, get_runtime(runtime), subject.tables)
+    session = Session.open(other.artifact, runtime, subject.tables)
     want = trace(session, sequence(subject), prompt_length(subject))
     allowed = tolerances(subject, runtime)
     for part, found in _differences(have, want).items():

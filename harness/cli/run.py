@@ -80,28 +80,26 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[Session, str]:
     from harness.artifact import open_artifact
-    from harness.generate.session import open_session
+    from harness.generate.session import Session
     from harness.runtimes import default_runtime, get_runtime
 
     artifact = open_artifact(args.file)
     runtime = get_runtime(args.runtime or default_runtime())
-    return open_session(artifact, runtime), runtime.name
+    return Session.open(artifact, runtime), runtime.name
 
 
 def _generate(
     args: argparse.Namespace, session: Session, tokenizer: Tokenizer, prompt: list[int]
 ) -> _Result:
-    from harness.generate import TextStream, generate, make_sampler
+    from harness.generate import generate_text, make_sampler
 
     result = _Result(prompt)
-    stream = TextStream(tokenizer.decode, before=prompt)
     sampler = make_sampler(args.temperature, args.top_p, args.seed)
-    show = _discard if args.json else _print_now
     try:
-        for step in generate(session, prompt, args.max_new_tokens, tokenizer.stop_tokens, sampler):
-            ended = step.finish == "stop_token"
-            result.add(step, "" if ended else stream.push(step.token), show)
-        result.add_text(stream.end(), show)
+        for text, step in generate_text(session, tokenizer, prompt, args.max_new_tokens, sampler):
+            result.add(step, text)
+            if not args.json:
+                _print_now(text)
     except KeyboardInterrupt:
         result.finish = "interrupted"
     return result
@@ -117,15 +115,11 @@ class _Result:
     text: str = ""
     finish: str | None = None
 
-    def add(self, step: GeneratedToken, text: str, show: Callable[[str], None]) -> None:
+    def add(self, step: GeneratedToken, text: str) -> None:
         self.tokens.append(step.token)
         self.seconds.append(step.seconds)
         self.finish = step.finish
-        self.add_text(text, show)
-
-    def add_text(self, text: str, show: Callable[[str], None]) -> None:
         self.text += text
-        show(text)
 
     def speeds(self) -> dict[str, dict[str, float | int | None]]:
         """Return tokens, seconds and speed of prefill and decode; None where nothing ran."""
@@ -172,10 +166,6 @@ def _print_now(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     printable = text.encode(encoding, errors="replace").decode(encoding)  # a C locale has no é
     print(printable, end="", flush=True)
-
-
-def _discard(text: str) -> None:
-    pass
 
 
 def _crossed(session: Session) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from harness.artifact.limits import max_elements
 from harness.divergence.recording import Part
 from harness.errors import HarnessError
-from harness.generate.session import open_session
+from harness.generate.session import Session
 from harness.pte import TensorSpec
 from harness.runtimes.base import Runtime
 from harness.subject import Subject
@@ -29,7 +29,7 @@ def drive(subject: Subject, judge: Runtime) -> None:
     The last chunk is therefore padded and reads a filled cache. Raises HarnessError when the
     artifact is not a language model or cannot be executed.
     """
-    session = open_session(subject.artifact, judge)
+    session = Session.open(subject.artifact, judge)
     layout = session.layout
     count = max(1, min(5 * layout.prefill.input_len // 2, layout.context - DECODED))
     generator = torch.Generator().manual_seed(_SEED)

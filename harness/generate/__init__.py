@@ -1,13 +1,14 @@
 """The loop that continues a prompt, the choice of tokens, and their text.
 
-    tokenizer = load_tokenizer(path)                        tokenizer.py, vocabulary.py
-    session = open_session(open_artifact(file), runtime)    session.py, layout.py, phase.py
-    stream = TextStream(tokenizer.decode, before=prompt)
-    for step in generate(session, prompt, 100, tokenizer.stop_tokens):
-        print(stream.push(step.token), end="")
+    tokenizer = load_tokenizer(path)              tokenizer.py, vocabulary.py
+    session = Session.open(file)                  session.py, layout.py, phase.py
+    prompt = tokenizer.encode("Today is")
+    for text, _ in generate_text(session, tokenizer, prompt, 100):
+        print(text, end="")
 
-`generate` calls `session.prefill` once, then `session.decode` for every token; each of them calls a
-method of the artifact. Only `session` and `make_sampler` import torch.
+`generate_text` decodes the tokens of `generate`, which calls `session.prefill` once, then
+`session.decode` for every token; each of them calls a method of the artifact. Only `session` and
+`make_sampler` import torch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from harness.generate.session import Session
+    from harness.generate.tokenizer import Tokenizer
 
     Sampler = Callable[[torch.Tensor], int]  # logits [vocab], any floating dtype -> token
 
@@ -110,6 +112,24 @@ def generate(
         if finish is not None:
             return
         step = partial(session.decode, token)
+
+
+def generate_text(
+    session: Session,
+    tokenizer: Tokenizer,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    sampler: Sampler = greedy,
+) -> Iterator[tuple[str, GeneratedToken]]:
+    """Generate as `generate` does, up to a stop token; yield the new text with each token.
+
+    The text of a token is empty while it ends inside a character, and that of a stop token is.
+    """
+    stream = TextStream(tokenizer.decode, before=prompt_tokens)
+    stops = tokenizer.stop_tokens
+    for step in generate(session, prompt_tokens, max_new_tokens, stops, sampler):
+        text = "" if step.finish == "stop_token" else stream.push(step.token)
+        yield text + (stream.end() if step.finish else ""), step
 
 
 class TextStream:

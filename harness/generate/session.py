@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
+from harness.artifact import Artifact, open_artifact
 from harness.errors import HarnessError, NotInstalledError
 from harness.generate.layout import ModelLayout, method_names, parse_layout
 from harness.generate.phase import LOGITS_OUTPUT, TOKENS_INPUT, Phase
+from harness.runtimes import default_runtime, get_runtime
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from harness.artifact import Artifact
     from harness.models.model import Freqs
     from harness.runtimes.base import Method, Runtime
 
@@ -71,6 +71,42 @@ class Session:
         self._values = [torch.zeros(shape, dtype=dtype) for _ in range(layout.n_layers)]
         self._stored = 0
         self._tail: list[int] = []
+
+    @classmethod
+    def open(
+        cls,
+        artifact: Artifact | str | Path,
+        runtime: Runtime | str | None = None,
+        tables: Freqs | None = None,
+    ) -> Self:
+        """Load an artifact's methods on a runtime, parse its layout, and start a session.
+
+        `artifact` may be a path, `runtime` a name; without it, this machine's default runtime
+        executes. `tables`, cosines and sines of the same length, replace the artifact's own. Raises
+        NotInstalledError if the runtime cannot be used here, and HarnessError if the artifact does
+        not describe a language model.
+        """
+        if isinstance(artifact, str | Path):
+            artifact = open_artifact(artifact)
+        if isinstance(runtime, str | None):
+            runtime = get_runtime(runtime or default_runtime())
+        if reason := runtime.unavailable():
+            raise NotInstalledError(f"runtime {runtime.name} cannot be used here: {reason}")
+        with _naming(artifact.path):
+            names = method_names(artifact.constants)
+            missing = [name for name in names if name not in artifact.methods]
+            if missing:
+                raise HarnessError(
+                    f"its constants describe a method '{missing[0]}' that is not among its methods "
+                    f"({', '.join(artifact.methods)})"
+                )
+            _refuse_states(artifact)
+        methods = {name: runtime.load(artifact, name) for name in names}
+        with _naming(artifact.path):
+            layout = parse_layout(artifact.constants, methods)
+        if tables is not None:
+            layout = replace(layout, freqs_cos=tables[0], freqs_sin=tables[1])
+        return cls(methods, layout)
 
     @property
     def position(self) -> int:
@@ -222,33 +258,6 @@ def _bind(methods: Mapping[str, Method], phase: Phase) -> _Bound:
         mask=mask,
         last_valid_token_pos=torch.zeros(1, dtype=torch.int64),
     )
-
-
-def open_session(artifact: Artifact, runtime: Runtime, tables: Freqs | None = None) -> Session:
-    """Load an artifact's methods on a runtime, parse its layout, and start a session.
-
-    `tables`, cosines and sines of the same length, replace the artifact's own. Raises
-    NotInstalledError if the runtime cannot be used here, and HarnessError if the artifact does not
-    describe a language model.
-    """
-    reason = runtime.unavailable()
-    if reason is not None:
-        raise NotInstalledError(f"runtime {runtime.name} cannot be used here: {reason}")
-    with _naming(artifact.path):
-        names = method_names(artifact.constants)
-        missing = [name for name in names if name not in artifact.methods]
-        if missing:
-            raise HarnessError(
-                f"its constants describe a method '{missing[0]}' that is not among its methods "
-                f"({', '.join(artifact.methods)})"
-            )
-        _refuse_states(artifact)
-    methods = {name: runtime.load(artifact, name) for name in names}
-    with _naming(artifact.path):
-        layout = parse_layout(artifact.constants, methods)
-    if tables is not None:
-        layout = replace(layout, freqs_cos=tables[0], freqs_sin=tables[1])
-    return Session(methods, layout)
 
 
 def _refuse_states(artifact: Artifact) -> None:

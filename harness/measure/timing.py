@@ -18,7 +18,7 @@ import torch
 
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
 from harness.errors import HarnessError
-from harness.generate.session import Session, open_session
+from harness.generate.session import Session
 from harness.runtimes import isolated_runtime
 from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
@@ -116,7 +116,7 @@ class Stopwatch:
     def memory(self, runtime: str) -> Memory:
         """Run one round in a process of its own; raises WrongAnswerError as `round` does."""
         isolated = isolated_runtime(runtime)
-        session = open_session(self._subject.artifact, isolated)
+        session = Session.open(self._subject.artifact, isolated)
         self._checked_round(session, runtime)
         return Memory(*isolated.memory(self._subject.artifact))
 

@@ -26,9 +26,9 @@ from harness.artifact import open_artifact
 from harness.checks import Check, run_check
 from harness.fixtures import model
 from harness.fixtures.cache import exported
-from harness.generate.session import Session, open_session
+from harness.generate.session import Session
 from harness.results import Case, Figure, Finding
-from harness.runtimes import BASELINE, REFERENCE, get_runtime
+from harness.runtimes import BASELINE, REFERENCE
 
 T = TypeVar("T")
 ROUNDS, STEPS, PROMPT = 5, 16, 64
@@ -115,7 +115,7 @@ def test_decode_and_prefill_reach_their_multiple_of_eager(
 ) -> None:
     def find(path: Path) -> Iterator[Finding]:
         artifact = open_artifact(path)
-        ours, eager = (open_session(artifact, get_runtime(n)) for n in (REFERENCE, BASELINE))
+        ours, eager = (Session.open(artifact, n) for n in (REFERENCE, BASELINE))
         generator = torch.Generator().manual_seed(5)
         room = min(PROMPT + STEPS, ours.layout.context)
         tokens = torch.randint(ours.layout.vocab_size, (room,), generator=generator).tolist()
@@ -135,13 +135,12 @@ def test_decode_and_prefill_reach_their_multiple_of_eager(
 CHILD = """
 import sys, time
 import torch
-from harness.artifact import open_artifact
-from harness.generate.session import open_session
+from harness.generate.session import Session
 from harness.runtimes import get_runtime
 from harness.child import peak_memory
 runtime = get_runtime("mil:widen")
 start = time.perf_counter()
-session = open_session(open_artifact(sys.argv[1]), runtime)
+session = Session.open(sys.argv[1], runtime)
 took = time.perf_counter() - start
 session.prefill(list(range(1, 65)))
 session.decode(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class FakeArtifact:
     path: Path
     constants: dict[str, Any]
     methods: tuple[str, ...]
+    delegates: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -280,7 +281,7 @@ def test_an_unavailable_runtime_has_a_status_of_its_own(
     runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tokenizer: Path
 ) -> None:
     runtime.reason = "there is no such device"
-    assert call(tokenizer) == 3
+    assert call(tokenizer, "--runtime", "fake") == 3
     assert "runtime fake cannot be used here: there is no such device" in sentence(capsys)
 
 
