@@ -35,6 +35,7 @@ _NO_RESULT = (
     pytest.ExitCode.INTERNAL_ERROR,
     pytest.ExitCode.USAGE_ERROR,
 )
+_RUNS_NOTHING = ("collectonly", "help", "markers", "showfixtures", "show_fixtures_per_test")
 
 
 class Recorder:
@@ -120,7 +121,8 @@ def start_recording(
     exporters = exporters or {}
     made_by = {name: versions.get(name.partition("@")[0]) for name, versions in exporters.items()}
     config.stash[_VERSIONS] = parse_versions(made_by)
-    if not config.option.collectonly and not hasattr(config, "workerinput"):
+    idle = any(getattr(config.option, name) for name in _RUNS_NOTHING)
+    if not idle and not hasattr(config, "workerinput"):
         config.pluginmanager.register(recorder(suite, folder, options, exporters), "recorder")
 
 

@@ -118,6 +118,15 @@ def test_an_interrupted_run_shows_no_older_runs_table(run):
     assert done.returncode == 2 and "PASSED" not in done.stdout
 
 
+@pytest.mark.parametrize("option", ["--help", "--fixtures", "--collect-only"])
+def test_a_run_without_tests_leaves_older_results(run, tmp_path, option):
+    run(TESTS)
+    before = sorted((tmp_path / "results").iterdir())
+    done, found = run(TESTS, option)
+    assert done.returncode == 0 and found.footer.passed and len(found.cases) == 5
+    assert sorted((tmp_path / "results").iterdir()) == before
+
+
 @pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two workers"])
 def test_an_observed_test_ends_as_its_case_does(run, options):
     done, found = run(OBSERVED, *options, conftest=OBSERVING)
