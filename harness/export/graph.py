@@ -1,8 +1,11 @@
-"""The Llama that our exporter lowers: shapes are fixed; caches and weights are inputs.
+"""The model that our exporter lowers: shapes are fixed; caches and weights are inputs.
+
+It is a second implementation on purpose and shares nothing with `harness.models.model`: the oracle
+must not make the exporter's mistakes.
 
 A method is a chain of stages: the embedding, the blocks, the head. `torch.export` captures each of
 them as a module, and all blocks as one. Weights are inputs of the module, so that the captured
-graph has shapes only; `harness.export.filling` inserts the numbers afterwards.
+graph has shapes only; `harness.export.weight_store` inserts the numbers afterwards.
 
 Attention is grouped: the query heads that share a key-value head are the rows of one product. It
 consists of matrix products, a mask and a softmax, without a fused operation.
@@ -50,6 +53,9 @@ def block(
     q = _heads(_linear(normed, weights["attention.wq.weight"]), config.n_heads)  # [1, H, T, D]
     k = _heads(_linear(normed, weights["attention.wk.weight"]), config.n_kv_heads)  # [1, K, T, D]
     v = _heads(_linear(normed, weights["attention.wv.weight"]), config.n_kv_heads)  # [1, K, T, D]
+    if "attention.q_norm_fn.weight" in weights:  # Qwen3
+        q = rms_norm(q, weights["attention.q_norm_fn.weight"][0], config.norm_eps)
+        k = rms_norm(k, weights["attention.k_norm_fn.weight"][0], config.norm_eps)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     all_k, all_v = torch.cat((k_cache, k), 2), torch.cat((v_cache, v), 2)  # [1, K, S, D]
     x = x + _linear(_attend(q, all_k, all_v, mask), weights["attention.wo.weight"])

@@ -33,13 +33,16 @@ def meta_files(checkpoint: Path, params: Path, folder: Path) -> tuple[Path, Path
     written = folder / "params.json"
     written.write_text(json.dumps(meta_params(config, str(params))), encoding="utf-8")
     weights = load_checkpoint(checkpoint, config)
-    if is_torch_file(checkpoint) and "tok_embeddings.weight" in read_tensors(checkpoint):
-        return checkpoint, written
     if is_tied(weights):
         del weights["output.weight"]
+    # the exporter's static attention has another name for what ExecuTorch's models call q_norm_fn
+    renamed = {name.replace("_norm_fn.", "_norm."): weight for name, weight in weights.items()}
+    as_it_is = is_torch_file(checkpoint) and renamed.keys() == weights.keys()
+    if as_it_is and "tok_embeddings.weight" in read_tensors(checkpoint):
+        return checkpoint, written
     path = folder / "checkpoint.pth"
     with writing(path), path.open("wb") as file:
-        torch.save(weights, file)
+        torch.save(renamed, file)
     return path, written
 
 
@@ -47,6 +50,7 @@ def meta_params(config: ModelConfig, where: str) -> dict[str, Any]:
     """Return the content of Meta's params.json; `where` names the config's source in errors."""
     params: dict[str, Any] = {name: getattr(config, name) for name in _COPIED}
     params |= {"norm_eps": config.norm_eps, "rope_theta": config.rope_theta}
+    params |= {key: values[0] for key, values in config.architecture.params.items()}
     scaling = config.rope_scaling
     if scaling is None:
         return params

@@ -20,8 +20,9 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.models import Architecture, ModelConfig, RopeScaling
 from harness.models.llama import LLAMA
+from harness.models.qwen3 import QWEN3
 
-ARCHITECTURES = (LLAMA,)
+ARCHITECTURES = (QWEN3, LLAMA)
 """A model has the first architecture whose `params` fit; Llama, which needs none, is the last."""
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
@@ -109,6 +110,7 @@ _HF_IGNORED = frozenset(
         ),
         *("output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id"),
         *("problem_type", "chunk_size_feed_forward", "is_llama_config", "unsloth_version"),
+        "max_window_layers",  # where a sliding window begins: there is none
         *("unsloth_fixed", "finetuning_task", "task_specific_params"),
     )
 )

@@ -22,7 +22,7 @@ _DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 class EagerRuntime:
-    """Runs the Llama that an artifact holds, in one dtype throughout."""
+    """Runs the model that an artifact holds, in one dtype throughout."""
 
     def __init__(self, option: str) -> None:
         self.name = f"eager:{option}"
@@ -34,7 +34,7 @@ class EagerRuntime:
         return None
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method; raises ArtifactError when its programs are not recognised as a Llama."""
+        """Load a method; raises ArtifactError when its programs hold no known model."""
         config, weights = read_model(artifact, method)
         model = StaticModel(config, self._shared(artifact, weights), self._dtype)
         return _EagerMethod(artifact, method, model)

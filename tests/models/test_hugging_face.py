@@ -131,7 +131,10 @@ def test_both_spellings_of_rope_parameters_mean_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model_type": "mixtral"}, 'model_type = "mixtral" is not supported; only "llama" is'),
+        (
+            {"model_type": "mixtral"},
+            'model_type = "mixtral" is not supported; only "llama" or "qwen3" is',
+        ),
         ({"attention_bias": True}, "attention_bias = true is not supported; only false is"),
         ({"hidden_act": "gelu"}, 'hidden_act = "gelu" is not supported'),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not supported"),

@@ -16,8 +16,9 @@ from harness.runtimes import get_runtime
 def test_a_program_that_is_no_llama_is_refused_with_what_was_found(mixed_program, option):
     path = mixed_program[0]
     problem = (
-        f"{path}, method 'forward': not recognised as a Llama: 0 embeddings, 1 groups of linears "
-        r"\(4 per layer and 1 are expected\), 0 norms \(2 per layer and 1 are expected\)"
+        f"{path}, method 'forward': not recognised as a Llama or Qwen3: 0 embeddings, "
+        r"1 groups of linears \(4 per layer and 1 are expected\), "
+        r"0 norms \(2 or 4 per layer and 1 are expected\)"
     )
     with pytest.raises(ArtifactError, match=problem):
         get_runtime(f"eager:{option}").load(open_artifact(path), "forward")
