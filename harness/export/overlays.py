@@ -8,13 +8,14 @@ runs while a folder is made.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -61,10 +62,11 @@ def installed_version(version: str, progress: Progress | None = None) -> Path:
 
 
 def cached_versions() -> Iterator[Path]:
-    """Yield the folders of released versions in the cache, sorted by version."""
-    folders = cache_folder(PACKAGE).glob(f"*-{_platform()}")
-    found = [path for path in folders if not path.name.startswith((".", CHECKOUT))]
-    yield from sorted(found, key=lambda folder: Version(version_of(folder)))
+    """Yield a folder for each released version in the cache, sorted by version."""
+    folders = sorted(cache_folder(PACKAGE).glob(f"[!.]*-{_platform()}"))
+    released = [folder for folder in folders if not folder.name.startswith(CHECKOUT)]
+    found = {Version(version_of(folder)): folder for folder in released}
+    yield from (found[version] for version in sorted(found))
 
 
 def version_of(folder: Path) -> str:
@@ -221,18 +223,27 @@ def _installed(specifier: str, name: str, progress: Progress | None) -> Path:
 
 
 def _install(requirement: str, folder: Path, progress: Progress) -> None:
-    """Install one wheel into a folder by uv, or by pip where uv is missing; nothing is built."""
+    """Install one wheel into a folder, by uv if it is there, else or on its failure by pip.
+
+    Nothing is built. Raises HarnessError with the reason of the last failure.
+    """
     progress(f"installing {requirement} into the cache, beside this Python's torch")
-    process = subprocess.Popen(
-        _command(requirement, folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    assert process.stdout is not None
+    failure = HarnessError(f"{requirement} cannot be installed: neither uv nor pip is here")
+    for command in _commands(requirement, folder):
+        status, output = _run(command, progress)
+        if not status:
+            return
+        failure = _failure(requirement, output)
+    raise failure
+
+
+def _run(command: Sequence[str], progress: Progress) -> tuple[int, str]:
+    """Return a command's exit status and what it printed; `progress` hears of the slow steps."""
     lines = []
-    with process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
         try:
             for line in map(str.strip, process.stdout):
                 lines.append(line)
@@ -241,17 +252,17 @@ def _install(requirement: str, folder: Path, progress: Progress) -> None:
         except BaseException:
             process.kill()
             raise
-    if process.returncode:
-        raise _failure(requirement, "\n".join(lines))
+    return process.returncode, "\n".join(lines)
 
 
-def _command(requirement: str, folder: Path) -> list[str]:
+def _commands(requirement: str, folder: Path) -> Iterator[list[str]]:
     options = ["--no-deps", "--only-binary", ":all:", "--target", str(folder), requirement]
     if uv := shutil.which("uv"):
-        return [uv, "pip", "install", "--python", sys.executable, *options]
-    quick = ["--retries", "1", "--timeout", "30", "--no-compile", "--progress-bar", "off"]
-    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
-    return [*pip, *quick, *options]
+        yield [uv, "pip", "install", "--python", sys.executable, *options]
+    if importlib.util.find_spec("pip") is not None:
+        quick = ["--retries", "1", "--timeout", "30", "--no-compile", "--progress-bar", "off"]
+        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+        yield [*pip, *quick, *options]
 
 
 def _failure(requirement: str, output: str) -> HarnessError:
