@@ -241,8 +241,9 @@ def test_a_state_and_a_package_without_weights(tmp_path):
             return self.seen * 1.0
 
     model = ct.convert(
-        torch.jit.trace(Counter(), torch.ones(1, 4)),
+        torch.jit.trace(Counter(), torch.ones(1, 4), check_trace=False),  # a state counts calls
         inputs=[ct.TensorType("x", (1, 4))],
+        outputs=[ct.TensorType("y")],
         states=[ct.StateType(ct.TensorType(shape=(1, 4)), name="seen")],
         minimum_deployment_target=ct.target.iOS18,
         skip_model_load=True,
