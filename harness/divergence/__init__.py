@@ -72,8 +72,8 @@ def bisect(
 
     An .mlpackage has no model: its functions are called once. So are the methods of any other
     artifact for which `given` holds a tensor for each name of an input. In these cases `double` is
-    the only reference. Raises HarnessError when the artifact cannot be executed, is not a Llama,
-    does not belong to the checkpoint, and when nothing was compared.
+    the only reference. Raises HarnessError when the artifact cannot be executed, when it is not of
+    a known architecture or not of the checkpoint, and when nothing was compared.
     """
     part.check(subject.artifact)
     precision, model = PrecisionJudge(policy, part), None
