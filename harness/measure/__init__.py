@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.errors import HarnessError
@@ -91,6 +91,8 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
     `margins` maps the name of a figure, or of a fact with a better direction, to the percent of
     the base's value by which it may be worse; others have the defaults of `verdicts.py`.
 
+    In two runs about one artifact each, the artifacts are compared whatever their names are.
+
     Raises HarnessError when nothing could be compared, and for a margin that applies to nothing.
     """
     gate = _Gate(
@@ -99,7 +101,7 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
         same_options=base.header.options == head.header.options,
     )
     bases = {case.id: case for case in base.cases}
-    heads = {case.id: case for case in head.cases}
+    heads = {case.id: case for case in _cases_by_bases_name(base, head)}
     shared = [(case, heads[id]) for id, case in bases.items() if id in heads]
     if all(_skipped_in_both(*pair) for pair in shared):
         raise HarnessError(
@@ -119,6 +121,13 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
             " of the two runs has this name"
         )
     return GateResult(tuple(metrics), tuple(_differences(base, head)))
+
+
+def _cases_by_bases_name(base: Run, head: Run) -> Iterator[Case]:
+    """Yield the cases of HEAD; those of its one artifact get the name of BASE's one."""
+    ours, theirs = (run.header.artifact.get("name") for run in (base, head))
+    for case in head.cases:
+        yield replace(case, fixture=str(ours)) if ours and case.fixture == theirs else case
 
 
 def _skipped_in_both(base: Case, head: Case) -> bool:
@@ -183,6 +192,7 @@ def _names(base: Mapping[str, Any], head: Mapping[str, Any]) -> Sequence[str]:
 def _differences(base: Run, head: Run) -> Iterator[str]:
     """Yield sentences on how the circumstances of the two runs differ."""
     for group, consequence in (
+        ("artifact", "compared all the same"),
         ("machine", "time and memory are inconclusive"),
         ("options", "facts and figures are inconclusive"),
         ("versions", "compared all the same"),

@@ -74,7 +74,7 @@ def _numbers(case: Case) -> dict[str, Any]:
 
 
 def _circumstances(run: Run) -> dict[str, Any]:
-    groups = ("versions", "exporter_packages", "machine", "options", "project")
+    groups = ("artifact", "versions", "exporter_packages", "machine", "options", "project")
     named = {
         f"{group.replace('_', ' ')}: {name}": value
         for group in groups

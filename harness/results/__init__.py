@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ __all__ = [
     "KnownDefect",
     "MissingFooter",
     "Run",
+    "Stream",
     "Writer",
     "case_from_findings",
     "read_known",
@@ -102,23 +103,13 @@ class Run:
     footer: Footer
 
 
-class Writer:
-    """A context manager that writes the stream of one run.
+class Stream:
+    """The records of one run, each a line that `write` receives: header, cases, footer."""
 
-    Lines go to `PATH.XXXXXXXX.partial`; each is flushed. Leaving the block writes the footer and
-    moves the file to `path`. An exception leaves the partial stream in its place.
-    """
-
-    def __init__(self, path: Path, header: Header) -> None:
-        self.path = Path(path)
-        self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
+    def __init__(self, header: Header, write: Callable[[str], object]) -> None:
+        self._write_line = write
         self._cases: dict[str, Case] = {}
         self._start = time.monotonic()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise HarnessError(f"{path} cannot be written: {error.strerror or error}") from error
         self._write(header.to_json())
 
     def add(self, case: Case) -> None:
@@ -129,9 +120,43 @@ class Writer:
         self._cases[case.id] = case
 
     def finish(self) -> Footer:
-        """Write the footer and move the stream to `path`; raises HarnessError on failure."""
+        """Write the footer and return it."""
         footer = Footer.of(self._cases.values(), round(time.monotonic() - self._start, 3))
         self._write(footer.to_json())
+        return footer
+
+    def _write(self, record: dict[str, Any]) -> None:
+        try:
+            line = format_line(record)
+        except ValueError as error:
+            what = record.get("id", record["type"])
+            raise HarnessError(f"{what} cannot be recorded: {error}") from error
+        self._write_line(line)
+
+
+class Writer(Stream):
+    """A context manager that writes the stream of one run to a file; `echo` receives each line.
+
+    Lines go to `PATH.XXXXXXXX.partial`; each is flushed. Leaving the block writes the footer and
+    moves the file to `path`. An exception leaves the partial stream in its place.
+    """
+
+    def __init__(
+        self, path: Path, header: Header, echo: Callable[[str], object] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
+        self._echo = echo
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise HarnessError(f"{path} cannot be written: {error.strerror or error}") from error
+        super().__init__(header, self._write_to_file)
+
+    def finish(self) -> Footer:
+        """Write the footer and move the stream to `path`; raises HarnessError on failure."""
+        footer = super().finish()
         try:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -163,17 +188,14 @@ class Writer:
         else:
             self.abandon()
 
-    def _write(self, record: dict[str, Any]) -> None:
-        try:
-            line = format_line(record)
-        except ValueError as error:
-            what = record.get("id", record["type"])
-            raise HarnessError(f"{self.path}: {what} cannot be recorded: {error}") from error
+    def _write_to_file(self, line: str) -> None:
         try:
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
             raise HarnessError(f"{self.partial} cannot be written: {error.strerror}") from error
+        if self._echo:
+            self._echo(line)
 
 
 def read_run(path: Path) -> Run:

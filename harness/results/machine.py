@@ -23,7 +23,8 @@ PACKAGES = ("coreml-llm-harness", "torch", "executorch", "coremltools", "torchao
 class Header:
     """The environment of a run: its time, versions, machine and options.
 
-    `exporters` are the versions of what each exporter consists of, by its name in the cases.
+    `exporters` are the versions of what each exporter consists of, by its name in the cases. A run
+    about one artifact has its `artifact`: the `name` in the cases, `sha256` and `bytes`.
     """
 
     started: str
@@ -32,12 +33,14 @@ class Header:
     options: Mapping[str, Any]
     project: Mapping[str, Any]
     exporters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    artifact: Mapping[str, str | int] = field(default_factory=dict)
 
     @classmethod
     def here(
         cls,
         options: Mapping[str, Any],
         exporters: Mapping[str, Mapping[str, str]] | None = None,
+        artifact: Mapping[str, str | int] | None = None,
     ) -> Header:
         """Return the header of a run that starts now, on this machine, in this checkout."""
         return cls(
@@ -47,6 +50,7 @@ class Header:
             options=options,
             project=project_state(),
             exporters=exporters or {},
+            artifact=artifact or {},
         )
 
     @property
@@ -60,7 +64,7 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """Return the header as a JSON object."""
-        return {"type": "header", "schema": SCHEMA} | {
+        record = {"type": "header", "schema": SCHEMA} | {
             "started": self.started,
             "versions": dict(self.versions),
             "machine": dict(self.machine),
@@ -68,12 +72,14 @@ class Header:
             "project": dict(self.project),
             "exporters": {name: dict(versions) for name, versions in self.exporters.items()},
         }
+        return record | ({"artifact": dict(self.artifact)} if self.artifact else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
         """Read the header that `to_json` wrote; `data` has been validated against the schema."""
         names = ("started", "versions", "machine", "options", "project")
-        return cls(**{name: data[name] for name in names}, exporters=data.get("exporters", {}))
+        later = {name: data.get(name, {}) for name in ("exporters", "artifact")}
+        return cls(**{name: data[name] for name in names}, **later)
 
 
 def this_machine() -> dict[str, Any]:

@@ -131,3 +131,28 @@ def test_a_file_that_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text("{}\n")
     assert main(["gate", str(tmp_path / "x.jsonl"), str(tmp_path / "x.jsonl")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_two_artifacts_are_compared_whatever_their_names(tmp_path, capsys):
+    names, case = ("old.pte", "new.pte"), replace(PARITY, suite="check")
+    paths = [
+        write_run(
+            tmp_path / f"{name}.jsonl",
+            replace(case, fixture=name, figures={"decode": Figure(speed, "ms/token")}),
+            header=replace(HEADER, artifact={"name": name, "sha256": digit * 64, "bytes": 9}),
+        )
+        for name, speed, digit in zip(names, (3.0, 4.0), "ab", strict=True)
+    ]
+    assert main(["gate", *map(str, paths), "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    worse = [(m["case"], m["name"]) for m in result["metrics"] if m["verdict"] == "regression"]
+    assert worse == [("check/parity[old.pte,single,mil:widen]", "decode")]
+    (note,) = result["notes"]
+    assert "artifact of the runs differ (name old.pte -> new.pte, sha256 aaaa" in note
+
+
+def test_without_a_header_that_names_them_two_names_are_two_subjects(tmp_path, capsys):
+    base = write_run(tmp_path / "base.jsonl", PARITY)
+    head = write_run(tmp_path / "head.jsonl", replace(PARITY, fixture="other"))
+    assert main(["gate", str(base), str(head)]) == 2
+    assert "no case is in both" in capsys.readouterr().err

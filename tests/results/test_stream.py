@@ -10,7 +10,7 @@ import pytest
 
 import harness.results
 from harness.errors import HarnessError
-from harness.results import Case, Figure, InvalidStream, MissingFooter, Writer, read_run
+from harness.results import Case, Figure, InvalidStream, MissingFooter, Stream, Writer, read_run
 from tests.results.runs import HEADER, PARITY, SKIPPED, lines_of, write_lines, write_run
 
 
@@ -43,6 +43,32 @@ def test_an_interrupted_run_leaves_a_partial_stream_and_no_result(tmp_path):
     assert partial.name.endswith(".partial")
     with pytest.raises(MissingFooter, match="no footer after 1 cases"):
         read_run(partial)
+
+
+def test_an_echo_receives_every_line_of_the_file(tmp_path):
+    printed = []
+    with Writer(tmp_path / "run.jsonl", HEADER, printed.append) as writer:
+        writer.add(PARITY)
+    assert printed == (tmp_path / "run.jsonl").read_text().splitlines()
+
+
+def test_a_stream_without_a_file_is_the_same(tmp_path):
+    lines = []
+    stream = Stream(HEADER, lines.append)
+    stream.add(PARITY)
+    footer = stream.finish()
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join(lines))
+    run = read_run(path)
+    assert (run.header, run.cases, run.footer) == (HEADER, (PARITY,), footer)
+
+
+def test_a_header_may_name_the_artifact_of_the_run(tmp_path):
+    artifact = {"name": "model.pte", "sha256": "a" * 64, "bytes": 578076}
+    header = replace(HEADER, artifact=artifact)
+    assert read_run(write_run(tmp_path / "run.jsonl", PARITY, header=header)).header == header
+    with pytest.raises(HarnessError, match="header cannot be recorded: artifact"):
+        write_run(tmp_path / "run.jsonl", header=replace(HEADER, artifact={"name": "model.pte"}))
 
 
 def break_footer(records):
