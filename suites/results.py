@@ -12,6 +12,7 @@ takes the same way. Two kinds of suites use this:
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -21,8 +22,9 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from harness.fixtures.project import project
 from harness.report import run_table, write_report
-from harness.results import Case, Header, Run, Writer, read_known, read_run
+from harness.results import Case, Header, KnownDefect, Run, Writer, read_known, read_run
 from harness.results.known import judge_against_known, parse_versions
 
 KNOWN = read_known(Path(__file__).with_name("known.toml"))
@@ -119,7 +121,7 @@ def start_recording(
     an artifact are those of its exporter's version.
     """
     exporters = exporters or {}
-    made_by = {name: versions.get(name.partition("@")[0]) for name, versions in exporters.items()}
+    made_by = {name: versions.get("executorch") for name, versions in exporters.items()}
     config.stash[_VERSIONS] = parse_versions(made_by)
     idle = any(getattr(config.option, name) for name in _RUNS_NOTHING)
     if not idle and not hasattr(config, "workerinput"):
@@ -131,12 +133,18 @@ def add_results_option(group: pytest.OptionGroup, default: str = "results") -> N
     group.addoption("--results", type=Path, default=Path(default), help="where results go")
 
 
+@functools.cache
+def known_defects() -> tuple[KnownDefect, ...]:
+    """Return the suites' known defects, and those of the user's project."""
+    return (*KNOWN, *(defect for path in project().known for defect in read_known(path)))
+
+
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """Record a case, and tell pytest how it went: skip or fail the test, or return."""
 
     def record(case: Case) -> None:
-        case = judge_against_known(case, KNOWN, request.config.stash[_VERSIONS])
+        case = judge_against_known(case, known_defects(), request.config.stash[_VERSIONS])
         request.node.stash.setdefault(_CASES, []).append(case)
         if case.outcome in ("skip", "known"):
             pytest.skip(case.summary)
@@ -163,7 +171,7 @@ def pytest_runtest_makereport(
 
 def carry(report: pytest.TestReport, case: Case) -> None:
     """Let another project's test carry a case to the `Recorder`, and judge both by `known.toml`."""
-    judged = judge_against_known(case, KNOWN)
+    judged = judge_against_known(case, known_defects())
     if judged.outcome == "known":
         report.outcome, report.wasxfail = "skipped", judged.summary
     elif judged.outcome == "fail" and not report.failed:  # the defect no longer shows

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from harness import __version__
@@ -21,6 +22,7 @@ from harness.cli import (
     export,
     inspect,
     packages,
+    project,
     results,
     run,
     shim,
@@ -36,24 +38,31 @@ class Command(NamedTuple):
 
     `run` returns the exit status, or raises HarnessError. A command that `passes_on` gives words
     that it does not know to another program, as `args.words`, and shows no progress of its own.
+    `artifacts` are its arguments that take a path or a subject's name.
     """
 
     description: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     passes_on: bool = False
+    artifacts: tuple[str, ...] = ()
 
 
 COMMANDS = {
     "models": Command(
-        "list the named fixture models",
-        export.add_models_arguments,
-        export.models,
+        "list the subjects: your models and artifacts, and the built-in models",
+        project.add_models_arguments,
+        project.models,
     ),
     "exporters": Command(
         "list the exporters at hand, with their versions",
         export.add_exporters_arguments,
         export.exporters,
+    ),
+    "init": Command(
+        "write a commented harness.toml, which declares your models by name",
+        project.add_init_arguments,
+        project.init,
     ),
     "export": Command(
         "export a fixture model or a checkpoint",
@@ -64,11 +73,13 @@ COMMANDS = {
         "show methods, delegates, functions, sizes, sharing and metadata",
         inspect.add_arguments,
         inspect.run,
+        artifacts=("file",),
     ),
     "extract": Command(
         "write the Core ML packages inside an artifact to a folder",
         packages.add_extract_arguments,
         packages.extract,
+        artifacts=("file",),
     ),
     "combine": Command(
         "put functions of Core ML packages into one, their weights stored once",
@@ -79,31 +90,37 @@ COMMANDS = {
         "show what changed between two artifacts; exit status 1 when something did",
         diff.add_arguments,
         diff.run,
+        artifacts=("a", "b"),
     ),
     "check": Command(
         "check an artifact, and execute it against the oracle",
         check.add_arguments,
         check.run,
+        artifacts=("file",),
     ),
     "bisect": Command(
         "name the first operation that leaves its reference, or show ranges of values",
         bisect.add_arguments,
         bisect.run,
+        artifacts=("file",),
     ),
     "run": Command(
         "generate text with an artifact",
         run.add_arguments,
         run.run,
+        artifacts=("file",),
     ),
     "bench": Command(
         "time load, prefill and decode, and measure memory",
         bench.add_arguments,
         bench.run,
+        artifacts=("file",),
     ),
     "gate": Command(
         "compare two result files; exit status 1 on a regression",
         results.add_gate_arguments,
         results.gate,
+        artifacts=("base", "head"),
     ),
     "conformance": Command(
         "export the named models, check and execute every artifact",
@@ -143,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             if not args.verbose:
                 hush_libraries()
+            _locate(args, command.artifacts)
             return command.run(args)
     except HarnessError as error:
         # A name in a hostile file must not reach the terminal as control characters.
@@ -158,6 +176,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # about a path that nobody has named, as a folder that was removed
         print(f"harness {args.command}: {printable(str(error))}", file=sys.stderr)
         return HarnessError.exit_status
+
+
+def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
+    """Put paths in the place of subjects' names, and their files where the user gave none."""
+    for name in names:
+        word = getattr(args, name)
+        if Path(word).exists():
+            continue
+        from harness.fixtures.subjects import locate
+
+        if (found := locate(str(word), args.progress)) is None:
+            continue
+        setattr(args, name, type(word)(found.path))
+        for key, value in found.files.items():
+            if key in args and getattr(args, key) is None:
+                setattr(args, key, value)
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:

@@ -70,8 +70,10 @@ def _chosen(names: list[str] | None) -> list[Check[Subject]]:
 
 def _runtimes(names: list[str] | None) -> list[str]:
     """Return the runtimes' names; raise NotInstalledError for a named one that is missing."""
+    from harness.fixtures.project import project
     from harness.runtimes import RUNTIMES, default_runtime, get_runtime
 
+    names = names or list(project().runtimes)
     if not names:
         usual = [row.name for row in RUNTIMES.values() if row.in_check]
         return list(dict.fromkeys((*usual, default_runtime())))

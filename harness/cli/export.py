@@ -1,4 +1,4 @@
-"""`harness models`, `exporters` and `export`: named models, and how one becomes an artifact."""
+"""`harness exporters` and `export`: who exports, and how a model becomes an artifact."""
 
 from __future__ import annotations
 
@@ -10,33 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-
-
-def add_models_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `harness models`."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
-def models(args: argparse.Namespace) -> int:
-    """Print the named models with the options of their exports, and return 0."""
-    from tabulate import tabulate
-
-    from harness.fixtures import all_models
-
-    named = all_models().values()
-    rows = [
-        {"name": m.name, "description": m.description, "options": m.options.as_dict()}
-        for m in named
-    ]
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    lengths = [f"{m.options.max_context_len} / {m.options.input_len}" for m in named]
-    table = [
-        (row["name"], row["description"], length) for row, length in zip(rows, lengths, strict=True)
-    ]
-    print(tabulate(table, headers=("model", "what it is", "context / input")))
-    return 0
 
 
 def add_exporters_arguments(parser: argparse.ArgumentParser) -> None:

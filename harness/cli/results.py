@@ -121,13 +121,15 @@ def _compare(args: argparse.Namespace) -> GateResult:
             )
         runtime = get_runtime(args.runtime).name if args.runtime else default_runtime()
         return compare_artifacts(args.base, args.head, runtime)
+    from harness.fixtures.project import project
     from harness.measure import compare_runs
     from harness.measure.verdicts import parse_margins
     from harness.results import read_run
 
     if args.runtime:
         raise HarnessError("--runtime is for artifacts; a result file has its own runtimes")
-    return compare_runs(read_run(args.base), read_run(args.head), parse_margins(args.margin))
+    margins = {**project().margins, **parse_margins(args.margin)}
+    return compare_runs(read_run(args.base), read_run(args.head), margins)
 
 
 def _parts(result: GateResult, passed: bool, everything: bool) -> Iterator[str]:

@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", help="a .pte or exported folder of a language model"
     )
-    parser.add_argument("--tokenizer", required=True, metavar="T", help="its file, or a folder")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        help="its file, or a folder; needed unless FILE is a subject's name",
+    )
     parser.add_argument("--prompt", required=True, metavar="S", help="the text to continue")
     parser.add_argument("--chat", action="store_true", help="put S into the model's chat format")
     parser.add_argument("--runtime", metavar="R", help="what executes it")
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
             raise HarnessError(f"--{name.replace('_', '-')} must be {sentence}, not {value}")
     if not args.prompt:
         raise HarnessError("--prompt is empty: give the text to continue")
+    if args.tokenizer is None:
+        raise HarnessError("--tokenizer is needed: give the model's tokenizer.json or its folder")
     from harness.generate.tokenizer import check_vocabulary, load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,13 +45,15 @@ class Exporter:
 def get_exporter(name: str, progress: Progress | None = None) -> Exporter:
     """Return the exporter of a name; a version or a checkout of ExecuTorch is made ready now.
 
-    Raises HarnessError for a name of another form and for an ExecuTorch that cannot export,
-    NotInstalledError for `executorch` where there is none.
+    `executorch` is the installed one; where there is none, version `environments.DEFAULT`. Raises
+    HarnessError for a name of another form and for an ExecuTorch that cannot export.
     """
     kind, separator, place = name.partition("@")
     if name == "coreml":
         return our_exporter()
     if kind == environments.EXECUTORCH and (place or not separator):
+        if not place and importlib.util.find_spec(environments.EXECUTORCH) is None:
+            place = environments.DEFAULT
         found = environments.environment(place, progress) if place else environments.installed()
         found.check()
         return _of_executorch(found)

@@ -8,23 +8,30 @@ the terminal shows a table.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
 import pytest
 
 from harness.errors import HarnessError
-from harness.export import EXPORTERS, Progress
+from harness.export import Progress
 from harness.export.exporters import Exporter
-from harness.fixtures import model
 from harness.fixtures.matrix import matrix
+from harness.fixtures.project import project
 from harness.results import Case
 from harness.runtimes import RUNTIMES
 from harness.suites.conformance.cases import Judge
-from harness.suites.conformance.subjects import Subjects, chosen_exporters
+from harness.suites.conformance.subjects import (
+    Subjects,
+    chosen_exporters,
+    exporters_of,
+    modes_of,
+    row_of,
+)
 from harness.suites.results import (
     add_results_option,
+    known_defects,
     pytest_runtest_makereport,
     record,
     start_recording,
@@ -33,6 +40,7 @@ from harness.suites.results import (
 __all__ = ["pytest_runtest_makereport", "record"]
 
 _EXPORTERS = pytest.StashKey[dict[str, Exporter | None]]()
+_BY = pytest.StashKey[dict[str, list[str]]]()  # for each fixture, its exporters' names in cases
 DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conformance)
 MODES = ("single", "multifunction")
 
@@ -60,14 +68,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "speaking(model): only for models of this name, whose text means something"
     )
+    config.addinivalue_line("markers", "prompted: only for models that have prompts")
     config.addinivalue_line(
         "markers", "other_exporters: for all exporters but the first ExecuTorch's"
     )
     try:
-        exporters = chosen_exporters(chosen(config, "exporter", EXPORTERS), _show(config))
+        fixtures = chosen(config, "fixture", ("tiny",))
+        asked = [exporters_of(name, config.getoption("exporter")) for name in fixtures]
+        named = list(dict.fromkeys(name for names in asked for name in names))
+        exporters = chosen_exporters(named, _show(config))
+        known_defects()
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[_EXPORTERS] = exporters
+    labels = dict(zip(named, exporters, strict=True))
+    config.stash[_BY] = {
+        fixture: [labels[name] for name in names]
+        for fixture, names in zip(fixtures, asked, strict=True)
+    }
     names = ("fixture", "mode", "exporter", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
     if config.getoption("exporter"):  # as the cases name them: a gate compares such runs
@@ -98,37 +116,38 @@ def _show(config: pytest.Config) -> Progress:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every chosen subject.
 
-    A test marked `speaking` runs on models whose text means something. One marked `other_exporters`
+    A test marked `speaking` runs on models whose text means something, one marked `prompted` on
+    those that have prompts. One marked `other_exporters`
     runs on the exports of all exporters but the first ExecuTorch's, when that is chosen.
     """
     config = metafunc.config
-    names = chosen(config, "fixture", ("tiny",))
+    by = config.stash[_BY]
     if speaking := metafunc.definition.get_closest_marker("speaking"):
-        names = [name for name in names if name.startswith(speaking.args[0])]
-    exporters = [*config.stash[_EXPORTERS]]
+        by = {name: by[name] for name in by if name.startswith(speaking.args[0])}
+    if metafunc.definition.get_closest_marker("prompted"):
+        by = {name: by[name] for name in by if name != "matrix" and row_of(name).prompts}
     if metafunc.definition.get_closest_marker("other_exporters"):
-        first = next((name for name in exporters if name != "coreml"), None)
-        exporters = [name for name in exporters if first not in (None, name)]
-    subjects = list(_subjects(names, chosen(config, "mode", MODES), exporters))
+        first = next((name for name in config.stash[_EXPORTERS] if name != "coreml"), None)
+        others = {name: [one for one in by[name] if first not in (None, one)] for name in by}
+        by = {name: exporters for name, exporters in others.items() if exporters}
+    subjects = list(_subjects(by, chosen(config, "mode", MODES)))
     if "fixture_name" in metafunc.fixturenames:
         metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")
     if "runtime" in metafunc.fixturenames:
-        runtimes = chosen(config, "runtime", DEFAULT_RUNTIMES)
+        runtimes = chosen(config, "runtime", project().runtimes or DEFAULT_RUNTIMES)
         metafunc.parametrize("runtime", runtimes, scope="session")
 
 
-def _subjects(
-    names: list[str], modes: list[str], exporters: list[str]
-) -> Iterator[tuple[str, str]]:
-    """Yield each model by each exporter in each of its modes.
+def _subjects(by: Mapping[str, list[str]], modes: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield each fixture by each of its exporters in each of its modes.
 
     `matrix` is every row of the matrix. A name without an exporter is of ExecuTorch's: it exports
-    `tiny`, and ours exports `coreml:tiny`.
+    `tiny`, and ours exports `coreml:tiny`. An artifact that exists has no exporter.
     """
-    prefixes = ["" if exporter == "executorch" else f"{exporter}:" for exporter in exporters]
-    for name in names:
+    for name, exporters in by.items():
+        prefixes = ["" if one == "executorch" else f"{one}:" for one in exporters] or [""]
         for row in matrix() if name == "matrix" else (name,):
-            own = [mode for mode in modes if mode in model(row.partition("+")[0]).modes]
+            own = [mode for mode in modes_of(row) if mode in (*modes, "-")]
             yield from ((prefix + row, mode) for prefix in prefixes for mode in own)
 
 
@@ -137,7 +156,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of a subject one after another: only one subject is open at a time."""
 
     def subject(item: pytest.Item) -> tuple[str, ...]:
-        params = item.callspec.params if isinstance(item, pytest.Function) else {}
+        params = item.callspec.params if hasattr(item, "callspec") else {}
         return tuple(str(params.get(name, "")) for name in ("fixture_name", "mode"))
 
     items.sort(key=subject)

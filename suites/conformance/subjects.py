@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import HarnessError, NotInstalledError
-from harness.export import Progress
+from harness.export import EXPORTERS, Progress
 from harness.export.exporters import Exporter, get_exporter
 from harness.export.options import CHOICES, ExportOptions
+from harness.fixtures import Model, model
 from harness.fixtures.cache import exported, fixture
+from harness.fixtures.project import project
 from harness.subject import Subject
 
 
@@ -33,6 +35,32 @@ class SubjectName:
         return cls(exporter or "executorch", model, scheme)
 
 
+def row_of(fixture_name: str) -> Model:
+    """Return the model or artifact of a fixture's name; raises HarnessError for an unknown one."""
+    return model(SubjectName.parse(fixture_name).model)
+
+
+def exporters_of(fixture_name: str, asked_for: Sequence[str] | None) -> Sequence[str]:
+    """Return the names of those who export a fixture: nobody, if it is an artifact that exists."""
+    if fixture_name == "matrix":
+        return asked_for or EXPORTERS
+    row = row_of(fixture_name)
+    if "artifact" in row.files:
+        return ()
+    return asked_for or ((row.exporter,) if row.exporter else EXPORTERS)
+
+
+def modes_of(fixture_name: str) -> Sequence[str]:
+    """Return the modes of a fixture; that of an artifact is its own, "-" without the two modes."""
+    row = row_of(fixture_name)
+    if "artifact" not in row.files:
+        return row.modes
+    try:
+        return (Subject(row.files["artifact"]).mode,)
+    except HarnessError:
+        return ("-",)
+
+
 def chosen_exporters(names: Sequence[str], progress: Progress) -> dict[str, Exporter | None]:
     """Return exporters by the name that cases carry; None for one that is not installed.
 
@@ -44,12 +72,14 @@ def chosen_exporters(names: Sequence[str], progress: Progress) -> dict[str, Expo
     several = sum(name != "coreml" for name in names) > 1
     for name in names:
         try:
-            exporter = get_exporter(name, progress)
+            exporter = get_exporter(project().exporter(name), progress)
         except NotInstalledError:
             exporter = None
         label = name if exporter is None or name == "coreml" else exporter.kind
         if several and exporter is not None and exporter.kind != "coreml":
             label = exporter.label if "@" in exporter.label else f"{label}@{exporter.version}"
+            if name in project().exporters:
+                label = name
         if label in found:
             raise HarnessError(f"--exporter {name}: {label} is named twice")
         found[label] = exporter
@@ -95,12 +125,16 @@ class Subjects:
 
     def of_first(self, fixture_name: str, mode: str) -> Subject:
         """Return the export of a subject's model by the first ExecuTorch, with the same options."""
-        model, options = SubjectName.parse(fixture_name).model, self.options(fixture_name, mode)
+        name, options = SubjectName.parse(fixture_name).model, self.options(fixture_name, mode)
         first = next((name for name in self._exporters if name != "coreml"), "executorch")
-        return Subject(self._export(model, options, first), options=options)
+        return Subject(self._export(name, options, first), options=options)
 
     def _open(self, fixture_name: str, mode: str) -> Subject:
-        name, options = SubjectName.parse(fixture_name), self.options(fixture_name, mode)
+        name = SubjectName.parse(fixture_name)
+        files = model(name.model).files
+        if "artifact" in files:
+            return Subject(files["artifact"], files.get("checkpoint"), files.get("params"))
+        options = self.options(fixture_name, mode)
         source = fixture(name.model, self._progress)
 
         path, unshared = self._export(name.model, options, name.exporter), None
@@ -109,6 +143,6 @@ class Subjects:
             unshared = self._export(name.model, alone, name.exporter)
         return Subject(path, source.checkpoint, source.params, options, unshared)
 
-    def _export(self, model: str, options: ExportOptions, exporter: str) -> Path:
+    def _export(self, name: str, options: ExportOptions, exporter: str) -> Path:
         by = self._exporters.get(exporter, exporter)
-        return exported(model, options, self._progress, by)
+        return exported(name, options, self._progress, by)

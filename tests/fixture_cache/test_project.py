@@ -1,0 +1,197 @@
+"""A user's models and artifacts by name: `harness.toml`, or `[tool.harness]`."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from harness.cli import main
+from harness.errors import HarnessError
+from harness.fixtures import model, project
+from harness.fixtures.cache import exported, fixture
+from harness.fixtures.project import EXAMPLE, SCHEMA, read_project
+from harness.fixtures.subjects import locate
+from harness.results import read_run
+
+SCHEMA_JSON = json.loads(SCHEMA.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A project whose model and artifact are those of `tiny`, and its working folder."""
+    tiny = fixture("tiny")
+    (tmp_path / "weights").symlink_to(tiny.folder)
+    (tmp_path / "shipped.pte").symlink_to(exported("tiny", model("tiny").options))
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    write(tmp_path / "harness.toml")
+    return tmp_path
+
+
+MINE = """
+[subjects.mine]
+checkpoint = "weights/checkpoint.pth"
+params = "weights/params.json"
+tokenizer = "weights/tokenizer.model"
+exporter = "coreml"
+modes = ["multifunction"]
+options = { input_len = 16, max_context_len = 128, target_split_size = "none" }
+"""
+SHIPPED = """
+[subjects.shipped]
+artifact = "shipped.pte"
+checkpoint = "weights/checkpoint.pth"
+params = "weights/params.json"
+"""
+
+
+def write(path, text=MINE + SHIPPED):
+    path.write_text(text, encoding="utf-8")
+    project._project_above.cache_clear()
+
+
+def test_subjects_are_found_from_a_folder_below(folder, capsys):
+    mine = project.project().subjects["mine"]
+    assert mine.options.mode == "multifunction" and mine.options.target_split_size is None
+    assert mine.files["checkpoint"] == folder / "weights/checkpoint.pth"
+    assert main(["models", "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert names[:3] == ["mine", "shipped", "tiny"]
+
+
+def test_pyproject_may_hold_them(folder):
+    (folder / "harness.toml").unlink()
+    text = (MINE + SHIPPED).replace("[subjects", "[tool.harness.subjects")
+    write(folder / "pyproject.toml", text)
+    assert set(project.project().subjects) == {"mine", "shipped"}
+
+
+def test_a_pyproject_of_others_is_passed_by(folder):
+    write(folder / "deeper/pyproject.toml", "[tool.other]\n")
+    assert set(project.project().subjects) == {"mine", "shipped"}
+
+
+def test_commands_take_a_subject_by_name(folder, capsys):
+    assert main(["check", "mine", "--check", "weights", "--check", "program"]) == 0
+    assert "pass  weights" in capsys.readouterr().out  # the checkpoint went with the name
+    assert main(["inspect", "shipped", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(folder / "shipped.pte")
+    assert main(["diff", "mine", "mine"]) == 0
+
+
+def test_a_name_says_who_exports_how(folder):
+    path = locate("coreml:tiny+b4w/multifunction").path
+    assert path == exported(
+        "tiny",
+        model("tiny").options.__class__(
+            mode="multifunction", input_len=16, max_context_len=128, linear_quantize="b4w"
+        ),
+        exporter="coreml",
+    )
+    assert locate(str(path)) is None and locate("missing.pte") is None
+    for word, sentence in {
+        "mien": "did you mean mine?",
+        "tiny+b9w": "'b9w' is not one of none, b4w, c4w",
+        "shipped/single": "shipped is an artifact; give its name alone",
+        "nothing-like-it": "`harness models` lists mine, shipped, tiny",
+    }.items():
+        with pytest.raises(HarnessError, match=re.escape(sentence)):
+            locate(word)
+
+
+BAD = {
+    "not TOML": ("[subjects", "cannot be read as TOML"),
+    "key": ("runtime = ['x']", "unknown key 'runtime'; did you mean 'runtimes'?"),
+    "far key": ("zzz = 1", "unknown key 'zzz'; choose from runtimes, known"),
+    "subject's key": (
+        MINE.replace("tokenizer", "tokeniser"),
+        "subjects.mine: unknown key 'tokeniser'; did you mean 'tokenizer'?",
+    ),
+    "option": (
+        MINE.replace("input_len", "input-len"),
+        "subjects.mine.options: unknown key 'input-len'; did you mean 'input_len'?",
+    ),
+    "value": (MINE.replace("128", "'128'"), "subjects.mine.options.max_context_len: '128' is not"),
+    "options that do not fit": (
+        MINE.replace("128", "8"),
+        "subjects.mine.options: input_len must be a whole number from 1 to 7",
+    ),
+    "half a model": (
+        MINE.replace("params =", "description ="),
+        "subjects.mine: a subject needs a checkpoint with its params, or an artifact",
+    ),
+    "nothing to judge": ("[subjects.x]", "subjects.x: a subject needs a checkpoint"),
+    "missing file": (
+        MINE.replace("weights/params", "nowhere/params"),
+        "subjects.mine.params: there is no ",
+    ),
+    "a name": ('[subjects."../x"]\nartifact = "a"', "subjects: '../x' is not a name"),
+    "a built-in's name": (MINE.replace(".mine", ".tiny"), "subjects.tiny has the name of a built"),
+    "a margin": ("margins = { size = -1 }", "margins.size: -1 is less than the minimum"),
+    "huge": ("#" * (1 << 20) + "\n", "larger than 1,048,576 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_one_sentence(folder, capsys, name):
+    text, sentence = BAD[name]
+    write(folder / "harness.toml", text)
+    assert main(["models"]) == 2
+    err = capsys.readouterr().err
+    assert f"harness models: {folder / 'harness.toml'}: " in err and sentence in err
+    assert err.count("\n") == 1
+
+
+def test_settings_are_defaults_of_commands(folder, capsys, monkeypatch):
+    write(folder / "harness.toml", 'runtimes = ["mil:double"]\n' + MINE + SHIPPED)
+    assert main(["check", "shipped", "--check", "greedy"]) == 0
+    assert "greedy on mil:double" in capsys.readouterr().out
+    assert main(["check", "shipped", "--check", "greedy", "--runtime", "mil:widen"]) == 0
+    assert "greedy on mil:double" not in capsys.readouterr().out
+
+
+def test_the_example_is_whole_and_sound(tmp_path, monkeypatch, capsys):
+    """Without its comment signs it validates, and it names every key of the schema."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0 and main(["init"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    text = (tmp_path / "harness.toml").read_text(encoding="utf-8")
+    assert text == EXAMPLE.read_text(encoding="utf-8")
+    assert read_project(tmp_path / "harness.toml", tomllib.loads(text)).subjects == {}
+    lines = [line.removeprefix("# ") for line in text.splitlines()]
+    whole = tomllib.loads("\n".join(line for line in lines if re.match(r"\[|\w+ = ", line)))
+    Draft202012Validator(SCHEMA_JSON).validate(whole)
+    subject = SCHEMA_JSON["$defs"]["subject"]["properties"]
+    named = set().union(*(table for table in whole["subjects"].values()))
+    assert set(whole) == set(SCHEMA_JSON["properties"]) and named == set(subject)
+    options = whole["subjects"]["my-model"]["options"]
+    assert set(options) == set(subject["options"]["properties"])
+
+
+def test_the_schema_has_the_options_of_an_export(folder):
+    Draft202012Validator.check_schema(SCHEMA_JSON)
+    properties = SCHEMA_JSON["$defs"]["subject"]["properties"]["options"]["properties"]
+    assert {"mode", *properties} == set(model("tiny").options.as_dict())
+
+
+def test_conformance_judges_a_users_artifact_with_known_defects(folder, capfd):
+    """In the user's folder, by its name, in its own mode; the user's known defects hold."""
+    issue = "https://example.com/7"
+    entry = f'[[known]]\nissue = "{issue}"\nreproduction = "none"\ncheck = "program"\n'
+    (folder / "mine.toml").write_text(entry, encoding="utf-8")
+    write(folder / "harness.toml", 'known = ["mine.toml"]\n' + SHIPPED)
+    words = ["--fixture", "shipped", "--runtime", "mil:widen", "-k", "program or weights or greedy"]
+    command = [sys.executable, "-m", "harness", "conformance", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = read_run(Path("results/conformance.jsonl"))
+    assert {case.id: case.outcome for case in run.cases} == {
+        "conformance/program[shipped,single,-]": "fail",  # it passes: the defect is gone
+        "conformance/weights[shipped,single,-]": "pass",
+        "conformance/greedy[shipped,single,mil:widen]": "pass",
+    }, done.stdout
+    assert issue in done.stdout and done.returncode == 1
