@@ -30,7 +30,7 @@ MODULES = {
         f"{_LLAMA}.run_static_llm_multifunction",
         f"{_LLAMA}.run_lookahead",
         "executorch.runtime",
-        "executorch.extension.pybindings._portable_lib",
+        "executorch.extension.pybindings.portable_lib",  # imports the native module by its name
     ),
     "install-extraction": (
         "executorch.examples.apple.coreml.scripts.extract_coreml_models",

@@ -17,7 +17,10 @@ from harness.suites.versions.checkouts import ORDER, SCALE, SHARING, Change, wri
 
 ROOT = Path(__file__).resolve().parents[2]
 MODE = ("--mode", "multifunction", "--runtime", "mil:widen")
-STAND_IN = "tests/shim/test_executorch_stand_in.py::test_every_test_inside_passes"
+RUNTIME_TESTS = (
+    "tests/shim/test_executorch_stand_in.py::test_every_test_inside_passes",
+    "tests/runtimes/test_executorch.py",
+)
 RUNTIME_VERSION = "1.5.1"
 
 
@@ -103,13 +106,14 @@ def test_a_changed_line_is_told_from_the_release(
     assert all(words in said for words in named), said
 
 
-def test_the_stand_in_serves_another_runtime() -> None:
-    """Run the stand-in's own tests with another version's runtime: they pass as with ours."""
+@pytest.mark.parametrize("tests", RUNTIME_TESTS)
+def test_another_versions_runtime_is_used_alike(tests: str) -> None:
+    """Run the stand-in's tests, and those of the runtime `executorch`, with another version."""
     overlay = environment(RUNTIME_VERSION).overlay
     assert overlay is not None
     path = os.pathsep.join([str(overlay), str(ROOT), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", STAND_IN],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,

@@ -71,7 +71,6 @@ def test_a_removed_file_is_missed(copy, path):
     [
         ("install-extraction", f"{COREML}/executorchcoreml.*.so"),
         ("install-flattening", f"{COREML}/executorchcoreml.*.so"),
-        ("install-runner", "executorch/extension/pybindings/_portable_lib.*.so"),
     ],
 )
 def test_a_removed_native_module_is_missed(copy, check, pattern):
@@ -81,6 +80,19 @@ def test_a_removed_native_module_is_missed(copy, check, pattern):
         finding.message for finding in INSTALLATION_CHECKS[check].findings(copy) if not finding.ok
     ]
     assert any("module" in message and "is not in the wheel" in message for message in messages)
+
+
+@pytest.mark.parametrize("name", ["_portable_lib", "_C"])
+def test_a_removed_native_runtime_is_missed_by_either_name(copy, name):
+    """ExecuTorch 1.5 calls it `_C`."""
+    folder = copy.site / "executorch" / "extension" / "pybindings"
+    (native,) = folder.glob("_portable_lib.*.so")
+    native.unlink()
+    python = folder / "portable_lib.py"
+    text = python.read_text()
+    replace(python, text.replace("pybindings._portable_lib", f"pybindings.{name}"))
+    message = f"portable_lib needs executorch.extension.pybindings.{name}, which the wheel lacks"
+    assert any(message in found for found in failures("install-runner", copy))
 
 
 def test_a_native_module_that_cannot_be_loaded_is_told(copy):

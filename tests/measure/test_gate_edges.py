@@ -82,6 +82,16 @@ def test_other_versions_are_noted_and_compared_all_the_same(gate):
     assert verdict(result, PARITY, "opset") == "regression"
 
 
+def test_other_exporters_are_noted_and_compared_all_the_same(gate):
+    header = replace(HEADER, exporters={"executorch": {"executorch": "1.5.1", "torch": "2.13.0"}})
+    result = gate([PARITY], [PARITY], header=header)
+    (note,) = result.notes
+    assert note.startswith(
+        "The exporter packages of the runs differ (executorch/executorch None ->"
+    )
+    assert result.passed
+
+
 def test_a_missing_case_is_a_regression_when_others_are_there(gate):
     result = gate([PARITY, GREEDY], [PARITY])
     assert verdict(result, GREEDY, "outcome") == "regression" and not result.passed
