@@ -146,6 +146,13 @@ class Artifact:
         bundles = [d.bundle for delegates in self.delegates.values() for d in delegates]
         return tuple(dict.fromkeys(bundles))
 
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """Each Core ML package once: those of the payloads, or the artifact itself."""
+        if self.package is not None:
+            return (self.package,)
+        return tuple(bundle.package for bundle in self.bundles)
+
 
 def open_artifact(path: str | Path) -> Artifact:
     """Open a .pte, an exported folder or an .mlpackage.

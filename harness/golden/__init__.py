@@ -1,0 +1,252 @@
+"""Values that an artifact's methods are held against, of any model: calls, and what they must give.
+
+They come from an eager module of the user's (`eager`), from a runtime that is trusted, or from a
+golden file, which keeps either. A golden file is safetensors or npz; a tensor's name in it is
+
+    METHOD/SEQUENCE.STEP/in/INPUT        what the call is given
+    METHOD/SEQUENCE.STEP/out/OUTPUT      what it must give
+    METHOD/SEQUENCE.STEP/or/OUTPUT       what is as right, where constants may be rounded
+    METHOD/SEQUENCE.STEP/rounding/OUTPUT what the artifact's own precision costs, relative
+
+INPUT and OUTPUT are names, or positions from 0. The steps of a sequence are called one after the
+other, and states go on from step to step; each sequence begins with states of zeros. Only `in` and
+`out` are needed: without `rounding`, the cost is measured on the artifact (see `checks.outputs`).
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.artifact import Artifact
+from harness.errors import HarnessError
+from harness.files import partial_file
+from harness.pte import TensorSpec
+from harness.runtimes import Method, get_runtime, runtime_row
+
+MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
+MAX_TENSORS = 100_000
+
+Steps = tuple[tuple[torch.Tensor, ...], ...]
+"""The inputs of the calls of a sequence, in declared order."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an output must be: the nearest of `values` counts.
+
+    `rounding` is what the artifact's own precision costs, relative to the largest magnitude; None
+    when nobody has measured it.
+    """
+
+    values: tuple[torch.Tensor, ...]
+    rounding: float | None = None
+
+    @property
+    def spread(self) -> float:
+        """The largest relative distance between two of the values."""
+        return max((distance(value, self.values[0]) for value in self.values[1:]), default=0.0)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The inputs of a call in declared order, and what it must give, by the output's position."""
+
+    inputs: tuple[torch.Tensor, ...]
+    expected: Mapping[int, Expected]
+
+
+Golden = dict[str, dict[str, tuple[Call, ...]]]
+"""By method and by sequence: the calls of the sequence, in order."""
+
+
+def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest error over the largest expected magnitude; infinite for NaN."""
+    have, want = actual.double(), expected.double()
+    if want.numel() == 0:
+        return 0.0
+    largest, scale = float((have - want).abs().max()), float(want.abs().max())
+    found = largest / scale if scale else largest
+    return found if math.isfinite(found) else math.inf
+
+
+def golden_of_runtime(
+    artifact: Artifact, runtime: str, inputs: Mapping[str, Mapping[str, Steps]]
+) -> Golden:
+    """Return what a runtime gives for inputs, by method and sequence.
+
+    On our executor, what fp16 costs is measured too: the distance of `mil:strict` from it.
+    """
+    golden: Golden = {}
+    for method, sequences in inputs.items():
+        golden[method] = {}
+        for name, steps in sequences.items():
+            given = run_steps(artifact, method, runtime, steps)
+            rounded = given
+            if not runtime_row(runtime).rounds:
+                rounded = run_steps(artifact, method, "mil:strict", steps)
+            golden[method][name] = tuple(
+                Call(step, {i: Expected((w,), distance(r, w)) for i, (w, r) in enumerate(pairs)})
+                for step, pairs in zip(
+                    steps,
+                    (zip(g, r, strict=True) for g, r in zip(given, rounded, strict=True)),
+                    strict=True,
+                )
+            )
+    return golden
+
+
+def run_steps(
+    artifact: Artifact, method: str, runtime: str, steps: Sequence[Sequence[torch.Tensor]]
+) -> list[tuple[torch.Tensor, ...]]:
+    """Load a method, so that its states are zeros, and call it with the inputs of each step."""
+    loaded = get_runtime(runtime).load(artifact, method)
+    return [tuple(t.clone() for t in loaded(*inputs)) for inputs in steps]
+
+
+def write_golden(path: Path, golden: Golden) -> None:
+    """Write a golden file, safetensors or npz by the name's ending.
+
+    Inputs and outputs are named by position: names of a .pte's values change with the exporter.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for method, sequences in golden.items():
+        for sequence, calls in sequences.items():
+            for step, call in enumerate(calls):
+                prefix = f"{method}/{sequence}.{step}"
+                tensors |= {f"{prefix}/in/{i}": t for i, t in enumerate(call.inputs)}
+                for index, expected in call.expected.items():
+                    first, *others = expected.values
+                    tensors[f"{prefix}/out/{index}"] = first
+                    if others:
+                        tensors[f"{prefix}/or/{index}"] = others[-1]
+                    if expected.rounding is not None:
+                        rounding = torch.tensor(expected.rounding, dtype=torch.float64)
+                        tensors[f"{prefix}/rounding/{index}"] = rounding
+    _writer(path)(path, {name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+
+
+def _writer(path: Path) -> Callable[[Path, dict[str, torch.Tensor]], None]:
+    writers = {".safetensors": _write_safetensors, ".npz": _write_npz}
+    if path.suffix not in writers:
+        raise HarnessError(f"{path}: a golden file ends in .safetensors or .npz")
+    return writers[path.suffix]
+
+
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save
+
+    with partial_file(path) as partial:
+        partial.write_bytes(save(tensors))
+
+
+def _write_npz(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with partial_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{name: t.numpy() for name, t in tensors.items()})
+
+
+def read_golden(path: Path, artifact: Artifact) -> Golden:
+    """Read a golden file for an artifact.
+
+    Raises HarnessError, naming the file, for one that cannot be read, and for methods, inputs or
+    outputs that the artifact does not have.
+    """
+    tensors = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    if len(tensors) > MAX_TENSORS:
+        raise HarnessError(f"{path} holds {len(tensors)} tensors; {MAX_TENSORS} are allowed")
+    parts: dict[str, dict[tuple[str, int], dict[str, dict[str, torch.Tensor]]]] = {}
+    for name, tensor in tensors.items():
+        method, call, kind, which = _parsed(name, path)
+        calls = parts.setdefault(method, {})
+        calls.setdefault(call, defaultdict(dict))[kind][which] = tensor
+    golden: Golden = {}
+    for method, calls in parts.items():
+        if method not in artifact.methods:
+            names = ", ".join(artifact.methods)
+            raise HarnessError(f"{path}: method '{method}' is not one of the artifact's: {names}")
+        loaded = get_runtime("mil:widen").load(artifact, method)
+        sequences: dict[str, list[Call]] = defaultdict(list)
+        for (sequence, step), kinds in sorted(calls.items()):
+            where = f"{path}, {method}/{sequence}.{step}"
+            sequences[sequence].append(_call(kinds, loaded, where))
+        golden[method] = {name: tuple(steps) for name, steps in sequences.items()}
+    if not golden:
+        raise HarnessError(f"{path} holds no tensor; `harness golden` writes such a file")
+    return golden
+
+
+def _parsed(name: str, path: Path) -> tuple[str, tuple[str, int], str, str]:
+    match name.split("/", 3):
+        case [method, call, ("in" | "out" | "or" | "rounding") as kind, which]:
+            sequence, _, step = call.partition(".")
+            if step.isdecimal() or not step:
+                return method, (sequence, int(step or 0)), kind, which
+    raise HarnessError(
+        f"{path}: its tensor '{name}' is not named METHOD/SEQUENCE.STEP/in/INPUT or "
+        "METHOD/SEQUENCE.STEP/out/OUTPUT"
+    )
+
+
+def _call(kinds: Mapping[str, Mapping[str, torch.Tensor]], method: Method, where: str) -> Call:
+    inputs = _by_position(kinds.get("in", {}), method.inputs, f"{where}: input")
+    missing = [spec.name for i, spec in enumerate(method.inputs) if i not in inputs]
+    if missing:
+        raise HarnessError(f"{where}: input '{missing[0]}' is missing")
+    found = {
+        kind: _by_position(kinds.get(kind, {}), method.outputs, f"{where}: output")
+        for kind in ("out", "or", "rounding")
+    }
+    if not found["out"]:
+        raise HarnessError(f"{where}: holds no output to compare with")
+    expected = {}
+    for index, value in found["out"].items():
+        values = (value, found["or"][index]) if index in found["or"] else (value,)
+        rounding = found["rounding"].get(index)
+        expected[index] = Expected(values, None if rounding is None else float(rounding))
+    return Call(tuple(inputs[i] for i in range(len(method.inputs))), expected)
+
+
+def _by_position(
+    tensors: Mapping[str, torch.Tensor], specs: Sequence[TensorSpec], where: str
+) -> dict[int, torch.Tensor]:
+    names = {spec.name: index for index, spec in enumerate(specs)}
+    positions = {str(index): index for index in range(len(specs))}
+    for name in tensors:
+        if name not in names and name not in positions:
+            raise HarnessError(f"{where} '{name}' is not one of {', '.join(names) or 'none'}")
+    return {names.get(name, positions.get(name, 0)): t for name, t in tensors.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise HarnessError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+        return load(path.read_bytes())
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror}") from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise HarnessError(f"{path} is neither safetensors nor an .npz ({error})") from None
+
+
+def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            claimed = sum(member.file_size for member in file.infolist())
+        if claimed > MAX_FILE_BYTES:
+            raise HarnessError(f"{path}: its arrays have more than {MAX_FILE_BYTES} bytes")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name].copy()) for name in arrays.files}
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, ValueError, TypeError, EOFError, NotImplementedError) as error:
+        raise HarnessError(f"{path} is not an .npz of plain arrays ({error})") from None

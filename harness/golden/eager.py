@@ -1,0 +1,293 @@
+"""An eager PyTorch module of the user's as a reference: what it gives, and how exactly.
+
+`--reference module:function` imports the user's module, with the working directory on the path, and
+calls the function: this executes their code, on purpose. It gives an `nn.Module`, another callable,
+or a dict of those by method; each takes the method's inputs in declared order.
+
+The reference computes in fp64 with weights rounded to the artifact's dtype. Constants in its code
+may be rounded too, as coremltools stores them, or not: either is right. The same module with each
+result rounded to fp16 shows what the artifact's own precision costs.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from harness.artifact import Artifact
+from harness.errors import HarnessError
+from harness.golden import Call, Expected, Golden, Steps, distance
+from harness.golden.inputs import float_dtype
+from harness.mil import get_policy, load_function
+
+_LARGEST = 65504.0  # of fp16
+_ALIKE = 0.5  # a weight with this part of its values in a parameter is that parameter, changed
+
+Results = list[tuple[torch.Tensor, ...]]
+
+
+class Reference:
+    """The user's module, or one for each method; `name` is `module:function`.
+
+    Raises HarnessError, with the user's own error in it, when it cannot be imported or called.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        module_name, _, attribute = name.partition(":")
+        if not module_name or not attribute:
+            raise HarnessError(f"--reference {name}: give module:function, as in models:load")
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            found = getattr(importlib.import_module(module_name), attribute)
+            self._target = found() if _is_factory(found) else found
+        except Exception as error:  # the user's own code raises anything
+            raise self._error("cannot be loaded", error) from error
+        finally:
+            sys.path.remove(str(Path.cwd()))
+
+    def golden(self, artifact: Artifact, inputs: Mapping[str, Mapping[str, Steps]]) -> Golden:
+        """Return what the module gives for inputs, by method and sequence.
+
+        A sequence that the module refuses is left out, unless it refuses all of a method's: shapes
+        that a description allows may not fit each other.
+        """
+        half = float_dtype(artifact) == "fp16"
+        folded = half and not self._holds_its_weights(artifact)
+        golden: Golden = {}
+        for method, sequences in inputs.items():
+            golden[method], refusal = {}, None
+            for name, steps in sequences.items():
+                try:
+                    calls = self._calls(method, steps, half, folded)
+                except HarnessError as error:
+                    refusal = error
+                    continue
+                golden[method][name] = calls
+            if refusal is not None and not golden[method]:
+                raise refusal
+        return golden
+
+    def parameters(self, methods: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Return the parameters and buffers of the modules by name, fp32."""
+        found: dict[str, torch.Tensor] = {}
+        for method in methods:
+            target = self._of(method)
+            if isinstance(target, torch.nn.Module):
+                named = [*target.named_parameters(), *target.named_buffers()]
+                found |= {n: t.detach().float() for n, t in named if t.is_floating_point()}
+        return found
+
+    def weight_findings(self, artifact: Artifact) -> Iterator[tuple[str, str, int]]:
+        """Yield each weight of the artifact that a parameter holds: where, difference, count.
+
+        The difference is "" when all values are equal. A weight that no parameter resembles was
+        computed from several, by a pass that folds constants, and is left out.
+        """
+        parameters = self.parameters(artifact.methods)
+        for where, weight, is_half in held_weights(artifact):
+            best = _most_alike(weight, parameters, is_half)
+            if best is not None:
+                name, want, equal = best
+                wrong = int((~equal).sum())
+                error = float((weight - want).abs().max())
+                differs = f"{wrong} of {equal.numel()} values of '{name}' differ, by up to "
+                yield where, f"{differs}{error:.3g}" if wrong else "", equal.numel()
+
+    def _holds_its_weights(self, artifact: Artifact) -> bool:
+        """Return whether every weight of the artifact is a parameter, changed or not, or zeros."""
+        parameters = self.parameters(artifact.methods)
+        return all(
+            not weight.any() or _most_alike(weight, parameters, is_half) is not None
+            for _, weight, is_half in held_weights(artifact)
+        )
+
+    def _calls(self, method: str, steps: Steps, half: bool, folded: bool) -> tuple[Call, ...]:
+        exact = self._run(method, steps, torch.float64, half, None)
+        others = []
+        if half:
+            others.append(self._run(method, steps, torch.float64, True, _Rounding(results=False)))
+            rounded = self._run(method, steps, torch.float32, True, _Rounding(results=True))
+        else:
+            rounded = self._run(method, steps, torch.float32, False, None)
+        if folded:
+            others.append(self._run(method, steps, torch.float64, False, None))
+        calls = []
+        for number, inputs in enumerate(steps):
+            expected = {}
+            for index, value in enumerate(exact[number]):
+                values = (value, *(other[number][index] for other in others))
+                cost = distance(rounded[number][index], value)
+                expected[index] = Expected(values, cost)
+            calls.append(Call(inputs, expected))
+        return tuple(calls)
+
+    def _run(
+        self,
+        method: str,
+        steps: Steps,
+        dtype: torch.dtype,
+        half_weights: bool,
+        mode: _Rounding | None,
+    ) -> Results:
+        """Call a copy of the module with each step's inputs; buffers go on from step to step."""
+        try:
+            return self._run_once(method, steps, dtype, half_weights, mode)
+        except Exception as error:
+            if dtype == torch.float64:  # code may ask for fp32 by name; its error is far below fp16's
+                return self._run(method, steps, torch.float32, half_weights, mode)
+            raise self._error(f"fails for method '{method}'", error) from error
+
+    @torch.no_grad()
+    def _run_once(
+        self,
+        method: str,
+        steps: Steps,
+        dtype: torch.dtype,
+        half_weights: bool,
+        mode: _Rounding | None,
+    ) -> Results:
+        target = copy.deepcopy(self._of(method))
+        if isinstance(target, torch.nn.Module):
+            target = target.eval()
+            if half_weights:
+                for tensor in (*target.parameters(), *target.buffers()):
+                    if tensor.is_floating_point():
+                        tensor.data = tensor.data.half().float()
+            target = target.to(dtype)
+        results = []
+        for inputs in steps:
+            given = [t.to(dtype) if t.is_floating_point() else t.clone() for t in inputs]
+            if mode is None:
+                found = target(*given)
+            else:
+                with mode:
+                    found = target(*given)
+            leaves = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+            results.append(tuple(leaf.detach().clone() for leaf in leaves))
+        return results
+
+    def _of(self, method: str) -> Callable[..., Any]:
+        target = self._target
+        if isinstance(target, Mapping):
+            if method not in target:
+                raise HarnessError(
+                    f"--reference {self.name}: has no method '{method}', only {', '.join(target)}"
+                )
+            target = target[method]
+        if not callable(target):
+            raise HarnessError(
+                f"--reference {self.name}: is a {type(target).__name__}; give an nn.Module, a "
+                "callable, or a dict of those by method"
+            )
+        return target  # type: ignore[no-any-return]
+
+    def _error(self, what: str, error: Exception) -> HarnessError:
+        text = " ".join(str(error).split())[:300]
+        return HarnessError(f"--reference {self.name}: {what}: {type(error).__name__}: {text}")
+
+
+def _is_factory(found: object) -> bool:
+    """Return whether to call what was named: a class, or a function without parameters."""
+    if isinstance(found, torch.nn.Module | Mapping) or not callable(found):
+        return False
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if isinstance(found, type):
+        return True
+    if any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return False
+    return all(p.default is not p.empty or p.kind in variable for p in parameters)
+
+
+class _Rounding(TorchDispatchMode):
+    """Rounds the float constants of each operation to fp16, and with `results` what it returns."""
+
+    def __init__(self, results: bool) -> None:
+        super().__init__()
+        self._results = results
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call an operation of PyTorch."""
+        result = func(*tree_map(_half_scalar, args), **tree_map(_half_scalar, kwargs or {}))
+        if not self._results:
+            return result
+        found = result if isinstance(result, tuple | list) else (result,)
+        rounded = [
+            _half_result(value, returned.alias_info)
+            for value, returned in zip(found, func._schema.returns, strict=False)
+        ]
+        return type(result)(rounded) if isinstance(result, tuple | list) else rounded[0]
+
+
+def _half_scalar(value: Any) -> Any:
+    """Return a float as fp16 holds it; one that fp16 cannot hold stays as it is."""
+    if not isinstance(value, float) or not 0 < abs(value) <= _LARGEST:
+        return value
+    return float(torch.tensor(value).half()) or value
+
+
+def _half_result(value: Any, alias: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    if alias is None:
+        return value.half().to(value.dtype)
+    if alias.is_write:
+        value.copy_(value.half())
+    return value  # a view: its values are rounded already
+
+
+def held_weights(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """Yield the weights of an artifact's packages: where, values as fp32, whether they are fp16.
+
+    Constants of one element and quantized weights are left out.
+    """
+    for number, package in enumerate(artifact.packages):
+        for name in sorted(package.functions):
+            function = load_function(package, name, get_policy("widen"), stateful=True)
+            for operation in package.operations(name).operations:
+                if operation.type != "const":
+                    continue
+                output = operation.outputs[0]
+                value = function.constant(output.name)
+                if value is None or not value.is_floating_point() or value.numel() < 2:
+                    continue
+                is_half = output.type.tensorType.dataType == _HALF
+                yield f"package {number}, function '{name}', '{output.name}'", value, is_half
+
+
+_HALF = 10  # FLOAT16 in MIL's DataType
+
+
+def _most_alike(
+    weight: torch.Tensor, parameters: Mapping[str, torch.Tensor], is_half: bool
+) -> tuple[str, torch.Tensor, torch.Tensor] | None:
+    """Return the parameter most like a weight: its name, its values in the weight's shape, and
+    where they are equal; None when none is alike. Zeros say nothing.
+    """
+    best, most = None, _ALIKE
+    for name, parameter in parameters.items():
+        if parameter.numel() != weight.numel():
+            continue
+        for form in [parameter] + ([parameter.T] if parameter.dim() == 2 else []):
+            want = form.reshape(weight.shape)
+            want = want.half().float() if is_half else want
+            equal, counts = weight == want, (want != 0) | (weight != 0)
+            share = float((equal & counts).sum()) / max(1, int(counts.sum()))
+            if share > most:
+                best, most = (name, want, equal), share
+    return best

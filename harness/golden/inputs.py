@@ -1,0 +1,216 @@
+"""Seeded inputs for the methods of any artifact: at the least, a middle and the largest shape.
+
+Floats come from the standard normal distribution, rounded to fp16 where the artifact computes in
+it. An integer that looks rows up is below the number of rows: a token id is below the vocabulary's
+size. Other integers are 0 or 1.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from harness.artifact import Artifact, Package
+from harness.artifact.limits import MAX_ELEMENTS
+from harness.artifact.proto import mil_types
+from harness.artifact.pte import KernelCall, TensorValue
+from harness.errors import HarnessError
+from harness.golden import Steps
+from harness.mil.shapes import AllowedShapes, allowed_shapes
+from harness.pte import TensorSpec
+from harness.pte.kernels import writes_in_place
+from harness.runtimes import get_runtime
+
+STEPS = 3  # of a sequence where states go on from call to call
+_UNBOUNDED = 64  # how far beyond its least an axis without a largest size is taken
+_SEQUENCES = {"least": 0.0, "middle": 0.5, "largest": 1.0}
+# The parameter of an operation that picks from `x` by index.
+_LOOKUPS = {
+    "gather": "indices",
+    "gather_along_axis": "indices",
+    "gather_nd": "indices",
+    "slice_by_index": "begin",
+    "slice_by_size": "begin",
+    "slice_update": "begin",
+}
+
+
+def seeded_inputs(artifact: Artifact, method: str, seed: int) -> dict[str, Steps]:
+    """Return the steps of sequences by name, for a method or a package's function.
+
+    Raises HarnessError for an input that our executor cannot be given.
+    """
+    specs = get_runtime("mil:widen").load(artifact, method).inputs
+    allowed, limits = _allowed(artifact, method), _index_limits(artifact, method)
+    count = STEPS if keeps_state(artifact, method) else 1
+    half = float_dtype(artifact) == "fp16"
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for name, fraction in _SEQUENCES.items():
+        row = [_shape(spec, allowed.get(spec.name), fraction) for spec in specs]
+        if row not in shapes.values() or not allowed:
+            shapes[name if allowed else f"sequence{len(shapes)}"] = row
+    found = {}
+    for name, row in shapes.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        found[name] = tuple(
+            tuple(
+                _seeded(spec, shape, limits.get(spec.name, 2), half, generator)
+                for spec, shape in zip(specs, row, strict=True)
+            )
+            for _ in range(count)
+        )
+    return found
+
+
+def _shape(spec: TensorSpec, allowed: AllowedShapes | None, fraction: float) -> tuple[int, ...]:
+    """Return an allowed shape, a fraction of the way from the least to the largest.
+
+    Axes of one range get one size, as a mask must fit its tokens.
+    """
+    if allowed is not None and allowed.listed:
+        return allowed.listed[round(fraction * (len(allowed.listed) - 1))]
+    shape = tuple(
+        low + round(fraction * ((low + _UNBOUNDED if high is None else high) - low))
+        for low, high in (allowed.ranges if allowed is not None else ())
+    )
+    shape = shape or spec.shape
+    if -1 in shape:
+        raise HarnessError(
+            f"input '{spec.name}' has a flexible shape that no description bounds: give its values "
+            "with --golden"
+        )
+    if torch.Size(shape).numel() > MAX_ELEMENTS:
+        raise HarnessError(f"input '{spec.name}' of shape {list(shape)} is too large to be made up")
+    return shape
+
+
+def _seeded(
+    spec: TensorSpec, shape: Sequence[int], limit: int, half: bool, generator: torch.Generator
+) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if dtype.is_floating_point:
+        values = torch.randn(shape, generator=generator)
+        return (values.half() if half else values).to(dtype)
+    top = 2 if dtype == torch.bool else max(1, limit)
+    return torch.randint(top, tuple(shape), generator=generator).to(dtype)
+
+
+def float_dtype(artifact: Artifact) -> str:
+    """Return `fp16` when a function computes in it, else `fp32`."""
+    half = {number for number, kind in mil_types().items() if kind.name == "FLOAT16"}
+    for package in artifact.packages:
+        for name in package.functions:
+            for operation in package.operations(name).operations:
+                if any(o.type.tensorType.dataType in half for o in operation.outputs):
+                    return "fp16"
+    return "fp32"
+
+
+def keeps_state(artifact: Artifact, method: str) -> bool:
+    """Return whether a method has states, or buffers that it writes to."""
+    if artifact.package is not None:
+        return bool(artifact.package.states(method))
+    assert artifact.pte is not None
+    plan = artifact.pte.methods[method]
+    if any(isinstance(v, TensorValue) and v.initial is not None for v in plan.values):
+        return True
+    for call in plan.instructions:
+        if isinstance(call, KernelCall) and writes_in_place(call.operator):
+            return True
+    return any(d.bundle.package.states(d.program_function) for d in artifact.delegates[method])
+
+
+def _functions(artifact: Artifact, method: str) -> Iterator[tuple[Package, str]]:
+    if artifact.package is not None:
+        yield artifact.package, method
+    else:
+        for delegate in artifact.delegates[method]:
+            yield delegate.bundle.package, delegate.program_function
+
+
+def _allowed(artifact: Artifact, method: str) -> dict[str, AllowedShapes]:
+    """Return the shapes that inputs of flexible shape may have, by name."""
+    found: dict[str, AllowedShapes] = {}
+    for package, function in _functions(artifact, method):
+        found = allowed_shapes(package, function) | found
+    return found
+
+
+def _index_limits(artifact: Artifact, method: str) -> dict[str, int]:
+    """Return how many rows there are for each integer input that looks rows up, by name."""
+    limits: dict[str, int] = {}
+    for package, function in _functions(artifact, method):
+        for name, size in _limits_of(package, function):
+            limits[name] = min(size, limits.get(name, size))
+    if artifact.pte is None:
+        return limits
+    plan, names = artifact.pte.methods[method], artifact.value_names(method)
+    for call in plan.instructions:
+        if isinstance(call, KernelCall) and call.operator.startswith("aten::embedding"):
+            weight = plan.values[call.args[0]]
+            name = names.get(call.args[1], f"value_{call.args[1]}")
+            if isinstance(weight, TensorValue):
+                limits[name] = min(weight.shape[0], limits.get(name, weight.shape[0]))
+    return limits
+
+
+def _limits_of(package: Package, function: str) -> Iterator[tuple[str, int]]:
+    """Follow integer inputs through integer operations to what they index.
+
+    The smallest axis longer than 1 bounds an index of which the axis is not a constant's.
+    """
+    integers = {number for number, kind in mil_types().items() if "INT" in kind.name}
+    types: dict[str, Any] = {i.name: i.type for i in package.functions[function].inputs}
+    axes: dict[str, int] = {}
+    sources = {name: {name} for name, kind in types.items() if _element(kind) in integers}
+    for operation in package.operations(function).operations:
+        names = {
+            key: [argument.name for argument in value.arguments if argument.name]
+            for key, value in operation.inputs.items()
+        }
+        came_from = {
+            key: set().union(*(sources.get(name, set()) for name in given))
+            for key, given in names.items()
+        }
+        indexes = came_from.get(_LOOKUPS.get(operation.type, ""), set())
+        if indexes and names.get("x"):
+            sizes = _sizes(types.get(names["x"][0]))
+            axis = axes.get(next(iter(names.get("axis", ())), ""), None)
+            if axis is not None and axis < len(sizes):
+                sizes = sizes[axis : axis + 1]
+            else:
+                sizes = [size for size in sizes if size > 1]
+            for name in indexes if sizes else ():
+                yield name, min(sizes)
+        value = operation.attributes["val"].immediateValue if operation.type == "const" else None
+        if value is not None and len(value.tensor.ints.values) == 1:
+            axes[operation.outputs[0].name] = value.tensor.ints.values[0]
+        for output in operation.outputs:
+            types[output.name] = output.type
+            if _element(output.type) in integers:
+                sources[output.name] = set().union(*came_from.values())
+
+
+def _element(kind: Any) -> int:
+    number: int = kind.tensorType.dataType
+    return number
+
+
+def _sizes(kind: Any) -> list[int]:
+    if kind is None:
+        return []
+    dimensions = kind.tensorType.dimensions
+    return [d.constant.size for d in dimensions if d.WhichOneof("dimension") == "constant"]
+
+
+def all_inputs(
+    artifact: Artifact, seed: int, given: Mapping[str, Mapping[str, Steps]] | None = None
+) -> dict[str, dict[str, Steps]]:
+    """Return seeded inputs of every method, unless others are given for it."""
+    return {
+        method: dict((given or {}).get(method) or seeded_inputs(artifact, method, seed))
+        for method in artifact.methods
+    }
