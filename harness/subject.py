@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from harness.export.options import ExportOptions
     from harness.generate.session import Session
+    from harness.golden import Golden
+    from harness.golden.eager import Reference
     from harness.models import ModelConfig
     from harness.models.model import Freqs, Oracle
 
@@ -31,6 +33,9 @@ class Subject:
     artifact's own weights. `options` are those of the export; without them, they are read from the
     artifact. `unshared` is the same export with weight sharing off.
 
+    An artifact of any model may have a `reference`, `module:function` of an eager module, or a
+    `golden` file instead; `seed` decides the inputs where the file does not.
+
     Everything is computed on first use and kept.
     """
 
@@ -41,14 +46,46 @@ class Subject:
         params: Path | None = None,
         options: ExportOptions | None = None,
         unshared: Path | None = None,
+        reference: str | None = None,
+        golden: Path | None = None,
+        seed: int = 0,
     ) -> None:
         self.artifact: Artifact = open_artifact(path)
         self.checkpoint = checkpoint
         self.params = params
         self.options = options
         self.unshared = unshared
+        self.reference_name = reference
+        self.golden_path = golden
+        self.seed = seed
         self.measured: dict[str, object] = {}  # by runtime: see `harness.checks.accuracy.measure`
         self._sessions: dict[str, Session] = {}
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it describes a language model of ExecuTorch's static runner."""
+        constants = self.artifact.constants
+        return any(f"{phase}_input_len" in constants for phase in ("forward", "decode", "prefill"))
+
+    @cached_property
+    def reference_module(self) -> Reference | None:
+        """The user's eager module, imported."""
+        from harness.golden.eager import Reference
+
+        return Reference(self.reference_name) if self.reference_name else None
+
+    @cached_property
+    def golden(self) -> Golden | None:
+        """The calls of each method and what they must give, None without a source of them.
+
+        Raises HarnessError when the file does not fit the artifact, or the module fails.
+        """
+        from harness.golden import read_golden
+        from harness.golden.inputs import all_inputs
+
+        if self.reference_module is not None:
+            return self.reference_module.golden(self.artifact, all_inputs(self.artifact, self.seed))
+        return read_golden(self.golden_path, self.artifact) if self.golden_path else None
 
     @cached_property
     def mode(self) -> str:
@@ -134,7 +171,14 @@ class Subject:
 
     @property
     def dtype(self) -> str:
-        """The artifact's own float dtype, `fp16` or `fp32`, which its RoPE tables have."""
+        """The artifact's own float dtype, `fp16` or `fp32`: that of a language model's RoPE tables.
+
+        The dtype of another model is fp16 when an operation gives FLOAT16.
+        """
+        if not self.is_language_model:
+            from harness.golden.inputs import float_dtype
+
+            return float_dtype(self.artifact)
         dtype = str(getattr(self.artifact.constants.get("freqs_cos"), "dtype", "missing"))
         if dtype not in _DTYPES:
             raise ArtifactError(

@@ -14,7 +14,7 @@ from harness.checks.run import Check, check, defined_in, run_check
 if TYPE_CHECKING:
     from harness.subject import Subject
 
-__all__ = ["Check", "artifact_checks", "check", "run_check"]
+__all__ = ["Check", "artifact_checks", "check", "run_check", "value_checks"]
 
 
 @cache
@@ -26,3 +26,11 @@ def artifact_checks() -> dict[str, Check[Subject]]:
     from harness.checks import metadata, parity, program, weights
 
     return defined_in(metadata, program, weights, parity)
+
+
+@cache
+def value_checks() -> dict[str, Check[Subject]]:
+    """Return the checks against an eager module or a golden file, by name, in their order."""
+    from harness.checks import outputs
+
+    return defined_in(outputs)

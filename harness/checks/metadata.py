@@ -15,19 +15,20 @@ from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
 from harness.artifact.package import core_ml_shape, described
 from harness.artifact.proto import feature_types
 from harness.artifact.pte import DelegateCall, TensorValue
+from harness.checks.applies import other_backends, program
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.results import Finding
 from harness.subject import Subject
 
 _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
+# A partitioner that computes in fp16 leaves the values between delegates as the model has them.
+_CONVERTED_OUTPUTS = _CONVERTED | {("float32", "float16")}
 
 
 @check("references")
 def check_references(subject: Subject) -> Iterator[Finding]:
     """Check that every reference resolves, and that no named data and no weight is unused."""
-    pte = subject.artifact.pte
-    assert pte is not None
     used = set()
     for delegates in subject.artifact.delegates.values():  # raises when a key does not resolve
         for delegate in delegates:
@@ -36,11 +37,13 @@ def check_references(subject: Subject) -> Iterator[Finding]:
             ok = delegate.program_function in delegate.bundle.package.functions
             message = f"function '{delegate.program_function}' is not in its package"
             yield Finding("references", delegate.where, ok, message, comparisons=1)
-    yield Finding("references", "the file", facts={"pte bytes": pte.size})
-    for key in sorted(set(pte.named_data) - used):
-        yield Finding("references", key, False, "no delegate refers to this named data", 1)
-    for number, bundle in enumerate(subject.artifact.bundles):
-        unused = _unused_weight_bytes(bundle.package)
+    if (pte := subject.artifact.pte) is not None:
+        yield Finding("references", "the file", facts={"pte bytes": pte.size})
+        others = other_backends(subject.artifact)  # these may use named data of their own
+        for key in sorted(set(pte.named_data) - used) if not others else ():
+            yield Finding("references", key, False, "no delegate refers to this named data", 1)
+    for number, package in enumerate(subject.artifact.packages):
+        unused = _unused_weight_bytes(package)
         yield Finding(
             "references",
             f"package {number}",
@@ -59,7 +62,7 @@ def _unused_weight_bytes(package: Package) -> int:
     return stored - sum(size + -size % ENTRY_SIZE for size in used)
 
 
-@check("metadata-round-trip")
+@check("metadata-round-trip", needs=(program,))
 def check_metadata_round_trip(subject: Subject) -> Iterator[Finding]:
     """Check that parsing and writing every payload's metadata returns the same bytes.
 
@@ -93,6 +96,8 @@ def check_metadata_names(subject: Subject) -> Iterator[Finding]:
     for delegates in subject.artifact.delegates.values():
         for delegate in delegates:
             yield from _check_delegate(subject, delegate)
+    if subject.artifact.package is not None:
+        yield from _check_package(subject.artifact.package)
     for number, bundle in enumerate(subject.artifact.bundles):
         if bundle.metadata.methods is not None:
             named, own = set(bundle.metadata.methods), set(bundle.package.functions)
@@ -102,6 +107,26 @@ def check_metadata_names(subject: Subject) -> Iterator[Finding]:
                 ok=named == own,
                 message=f"metadata.json describes {sorted(named)}, the package holds {sorted(own)}",
                 comparisons=len(named | own),
+            )
+
+
+def _check_package(package: Package) -> Iterator[Finding]:
+    """Check that the description of each function names what the function has, in its order."""
+    for name in sorted(package.functions):
+        description, states = package.description(name), package.states(name)
+        inputs = [i.name for i in package.functions[name].inputs if i.name not in states]
+        for kind, features, own in (
+            ("inputs", description.input, inputs),
+            ("outputs", description.output, list(package.operations(name).outputs)),
+            ("states", description.state, list(states)),
+        ):
+            named = [feature.name for feature in features]
+            yield Finding(
+                "metadata-names",
+                f"function '{name}', {kind}",
+                ok=named == own,
+                message=f"the description's order is {named}, the function's is {own}",
+                comparisons=max(1, len(own)),
             )
 
 
@@ -126,7 +151,9 @@ def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
         )
         features = {feature.name: feature for feature in declared}
         for name, value in zip(named, passed, strict=False):
-            problem = _misfit(value, features.get(name))
+            # A language model's own values are in the artifact's dtype.
+            free = kind == "output" and not subject.is_language_model
+            problem = _misfit(value, features.get(name), _CONVERTED_OUTPUTS if free else _CONVERTED)
             if problem:
                 yield Finding("metadata-names", f"{where}, '{name}'", False, problem, 1)
 
@@ -141,7 +168,7 @@ def _called_with(subject: Subject, delegate: Delegate) -> tuple[object, ...]:
     raise ArtifactError(f"{delegate.where}: no instruction calls it")
 
 
-def _misfit(value: object, feature: Any) -> str:
+def _misfit(value: object, feature: Any, converted: set[tuple[str, str]]) -> str:
     """Describe how a program's value and a Core ML feature differ; "" when they fit."""
     if feature is None:
         return "the function has no feature of this name"
@@ -153,7 +180,7 @@ def _misfit(value: object, feature: Any) -> str:
     # a description may omit an output's shape
     if shape and core_ml_shape(value.shape) != shape:
         return f"the program passes shape {list(value.shape)}, the function takes {list(shape)}"
-    if value.dtype != dtype and (value.dtype, dtype) not in _CONVERTED:
+    if value.dtype != dtype and (value.dtype, dtype) not in converted:
         return f"the program passes {value.dtype}, the function takes {dtype}"
     return ""
 
@@ -168,7 +195,8 @@ def check_function_names(subject: Subject) -> Iterator[Finding]:
     for delegates in subject.artifact.delegates.values():
         for delegate in delegates:
             package, function = delegate.bundle.package, delegate.function
-            if subject.mode == "single" or not package.is_multifunction:
+            is_single = subject.is_language_model and subject.mode == "single"
+            if is_single or not package.is_multifunction:
                 ok = function is None and not package.is_multifunction
                 wanted = "no function name and a package of one function"
             else:
@@ -192,11 +220,12 @@ def _check_default_functions(subject: Subject) -> Iterator[Finding]:
     Tools that open a package without naming a function run its default; partitions with different
     defaults do not belong together.
     """
-    bundles = subject.artifact.bundles
-    defaults = [bundle.package.default_function for bundle in bundles]
-    for number, (bundle, default) in enumerate(zip(bundles, defaults, strict=True)):
-        wanted = bundle.metadata.default_method or defaults[0]
-        own = bundle.package.functions
+    artifact = subject.artifact
+    wishes = [bundle.metadata.default_method for bundle in artifact.bundles] or [None]
+    defaults = [package.default_function for package in artifact.packages]
+    for number, (package, wish) in enumerate(zip(artifact.packages, wishes, strict=True)):
+        wanted, default = wish or defaults[0], defaults[number]
+        own = package.functions
         expected = f"'{wanted}'" if wanted in own else f"one of {', '.join(sorted(own))}"
         yield Finding(
             "function-names",

@@ -21,8 +21,11 @@ from harness.checks.accuracy import (
     top_agreement,
     trace,
 )
+from harness.checks.applies import executable, language_model
 from harness.checks.run import check
 from harness.generate import generate
+from harness.golden import run_steps
+from harness.golden.inputs import all_inputs
 from harness.mil import observed
 from harness.mil.ranges import LARGEST, RangeMonitor
 from harness.results import Figure, Finding
@@ -30,7 +33,7 @@ from harness.runtimes import REFERENCE
 from harness.subject import Subject
 
 
-@check("parity", takes_runtime=True)
+@check("parity", needs=(language_model,), takes_runtime=True)
 def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare logits and caches, teacher forced: prefill in chunks, then decode step by step."""
     measured = measure(subject, runtime)
@@ -57,7 +60,7 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
     )
 
 
-@check("greedy", takes_runtime=True)
+@check("greedy", needs=(language_model,), takes_runtime=True)
 def check_greedy(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Check that the artifact chooses the oracle's tokens wherever the oracle decides."""
     tokens = sequence(subject)[: prompt_length(subject)]
@@ -87,7 +90,7 @@ def greedy_findings(
         )
 
 
-@check("residues", takes_runtime=True)
+@check("residues", needs=(language_model,), takes_runtime=True)
 def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare prompts of every length up to two chunks, and a full context's last position."""
     session = subject.session(runtime)
@@ -123,18 +126,31 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
     )
 
 
+def _execute(subject: Subject) -> None:
+    """Feed a language model its sequence, or call each method with golden or seeded inputs."""
+    if subject.is_language_model:
+        trace(subject.session(REFERENCE), sequence(subject), prompt_length(subject))
+        return
+    given = {
+        method: {name: tuple(call.inputs for call in calls) for name, calls in sequences.items()}
+        for method, sequences in (subject.golden or {}).items()
+    }
+    for method, sequences in all_inputs(subject.artifact, subject.seed, given).items():
+        for steps in sequences.values():
+            run_steps(subject.artifact, method, REFERENCE, steps)
+
+
 def fp16(subject: Subject) -> str | None:
     """Return why an artifact that is not fp16 is skipped, or None."""
     return None if subject.dtype == "fp16" else f"an {subject.dtype} artifact holds no fp16 values"
 
 
-@check("fp16-range", needs=(fp16,))
+@check("fp16-range", needs=(executable, fp16))
 def check_fp16_range(subject: Subject) -> Iterator[Finding]:
     """Check under `widen` that no FLOAT16 result exceeds fp16's largest value."""
     monitor = RangeMonitor()
-    tokens = sequence(subject)
     with observed(monitor):
-        trace(subject.session(REFERENCE), tokens, prompt_length(subject))
+        _execute(subject)
     rows = list(monitor.ranges.values())
     over = [row for row in rows if row.peak > LARGEST]
     first = f"the first is {over[0].where}, which reaches {over[0].peak:.4g}" if over else ""

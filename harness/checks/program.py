@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.artifact.proto import mil_types
+from harness.checks.applies import language_model
 from harness.checks.run import check
+from harness.errors import ArtifactError
 from harness.generate.constants import ConstantReader
+from harness.mil import get_policy, load_function
 from harness.results import Finding
 from harness.subject import Subject
 
@@ -23,12 +26,15 @@ _STATE = ("read_state", "coreml_update_state", "write_state")
 @check("program")
 def check_program(subject: Subject) -> Iterator[Finding]:
     """Check every operation of every function."""
-    for number, bundle in enumerate(subject.artifact.bundles):
-        for name in sorted(bundle.package.functions):
-            function = bundle.package.functions[name]
-            operations = bundle.package.operations(name).operations
+    if not subject.is_language_model:
+        yield from _check_versions(subject)
+        return
+    for number, package in enumerate(subject.artifact.packages):
+        for name in sorted(package.functions):
+            function = package.functions[name]
+            operations = package.operations(name).operations
             counts = Counter(operation.type for operation in operations)
-            states = list(bundle.package.states(name))
+            states = list(package.states(name))
             states += [kind for kind in _STATE if counts[kind]]
             fused = [kind for kind in _FUSED_ATTENTION if counts[kind]]
             wide = list(_wide_operations(operations)) if subject.dtype == "fp16" else []
@@ -53,6 +59,34 @@ def check_program(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def _check_versions(subject: Subject) -> Iterator[Finding]:
+    """Check that operations and parameters are in the opset, and the opset in the specification.
+
+    A specification of version N has the opsets up to `CoreMLN`, less one: version 9 is iOS 18's,
+    whose opset is CoreML8. Source: `_SPECIFICATION_VERSION_*` in coremltools' `__init__.py`.
+    """
+    for number, package in enumerate(subject.artifact.packages):
+        version = package.model.specificationVersion
+        for name in sorted(package.functions):
+            function, where = package.functions[name], f"package {number}, function '{name}'"
+            operations = package.operations(name).operations
+            opset = function.opset.removeprefix("CoreML")
+            is_new = opset.isdecimal() and int(opset) + 1 > version
+            problem = f"opset {function.opset} is newer than specification version {version}"
+            try:
+                load_function(package, name, get_policy("widen"), stateful=True)
+            except ArtifactError as error:
+                is_new, problem = True, str(error)
+            yield Finding(
+                "program",
+                where,
+                ok=not is_new,
+                message=problem,
+                comparisons=len(operations),
+                facts={"operations": len(operations), "opset": function.opset},
+            )
+
+
 def _wide_operations(operations: Any) -> Iterator[str]:
     """Yield the operations that compute in fp32; a constant parameter (an epsilon) may be fp32."""
     for operation in operations:
@@ -65,7 +99,7 @@ def _wide_operations(operations: Any) -> Iterator[str]:
                 yield f"{operation.type} '{output.name}'"
 
 
-@check("cache-rows")
+@check("cache-rows", needs=(language_model,))
 def check_cache_rows(subject: Subject) -> Iterator[Finding]:
     """Check that each row of `kv_cache_specs` pairs inputs and outputs of one layer's caches.
 

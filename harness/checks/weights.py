@@ -12,6 +12,7 @@ import torch
 
 from harness.artifact import Artifact, Package, open_artifact
 from harness.artifact.facts import duplicate_bytes, sharing
+from harness.checks.applies import language_model
 from harness.checks.run import check
 from harness.models.config import load_params
 from harness.models.model import rope_tables
@@ -25,6 +26,10 @@ _SLACK = 0.001  # names and headers may differ a little between the two exports
 
 def multifunction(subject: Subject) -> str | None:
     """Return why a single-method artifact is skipped, or None."""
+    if not subject.is_language_model:
+        if any(len(package.functions) > 1 for package in subject.artifact.packages):
+            return None
+        return "no package holds functions that could share weights"
     if subject.mode == "multifunction":
         return None
     return "a single-method artifact has no functions to share weights between"
@@ -46,7 +51,8 @@ def _is_unshared(artifact: Artifact) -> bool:
     if artifact.is_exported_folder:
         used = [delegate.bundle for calls in artifact.delegates.values() for delegate in calls]
         return len(used) == len(set(used))
-    assert artifact.pte is not None
+    if artifact.pte is None:
+        return False
     specs = [d.compile_specs for m in artifact.pte.methods.values() for d in m.delegates]
     return {value for pairs in specs for key, value in pairs if key == _STRATEGY} == {b"disabled"}
 
@@ -64,21 +70,23 @@ def checkpoint(subject: Subject) -> str | None:
 @check("weight-sharing", needs=(multifunction, weight_sharing))
 def check_sharing(subject: Subject) -> Iterator[Finding]:
     """Check that all functions share all weights, and that no content is stored twice."""
-    for index, bundle in enumerate(subject.artifact.bundles):
-        shares, twice = sharing(bundle.package), duplicate_bytes(bundle.package)
+    for index, package in enumerate(subject.artifact.packages):
+        shares, twice = sharing(package), duplicate_bytes(package)
         alone = shares.stored - shares.shared
+        # Only a language model's decode and prefill need every weight.
+        complete = (alone == 0 and len(package.functions) > 1) or not subject.is_language_model
         yield Finding(
             "weight-sharing",
             f"package {index}",
-            ok=alone == 0 and twice == 0 and len(bundle.package.functions) > 1,
-            message=f"{len(bundle.package.functions)} functions; {alone} bytes of weights are not "
+            ok=complete and twice == 0,
+            message=f"{len(package.functions)} functions; {alone} bytes of weights are not "
             f"shared by all of them, {twice} bytes are in the package twice",
-            comparisons=len(bundle.package.functions),
+            comparisons=len(package.functions),
             facts={"stored weight bytes": shares.stored, "used weight bytes": shares.used},
         )
 
 
-@check("sharing-size", needs=(multifunction, weight_sharing, unshared_export))
+@check("sharing-size", needs=(language_model, multifunction, weight_sharing, unshared_export))
 def check_sharing_size(subject: Subject) -> Iterator[Finding]:
     """Compare the artifact's bytes with the same export's with sharing off.
 
@@ -116,7 +124,7 @@ def _model_bytes(package: Package) -> int:
     return sum(len(data) for name, data in package.files.items() if name.startswith("Data/"))
 
 
-@check("weights", needs=(checkpoint,))
+@check("weights", needs=(language_model, checkpoint))
 def check_weights(subject: Subject) -> Iterator[Finding]:
     """Check that every method's dequantized weights equal the quantized checkpoint's at 0 ULP.
 
@@ -149,7 +157,7 @@ def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) ->
     return f"{name} ({wrong} of {want.numel()} values, by up to {error.max():.3g})" if wrong else ""
 
 
-@check("tables", needs=(checkpoint,))
+@check("tables", needs=(language_model, checkpoint))
 def check_tables(subject: Subject) -> Iterator[Finding]:
     """Check that the RoPE tables are within `table_error` of exact ones.
 

@@ -98,6 +98,11 @@ COMMANDS = {
         check.run,
         artifacts=("file",),
     ),
+    "golden": Command(
+        "write inputs and outputs of an artifact's methods, to check another one against",
+        check.add_golden_arguments,
+        check.golden,
+    ),
     "bisect": Command(
         "name the first operation that leaves its reference, or show ranges of values",
         bisect.add_arguments,

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from harness.results import Case
     from harness.subject import Subject
 
+_REFERENCE = "execute this Python function of yours, which returns the eager PyTorch module"
 _SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "file", metavar="FILE", help="a .pte or exported folder of a Core ML language model"
+        "file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage, of any model"
     )
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
     parser.add_argument("--params", type=Path, help="its params.json or config.json")
+    add_reference_arguments(parser)
     parser.add_argument(
         "--runtime",
         action="append",
@@ -35,36 +37,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the cases as JSON")
 
 
+def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what an artifact of any model is held against."""
+    parser.add_argument(
+        "--reference",
+        metavar="MODULE:FUNCTION",
+        help=_REFERENCE,
+    )
+    parser.add_argument(
+        "--golden",
+        type=Path,
+        metavar="FILE",
+        help="inputs and outputs of the methods, as `harness golden` writes them",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of made-up inputs (default: 0)")
+
+
+def add_golden_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness golden`."""
+    parser.add_argument("file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--reference", metavar="MODULE:FUNCTION", help=_REFERENCE)
+    source.add_argument(
+        "--runtime",
+        default="mil:double",
+        help="what FILE itself gives here, when it is known to be right (default: mil:double)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of made-up inputs (default: 0)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help=".safetensors or .npz")
+
+
+def golden(args: argparse.Namespace) -> int:
+    """Write inputs of each method and what they must give; returns 0."""
+    from harness.artifact import open_artifact
+    from harness.golden import check_name, golden_of_runtime, write_golden
+    from harness.golden.eager import Reference
+    from harness.golden.inputs import all_inputs
+
+    check_name(args.output)
+    artifact = open_artifact(args.file)
+    if args.reference:
+        reference = Reference(args.reference)
+        values = reference.golden(artifact, all_inputs(artifact, args.seed))
+    else:
+        (runtime,) = _runtimes([args.runtime])
+        values = golden_of_runtime(artifact, runtime, all_inputs(artifact, args.seed))
+    write_golden(args.output, values)
+    sequences = [calls for of_method in values.values() for calls in of_method.values()]
+    outputs = sum(len(call.expected) for calls in sequences for call in calls)
+    print(
+        f"{args.output}: {len(values)} methods, {len(sequences)} sequences, {outputs} outputs, "
+        f"from {args.reference or args.runtime}"
+    )
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the checks; return 1 when one of them failed, else 0."""
     from harness.subject import Subject
 
     if (args.checkpoint is None) != (args.params is None):
         raise HarnessError("--checkpoint and --params go together: give both, or neither")
-    chosen = _chosen(args.check)
+    if args.reference and args.golden:
+        raise HarnessError("--reference and --golden are two sources of values: give one")
     runtimes = _runtimes(args.runtime)
-    subject = Subject(args.file, args.checkpoint, args.params)
+    subject = Subject(
+        args.file,
+        args.checkpoint,
+        args.params,
+        reference=args.reference,
+        golden=args.golden,
+        seed=args.seed,
+    )
+    chosen = _chosen(args.check, subject)
     _refuse(subject)
     cases = []
     for case in _cases(subject, chosen, runtimes, args.progress):
         cases.append(case)
-        if not args.json:
+        if not args.json and case.outcome != "skip":
             print("\n      ".join([_line(case), *case.failures]), flush=True)
     if args.json:
         print(json.dumps([case.to_json() for case in cases], indent=2))
     else:
-        print(f"\n{_summary(cases)}")
+        print("\n".join([*_skip_lines(cases), "", _summary(cases)]))
     passed = any(case.outcome == "pass" for case in cases)
     return 0 if passed and all(case.passes for case in cases) else 1
 
 
-def _chosen(names: list[str] | None) -> list[Check[Subject]]:
-    from harness.checks import artifact_checks
+def _chosen(names: list[str] | None, subject: Subject) -> list[Check[Subject]]:
+    """Return the checks of these names, or those that may apply, in their order."""
+    from harness.checks import artifact_checks, value_checks
 
-    checks = artifact_checks()
+    checks = artifact_checks() | value_checks()
     for name in names or ():
         if name not in checks:
             raise HarnessError(f"no check '{name}'; choose from {', '.join(checks)}")
+    has_values = subject.reference_name or subject.golden_path
+    if not names and subject.is_language_model and not has_values:
+        names = list(artifact_checks())
     return [check for name, check in checks.items() if not names or name in names]
 
 
@@ -84,18 +154,20 @@ def _runtimes(names: list[str] | None) -> list[str]:
 
 
 def _refuse(subject: Subject) -> None:
-    """Raise HarnessError for what cannot be judged: no language model, or another's checkpoint.
+    """Raise HarnessError for a reference that does not belong to the artifact.
 
     The checks judge the artifact itself.
     """
     path = subject.artifact.path
-    if subject.artifact.pte is None:
-        raise HarnessError(
-            f"{path}: only a .pte or an exported folder can be checked; `harness inspect` shows it"
-        )
-    _ = subject.mode
+    if subject.reference_name or subject.golden_path:
+        _ = subject.golden
     if subject.checkpoint is None or subject.params is None:
         return
+    if not subject.is_language_model:
+        raise HarnessError(
+            f"{path}: --checkpoint is for language models of ExecuTorch's static exporter; give "
+            "--reference module:function, or --golden FILE"
+        )
     from harness.models.checkpoint import load_checkpoint
     from harness.models.config import load_params
 
@@ -117,12 +189,14 @@ def _cases(
     subject: Subject, checks: list[Check[Subject]], runtimes: list[str], progress: Progress
 ) -> Iterator[Case]:
     from harness.checks import run_check
+    from harness.results import NOT_APPLICABLE
 
+    mode = subject.mode if subject.is_language_model else NOT_APPLICABLE
     pairs = [(c, runtime) for c in checks for runtime in (runtimes if c.takes_runtime else [None])]
     for done, (check, runtime) in enumerate(pairs):
         where = f" on {runtime}" if runtime else ""
         progress(f"checking {check.name}{where}", done, len(pairs))
-        yield run_check(check, subject, runtime, suite="check", mode=subject.mode)
+        yield run_check(check, subject, runtime, suite="check", mode=mode)
 
 
 def _line(case: Case) -> str:
@@ -133,6 +207,16 @@ def _line(case: Case) -> str:
     figures = "; ".join(f"{name} {f}" for name, f in bounded if f.within_bound)
     detail = figures if case.outcome in ("pass", "fail") else case.reason
     return f"{case.outcome:5} {case.check}{where}{count}{': ' if detail else ''}{detail}"
+
+
+def _skip_lines(cases: list[Case]) -> Iterator[str]:
+    """Yield a line for each reason of skipped checks, with their names."""
+    names: dict[str, list[str]] = {}
+    for case in cases:
+        if case.outcome == "skip":
+            names.setdefault(case.reason, []).append(case.check)
+    for reason, checks in names.items():
+        yield f"skip  {', '.join(dict.fromkeys(checks))}: {reason}"
 
 
 def _summary(cases: list[Case]) -> str:

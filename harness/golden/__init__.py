@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from harness.artifact import Artifact
 from harness.errors import HarnessError
 from harness.files import partial_file
 from harness.pte import TensorSpec
-from harness.runtimes import Method, get_runtime, runtime_row
+from harness.runtimes import REFERENCE, Method, get_runtime, runtime_row
 
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
 MAX_TENSORS = 100_000
@@ -78,29 +78,32 @@ def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def golden_of_runtime(
-    artifact: Artifact, runtime: str, inputs: Mapping[str, Mapping[str, Steps]]
+    artifact: Artifact, runtime: str, seeded: Mapping[str, Mapping[str, Steps]]
 ) -> Golden:
     """Return what a runtime gives for inputs, by method and sequence.
 
-    On our executor, what fp16 costs is measured too: the distance of `mil:strict` from it.
+    Where the runtime carries more precision than the artifact, the distance of `mil:strict` from it
+    is the cost of that precision.
     """
+    rounds = runtime_row(runtime).rounds
     golden: Golden = {}
-    for method, sequences in inputs.items():
+    for method, sequences in seeded.items():
         golden[method] = {}
         for name, steps in sequences.items():
             given = run_steps(artifact, method, runtime, steps)
-            rounded = given
-            if not runtime_row(runtime).rounds:
-                rounded = run_steps(artifact, method, "mil:strict", steps)
+            rounded = given if rounds else run_steps(artifact, method, "mil:strict", steps)
             golden[method][name] = tuple(
-                Call(step, {i: Expected((w,), distance(r, w)) for i, (w, r) in enumerate(pairs)})
-                for step, pairs in zip(
-                    steps,
-                    (zip(g, r, strict=True) for g, r in zip(given, rounded, strict=True)),
-                    strict=True,
-                )
+                Call(inputs, _expected(values, strict, rounds))
+                for inputs, values, strict in zip(steps, given, rounded, strict=True)
             )
     return golden
+
+
+def _expected(
+    given: Sequence[torch.Tensor], rounded: Sequence[torch.Tensor], rounds: bool
+) -> dict[int, Expected]:
+    costs = [None if rounds else distance(*pair) for pair in zip(rounded, given, strict=True)]
+    return {i: Expected((value,), costs[i]) for i, value in enumerate(given)}
 
 
 def run_steps(
@@ -130,14 +133,16 @@ def write_golden(path: Path, golden: Golden) -> None:
                     if expected.rounding is not None:
                         rounding = torch.tensor(expected.rounding, dtype=torch.float64)
                         tensors[f"{prefix}/rounding/{index}"] = rounding
-    _writer(path)(path, {name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+    check_name(path)
+    _WRITERS[path.suffix](
+        path, {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    )
 
 
-def _writer(path: Path) -> Callable[[Path, dict[str, torch.Tensor]], None]:
-    writers = {".safetensors": _write_safetensors, ".npz": _write_npz}
-    if path.suffix not in writers:
-        raise HarnessError(f"{path}: a golden file ends in .safetensors or .npz")
-    return writers[path.suffix]
+def check_name(path: Path) -> None:
+    """Raise HarnessError unless a file's name says how to write it."""
+    if path.suffix not in _WRITERS:
+        raise HarnessError(f"{path}: a golden file ends in {' or '.join(_WRITERS)}")
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -150,6 +155,9 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _write_npz(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with partial_file(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **{name: t.numpy() for name, t in tensors.items()})
+
+
+_WRITERS = {".safetensors": _write_safetensors, ".npz": _write_npz}
 
 
 def read_golden(path: Path, artifact: Artifact) -> Golden:
@@ -171,7 +179,7 @@ def read_golden(path: Path, artifact: Artifact) -> Golden:
         if method not in artifact.methods:
             names = ", ".join(artifact.methods)
             raise HarnessError(f"{path}: method '{method}' is not one of the artifact's: {names}")
-        loaded = get_runtime("mil:widen").load(artifact, method)
+        loaded = get_runtime(REFERENCE).load(artifact, method)
         sequences: dict[str, list[Call]] = defaultdict(list)
         for (sequence, step), kinds in sorted(calls.items()):
             where = f"{path}, {method}/{sequence}.{step}"

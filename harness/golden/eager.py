@@ -16,20 +16,24 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.artifact import Artifact
+from harness.artifact.proto import mil_types
 from harness.errors import HarnessError
 from harness.golden import Call, Expected, Golden, Steps, distance
 from harness.golden.inputs import float_dtype
 from harness.mil import get_policy, load_function
 
 _LARGEST = 65504.0  # of fp16
+_FEW = 2  # values in a mask, or in a bias of zeros: no folded weight
 _ALIKE = 0.5  # a weight with this part of its values in a parameter is that parameter, changed
 
 Results = list[tuple[torch.Tensor, ...]]
@@ -104,10 +108,10 @@ class Reference:
                 yield where, f"{differs}{error:.3g}" if wrong else "", equal.numel()
 
     def _holds_its_weights(self, artifact: Artifact) -> bool:
-        """Return whether every weight of the artifact is a parameter, changed or not, or zeros."""
+        """Return whether every weight of the artifact is a parameter, changed or not, or a mask."""
         parameters = self.parameters(artifact.methods)
         return all(
-            not weight.any() or _most_alike(weight, parameters, is_half) is not None
+            weight.unique().numel() <= _FEW or _most_alike(weight, parameters, is_half) is not None
             for _, weight, is_half in held_weights(artifact)
         )
 
@@ -143,7 +147,9 @@ class Reference:
         try:
             return self._run_once(method, steps, dtype, half_weights, mode)
         except Exception as error:
-            if dtype == torch.float64:  # code may ask for fp32 by name; its error is far below fp16's
+            if (
+                dtype == torch.float64
+            ):  # code may ask for fp32 by name; its error is far below fp16's
                 return self._run(method, steps, torch.float32, half_weights, mode)
             raise self._error(f"fails for method '{method}'", error) from error
 
@@ -167,11 +173,9 @@ class Reference:
         results = []
         for inputs in steps:
             given = [t.to(dtype) if t.is_floating_point() else t.clone() for t in inputs]
-            if mode is None:
+            # The exporters decompose attention too, and then round its scale.
+            with sdpa_kernel(SDPBackend.MATH), mode or nullcontext():
                 found = target(*given)
-            else:
-                with mode:
-                    found = target(*given)
             leaves = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
             results.append(tuple(leaf.detach().clone() for leaf in leaves))
         return results
@@ -216,21 +220,20 @@ class _Rounding(TorchDispatchMode):
     """Rounds the float constants of each operation to fp16, and with `results` what it returns."""
 
     def __init__(self, results: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._results = results
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call an operation of PyTorch."""
-        result = func(*tree_map(_half_scalar, args), **tree_map(_half_scalar, kwargs or {}))
+        divides = str(func).startswith("aten.div")  # coremltools multiplies by the reciprocal
+        scalar = _half_divisor if divides else _half_scalar
+        result = func(*tree_map(scalar, args), **tree_map(scalar, kwargs or {}))
         if not self._results:
             return result
         found = result if isinstance(result, tuple | list) else (result,)
-        rounded = [
-            _half_result(value, returned.alias_info)
-            for value, returned in zip(found, func._schema.returns, strict=False)
-        ]
+        returns = func._schema.returns  # one for a list of tensors, as of unbind
+        aliases = [one.alias_info for one in returns] * (len(found) if len(returns) == 1 else 1)
+        rounded = [_half_result(*pair) for pair in zip(found, aliases, strict=False)]
         return type(result)(rounded) if isinstance(result, tuple | list) else rounded[0]
 
 
@@ -239,6 +242,11 @@ def _half_scalar(value: Any) -> Any:
     if not isinstance(value, float) or not 0 < abs(value) <= _LARGEST:
         return value
     return float(torch.tensor(value).half()) or value
+
+
+def _half_divisor(value: Any) -> Any:
+    is_divisor = isinstance(value, float | int) and not isinstance(value, bool) and value
+    return 1 / _half_scalar(1 / value) if is_divisor else value
 
 
 def _half_result(value: Any, alias: Any) -> Any:
@@ -266,11 +274,9 @@ def held_weights(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor, bool]]
                 value = function.constant(output.name)
                 if value is None or not value.is_floating_point() or value.numel() < 2:
                     continue
-                is_half = output.type.tensorType.dataType == _HALF
+                kind = mil_types().get(output.type.tensorType.dataType)
+                is_half = kind is not None and kind.name == "FLOAT16"
                 yield f"package {number}, function '{name}', '{output.name}'", value, is_half
-
-
-_HALF = 10  # FLOAT16 in MIL's DataType
 
 
 def _most_alike(

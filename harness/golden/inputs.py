@@ -7,7 +7,6 @@ size. Other integers are 0 or 1.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,11 +21,12 @@ from harness.golden import Steps
 from harness.mil.shapes import AllowedShapes, allowed_shapes
 from harness.pte import TensorSpec
 from harness.pte.kernels import writes_in_place
-from harness.runtimes import get_runtime
+from harness.runtimes import REFERENCE, get_runtime
 
 STEPS = 3  # of a sequence where states go on from call to call
 _UNBOUNDED = 64  # how far beyond its least an axis without a largest size is taken
-_SEQUENCES = {"least": 0.0, "middle": 0.5, "largest": 1.0}
+# How far each sequence is from the least shape to the largest, where shapes are flexible.
+_SEQUENCES = {"least": 0.0, "middle": 0.5, "largest": 1.0, "largest2": 1.0, "largest3": 1.0}
 # The parameter of an operation that picks from `x` by index.
 _LOOKUPS = {
     "gather": "indices",
@@ -43,23 +43,19 @@ def seeded_inputs(artifact: Artifact, method: str, seed: int) -> dict[str, Steps
 
     Raises HarnessError for an input that our executor cannot be given.
     """
-    specs = get_runtime("mil:widen").load(artifact, method).inputs
+    specs = get_runtime(REFERENCE).load(artifact, method).inputs
     allowed, limits = _allowed(artifact, method), _index_limits(artifact, method)
     count = STEPS if keeps_state(artifact, method) else 1
     half = float_dtype(artifact) == "fp16"
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    for name, fraction in _SEQUENCES.items():
-        row = [_shape(spec, allowed.get(spec.name), fraction) for spec in specs]
-        if row not in shapes.values() or not allowed:
-            shapes[name if allowed else f"sequence{len(shapes)}"] = row
+    makers = [
+        _Maker(spec, limits.get(spec.name, 2), half, seed + number)
+        for number, spec in enumerate(specs)
+    ]
     found = {}
-    for name, row in shapes.items():
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-        found[name] = tuple(
-            tuple(
-                _seeded(spec, shape, limits.get(spec.name, 2), half, generator)
-                for spec, shape in zip(specs, row, strict=True)
-            )
+    for number, (name, fraction) in enumerate(_SEQUENCES.items()):
+        shapes = [_shape(spec, allowed.get(spec.name), fraction) for spec in specs]
+        found[name if allowed else f"sequence{number}"] = tuple(
+            tuple(make(shape) for make, shape in zip(makers, shapes, strict=True))
             for _ in range(count)
         )
     return found
@@ -87,15 +83,29 @@ def _shape(spec: TensorSpec, allowed: AllowedShapes | None, fraction: float) -> 
     return shape
 
 
-def _seeded(
-    spec: TensorSpec, shape: Sequence[int], limit: int, half: bool, generator: torch.Generator
-) -> torch.Tensor:
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    if dtype.is_floating_point:
-        values = torch.randn(shape, generator=generator)
-        return (values.half() if half else values).to(dtype)
-    top = 2 if dtype == torch.bool else max(1, limit)
-    return torch.randint(top, tuple(shape), generator=generator).to(dtype)
+class _Maker:
+    """Makes the values of one input, call after call.
+
+    Integers come in shuffled rounds of all rows, so that as many rows as possible are looked up.
+    """
+
+    def __init__(self, spec: TensorSpec, limit: int, half: bool, seed: int) -> None:
+        self._dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._limit = 2 if self._dtype == torch.bool else max(1, limit)
+        self._half = half
+        self._generator = torch.Generator().manual_seed(seed)
+        self._round = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, shape: Sequence[int]) -> torch.Tensor:
+        if self._dtype.is_floating_point:
+            values = torch.randn(shape, generator=self._generator)
+            return (values.half() if self._half else values).to(self._dtype)
+        count = torch.Size(shape).numel()
+        while self._round.numel() < count:
+            more = torch.randperm(self._limit, generator=self._generator)
+            self._round = torch.cat([self._round, more])
+        values, self._round = self._round[:count], self._round[count:]
+        return values.reshape(shape).to(self._dtype)
 
 
 def float_dtype(artifact: Artifact) -> str:
@@ -178,7 +188,7 @@ def _limits_of(package: Package, function: str) -> Iterator[tuple[str, int]]:
         indexes = came_from.get(_LOOKUPS.get(operation.type, ""), set())
         if indexes and names.get("x"):
             sizes = _sizes(types.get(names["x"][0]))
-            axis = axes.get(next(iter(names.get("axis", ())), ""), None)
+            axis = axes.get(next(iter(names.get("axis", ())), ""))
             if axis is not None and axis < len(sizes):
                 sizes = sizes[axis : axis + 1]
             else:
@@ -190,7 +200,7 @@ def _limits_of(package: Package, function: str) -> Iterator[tuple[str, int]]:
             axes[operation.outputs[0].name] = value.tensor.ints.values[0]
         for output in operation.outputs:
             types[output.name] = output.type
-            if _element(output.type) in integers:
+            if _element(output.type) in integers and operation.type != "shape":
                 sources[output.name] = set().union(*came_from.values())
 
 

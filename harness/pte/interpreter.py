@@ -157,8 +157,10 @@ class Interpreter:
                     f"{self._where}, delegate {number}: output '{name}' has shape "
                     f"{list(result.shape)}, the program declares {list(declared.shape)}"
                 )
-            if not declared.dtype.startswith(("float", "bfloat")):
-                result = result.to(getattr(torch, declared.dtype))
+            dtype: torch.dtype = getattr(torch, declared.dtype)
+            if dtype.is_floating_point:  # a wider result stays wide
+                dtype = torch.promote_types(dtype, result.dtype)
+            result = result.to(dtype)
             values[index] = result
 
     def _kernel(self, operator: str, args: tuple[int, ...], values: list[Any]) -> None:

@@ -73,8 +73,7 @@ def test_a_sound_artifact_passes_every_check_that_applies(check, sound, source):
 def test_without_a_checkpoint_what_needs_one_is_skipped_with_its_reason(check, sound):
     status, out, _ = check(sound, *WIDEN)
     assert status == 0
-    for name in ("weights", "tables"):
-        assert f"skip  {name}: needs the checkpoint and its params" in out
+    assert "skip  weights, tables: needs the checkpoint and its params" in out
 
 
 def test_a_broken_artifact_fails_and_every_finding_is_printed_in_full(check, broken, source):
@@ -204,19 +203,36 @@ def test_a_reference_to_data_that_is_not_there_is_status_2(check, broken):
     assert (status, out) == (2, "") and "delegate 0: refers to named data" in err
 
 
-def test_a_package_is_refused(check, sound, tmp_path):
+def test_a_package_is_checked_without_what_needs_a_program(check, sound, tmp_path):
     from harness.artifact import open_artifact
 
     for name, content in open_artifact(sound).bundles[0].files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    status, out, err = check(tmp_path / "model.mlpackage")
-    assert (status, out) == (2, "") and "only a .pte or an exported folder can be checked" in err
+    status, out, _ = check(tmp_path / "model.mlpackage")
+    assert status == 0 and "pass  metadata-names" in out and "pass  weight-sharing" in out
+    assert "skip  metadata-round-trip: a bare package has no program" in out
 
 
-def test_a_program_that_is_no_language_model_is_refused(check, mixed_program):
-    status, out, err = check(mixed_program[0])
-    assert (status, out) == (2, "") and "does not describe how to call its" in err
+def test_a_check_that_does_not_apply_says_why_once(check, mixed_program):
+    status, out, _ = check(mixed_program[0])
+    assert status == 0 and out.count("judges language models that describe themselves") == 1
+    assert "skip  cache-rows, sharing-size, weights, tables, parity, greedy, residues: " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--checkpoint", "x.pth", "--params", "y.json"), "give --reference module:function"),
+        (("--reference", "no_such_module:f"), "cannot be loaded: ModuleNotFoundError"),
+        (("--reference", "json"), "give module:function"),
+        (("--reference", "json:dumps", "--golden", "g.npz"), "give one"),
+        (("--golden", "g.npz"), "cannot read g.npz"),
+    ],
+)
+def test_a_bad_reference_is_one_sentence(check, mixed_program, words, problem):
+    status, out, err = check(mixed_program[0], *words)
+    assert (status, out, err.count("\n")) == (2, "", 1) and problem in err
 
 
 def test_another_models_checkpoint_is_refused_before_the_first_check(check, sound, tiny, tmp_path):

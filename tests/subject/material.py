@@ -213,3 +213,61 @@ def write_multifunction(path: Path) -> Path:
     descriptor.default_function_name = "encode"
     ct.utils.save_multifunction(descriptor, str(path))
     return path
+
+
+class _Llama(nn.Module):
+    """ExecuTorch's own eager Llama with the weights of `tiny`, as `export_llama` builds it."""
+
+    def __init__(self, caches: bool) -> None:
+        super().__init__()
+        import json
+
+        from executorch.examples.models.llama.llama_transformer import construct_transformer
+        from executorch.examples.models.llama.model_args import ModelArgs
+
+        from harness.fixtures.cache import fixture
+
+        source, self.caches = fixture("tiny"), caches
+        arguments = ModelArgs(
+            max_seq_len=32,
+            max_context_len=32,
+            use_kv_cache=caches,
+            generate_full_logits=False,
+            **json.loads(source.params.read_text()),
+        )
+        self.transformer = construct_transformer(arguments)
+        weights = torch.load(source.checkpoint, weights_only=True)
+        self.transformer.load_state_dict(weights, strict=False)
+
+    def forward(self, tokens: torch.Tensor, position: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [1, vocabulary] of the last of tokens [1, T], which is at `position`."""
+        if position is None:
+            return self.transformer(tokens)
+        return self.transformer(tokens, {"input_pos": position})
+
+
+def llama_plain() -> nn.Module:
+    """Return `tiny` without caches."""
+    return _Llama(caches=False).eval()
+
+
+def llama_with_caches() -> nn.Module:
+    """Return `tiny` with caches in buffers."""
+    return _Llama(caches=True).eval()
+
+
+def export_llama(path: Path, *options: str) -> Path:
+    """Export `tiny` by ExecuTorch's `export_llama --coreml`, 32 tokens long."""
+    import subprocess
+    import sys
+
+    from harness.fixtures.cache import fixture
+
+    source = fixture("tiny")
+    module = "executorch.examples.models.llama.export_llama"
+    sizes = ("--max_seq_length", "32", "--max_context_length", "32")
+    command = [sys.executable, "-m", module, "-c", source.checkpoint, "-p", source.params]
+    command += ["--coreml", "--coreml-ios", "18", "--disable_dynamic_shape", *sizes]
+    command += ["--output_name", path.name, *options]
+    subprocess.run(command, check=True, capture_output=True, cwd=path.parent)
+    return path

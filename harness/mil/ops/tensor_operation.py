@@ -19,10 +19,13 @@ def identity(op: Operation) -> Run:
 
 @operation("concat", inputs=("values",), moves_data=True)
 def concat(op: Operation) -> Run:
-    """Join along an axis, one tensor after another, or element by element with `interleave`."""
+    """Join along an axis, one tensor after another, or element by element with `interleave`.
+
+    A value of rank 0 counts as a vector of one: coremltools joins sizes to a shape so.
+    """
     axis, interleave = op.required("axis"), op.constant("interleave", False)
     if not interleave:
-        return lambda *values: torch.cat(values, axis) if len(values) > 1 else values[0]
+        return lambda *values: torch.cat([torch.atleast_1d(value) for value in values], axis)
 
     def run(*values: Tensor) -> Tensor:
         place = axis % values[0].dim()

@@ -1,0 +1,163 @@
+"""An artifact of any model against what the user gives: an eager module, or a golden file.
+
+The tolerance is calibrated. A runtime that rounds may be off by twice what the artifact's own
+precision costs the reference, but at least by two fp16 steps. One that carries more precision may
+be off by 1e-5 of the largest value, or by twice what is open about the reference: whether its
+constants are rounded, and, where weights were folded into others, when. A golden file that does not
+state what precision costs is held to twice the distance of `mil:strict` from `mil:double` on the
+artifact itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.checks.accuracy import CALIBRATED_MULTIPLE, WIDE_TOLERANCE, Error, error
+from harness.checks.applies import executable
+from harness.checks.run import check
+from harness.errors import HarnessError
+from harness.golden import Call, distance, run_steps
+from harness.results import Figure, Finding
+from harness.runtimes import REFERENCE, get_runtime, runtime_row
+from harness.subject import Subject
+
+_FP16_STEPS = 2 * 2.0**-10  # of the largest value
+_FP32_STEPS = 2 * 2.0**-23
+
+
+def values(subject: Subject) -> str | None:
+    """Return why an artifact without anything to be held against is skipped, or None."""
+    if subject.reference_name or subject.golden_path:
+        return None
+    return "needs --reference module:function or --golden FILE"
+
+
+def module(subject: Subject) -> str | None:
+    """Return why an artifact without an eager module with parameters is skipped, or None."""
+    reference = subject.reference_module
+    if reference is None:
+        return "needs --reference module:function"
+    if not reference.parameters(subject.artifact.methods):
+        return "the reference has no parameters to compare with"
+    return None
+
+
+@check("reference-weights", needs=(module,))
+def check_reference_weights(subject: Subject) -> Iterator[Finding]:
+    """Check the weights that are the module's parameters: all values equal once rounded.
+
+    A weight that resembles no parameter was folded or quantized, and is left to `outputs`.
+    """
+    assert subject.reference_module is not None
+    for where, difference, count in subject.reference_module.weight_findings(subject.artifact):
+        yield Finding("reference-weights", where, not difference, difference, count)
+
+
+@check("outputs", needs=(values, executable), takes_runtime=True)
+def check_outputs(subject: Subject, runtime: str) -> Iterator[Finding]:
+    """Call each method with each sequence of inputs, and compare every output."""
+    assert subject.golden is not None
+    for method, sequences in subject.golden.items():
+        found = [
+            one
+            for name, calls in sequences.items()
+            for one in _compared(subject, method, name, calls, runtime)
+        ]
+        worst = max(found, key=lambda one: one.error.relative / one.bound)
+        is_ok = worst.error.relative <= worst.bound
+        error = Figure(worst.error.relative, bound=worst.bound if is_ok else None)
+        yield Finding(
+            "outputs",
+            f"method '{method}'",
+            ok=is_ok,
+            message=f"sequence '{worst.sequence}', output '{worst.output}' is off by "
+            f"{worst.error.relative:.4g} of its largest value; {worst.bound:.4g} is allowed",
+            comparisons=sum(one.error.count for one in found),
+            figures={
+                f"{method} error": error,
+                f"{method} SQNR": Figure(worst.error.sqnr, "dB", better="higher"),
+            },
+            facts={f"{method} sequences": len(sequences)},
+        )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """An output of a sequence at its worst step; `bound` is relative to the largest value."""
+
+    sequence: str
+    output: str
+    error: Error
+    bound: float
+
+
+def _compared(
+    subject: Subject, method: str, sequence: str, calls: Sequence[Call], runtime: str
+) -> Iterator[_Compared]:
+    """Call a method on each step's inputs, and compare each output with the nearest value.
+
+    Raises HarnessError for a shape that is not the reference's.
+    """
+    names = [spec.name for spec in get_runtime(REFERENCE).load(subject.artifact, method).outputs]
+    given = run_steps(subject.artifact, method, runtime, [call.inputs for call in calls])
+    bounds = _bounds(subject, method, calls, runtime)
+    for step, (results, call) in enumerate(zip(given, calls, strict=True)):
+        if max(call.expected) >= len(results):
+            raise HarnessError(
+                f"method '{method}' has {len(results)} outputs, the reference gives "
+                f"{max(call.expected) + 1}"
+            )
+        for index, expected in call.expected.items():
+            actual, wanted = results[index], expected.values[0]
+            if actual.numel() != wanted.numel():
+                raise HarnessError(
+                    f"method '{method}', sequence '{sequence}', step {step}: output "
+                    f"'{names[index]}' has shape {list(actual.shape)}, the reference's has "
+                    f"{list(wanted.shape)}"
+                )
+            nearest = min(
+                (error(actual.reshape(value.shape), value) for value in expected.values),
+                key=lambda found: found.relative,
+            )
+            yield _Compared(sequence, names[index], nearest, bounds[index])
+
+
+def _bounds(subject: Subject, method: str, calls: Sequence[Call], runtime: str) -> dict[int, float]:
+    """Return how far each output of a sequence may be off, relative to its largest value."""
+    rounds = runtime_row(runtime).rounds
+    step = _FP16_STEPS if subject.dtype == "fp16" else _FP32_STEPS
+    bounds = {}
+    costs: dict[int, float] | None = None
+    for index in calls[0].expected:
+        expected = [call.expected[index] for call in calls if index in call.expected]
+        stated = [one.rounding for one in expected if one.rounding is not None]
+        if len(stated) < len(expected):
+            costs = costs or _measured_costs(subject, method, calls)
+            bounds[index] = max(CALIBRATED_MULTIPLE * costs[index], step)
+            continue
+        if not all(map(math.isfinite, stated)):
+            raise HarnessError(
+                f"method '{method}', output {index}: the reference overflows {subject.dtype}, and "
+                "no tolerance can be measured"
+            )
+        spread = CALIBRATED_MULTIPLE * max(one.spread for one in expected)
+        bounds[index] = max(spread, WIDE_TOLERANCE)
+        if rounds:
+            bounds[index] += max(CALIBRATED_MULTIPLE * max(stated), step)
+    return bounds
+
+
+def _measured_costs(subject: Subject, method: str, calls: Sequence[Call]) -> dict[int, float]:
+    """Return how far `mil:strict` is from `mil:double`, by output."""
+    steps = [call.inputs for call in calls]
+    strict, double = (
+        run_steps(subject.artifact, method, f"mil:{policy}", steps)
+        for policy in ("strict", "double")
+    )
+    costs = [
+        [distance(a, b) for a, b in zip(*pair, strict=True)]
+        for pair in zip(strict, double, strict=True)
+    ]
+    return {index: max(column) for index, column in enumerate(zip(*costs, strict=True))}

@@ -1,0 +1,168 @@
+"""`harness check` on artifacts of other makes: the right verdict, and a 1 % change is found."""
+
+import json
+import shutil
+
+import coremltools as ct
+import numpy as np
+import pytest
+import torch
+
+from harness.artifact import open_artifact
+from harness.cli import main
+from harness.suites.mutants.edit import Export
+from tests.subject import material
+
+IMAGE = (1, 3, 16, 16)
+MAKERS = {
+    "mlp.pte": (lambda p: pte(p, "mlp", (2, 8)), "mlp"),
+    "conv.pte": (lambda p: pte(p, "classifier", IMAGE), "classifier"),
+    "methods.pte": (
+        lambda p: material.write_pte(p, material.two_methods(), (torch.randn(2, 8),)),
+        "two_methods",
+    ),
+    "state.pte": (lambda p: pte(p, "counter", (1, 4)), "counter"),
+    "buffer.pte": (
+        lambda p: pte(p, "counter", (1, 4), take_over_mutable_buffer=False),
+        "counter",
+    ),
+    "partly.pte": (
+        lambda p: pte(p, "partly", (2, 8), skip_ops_for_coreml_delegation=["aten.relu.default"]),
+        "partly",
+    ),
+    "single.mlpackage": (
+        lambda p: material.write_package(
+            p,
+            material.classifier(),
+            (torch.randn(IMAGE),),
+            inputs=[ct.TensorType(name="image", shape=IMAGE)],
+        ),
+        "classifier",
+    ),
+    "multifunction.mlpackage": (lambda p: material.write_multifunction(p), "two_methods"),
+    "fixed.mlpackage": (lambda p: material.write_recipe(p, "fixed"), "stateful"),
+    "enumerated.mlpackage": (lambda p: material.write_recipe(p, "enumerated"), "stateful"),
+    "ranged.mlpackage": (lambda p: material.write_recipe(p, "ranged"), "stateful"),
+    "llama.pte": (lambda p: material.export_llama(p), "llama_plain"),
+    "cached.pte": (lambda p: material.export_llama(p, "-kv"), "llama_with_caches"),
+}
+EVERY = pytest.mark.parametrize("name", MAKERS)
+
+
+def pte(path, name, shape, **options):
+    module = getattr(material, name)()
+    return material.write_pte(path, {"forward": module}, (torch.randn(shape),), **options)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    """Return the artifact of a name, and the name of its reference; each is made once."""
+    folder, made = tmp_path_factory.mktemp("artifacts"), {}
+
+    def make(name):
+        if name not in made:
+            maker, reference = MAKERS[name]
+            made[name] = maker(folder / name), f"tests.subject.material:{reference}"
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def check(capsys):
+    def call(*words):
+        capsys.readouterr()
+        status = main(["check", *map(str, words), "--json"])
+        return status, {(c["check"], c["runtime"]): c for c in json.loads(capsys.readouterr().out)}
+
+    return call
+
+
+def with_a_weight_changed(path, output):
+    """Copy an artifact; one weight, the largest of the last linear layer, is 1 % larger."""
+    if path.suffix == ".pte":
+        export = Export(path)
+        bundle = open_artifact(path).bundles[-1]
+        change(bundle.package, export.payloads[-1].weights)
+        return export.save(output)
+    shutil.copytree(path, output)
+    file = next(output.rglob("weight.bin"))
+    content = bytearray(file.read_bytes())
+    change(open_artifact(path).package, content)
+    file.write_bytes(content)
+    return output
+
+
+def change(package, content):
+    function = sorted(package.functions)[0]
+    operations = package.operations(function).operations
+    last = [op for op in operations if op.type == "linear"][-1].inputs["weight"].arguments[0].name
+    consts = {op.outputs[0].name: op.attributes["val"] for op in operations if op.type == "const"}
+    value = consts[last]
+    blob = package.blob(value.blobFileValue.fileName, value.blobFileValue.offset)
+    start = bytes(content).index(bytes(blob.data))
+    values = np.frombuffer(content, np.float16, len(blob.data) // 2, start)
+    values[np.abs(values).argmax()] *= np.float16(1.01)
+
+
+@EVERY
+def test_a_sound_artifact_equals_its_reference(artifact, check, name):
+    path, reference = artifact(name)
+    status, cases = check(path, "--reference", reference)
+    assert status == 0, [
+        c["reason"] for c in cases.values() if c["outcome"] not in ("pass", "skip")
+    ]
+    for runtime in ("mil:strict", "mil:widen"):
+        assert cases["outputs", runtime]["comparisons"] > 10
+    assert cases["reference-weights", "-"]["comparisons"] > 10
+    figures = cases["outputs", "mil:widen"]["figures"]
+    assert all(f["value"] < 1e-5 for n, f in figures.items() if n.endswith("error"))
+
+
+@EVERY
+def test_without_a_reference_the_structure_is_judged(artifact, check, name):
+    status, cases = check(artifact(name)[0])
+    passed = {check for (check, _), case in cases.items() if case["outcome"] == "pass"}
+    assert status == 0 and {"references", "metadata-names", "function-names", "program"} <= passed
+    assert "needs --reference" in cases["outputs", "mil:widen"]["reason"]
+
+
+@EVERY
+def test_a_weight_that_is_off_by_1_percent_is_found(artifact, check, name, tmp_path):
+    path, reference = artifact(name)
+    changed = with_a_weight_changed(path, tmp_path / name)
+    status, cases = check(changed, "--reference", reference)
+    assert status == 1 and cases["reference-weights", "-"]["outcome"] == "fail"
+    assert "1 of " in cases["reference-weights", "-"]["reason"]
+    golden = tmp_path / "golden.safetensors"
+    assert main(["golden", str(path), "-o", str(golden)]) == 0
+    status, cases = check(changed, "--golden", golden)
+    assert status == 1 and cases["outputs", "mil:widen"]["outcome"] == "fail"
+    assert "off by" in cases["outputs", "mil:widen"]["reason"]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+@pytest.mark.parametrize("source", ["reference", "runtime"])
+@pytest.mark.parametrize("name", ["mlp.pte", "ranged.mlpackage"])
+def test_a_golden_file_keeps_what_a_reference_gives(
+    artifact, check, name, source, ending, tmp_path, capsys
+):
+    path, reference = artifact(name)
+    file = tmp_path / f"golden.{ending}"
+    words = ["--reference", reference] if source == "reference" else ["--runtime", "mil:double"]
+    assert main(["golden", str(path), *words, "-o", str(file)]) == 0
+    assert "5 sequences" in capsys.readouterr().out
+    status, cases = check(path, "--golden", file)
+    assert status == 0 and cases["outputs", "mil:widen"]["comparisons"] > 10
+
+
+def test_flexible_lengths_are_compared_at_least_in_the_middle_and_at_the_largest(artifact):
+    from harness.golden.inputs import seeded_inputs
+
+    path, _ = artifact("ranged.mlpackage")
+    inputs = seeded_inputs(open_artifact(path), "main", 0)
+    shapes = {name: tuple(steps[0][1].shape) for name, steps in inputs.items()}
+    assert list(shapes.values())[:3] == [(1, 1, 1, 1), (1, 1, 5, 9), (1, 1, 8, 16)]
+    assert {len(steps) for steps in inputs.values()} == {3}  # states go on
+    tokens = torch.cat([step[0].flatten() for steps in inputs.values() for step in steps])
+    assert set(tokens.tolist()) == set(range(material.VOCABULARY))
