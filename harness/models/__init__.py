@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class Architecture:
     norms: tuple[Weight, ...]
     groups: tuple[tuple[str, ...], ...]
     block: Block
-    mask: Callable[[Any, Any], Any]
+    mask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

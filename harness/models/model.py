@@ -66,13 +66,16 @@ class Operations:
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Multiply x [..., columns] by a weight [rows, columns]; return [..., rows]."""
-        parts = [F.linear(x, rows.to(self.dtype)) for rows in self.weight(name).split(_ROWS)]
-        return self.tap(name, parts[0] if len(parts) == 1 else torch.cat(parts, -1), cut=-1)
+        weight = self.weight(name)
+        if len(weight) <= _ROWS:
+            return self.tap(name, F.linear(x, weight.to(self.dtype)), cut=-1)
+        parts = [F.linear(x, rows.to(self.dtype)) for rows in weight.split(_ROWS)]
+        return self.tap(name, torch.cat(parts, -1), cut=-1)
 
     def heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return a linear layer's result over x [..., T, dim] as heads, [..., heads, T, D]."""
         flat = self.linear(name, x)
-        split = flat.unflatten(-1, (-1, self.config.head_dim)).transpose(-3, -2)
+        split = flat.view(*flat.shape[:-1], -1, self.config.head_dim).transpose(-3, -2)
         return self.tap(f"{name}, by heads", split, cut=0)
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:

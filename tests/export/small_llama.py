@@ -24,13 +24,14 @@ PARAMS = {
 OPTIONS = {"input_len": 4, "max_context_len": 24, "target_split_size": None}
 
 
-def write_model(folder: Path, tied: bool = False) -> tuple[Path, Path]:
-    """Write checkpoint.pth and params.json; return their paths."""
-    weights = random_weights(parse_params(PARAMS), 7)
+def write_model(folder: Path, tied: bool = False, **changes: object) -> tuple[Path, Path]:
+    """Write checkpoint.pth and params.json, with some of `PARAMS` changed; return their paths."""
+    params = PARAMS | changes
+    weights = random_weights(parse_params(params), 7)
     if tied:
         del weights["output.weight"]
     torch.save(weights, folder / "checkpoint.pth")
-    (folder / "params.json").write_text(json.dumps(PARAMS))
+    (folder / "params.json").write_text(json.dumps(params))
     return folder / "checkpoint.pth", folder / "params.json"
 
 

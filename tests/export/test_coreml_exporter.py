@@ -5,10 +5,12 @@ import torch
 
 from harness.artifact import open_artifact
 from harness.checks import artifact_checks, run_check
+from harness.divergence import Part, bisect
 from harness.errors import HarnessError
 from harness.export import weight_store as stored_weights
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
+from harness.models.qwen3 import QWEN3
 from tests.export.small_llama import content, export_small, subject, write_model
 
 RUNTIMES = ("mil:widen", "mil:strict")
@@ -153,3 +155,16 @@ def test_options_that_do_not_fit_the_model_name_option_value_and_remedy(tmp_path
     options = ExportOptions(embedding_quantize="4,24")
     with pytest.raises(HarnessError, match="embedding_quantize 4,24: groups of 24 .* divisor"):
         export(checkpoint, params, options, tmp_path / "out")
+
+
+def test_another_architecture_passes_every_check_and_bisects(tmp_path):
+    write_model(tmp_path, tied=True, use_qk_norm=True, qk_norm_before_rope=True)
+    options = {"mode": "multifunction"}
+    export_small(tmp_path, tmp_path / "out", **options)
+    judged = subject(tmp_path, tmp_path / "out", **options)
+    assert judged.held.architecture is QWEN3
+    found = outcomes(judged)
+    assert {outcome for outcome, _ in found.values()} == {"pass"}, found
+    bisected = bisect(judged, "strict", Part())
+    assert bisected.model is not None and bisected.model.first is None
+    assert bisected.model.matched > 500 and bisected.passes

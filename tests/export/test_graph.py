@@ -6,14 +6,36 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.export.graph import rms_norm
+from harness.export.graph import StageModule, rms_norm
 from harness.export.options import ExportOptions
 from harness.export.plan import plan_methods, plan_packages
 from harness.export.weight_store import pack_int4
+from harness.fixtures.random_model import random_weights
 from harness.models.config import parse_params
+from harness.models.model import StaticModel
 
 EPS = 1e-5
-CONFIG = parse_params({"dim": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 96, "hidden_dim": 64})
+PARAMS = {"dim": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 96, "hidden_dim": 64}
+CONFIG = parse_params(PARAMS)
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_qk_norm": True, "qk_norm_before_rope": True}])
+def test_the_graph_computes_the_static_model_that_it_shares_no_code_with(changes):
+    config = parse_params(PARAMS | changes)
+    weights = {n: w.double() for n, w in random_weights(config, seed=1).items()}
+    (method,) = plan_methods(config, ExportOptions(input_len=3, max_context_len=8))
+    generator = torch.Generator().manual_seed(2)
+    values = {v.name: torch.randn(v.shape, generator=generator).double() for v in method.inputs}
+    values["tokens"] = torch.tensor([[5, 0, 90]])
+    wanted = StaticModel(config, weights, torch.float64)(*values.values())
+    for partition in method.partitions:
+        for stage in partition.stages:
+            pieces = [weights[piece.weight][piece.start : piece.stop] for piece in stage.pieces]
+            inputs = [values[value.name] for value in stage.inputs]
+            results = StageModule(config, stage)(inputs, pieces)
+            values |= zip((value.name for value in stage.outputs), results, strict=True)
+    for value, want in zip(method.outputs, wanted, strict=True):
+        torch.testing.assert_close(values[value.name], want, rtol=0, atol=1e-11)
 
 
 def plain(x, weight):

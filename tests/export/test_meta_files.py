@@ -92,3 +92,13 @@ def test_a_full_disk_is_one_sentence(tmp_path, fill_disk):
     wanted = f"{tmp_path}/checkpoint.pth: cannot be written (File too large)"
     with pytest.raises(HarnessError, match=f"^{re.escape(wanted)}$"):
         meta_files(tmp_path / "m.safetensors", tmp_path / "given.json", tmp_path)
+
+
+def test_the_norms_of_qwen3_get_the_names_of_static_attention(given):
+    params = PARAMS | {"use_qk_norm": True, "qk_norm_before_rope": True}
+    weights = random_weights(parse_params(params), seed=0)
+    checkpoint, written = given(params, "model.pth", lambda path: torch.save(weights, path))
+    stored = torch.load(checkpoint, weights_only=True)
+    wanted = {name.replace("_norm_fn", "_norm") for name in weights}
+    assert stored.keys() == wanted and "layers.0.attention.q_norm.weight" in wanted
+    assert load_params(written) == parse_params(params)
