@@ -61,6 +61,11 @@ class Subject:
         self.measured: dict[str, object] = {}  # by runtime: see `harness.checks.accuracy.measure`
         self._sessions: dict[str, Session] = {}
 
+    @classmethod
+    def of(cls, given: Subject | str | Path) -> Subject:
+        """Return a subject as it is, and that of a path without a reference."""
+        return given if isinstance(given, Subject) else cls(given)
+
     @property
     def is_language_model(self) -> bool:
         """Whether it describes a language model of ExecuTorch's static runner."""

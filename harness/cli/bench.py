@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
-
-from harness.errors import HarnessError, NotInstalledError
-
-if TYPE_CHECKING:
-    from harness.measure.timing import Memory, Round
+from typing import Any
 
 # A figure's key in the JSON, the title of its column, and the divisor of the column's numbers. The
 # baseline's name takes the place of {}.
@@ -41,51 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures and return 0; raise HarnessError when a run gives wrong logits."""
-    from harness.measure.timing import Stopwatch, load_times
-    from harness.runtimes import BASELINE, default_runtime, get_runtime
-    from harness.subject import Subject
+    from harness.measure.timing import bench
+    from harness.runtimes import BASELINE
 
-    if args.rounds < 1:
-        raise HarnessError(f"--rounds must be at least 1, not {args.rounds}")
-    runtimes = [get_runtime(n).name for n in args.runtime or (default_runtime(), BASELINE)]
-    runtimes = list(dict.fromkeys(runtimes))
-    for name in runtimes:
-        if reason := get_runtime(name).unavailable():
-            raise NotInstalledError(f"runtime {name} cannot be used here: {reason}")
-    args.progress(f"timing {' and '.join(runtimes)}, {args.rounds} rounds")
-    stopwatch = Stopwatch(Subject(args.file))
-    rounds = stopwatch.rounds(runtimes, args.rounds)
-    figures = {
-        name: _figures(
-            load_times(args.file, name, args.rounds), rounds[name], stopwatch.memory(name)
-        )
-        for name in runtimes
-    }
-    base = figures.get(BASELINE, {}).get("decode_ms_per_token")
-    for row in figures.values():
-        speed = base and base / row["decode_ms_per_token"]
-        row[f"decode_speed_over_{BASELINE.replace(':', '_')}"] = speed
+    figures = bench(args.file, args.runtime, args.rounds, args.progress)
     if args.json:
         print(json.dumps({"runtimes": figures}, indent=2))
     else:
         _print(figures, BASELINE)
     return 0
-
-
-def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
-    from statistics import median
-
-    decode = [step for timed in rounds for step in timed.decode]
-    prefill = [timed.prefill for timed in rounds]
-    return {
-        "load_ms": median(loads),
-        "prefill_ms_per_token": median(prefill),
-        "decode_ms_per_token": median(decode),
-        "decode_tokens_per_second": 1e3 / median(decode),
-        "peak_memory_bytes": memory.peak,
-        "memory_before_load_bytes": memory.before,
-        "samples": {"prefill": len(prefill), "decode": len(decode)},
-    }
 
 
 def _print(figures: dict[str, dict[str, Any]], baseline: str) -> None:

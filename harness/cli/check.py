@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import HarnessError, NotInstalledError
+from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.checks import Check
-    from harness.cli.progress import Progress
     from harness.results import Case
-    from harness.subject import Subject
 
 _REFERENCE = "execute this Python function of yours, which returns the eager PyTorch module"
-_SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +69,7 @@ def golden(args: argparse.Namespace) -> int:
     from harness.golden import check_name, golden_of_runtime, write_golden
     from harness.golden.eager import Reference
     from harness.golden.inputs import all_inputs
+    from harness.runtimes import usable_runtimes
 
     check_name(args.output)
     artifact = open_artifact(args.file)
@@ -80,7 +77,7 @@ def golden(args: argparse.Namespace) -> int:
         reference = Reference(args.reference)
         values = reference.golden(artifact, all_inputs(artifact, args.seed))
     else:
-        (runtime,) = _runtimes([args.runtime])
+        (runtime,) = usable_runtimes([args.runtime])
         values = golden_of_runtime(artifact, runtime, all_inputs(artifact, args.seed))
     write_golden(args.output, values)
     sequences = [calls for of_method in values.values() for calls in of_method.values()]
@@ -94,13 +91,14 @@ def golden(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the checks; return 1 when one of them failed, else 0."""
+    from harness.checks.subject import check
+    from harness.fixtures.project import project
     from harness.subject import Subject
 
     if (args.checkpoint is None) != (args.params is None):
         raise HarnessError("--checkpoint and --params go together: give both, or neither")
     if args.reference and args.golden:
         raise HarnessError("--reference and --golden are two sources of values: give one")
-    runtimes = _runtimes(args.runtime)
     subject = Subject(
         args.file,
         args.checkpoint,
@@ -109,10 +107,9 @@ def run(args: argparse.Namespace) -> int:
         golden=args.golden,
         seed=args.seed,
     )
-    chosen = _chosen(args.check, subject)
-    _refuse(subject)
+    runtimes = args.runtime or project().runtimes
     cases = []
-    for case in _cases(subject, chosen, runtimes, args.progress):
+    for case in check(subject, runtimes, args.check, args.progress):
         cases.append(case)
         if not args.json and case.outcome != "skip":
             print("\n      ".join([_line(case), *case.failures]), flush=True)
@@ -122,81 +119,6 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join([*_skip_lines(cases), "", _summary(cases)]))
     passed = any(case.outcome == "pass" for case in cases)
     return 0 if passed and all(case.passes for case in cases) else 1
-
-
-def _chosen(names: list[str] | None, subject: Subject) -> list[Check[Subject]]:
-    """Return the checks of these names, or those that may apply, in their order."""
-    from harness.checks import artifact_checks, value_checks
-
-    checks = artifact_checks() | value_checks()
-    for name in names or ():
-        if name not in checks:
-            raise HarnessError(f"no check '{name}'; choose from {', '.join(checks)}")
-    has_values = subject.reference_name or subject.golden_path
-    if not names and subject.is_language_model and not has_values:
-        names = list(artifact_checks())
-    return [check for name, check in checks.items() if not names or name in names]
-
-
-def _runtimes(names: list[str] | None) -> list[str]:
-    """Return the runtimes' names; raise NotInstalledError for a named one that is missing."""
-    from harness.fixtures.project import project
-    from harness.runtimes import RUNTIMES, default_runtime, get_runtime
-
-    names = names or list(project().runtimes)
-    if not names:
-        usual = [row.name for row in RUNTIMES.values() if row.in_check]
-        return list(dict.fromkeys((*usual, default_runtime())))
-    for name in names:
-        if reason := get_runtime(name).unavailable():
-            raise NotInstalledError(f"runtime {name} cannot be used here: {reason}")
-    return list(dict.fromkeys(get_runtime(name).name for name in names))
-
-
-def _refuse(subject: Subject) -> None:
-    """Raise HarnessError for a reference that does not belong to the artifact.
-
-    The checks judge the artifact itself.
-    """
-    path = subject.artifact.path
-    if subject.reference_name or subject.golden_path:
-        _ = subject.golden
-    if subject.checkpoint is None or subject.params is None:
-        return
-    if not subject.is_language_model:
-        raise HarnessError(
-            f"{path}: --checkpoint is for language models of ExecuTorch's static exporter; give "
-            "--reference module:function, or --golden FILE"
-        )
-    from harness.models.checkpoint import load_checkpoint
-    from harness.models.config import load_params
-
-    params = load_params(subject.params)
-    load_checkpoint(subject.checkpoint, params)  # mapped: only its names and shapes are read
-    try:
-        held = subject.held
-    except HarnessError:
-        return
-    wrong = [n for n in _SIZES if getattr(held, n) != getattr(params, n)]
-    if wrong:
-        sizes = "; ".join(f"{n} is {getattr(held, n)}, not {getattr(params, n)}" for n in wrong)
-        raise HarnessError(
-            f"{path} was not exported from {subject.checkpoint}: {sizes}; give its own checkpoint"
-        )
-
-
-def _cases(
-    subject: Subject, checks: list[Check[Subject]], runtimes: list[str], progress: Progress
-) -> Iterator[Case]:
-    from harness.checks import run_check
-    from harness.results import NOT_APPLICABLE
-
-    mode = subject.mode if subject.is_language_model else NOT_APPLICABLE
-    pairs = [(c, runtime) for c in checks for runtime in (runtimes if c.takes_runtime else [None])]
-    for done, (check, runtime) in enumerate(pairs):
-        where = f" on {runtime}" if runtime else ""
-        progress(f"checking {check.name}{where}", done, len(pairs))
-        yield run_check(check, subject, runtime, suite="check", mode=mode)
 
 
 def _line(case: Case) -> str:

@@ -113,14 +113,12 @@ def _compare(args: argparse.Namespace) -> GateResult:
         )
     if all(artifacts):
         from harness.measure.artifacts import compare_artifacts
-        from harness.runtimes import default_runtime, get_runtime
 
         if args.margin:
             raise HarnessError(
                 "--margin is for result files; artifacts are timed against a control"
             )
-        runtime = get_runtime(args.runtime).name if args.runtime else default_runtime()
-        return compare_artifacts(args.base, args.head, runtime)
+        return compare_artifacts(args.base, args.head, args.runtime)
     from harness.fixtures.project import project
     from harness.measure import compare_runs
     from harness.measure.verdicts import parse_margins

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from harness.runtimes.base import Method, Runtime
 from harness.subject import Subject
 
 __all__ = ["Bisection", "Part", "bisect", "measured_ranges", "range_json"]
+
+_EVERYTHING = Part()
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Bisection:
 
 
 def bisect(
-    subject: Subject, policy: str, part: Part, given: Mapping[str, Any] | None = None
+    subject: Subject | str | Path,
+    policy: str = "strict",
+    part: Part = _EVERYTHING,
+    given: Mapping[str, Any] | None = None,
 ) -> Bisection:
     """Feed a prompt once for each reference, and compare the operations of a part.
 
@@ -75,6 +81,7 @@ def bisect(
     the only reference. Raises HarnessError when the artifact cannot be executed, when it is not of
     a known architecture or not of the checkpoint, and when nothing was compared.
     """
+    subject = Subject.of(subject)
     part.check(subject.artifact)
     precision, model = PrecisionJudge(policy, part), None
     if not _is_called(subject, given):
@@ -88,12 +95,15 @@ def bisect(
 
 
 def measured_ranges(
-    subject: Subject, part: Part, given: Mapping[str, Any] | None = None
+    subject: Subject | str | Path,
+    part: Part = _EVERYTHING,
+    given: Mapping[str, Any] | None = None,
 ) -> list[Range]:
     """Return the operations' ranges under `widen`, the nearest to overflow first.
 
     The inputs are those of `bisect`. Raises HarnessError when no operation has an fp16 result.
     """
+    subject = Subject.of(subject)
     part.check(subject.artifact)
     judge = RangeJudge(part)
     _feed(subject, judge, part, given)

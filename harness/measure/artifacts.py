@@ -12,13 +12,13 @@ from pathlib import Path
 from harness.artifact.facts import artifact_facts
 from harness.checks import artifact_checks, run_check
 from harness.diff import Difference, diff_artifacts
-from harness.errors import HarnessError, NotInstalledError
+from harness.errors import HarnessError
 from harness.measure import GateResult, Metric
 from harness.measure.statistics import compare, sample_in_abba_order
 from harness.measure.timing import Stopwatch
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
 from harness.results import Case, Fact
-from harness.runtimes import get_runtime
+from harness.runtimes import default_runtime, usable_runtimes
 from harness.subject import Subject
 from harness.text import clip
 
@@ -29,13 +29,14 @@ _MAX_TEXT = 120  # characters of a value in a message
 _TIME_VERDICTS = {"slower": "regression", "faster": "better"}
 
 
-def compare_artifacts(base: Path, head: Path, runtime: str) -> GateResult:
+def compare_artifacts(base: str | Path, head: str | Path, runtime: str | None = None) -> GateResult:
     """Compare two artifacts, .pte files or exported folders, on a runtime.
+
+    Without a name, it is this machine's default.
 
     Raises NotInstalledError when the runtime cannot be used here, HarnessError for a bad file.
     """
-    if reason := get_runtime(runtime).unavailable():
-        raise NotInstalledError(f"runtime {runtime} cannot be used here: {reason}")
+    (runtime,) = usable_runtimes([runtime or default_runtime()])
     subjects = Subject(base), Subject(head)
     for path, subject in zip((base, head), subjects, strict=True):
         if subject.artifact.pte is None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from statistics import median
+from typing import Any, TypeVar
 
 import torch
 
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
 from harness.errors import HarnessError
 from harness.generate.session import Session
-from harness.runtimes import isolated_runtime
+from harness.runtimes import BASELINE, default_runtime, isolated_runtime, usable_runtimes
 from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
 
@@ -79,6 +80,54 @@ def timed_round(session: Session, tokens: list[int], n_prompt: int) -> Round:
         logits.append(row)
         decode.append(took)
     return Round(prefill / n_prompt, decode, torch.stack(logits))
+
+
+def bench(
+    subject: Subject | str | Path,
+    runtimes: Iterable[str] | None = None,
+    rounds: int = 5,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Time load, prefill and decode, and measure memory, on each runtime in turn.
+
+    Returns the figures by the runtime's name, each with its unit in its own name. Without names,
+    the runtimes are this machine's default and the baseline, eager PyTorch in fp32. Raises
+    WrongAnswerError when a timed run's logits are wrong, NotInstalledError for a runtime that
+    cannot be used here.
+    """
+    if rounds < 1:
+        raise HarnessError(f"rounds must be at least 1, not {rounds}")
+    names = usable_runtimes(runtimes or (default_runtime(), BASELINE))
+    if progress is not None:
+        progress(f"timing {' and '.join(names)}, {rounds} rounds")
+    subject = Subject.of(subject)
+    stopwatch = Stopwatch(subject)
+    timed = stopwatch.rounds(names, rounds)
+    figures = {
+        name: _figures(
+            load_times(subject.artifact.path, name, rounds), timed[name], stopwatch.memory(name)
+        )
+        for name in names
+    }
+    base = figures.get(BASELINE, {}).get("decode_ms_per_token")
+    for row in figures.values():
+        speed = base and base / row["decode_ms_per_token"]
+        row[f"decode_speed_over_{BASELINE.replace(':', '_')}"] = speed
+    return figures
+
+
+def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
+    decode = [step for timed in rounds for step in timed.decode]
+    prefill = [timed.prefill for timed in rounds]
+    return {
+        "load_ms": median(loads),
+        "prefill_ms_per_token": median(prefill),
+        "decode_ms_per_token": median(decode),
+        "decode_tokens_per_second": 1e3 / median(decode),
+        "peak_memory_bytes": memory.peak,
+        "memory_before_load_bytes": memory.before,
+        "samples": {"prefill": len(prefill), "decode": len(decode)},
+    }
 
 
 class Stopwatch:

@@ -66,8 +66,8 @@ class Combined:
 
 
 def combine_packages(
-    parts: Sequence[tuple[Path, str, str]],
-    output: Path,
+    parts: Sequence[tuple[str | Path, str, str]],
+    output: str | Path,
     default_function: str | None = None,
     replace: bool = False,
 ) -> Combined:
@@ -80,6 +80,7 @@ def combine_packages(
     damaged.
     """
     chosen = [Part(Path(package), source, target) for package, source, target in parts]
+    output = Path(output)
     _check_names(chosen, output, default_function)
     packages = {part.package: Package.from_folder(part.package) for part in chosen}
     default = default_function or chosen[0].target

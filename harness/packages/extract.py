@@ -71,7 +71,7 @@ class _Source:
     delegates: tuple[Delegate, ...]
 
 
-def extract_packages(artifact: Artifact, output: Path, replace: bool = False) -> Extraction:
+def extract_packages(artifact: Artifact, output: str | Path, replace: bool = False) -> Extraction:
     """Write each package once to `output`, a new folder, with a list in `extracted.json`.
 
     `output` appears whole or not at all; an earlier extraction is replaced only when `replace` is
@@ -85,7 +85,7 @@ def extract_packages(artifact: Artifact, output: Path, replace: bool = False) ->
     packages = tuple(_describe(number, source) for number, source in enumerate(sources))
     unused = {key: len(data) for key, data in named.items() if key not in used}
     extraction = Extraction(artifact.path.name, packages, unused)
-    with partial_folder(output, Kind(LIST, ("package_*/*",)), replace) as folder:
+    with partial_folder(Path(output), Kind(LIST, ("package_*/*",)), replace) as folder:
         for number, source in enumerate(sources):
             _write(source.files, folder / _folder(number), source.package.what)
         (folder / LIST).write_bytes(extraction.to_bytes())

@@ -198,7 +198,7 @@ class Writer(Stream):
             self._echo(line)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: str | Path) -> Run:
     """Read a finished run.
 
     Raises InvalidStream (MissingFooter for an unfinished run) unless the file is a regular file of

@@ -6,12 +6,12 @@ To add a runtime, write its class (see `base.Runtime`) in a module of this room 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NotInstalledError
 from harness.pte import TensorSpec
 from harness.runtimes.base import Method, Runtime
 
@@ -174,6 +174,18 @@ def get_runtime(name: str) -> Runtime:
     """Return a runtime, isolated if its row says so; raises as `runtime_row` does."""
     row = runtime_row(name)
     return isolated_runtime(name) if row.needs_child else row.import_class()(*row.arguments)
+
+
+def usable_runtimes(names: Iterable[str]) -> list[str]:
+    """Return the full names of runtimes, each once.
+
+    Raises NotInstalledError for one that cannot be used here, HarnessError for an unknown name.
+    """
+    names = list(names)
+    for name in names:
+        if reason := get_runtime(name).unavailable():
+            raise NotInstalledError(f"runtime {name} cannot be used here: {reason}")
+    return list(dict.fromkeys(get_runtime(name).name for name in names))
 
 
 def isolated_runtime(name: str) -> IsolatedRuntime:

@@ -1,0 +1,97 @@
+"""All that `harness check` does with a subject, as cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from harness.checks import Check, artifact_checks, run_check, value_checks
+from harness.errors import HarnessError
+from harness.results import NOT_APPLICABLE, Case
+from harness.runtimes import RUNTIMES, default_runtime, usable_runtimes
+from harness.subject import Subject
+
+_SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
+
+
+def check(
+    subject: Subject | str | Path,
+    runtimes: Iterable[str] | None = None,
+    checks: Iterable[str] | None = None,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> Iterator[Case]:
+    """Run the checks that apply to a subject; yield each one's case when it has run.
+
+    A path is a subject without a reference. Without names, every check runs on our executor, and
+    on a Mac on Core ML, too. `progress` takes the name of what runs, the number of finished cases
+    and their total. Raises HarnessError at once for an unknown name and for a subject that cannot
+    be judged, NotInstalledError for a named runtime that cannot be used here.
+    """
+    names = usable_runtimes(runtimes) if runtimes else _usual_runtimes()
+    subject = Subject.of(subject)
+    chosen = _chosen(checks, subject)
+    _refuse(subject)
+    return _cases(subject, chosen, names, progress or (lambda *_: None))
+
+
+def _chosen(names: Iterable[str] | None, subject: Subject) -> list[Check[Subject]]:
+    """Return the checks of these names, or those that may apply, in their order."""
+    checks, names = artifact_checks() | value_checks(), list(names or ())
+    for name in names:
+        if name not in checks:
+            raise HarnessError(f"no check '{name}'; choose from {', '.join(checks)}")
+    has_values = subject.reference_name or subject.golden_path
+    if not names and subject.is_language_model and not has_values:
+        names = list(artifact_checks())
+    return [check for name, check in checks.items() if not names or name in names]
+
+
+def _usual_runtimes() -> list[str]:
+    usual = [row.name for row in RUNTIMES.values() if row.in_check]
+    return list(dict.fromkeys((*usual, default_runtime())))
+
+
+def _refuse(subject: Subject) -> None:
+    """Raise HarnessError for a reference that does not belong to the artifact.
+
+    The checks judge the artifact itself.
+    """
+    path = subject.artifact.path
+    if subject.reference_name or subject.golden_path:
+        _ = subject.golden
+    if subject.checkpoint is None or subject.params is None:
+        return
+    if not subject.is_language_model:
+        raise HarnessError(
+            f"{path}: --checkpoint is for language models of ExecuTorch's static exporter; give "
+            "--reference module:function, or --golden FILE"
+        )
+    from harness.models.checkpoint import load_checkpoint
+    from harness.models.config import load_params
+
+    params = load_params(subject.params)
+    load_checkpoint(subject.checkpoint, params)  # mapped: only its names and shapes are read
+    try:
+        held = subject.held
+    except HarnessError:
+        return
+    wrong = [n for n in _SIZES if getattr(held, n) != getattr(params, n)]
+    if wrong:
+        sizes = "; ".join(f"{n} is {getattr(held, n)}, not {getattr(params, n)}" for n in wrong)
+        raise HarnessError(
+            f"{path} was not exported from {subject.checkpoint}: {sizes}; give its own checkpoint"
+        )
+
+
+def _cases(
+    subject: Subject,
+    checks: list[Check[Subject]],
+    runtimes: list[str],
+    progress: Callable[[str, int, int], object],
+) -> Iterator[Case]:
+    mode = subject.mode if subject.is_language_model else NOT_APPLICABLE
+    pairs = [(c, runtime) for c in checks for runtime in (runtimes if c.takes_runtime else [None])]
+    for done, (check, runtime) in enumerate(pairs):
+        where = f" on {runtime}" if runtime else ""
+        progress(f"checking {check.name}{where}", done, len(pairs))
+        yield run_check(check, subject, runtime, suite="check", mode=mode)
