@@ -108,7 +108,7 @@ def test_a_part_too_broken_to_be_looked_at_fails_its_checks_and_no_others(check,
 def put_in_place(monkeypatch, check):
     """Replace the check of that name."""
     changed = artifact_checks() | {check.name: check}
-    monkeypatch.setattr("harness.checks.artifact_checks", lambda: changed)
+    monkeypatch.setattr("harness.checks.subject.artifact_checks", lambda: changed)
 
 
 def test_a_mistake_in_a_check_does_not_hide_the_others(check, sound, monkeypatch):
