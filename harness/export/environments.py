@@ -63,8 +63,7 @@ class Environment:
 
     `label` names it by its content, without a path. `python` is the interpreter, None for this
     one; `overlay` a folder that comes first on its PYTHONPATH. `root` is the folder of the package
-    `executorch`, `versions` those of `PACKAGES`, None for one that is missing. `origin` is the path
-    that the user gave, if any.
+    `executorch`, `versions` those of `PACKAGES`, None for one that is missing.
     """
 
     label: str
@@ -72,7 +71,6 @@ class Environment:
     versions: Mapping[str, str | None]
     python: Path | None = None
     overlay: Path | None = None
-    origin: Path | None = None
 
     @property
     def version(self) -> str:
@@ -122,7 +120,7 @@ def environment(place: str, progress: Progress | None = None) -> Environment:
     Raises HarnessError when `place` is neither a version nor a path of one of the three kinds, and
     for a version that cannot be installed.
     """
-    if re.fullmatch(r"\d+\.\d+(\.\d+)?\w*", place):
+    if re.fullmatch(r"\d+\.\d[\w.+]*", place):
         return _of_version(place, progress)
     path = Path(place).expanduser().absolute()
     if (path / overlays.LAYOUT).is_dir() and (path / overlays.VERSION_FILE).is_file():
@@ -147,12 +145,12 @@ def _of_version(version: str, progress: Progress | None) -> Environment:
     return _over_this_python(overlays.installed_version(version, progress))
 
 
-def _over_this_python(folder: Path, origin: Path | None = None) -> Environment:
+def _over_this_python(folder: Path) -> Environment:
     """Return the environment of a folder with an `executorch` and its metadata."""
     version = overlays.version_of(folder)
     versions = installed_versions() | {EXECUTORCH: version}
     root, label = folder / EXECUTORCH, f"{EXECUTORCH}@{version}"
-    return Environment(label, root, versions, overlay=folder, origin=origin)
+    return Environment(label, root, versions, overlay=folder)
 
 
 def _of_checkout(path: Path, progress: Progress | None) -> Environment:
@@ -161,7 +159,7 @@ def _of_checkout(path: Path, progress: Progress | None) -> Environment:
     except NotInstalledError:
         wheel = None
     folder = overlays.laid_over_wheel(path, wheel, _version(EXECUTORCH), progress)
-    return _over_this_python(folder, path)
+    return _over_this_python(folder)
 
 
 def _of_python(python: Path, origin: Path) -> Environment:
@@ -193,7 +191,7 @@ def _of_python(python: Path, origin: Path) -> Environment:
     label = f"{EXECUTORCH}@{versions[EXECUTORCH]}"
     if versions["torch"] != _version("torch"):
         label += f"-torch-{versions['torch']}"
-    return Environment(label, Path(found["roots"][0]), versions, python=python, origin=origin)
+    return Environment(label, Path(found["roots"][0]), versions, python=python)
 
 
 def sources_digest(root: Path, folders: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +51,7 @@ _COPIES = {
 }
 _UNUSED = ("include", "share", "lib", "__pycache__")  # of a wheel, under a checkout's sources
 _NEWEST = 5  # versions in a message
+_KEPT_SECONDS = 7 * 24 * 3600  # since a checkout's folder was used last
 
 
 def installed_version(version: str, progress: Progress | None = None) -> Path:
@@ -83,7 +85,8 @@ def laid_over_wheel(
 
     `installed` is the package's folder of the installed wheel, and `version` its version: it is
     used when it has the checkout's minor version. The folder is named by the digest of the sources:
-    an edited checkout is another folder, and an edit during an export changes nothing.
+    an edited checkout is another folder, and an edit during an export changes nothing. Folders of
+    checkouts that nobody has used for a week are removed.
     """
     stated = _stated_version(checkout)
     sources = _sources(checkout / LAYOUT)
@@ -99,7 +102,15 @@ def laid_over_wheel(
                 with partial_folder(folder, MARK) as partial:
                     _lay(sources, wheel, partial / PACKAGE, label)
                     _write_metadata(partial, label)
+                _remove_unused()
+    os.utime(folder)
     return folder
+
+
+def _remove_unused() -> None:
+    for folder in cache_folder(PACKAGE).glob(f"{CHECKOUT}-*"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stated_version(checkout: Path) -> Version:

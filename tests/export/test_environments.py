@@ -1,6 +1,7 @@
 """Which ExecuTorch exports: versions out of small wheels, checkouts, and another Python."""
 
 import json
+import os
 import sys
 import threading
 import zipfile
@@ -182,6 +183,16 @@ def test_an_edit_of_a_checkout_is_another_environment_and_another_export(index, 
     (checkout / "exir" / "__init__.py").write_text("edited = True")
     after = get_exporter(f"executorch@{checkout}")
     assert after.versions != before.versions and after.sources != before.sources
+
+
+def test_a_checkouts_folder_that_nobody_uses_is_removed(index, checkout):
+    write_wheel(index, "1.5.1")
+    old, used = environment(str(checkout)).overlay, environment("1.5.1").overlay
+    for folder in (old, used):
+        os.utime(folder, (0, 0))
+    (checkout / "exir" / "__init__.py").write_text("edited = True")
+    new = environment(str(checkout)).overlay
+    assert new.is_dir() and used.is_dir() and not old.exists()
 
 
 def test_another_python_is_asked_what_it_has(tmp_path, monkeypatch):
