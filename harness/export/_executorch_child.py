@@ -77,7 +77,7 @@ def patch(exporter: ModuleType, options: ExportOptions) -> None:
     if options.weight_sharing == "none":
         disabled = exporter.MULTIMETHOD_WEIGHT_SHARING_STRATEGY.DISABLED
         exporter.MULTIMETHOD_WEIGHT_SHARING_STRATEGY = SimpleNamespace(  # type: ignore[attr-defined]
-            POSITIONAL=disabled
+            POSITIONAL=disabled, DISABLED=disabled
         )
 
 

@@ -66,6 +66,7 @@ def test_sharing_is_switched_off_only_when_asked():
     assert module.MULTIMETHOD_WEIGHT_SHARING_STRATEGY.POSITIONAL == "shared"
     patch(module, ExportOptions(mode="multifunction", weight_sharing="none"))
     assert module.MULTIMETHOD_WEIGHT_SHARING_STRATEGY.POSITIONAL == "apart"
+    assert module.MULTIMETHOD_WEIGHT_SHARING_STRATEGY.DISABLED == "apart"  # a checkout may name it
 
 
 def test_a_tied_output_layer_becomes_a_copy_of_the_embedding():

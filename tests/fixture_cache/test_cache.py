@@ -167,6 +167,13 @@ def test_other_sources_are_another_export(exporter, monkeypatch, module, part):
     assert cache.exported("tiny", export=exporter) != before
 
 
+def test_other_words_in_the_driver_are_the_same_export():
+    code = exporters.code_digest("def f():\n    return 1\n")
+    assert exporters.code_digest('"""Says more."""\n\ndef f():\n    return 1  # and why\n') == code
+    assert exporters.code_digest('def f():\n    """Return it."""\n    return 1\n') == code
+    assert exporters.code_digest("def f():\n    return 2\n") != code
+
+
 def test_other_weights_are_another_export(exporter, monkeypatch):
     before = cache.exported("tiny", export=exporter)
     other = replace(cache.fixture("tiny"), digest="other")
