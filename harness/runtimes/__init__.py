@@ -173,7 +173,9 @@ def runtime_row(name: str) -> RuntimeRow:
 def get_runtime(name: str) -> Runtime:
     """Return a runtime, isolated if its row says so; raises as `runtime_row` does."""
     row = runtime_row(name)
-    return isolated_runtime(name) if row.needs_child else row.import_class()(*row.arguments)
+    runtime = isolated_runtime(name) if row.needs_child else row.import_class()(*row.arguments)
+    assert runtime.name == row.name, f"{type(runtime)}: its name is {runtime.name}, not {row.name}"
+    return runtime
 
 
 def usable_runtimes(names: Iterable[str]) -> list[str]:

@@ -38,7 +38,10 @@ def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]
 
     The outcome is `error` for an artifact that is too broken to be opened or to be looked at.
     """
-    check = artifact_checks()[check] if isinstance(check, str) else check
+    if isinstance(check, str):
+        known = artifact_checks()
+        assert check in known, f"no check '{check}': @check registers it in a module of the room"
+        check = known[check]
     case = run_check(check, subject, REFERENCE if check.takes_runtime else None, suite="mutants")
     assert not case.traceback, case.traceback
     return case

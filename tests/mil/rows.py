@@ -65,7 +65,9 @@ class Row:
             with pytest.raises(HarnessError, match=f"{self.operation} '.*{self.error}"):
                 run()
             return
-        exact = operations()[self.operation].tolerance == "exact"
+        name = self.operation
+        assert name in operations(), f"operation '{name}' has no table in mil/operations.toml"
+        exact = operations()[name].tolerance == "exact"
         compare(run(), self.expected, 0 if exact else tolerance)
 
 

@@ -27,6 +27,7 @@ def test_the_table_holds_every_operation_of_an_opset_with_its_parameters(target)
         if name in NOT_IN_PROGRAMS or not known:
             continue
         given = versions[max(known)].input_spec.input_types
+        assert name in ours, f"operation '{name}' has no table in mil/operations.toml"
         assert ours[name].parameters(OPSETS[target]) == {n for n in given if n[0] != "_"}, name
         compared += 1
     state = {"write_state"} if target == "iOS18" else set()  # coremltools has no such operation
