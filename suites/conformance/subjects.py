@@ -101,6 +101,7 @@ class Subjects:
         self._progress = progress
         self._exporters = exporters or {}
         self._opened: dict[tuple[str, str], Subject] = {}
+        self._failed: dict[tuple[str, str], HarnessError] = {}
 
     def options(self, fixture_name: str, mode: str) -> ExportOptions:
         """Return the options of an export."""
@@ -115,12 +116,19 @@ class Subjects:
     def get(self, fixture_name: str, mode: str) -> Subject:
         """Return a subject, exporting it unless it is in the cache.
 
-        A multifunction subject that shares weights comes with the same export without sharing.
+        A multifunction subject that shares weights comes with the same export without sharing. An
+        export that failed is not tried again.
         """
         key = (fixture_name, mode)
+        if key in self._failed:
+            raise self._failed[key]
         if key not in self._opened:
             self._opened.clear()
-            self._opened[key] = self._open(fixture_name, mode)
+            try:
+                self._opened[key] = self._open(fixture_name, mode)
+            except HarnessError as error:
+                self._failed[key] = error.with_traceback(None)
+                raise
         return self._opened[key]
 
     def of_first(self, fixture_name: str, mode: str) -> Subject:

@@ -78,3 +78,19 @@ def test_an_unknown_exporter_is_a_usage_error():
     done = collected("--exporter", "coremll")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "there is no exporter 'coremll'" in done.stderr
+
+
+def test_an_export_that_fails_is_not_tried_again(monkeypatch):
+    """Every check of the subject gets the one error: an export takes minutes."""
+    calls = []
+
+    def export(*given):
+        calls.append(given)
+        raise HarnessError("the exporter fails")
+
+    monkeypatch.setattr(subjects, "exported", export)
+    found = subjects.Subjects(print)
+    for _ in range(3):
+        with pytest.raises(HarnessError, match="the exporter fails"):
+            found.get("tiny", "single")
+    assert len(calls) == 1
