@@ -19,19 +19,25 @@ def check(
     runtimes: Iterable[str] | None = None,
     checks: Iterable[str] | None = None,
     progress: Callable[[str, int, int], object] | None = None,
+    *,
+    name: str = NOT_APPLICABLE,
+    more: Iterable[Check[Subject]] = (),
 ) -> Iterator[Case]:
     """Run the checks that apply to a subject; yield each one's case when it has run.
 
     A path is a subject without a reference. Without names, every check runs on our executor, and
     on a Mac on Core ML, too. `progress` takes the name of what runs, the number of finished cases
-    and their total. Raises HarnessError at once for an unknown name and for a subject that cannot
-    be judged, NotInstalledError for a named runtime that cannot be used here.
+    and their total. `name` is the subject's in the cases. `more` are checks to run after the
+    others, such as those of `MEASUREMENTS` of `harness.measure.artifacts`.
+
+    Raises HarnessError at once for an unknown name and for a subject that cannot be judged,
+    NotInstalledError for a named runtime that cannot be used here.
     """
     names = usable_runtimes(runtimes) if runtimes else _usual_runtimes()
     subject = Subject.of(subject)
-    chosen = _chosen(checks, subject)
+    chosen = [*_chosen(checks, subject), *more]
     _refuse(subject)
-    return _cases(subject, chosen, names, progress or (lambda *_: None))
+    return _cases(subject, chosen, names, name, progress or (lambda *_: None))
 
 
 def _chosen(names: Iterable[str] | None, subject: Subject) -> list[Check[Subject]]:
@@ -87,6 +93,7 @@ def _cases(
     subject: Subject,
     checks: list[Check[Subject]],
     runtimes: list[str],
+    name: str,
     progress: Callable[[str, int, int], object],
 ) -> Iterator[Case]:
     mode = subject.mode if subject.is_language_model else NOT_APPLICABLE
@@ -94,4 +101,4 @@ def _cases(
     for done, (check, runtime) in enumerate(pairs):
         where = f" on {runtime}" if runtime else ""
         progress(f"checking {check.name}{where}", done, len(pairs))
-        yield run_check(check, subject, runtime, suite="check", mode=mode)
+        yield run_check(check, subject, runtime, suite="check", fixture=name, mode=mode)

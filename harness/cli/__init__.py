@@ -184,7 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
-    """Put paths in the place of subjects' names, and their files where the user gave none."""
+    """Put paths in the place of subjects' names, and their files where the user gave none.
+
+    `args.located` keeps each subject by the name of its argument.
+    """
+    args.located = {}
     for name in names:
         word = getattr(args, name)
         if Path(word).exists():
@@ -193,6 +197,7 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
 
         if (found := locate(str(word), args.progress)) is None:
             continue
+        args.located[name] = found
         setattr(args, name, type(word)(found.path))
         for key, value in found.files.items():
             if key in args and getattr(args, key) is None:

@@ -1,6 +1,6 @@
-"""The gate on two artifacts: their parts, whether each computes the right logits, their speed.
+"""The sizes of an artifact, and the gate on two: their parts, the right logits, their speed.
 
-Both are timed in one session, in ABBA order; see `statistics`.
+The gate times both in one session, in ABBA order; see `statistics`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness.artifact.facts import artifact_facts
-from harness.checks import artifact_checks, run_check
+from harness.checks import Check, artifact_checks, check, run_check
 from harness.diff import Difference, diff_artifacts
 from harness.errors import HarnessError
 from harness.measure import GateResult, Metric
 from harness.measure.statistics import compare, sample_in_abba_order
-from harness.measure.timing import Stopwatch
+from harness.measure.timing import Stopwatch, check_latency, check_memory
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
-from harness.results import Case, Fact
+from harness.results import Case, Fact, Finding
 from harness.runtimes import default_runtime, usable_runtimes
 from harness.subject import Subject
 from harness.text import clip
@@ -89,6 +89,37 @@ def _texts(found: Difference) -> tuple[str, str]:
     """Return both sides of a difference as short texts, "" for a side that has nothing."""
     base, head = ("" if side is None else clip(str(side), _MAX_TEXT) for side in (found.a, found.b))
     return base, head
+
+
+@check("sizes")
+def check_sizes(subject: Subject) -> Iterator[Finding]:
+    """Record sizes, interface and operations; the whole must be as large as its parts."""
+    facts = artifact_facts(subject.artifact)
+    sizes = [package.size for package in facts.packages]
+    yield Finding(
+        "sizes",
+        "artifact",
+        ok=sum(sizes) <= facts.size,
+        message=f"{facts.size} bytes, and packages of {sum(sizes)} bytes",
+        comparisons=1,
+        facts=_facts(subject),
+    )
+    for number, package in enumerate(facts.packages):
+        yield Finding(
+            "sizes",
+            f"package {number}",
+            ok=package.sharing.stored <= package.size,
+            message=f"{package.size} bytes, and weights of {package.sharing.stored} bytes",
+            comparisons=1,
+            facts={
+                f"package {number} bytes": package.size,
+                f"package {number} used weight bytes": package.sharing.used,
+            },
+        )
+
+
+MEASUREMENTS: tuple[Check[Subject], ...] = (check_sizes, check_latency, check_memory)
+"""The checks that record sizes, times and memory."""
 
 
 def _facts(subject: Subject) -> dict[str, Fact]:

@@ -1,4 +1,4 @@
-"""Load, prefill and decode, timed; a timed run checks its own answer.
+"""Load, prefill and decode, timed, and checks that record them; a timed run checks its own answer.
 
 The unit is ms per token, because trackers only know that smaller is better. The time of a runtime
 in a child process excludes the start of the child and the passing of tensors.
@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
 
+from harness.checks import check
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
+from harness.checks.applies import language_model
 from harness.errors import HarnessError
 from harness.generate.session import Session
+from harness.results import Figure, Finding
 from harness.runtimes import BASELINE, default_runtime, isolated_runtime, usable_runtimes
 from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
 
 WARM_UP_ROUNDS = 1
+CHECK_ROUNDS = 5
 
 Result = TypeVar("Result")
 
@@ -169,6 +173,11 @@ class Stopwatch:
         self._checked_round(session, runtime)
         return Memory(*isolated.memory(self._subject.artifact))
 
+    @property
+    def compared(self) -> int:
+        """The number of logits that each round compares."""
+        return self._wanted.numel()
+
     def _checked_round(self, session: Session, runtime: str) -> Round:
         timed = timed_round(session, self._tokens, self._n_prompt)
         found = error(timed.logits, self._wanted)
@@ -180,3 +189,41 @@ class Stopwatch:
                 "a result"
             )
         return timed
+
+
+@lru_cache(maxsize=1)
+def _stopwatch(subject: Subject) -> Stopwatch:
+    """Return the stopwatch of the last subject: the oracle is slow."""
+    return Stopwatch(subject)
+
+
+@check("latency", needs=(language_model,), takes_runtime=True)
+def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
+    """Time loads, prefill and decode steps: medians of `CHECK_ROUNDS` rounds after a warm-up."""
+    stopwatch = _stopwatch(subject)
+    rounds = stopwatch.rounds([runtime], CHECK_ROUNDS)[runtime]
+    loads = load_times(subject.artifact.path, runtime, CHECK_ROUNDS)
+    decode = [step for timed in rounds for step in timed.decode]
+    yield Finding(
+        "latency",
+        "",
+        comparisons=len(rounds) * stopwatch.compared,
+        figures={
+            "decode": Figure(median(decode), "ms/token"),
+            "prefill": Figure(median(timed.prefill for timed in rounds), "ms/token"),
+            "load": Figure(median(loads), "ms"),
+        },
+        facts={"loads": len(loads), "prefills": len(rounds), "decode steps": len(decode)},
+    )
+
+
+@check("memory", needs=(language_model,), takes_runtime=True)
+def check_memory(subject: Subject, runtime: str) -> Iterator[Finding]:
+    """Measure the peak memory of a process that loads the artifact and runs it one round."""
+    stopwatch = _stopwatch(subject)
+    yield Finding(
+        "memory",
+        "",
+        comparisons=stopwatch.compared,
+        figures={"peak": Figure(stopwatch.memory(runtime).peak, "bytes")},
+    )

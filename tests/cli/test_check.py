@@ -56,6 +56,13 @@ def check(capsys):
     return call
 
 
+def cases_of(out):
+    """Return the cases of a printed stream."""
+    header, *cases, footer = map(json.loads, out.splitlines())
+    assert (header["type"], footer["type"]) == ("header", "footer")
+    return cases
+
+
 def test_a_sound_artifact_passes_every_check_that_applies(check, sound, source):
     status, out, err = check(sound, *source)
     assert (status, err) == (0, "")
@@ -137,13 +144,13 @@ def test_a_runtime_that_crashes_or_hangs_is_named_so(check, sound, monkeypatch, 
 
     put_in_place(monkeypatch, Check("parity", dies, takes_runtime=True))
     status, out, _ = check(sound, *WIDEN, "--check", "parity", "--json")
-    assert status == 1 and [case["outcome"] for case in json.loads(out)] == [outcome]
+    assert status == 1 and [case["outcome"] for case in cases_of(out)] == [outcome]
 
 
 def test_json_holds_the_cases(check, broken, source):
     words = ("--check", "weights", "--check", "references", "--json")
     status, out, _ = check(broken(weights.perturb_a_scale), *source, *words)
-    cases = {case["check"]: case for case in json.loads(out)}
+    cases = {case["check"]: case for case in cases_of(out)}
     assert status == 1 and list(cases) == ["references", "weights"]
     assert (cases["references"]["outcome"], cases["weights"]["outcome"]) == ("pass", "fail")
     assert cases["weights"]["comparisons"] > 500_000 and cases["weights"]["seconds"] > 0

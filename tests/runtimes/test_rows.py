@@ -58,7 +58,7 @@ def artifact():
 def checked(capsys, *words):
     """Return the cases of a whole `harness check` by check and runtime; each must pass or skip."""
     assert main(["check", *map(str, words), "--json"]) == 0
-    cases = json.loads(capsys.readouterr().out)
+    _, *cases, _ = map(json.loads, capsys.readouterr().out.splitlines())
     assert {case["outcome"] for case in cases} <= {"pass", "skip"}
     return {(case["check"], case["runtime"]): case for case in cases}
 

@@ -1,0 +1,115 @@
+"""What `harness check` records: its cases, as a stream on standard output and in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import harness
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.fixtures.subjects import Located
+    from harness.results import Case, Header
+
+STREAM = "check.jsonl"
+_KNOWN = Path(harness.__file__).with_name("suites") / "known.toml"
+_FORBIDDEN = re.compile(r"[\[\],:\x00-\x1f\x7f]")  # what separates the parts of a case's name
+
+
+def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where the cases go, and the name of the artifact in them."""
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help=f"write the results to DIR: {STREAM}, a table, JUnit XML and an HTML page",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the results as a stream, as in DIR: JSON Lines with a header and a footer",
+    )
+    parser.add_argument(
+        "--name",
+        metavar="[EXPORTER:]NAME",
+        help="the artifact's name in the results (default: the subject's, or FILE's)",
+    )
+
+
+def artifact_name(args: argparse.Namespace) -> str:
+    """Return the artifact's name in the cases: a given one, the subject's, or the file's.
+
+    Raises HarnessError when the given one cannot be part of a case's name.
+    """
+    located: Located | None = args.located.get("file")
+    if args.name is not None:
+        if not args.name or _FORBIDDEN.search(args.name.replace(":", "")) or len(args.name) > 200:
+            raise HarnessError("--name must have 1 to 200 characters, and no brackets and commas")
+        return str(args.name)
+    return located.name if located else _FORBIDDEN.sub("_", Path(args.file).resolve().name)[-200:]
+
+
+@contextmanager
+def recording(
+    args: argparse.Namespace, options: Mapping[str, Any]
+) -> Iterator[Callable[[Case], None]]:
+    """Yield a function that records a case; the end of the block ends the run.
+
+    An exception, such as an interrupt, leaves a stream without a footer, and no drawings. Raises
+    HarnessError at once when the folder cannot be written.
+    """
+    from harness.report import write_report
+    from harness.results import Stream, Writer, read_run
+
+    echo = partial(print, flush=True) if args.json else None
+    if args.results is not None:
+        with Writer(args.results / STREAM, _header(args, options), echo) as writer:
+            yield writer.add
+        write_report(read_run(writer.path), args.results)
+    elif echo is not None:
+        stream = Stream(_header(args, options), echo)
+        yield stream.add
+        stream.finish()
+    else:
+        yield lambda case: None
+
+
+def judge_of_known(args: argparse.Namespace) -> Callable[[Case], Case]:
+    """Return a function that judges a case by the known defects, the suites' and the project's.
+
+    The version of the exporter is known for a subject, and when `--name` states it.
+    """
+    from harness.fixtures.project import project
+    from harness.results.known import judge_against_known, parse_versions, read_known
+
+    known = [row for path in (_KNOWN, *project().known) for row in read_known(path)]
+    exporter = artifact_name(args).rpartition(":")[0]
+    stated = {exporter: exporter.partition("@")[2]}  # executorch@1.5.1:my-model
+    made_by = {name: versions.get("executorch") for name, versions in _exporters(args).items()}
+    versions = parse_versions(stated | made_by)
+    return lambda case: judge_against_known(case, known, versions)
+
+
+def _header(args: argparse.Namespace, options: Mapping[str, Any]) -> Header:
+    from harness.artifact.facts import content_digest
+    from harness.results import Header
+
+    args.progress("hashing the artifact")
+    sha256, size = content_digest(Path(args.file))
+    artifact: dict[str, str | int] = {"name": artifact_name(args), "sha256": sha256, "bytes": size}
+    return Header.here(options, _exporters(args), artifact)
+
+
+def _exporters(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Return the versions of the exporter of a subject; those of a file's are not known."""
+    located: Located | None = args.located.get("file")
+    if located is None or located.exporter is None:
+        return {}
+    versions = located.exporter.versions.items()
+    return {located.exporter.kind: {name: version or "not installed" for name, version in versions}}
