@@ -10,6 +10,8 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.files import cache_folder
+from harness.fixtures import model
+from harness.fixtures.cache import exported
 from harness.runtimes import RUNTIMES
 from harness.suites.benchmarks import language_models
 
@@ -108,3 +110,28 @@ def test_an_unknown_profile_is_a_sentence():
         check=False,
     )
     assert done.stderr.endswith("is 'quick'; choose from fast, regular, large, huge\n")
+
+
+def test_subjects_of_a_project_are_measured_by_name(tmp_path):
+    """Also by another exporter; an artifact that exists is measured in its own mode."""
+    (tmp_path / "shipped.pte").symlink_to(exported("tiny", model("tiny").options))
+    settings = '[subjects.shipped]\nartifact = "shipped.pte"\n'
+    (tmp_path / "harness.toml").write_text(settings, encoding="utf-8")
+    code = (
+        "import harness.suites.benchmarks.language_models as m; print(m.FIXTURES)\n"
+        "for name in m.FIXTURES: print(m.export_of(name, 'single'))\n"
+        "m.export_of('shipped', 'multifunction')"
+    )
+    environment = {**os.environ, "HARNESS_BENCH_SUBJECTS": "shipped,coreml:tiny"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "['shipped', 'coreml:tiny']" and lines[1] == str(tmp_path / "shipped.pte")
+    assert "tiny-single-coreml-" in lines[2]
+    assert done.stderr.endswith("NotImplementedError: shipped is an artifact of mode single\n")
