@@ -98,17 +98,20 @@ def test_a_runtime_that_crashes_when_asked_is_no_skip(monkeypatch):
     assert language_models.why_unavailable("executorch") is None
 
 
-def test_an_unknown_profile_is_a_sentence():
-    code = "import harness.suites.benchmarks.language_models"
-    environment = {**os.environ, "HARNESS_BENCH_PROFILE": "quick"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
+def imported(more="", cwd=ROOT, **environment):
+    """Import the benchmarks in a new process, run more code there, and return how it ended."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import harness.suites.benchmarks.language_models as m\n{more}"],
         capture_output=True,
         text=True,
-        env=environment,
-        cwd=ROOT,
+        env={**os.environ, **environment},
+        cwd=cwd,
         check=False,
     )
+
+
+def test_an_unknown_profile_is_a_sentence():
+    done = imported(HARNESS_BENCH_PROFILE="quick")
     assert done.stderr.endswith("is 'quick'; choose from fast, regular, large, huge\n")
 
 
@@ -117,20 +120,11 @@ def test_subjects_of_a_project_are_measured_by_name(tmp_path):
     (tmp_path / "shipped.pte").symlink_to(exported("tiny", model("tiny").options))
     settings = '[subjects.shipped]\nartifact = "shipped.pte"\n'
     (tmp_path / "harness.toml").write_text(settings, encoding="utf-8")
-    code = (
-        "import harness.suites.benchmarks.language_models as m; print(m.FIXTURES)\n"
-        "for name in m.FIXTURES: print(m.export_of(name, 'single'))\n"
+    more = (
+        "print(m.FIXTURES)\nfor name in m.FIXTURES: print(m.export_of(name, 'single'))\n"
         "m.export_of('shipped', 'multifunction')"
     )
-    environment = {**os.environ, "HARNESS_BENCH_SUBJECTS": "shipped,coreml:tiny"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
+    done = imported(more, tmp_path, HARNESS_BENCH_SUBJECTS="shipped,coreml:tiny")
     lines = done.stdout.splitlines()
     assert lines[0] == "['shipped', 'coreml:tiny']" and lines[1] == str(tmp_path / "shipped.pte")
     assert "tiny-single-coreml-" in lines[2]
