@@ -79,6 +79,11 @@ class Subject:
 
         return Reference(self.reference_name) if self.reference_name else None
 
+    @property
+    def has_golden(self) -> bool:
+        """Whether there is a source of golden values, or somebody has set them."""
+        return bool(self.reference_name or self.golden_path or vars(self).get("golden"))
+
     @cached_property
     def golden(self) -> Golden | None:
         """The calls of each method and what they must give, None without a source of them.

@@ -29,7 +29,7 @@ _FP32_STEPS = 2 * 2.0**-23
 
 def values(subject: Subject) -> str | None:
     """Return why an artifact without anything to be held against is skipped, or None."""
-    if subject.reference_name or subject.golden_path:
+    if subject.has_golden:
         return None
     return "needs --reference module:function or --golden FILE"
 

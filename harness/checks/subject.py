@@ -46,8 +46,7 @@ def _chosen(names: Iterable[str] | None, subject: Subject) -> list[Check[Subject
     for name in names:
         if name not in checks:
             raise HarnessError(f"no check '{name}'; choose from {', '.join(checks)}")
-    has_values = subject.reference_name or subject.golden_path
-    if not names and subject.is_language_model and not has_values:
+    if not names and subject.is_language_model and not subject.has_golden:
         names = list(artifact_checks())
     return [check for name, check in checks.items() if not names or name in names]
 
@@ -63,8 +62,7 @@ def _refuse(subject: Subject) -> None:
     The checks judge the artifact itself.
     """
     path = subject.artifact.path
-    if subject.reference_name or subject.golden_path:
-        _ = subject.golden
+    _ = subject.golden  # read, or computed, before the first check
     if subject.checkpoint is None or subject.params is None:
         return
     if not subject.is_language_model:

@@ -22,7 +22,7 @@ COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "file", metavar="FILE", help="a .pte or exported folder of a Core ML language model"
+        "file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage, of any model"
     )
     parser.add_argument(
         "--runtime",
@@ -50,6 +50,14 @@ def run(args: argparse.Namespace) -> int:
 def _print(figures: dict[str, dict[str, Any]], baseline: str) -> None:
     from tabulate import tabulate
 
+    first = next(iter(figures.values()))
+    if "call_ms" in first:
+        rows = [(name, row["load_ms"], *row["call_ms"].values()) for name, row in figures.items()]
+        headers = ("runtime", "load ms", *(f"{method} ms" for method in first["call_ms"]))
+        print(tabulate(rows, headers, floatfmt=".3f"))
+        count = first["samples"]["call"]
+        print(f"\nmedians of {count} loads and calls after a warm-up; all outputs were checked")
+        return
     columns = [
         (key.format(baseline.replace(":", "_")), title.format(baseline.replace(":", " ")), by)
         for key, title, by in COLUMNS

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise HarnessError("--checkpoint and --params go together: give both, or neither")
     subject = Subject(args.file, args.checkpoint, args.params)
     given = None if args.inputs is None else _tensors(args.inputs)
-    if args.checkpoint is not None and (given is not None or subject.artifact.package is not None):
+    if args.checkpoint is not None and (given is not None or not subject.is_language_model):
         raise HarnessError(
             f"{args.file}: a checkpoint is compared with an exported language model, a .pte or a "
             "folder, that is fed a prompt: leave out --checkpoint, or --inputs"

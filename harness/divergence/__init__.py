@@ -76,7 +76,7 @@ def bisect(
 ) -> Bisection:
     """Feed a prompt once for each reference, and compare the operations of a part.
 
-    An .mlpackage has no model: its functions are called once. So are the methods of any other
+    Of another model than a language model, each method is called once. So are the methods of any
     artifact for which `given` holds a tensor for each name of an input. In these cases `double` is
     the only reference. Raises HarnessError when the artifact cannot be executed, when it is not of
     a known architecture or not of the checkpoint, and when nothing was compared.
@@ -165,7 +165,7 @@ class _Watched:
 
 
 def _is_called(subject: Subject, given: Mapping[str, Any] | None) -> bool:
-    return given is not None or subject.artifact.package is not None
+    return given is not None or not subject.is_language_model
 
 
 def _feed(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:

@@ -6,15 +6,14 @@ The prompt is fed in chunks, which fill the caches, then token by token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import torch
 
-from harness.artifact.limits import max_elements
 from harness.divergence.recording import Part
 from harness.errors import HarnessError
 from harness.generate.session import Session
+from harness.golden.inputs import seeded_inputs
 from harness.pte import TensorSpec
 from harness.runtimes.base import Runtime
 from harness.subject import Subject
@@ -45,9 +44,9 @@ def drive(subject: Subject, judge: Runtime) -> None:
 def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:
     """Call each method of a part once, with the tensors that are given or with seeded ones.
 
-    `given` holds a tensor for each name of an input. Seeded floats have a standard normal
-    distribution, seeded integers are 0 or 1. Raises HarnessError for an input that is missing or
-    unknown, or differs from its declaration.
+    `given` holds a tensor for each name of an input; see `golden.inputs` for seeded ones, of which
+    the largest shape is taken. Raises HarnessError for an input that is missing or unknown, or
+    differs from its declaration.
     """
     artifact = subject.artifact
     names = part.methods(artifact)
@@ -62,23 +61,8 @@ def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] 
         if given is not None:
             method(*_in_order(method.inputs, given, where))
             continue
-        assert artifact.package is not None, "a program gets a prompt or tensors"
-        limit = max_elements(artifact.package.size)
-        generator = torch.Generator().manual_seed(_SEED)
-        method(*(_seeded(spec, generator, limit, where) for spec in method.inputs))
-
-
-def _seeded(spec: TensorSpec, generator: torch.Generator, limit: int, where: str) -> torch.Tensor:
-    if -1 in spec.shape:
-        raise HarnessError(
-            f"{where}: input '{spec.name}' has a flexible shape: give tensors with --inputs"
-        )
-    if prod(spec.shape) > limit:
-        raise HarnessError(f"{where}: input '{spec.name}' is declared with over {limit} elements")
-    if spec.dtype.startswith("float"):
-        return torch.randn(spec.shape, generator=generator)
-    integers = torch.randint(2, spec.shape, generator=generator)
-    return integers.bool() if spec.dtype == "bool" else integers
+        seeded = seeded_inputs(artifact, name, _SEED)
+        method(*list(seeded.values())[-1][0])
 
 
 def _in_order(

@@ -132,7 +132,7 @@ class Recorder:
     def _delegate(self, method: str, delegate: Delegate) -> DelegateRunner:
         name = delegate.program_function
         place = Place(method, delegate.index, name)
-        function = load_function(delegate.bundle.package, name, self.policy)
+        function = load_function(delegate.bundle.package, name, self.policy, stateful=True)
         inputs, outputs = delegate.names.input_names, delegate.names.output_names
         if wrong := set(outputs) - set(function.outputs):
             raise ArtifactError(

@@ -7,13 +7,14 @@ size. Other integers are 0 or 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from harness.artifact import Artifact, Package
-from harness.artifact.limits import MAX_ELEMENTS
+from harness.artifact.limits import max_elements
 from harness.artifact.proto import mil_types
 from harness.artifact.pte import KernelCall, TensorValue
 from harness.errors import HarnessError
@@ -47,6 +48,7 @@ def seeded_inputs(artifact: Artifact, method: str, seed: int) -> dict[str, Steps
     allowed, limits = _allowed(artifact, method), _index_limits(artifact, method)
     count = STEPS if keeps_state(artifact, method) else 1
     half = float_dtype(artifact) == "fp16"
+    most = max_elements(sum(package.size for package in artifact.packages))
     makers = [
         _Maker(spec, limits.get(spec.name, 2), half, seed + number)
         for number, spec in enumerate(specs)
@@ -54,6 +56,9 @@ def seeded_inputs(artifact: Artifact, method: str, seed: int) -> dict[str, Steps
     found = {}
     for number, (name, fraction) in enumerate(_SEQUENCES.items()):
         shapes = [_shape(spec, allowed.get(spec.name), fraction) for spec in specs]
+        for spec, shape in zip(specs, shapes, strict=True):
+            if math.prod(shape) > most:
+                raise HarnessError(f"input '{spec.name}' is declared with over {most} elements")
         found[name if allowed else f"sequence{number}"] = tuple(
             tuple(make(shape) for make, shape in zip(makers, shapes, strict=True))
             for _ in range(count)
@@ -75,11 +80,8 @@ def _shape(spec: TensorSpec, allowed: AllowedShapes | None, fraction: float) -> 
     shape = shape or spec.shape
     if -1 in shape:
         raise HarnessError(
-            f"input '{spec.name}' has a flexible shape that no description bounds: give its values "
-            "with --golden"
+            f"input '{spec.name}' has a flexible shape without bounds: give tensors for it"
         )
-    if torch.Size(shape).numel() > MAX_ELEMENTS:
-        raise HarnessError(f"input '{spec.name}' of shape {list(shape)} is too large to be made up")
     return shape
 
 

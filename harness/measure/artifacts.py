@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness.artifact.facts import artifact_facts
-from harness.checks import Check, artifact_checks, check, run_check
+from harness.checks import Check, artifact_checks, check, run_check, value_checks
 from harness.diff import Difference, diff_artifacts
 from harness.errors import HarnessError
+from harness.golden import golden_of_runtime
+from harness.golden.inputs import all_inputs
 from harness.measure import GateResult, Metric
 from harness.measure.statistics import compare, sample_in_abba_order
-from harness.measure.timing import Stopwatch, check_latency, check_memory
+from harness.measure.timing import CallTimer, Stopwatch, check_latency, check_memory
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
 from harness.results import Case, Fact, Finding
 from harness.runtimes import default_runtime, usable_runtimes
@@ -30,22 +32,22 @@ _TIME_VERDICTS = {"slower": "regression", "faster": "better"}
 
 
 def compare_artifacts(base: str | Path, head: str | Path, runtime: str | None = None) -> GateResult:
-    """Compare two artifacts, .pte files or exported folders, on a runtime.
+    """Compare two artifacts on a runtime, without a name on this machine's default.
 
-    Without a name, it is this machine's default.
+    Language models are held against their oracle. For another model, what BASE gives in `double`
+    is what HEAD must give.
 
     Raises NotInstalledError when the runtime cannot be used here, HarnessError for a bad file.
     """
     (runtime,) = usable_runtimes([runtime or default_runtime()])
     subjects = Subject(base), Subject(head)
-    for path, subject in zip((base, head), subjects, strict=True):
-        if subject.artifact.pte is None:
-            raise HarnessError(f"{path}: only .pte files and exported folders can be compared")
-    parity = tuple(_parity(subject, runtime) for subject in subjects)
     differences = diff_artifacts(*(subject.artifact for subject in subjects))
-    metrics = [*_fact_metrics(*subjects), *constant_metrics(differences), _parity_metric(*parity)]
-    if all(case.outcome == "pass" for case in parity):
-        metrics.append(_time_metric(*subjects, runtime))
+    is_language_model = all(subject.is_language_model for subject in subjects)
+    judge, time_metric = (_parity, _time_metric) if is_language_model else (_outputs, _call_metric)
+    cases = judge(*subjects, runtime)
+    metrics = [*_fact_metrics(*subjects), *constant_metrics(differences), _case_metric(*cases)]
+    if all(case.outcome == "pass" for case in cases):
+        metrics.append(time_metric(*subjects, runtime))
     return GateResult(tuple(metrics), tuple(difference_notes(differences)))
 
 
@@ -138,34 +140,66 @@ def _facts(subject: Subject) -> dict[str, Fact]:
     return found
 
 
-def _parity(subject: Subject, runtime: str) -> Case:
-    """Return the case of parity; raise HarnessError when nothing could be compared.
+def _parity(base: Subject, head: Subject, runtime: str) -> tuple[Case, Case]:
+    """Return the cases of parity; raise HarnessError when nothing could be compared."""
+    check = artifact_checks()["parity"]
+    return _compared(check, base, runtime), _compared(check, head, runtime)
+
+
+def _outputs(base: Subject, head: Subject, runtime: str) -> tuple[Case, Case]:
+    """Return the cases of `outputs`, both against what BASE gives in `double`.
+
+    Raises HarnessError when BASE could not be compared. HEAD may have lost a method or an input.
+    """
+    artifact = base.artifact
+    values = golden_of_runtime(artifact, "mil:double", all_inputs(artifact, base.seed))
+    base.golden = head.golden = values
+    check = value_checks()["outputs"]
+    return _compared(check, base, runtime), run_check(check, head, runtime, suite="gate")
+
+
+def _compared(check: Check[Subject], subject: Subject, runtime: str) -> Case:
+    """Return a check's case; raise HarnessError when nothing could be compared.
 
     Two artifacts that cannot be executed would otherwise be equally bad, and pass.
     """
-    case = run_check(artifact_checks()["parity"], subject, runtime, suite="gate")
+    case = run_check(check, subject, runtime, suite="gate")
     if case.outcome not in ("pass", "fail"):
         raise HarnessError(case.reason)
     return case
 
 
-def _parity_metric(base: Case, head: Case) -> Metric:
+def _case_metric(base: Case, head: Case) -> Metric:
     verdict, reason = outcome_verdict(base, head)
-    return Metric("artifact", "parity", "outcome", base.outcome, head.outcome, verdict, reason)
+    return Metric("artifact", base.check, "outcome", base.outcome, head.outcome, verdict, reason)
 
 
 def _time_metric(base: Subject, head: Subject, runtime: str) -> Metric:
     """Time decoding of both; each round checks its own logits."""
     base_round, head_round = (_timed(subject, runtime) for subject in (base, head))
+    return _compared_times("decode", "ms/token", base_round, head_round)
+
+
+def _call_metric(base: Subject, head: Subject, runtime: str) -> Metric:
+    """Time a call of every method of both; their outputs have been compared."""
+    timers = [
+        CallTimer(subject.artifact, runtime, subject.golden or {}) for subject in (base, head)
+    ]
+    return _compared_times("calls", "ms", *(timer.seconds for timer in timers))
+
+
+def _compared_times(
+    name: str, unit: str, base_round: Callable[[], float], head_round: Callable[[], float]
+) -> Metric:
     samples = sample_in_abba_order(base_round, head_round, PAIRS)
     found = compare(samples.pairs, samples.control)
     ours, theirs = (
-        f"{statistics.median(pair[side] for pair in samples.pairs) * 1000:.3g} ms/token"
+        f"{statistics.median(pair[side] for pair in samples.pairs) * 1000:.3g} {unit}"
         for side in (0, 1)
     )
     verdict = _TIME_VERDICTS.get(found.verdict, found.verdict)
     reason = f"{found.verdict}: {found.reason}"
-    return Metric("artifact", "decode", "figure", ours, theirs, verdict, reason)
+    return Metric("artifact", name, "figure", ours, theirs, verdict, reason)
 
 
 def _timed(subject: Subject, runtime: str) -> Callable[[], float]:

@@ -17,13 +17,23 @@ from typing import Any, TypeVar
 
 import torch
 
-from harness.checks import check
+from harness.artifact import Artifact
+from harness.checks import check, run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
 from harness.checks.applies import language_model
 from harness.errors import HarnessError
 from harness.generate.session import Session
+from harness.golden import Golden, golden_of_runtime
+from harness.golden.inputs import all_inputs
 from harness.results import Figure, Finding
-from harness.runtimes import BASELINE, default_runtime, isolated_runtime, usable_runtimes
+from harness.runtimes import (
+    BASELINE,
+    Method,
+    default_runtime,
+    get_runtime,
+    isolated_runtime,
+    usable_runtimes,
+)
 from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
 
@@ -95,16 +105,21 @@ def bench(
     """Time load, prefill and decode, and measure memory, on each runtime in turn.
 
     Returns the figures by the runtime's name, each with its unit in its own name. Without names,
-    the runtimes are this machine's default and the baseline, eager PyTorch in fp32. Raises
-    WrongAnswerError when a timed run's logits are wrong, NotInstalledError for a runtime that
+    the runtimes are this machine's default and the baseline, eager PyTorch in fp32. Of another
+    model than a language model, loads and calls of each method are timed. Raises
+    WrongAnswerError when a timed run's results are wrong, NotInstalledError for a runtime that
     cannot be used here.
     """
     if rounds < 1:
         raise HarnessError(f"rounds must be at least 1, not {rounds}")
-    names = usable_runtimes(runtimes or (default_runtime(), BASELINE))
+    subject = Subject.of(subject)
+    # The baseline is a language model in eager PyTorch; another model has none.
+    usual = (default_runtime(), BASELINE) if subject.is_language_model else (default_runtime(),)
+    names = usable_runtimes(runtimes or usual)
     if progress is not None:
         progress(f"timing {' and '.join(names)}, {rounds} rounds")
-    subject = Subject.of(subject)
+    if not subject.is_language_model:
+        return _bench_calls(subject, names, rounds)
     stopwatch = Stopwatch(subject)
     timed = stopwatch.rounds(names, rounds)
     figures = {
@@ -120,6 +135,27 @@ def bench(
     return figures
 
 
+def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Time loads and calls; the outputs must be those of our executor in `double`."""
+    artifact = subject.artifact
+    golden = golden_of_runtime(artifact, "mil:double", all_inputs(artifact, subject.seed))
+    subject.golden = golden
+    figures = {}
+    for runtime in runtimes:
+        case = run_check(value_checks()["outputs"], subject, runtime, suite="bench")
+        if case.outcome != "pass":
+            raise WrongAnswerError(f"{artifact.path} on {runtime}: {case.reason}")
+        load = partial(CallTimer, artifact, runtime, golden)
+        timers = [milliseconds(load) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+        calls = [timers[0][0].round() for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+        figures[runtime] = {
+            "load_ms": median(took for _, took in timers),
+            "call_ms": {name: median(call[name] for call in calls) for name in golden},
+            "samples": {"call": len(calls)},
+        }
+    return figures
+
+
 def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
     decode = [step for timed in rounds for step in timed.decode]
     prefill = [timed.prefill for timed in rounds]
@@ -132,6 +168,29 @@ def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[st
         "memory_before_load_bytes": memory.before,
         "samples": {"prefill": len(prefill), "decode": len(decode)},
     }
+
+
+class CallTimer:
+    """Times a call of each method of an artifact of any model, on the largest golden inputs."""
+
+    def __init__(self, artifact: Artifact, runtime: str, golden: Golden) -> None:
+        self._calls: dict[str, tuple[Method, tuple[torch.Tensor, ...]]] = {}
+        loaded = get_runtime(runtime)
+        for name, sequences in golden.items():
+            inputs = [calls[0].inputs for calls in sequences.values()]
+            largest = max(inputs, key=lambda given: sum(tensor.numel() for tensor in given))
+            self._calls[name] = loaded.load(artifact, name), largest
+
+    def round(self) -> dict[str, float]:
+        """Call each method once; return the milliseconds of each."""
+        return {
+            name: milliseconds(partial(method, *inputs))[1]
+            for name, (method, inputs) in self._calls.items()
+        }
+
+    def seconds(self) -> float:
+        """Call each method once; return the seconds of all."""
+        return sum(self.round().values()) / 1000
 
 
 class Stopwatch:

@@ -6,7 +6,9 @@ Each eager module is a function without parameters, as `--reference` names one:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,19 @@ def two_methods() -> dict[str, nn.Module]:
     return {"encode": _Scaled(shared, 1.0).eval(), "decode": _Scaled(shared, 2.0).eval()}
 
 
+def _quietly(write: Callable[..., Path]) -> Callable[..., Path]:
+    """Let a converter warn: of buffers, of traces, of other versions."""
+
+    @functools.wraps(write)
+    def call(*arguments: Any, **options: Any) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return write(*arguments, **options)
+
+    return call
+
+
+@_quietly
 def write_pte(
     path: Path, modules: dict[str, nn.Module], inputs: Sequence[Any], **kwargs: Any
 ) -> Path:
@@ -153,6 +168,7 @@ def write_pte(
     return path
 
 
+@_quietly
 def write_package(
     path: Path, module: nn.Module, example: Sequence[torch.Tensor], **kwargs: Any
 ) -> Path:
@@ -199,6 +215,7 @@ def write_recipe(path: Path, lengths: str) -> Path:
     )
 
 
+@_quietly
 def write_multifunction(path: Path) -> Path:
     """Convert the modules of `two_methods` and join them in one package."""
     import coremltools as ct

@@ -167,3 +167,17 @@ def test_flexible_lengths_are_compared_at_least_in_the_middle_and_at_the_largest
     assert {len(steps) for steps in inputs.values()} == {3}  # states go on
     tokens = torch.cat([step[0].flatten() for steps in inputs.values() for step in steps])
     assert set(tokens.tolist()) == set(range(material.VOCABULARY))
+
+
+@pytest.mark.parametrize("name", ["state.pte", "partly.pte", "fixed.mlpackage"])
+def test_the_other_commands_take_them(artifact, name, tmp_path, capsys):
+    path, _ = artifact(name)
+    changed = str(with_a_weight_changed(path, tmp_path / name))
+    for words, status, printed in (
+        (["bench", str(path), "--rounds", "1"], 0, "all outputs were checked"),
+        (["bisect", str(path)], 0, "strict against double: "),
+        (["diff", str(path), changed], 1, "weight"),
+        (["gate", str(path), changed], 1, "regression"),
+    ):
+        assert (main(words), words[0]) == (status, words[0])
+        assert printed in capsys.readouterr().out
