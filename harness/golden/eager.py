@@ -6,7 +6,8 @@ or a dict of those by method; each takes the method's inputs in declared order.
 
 The reference computes in fp64 with weights rounded to the artifact's dtype. Constants in its code
 may be rounded too, as coremltools stores them, or not: either is right. The same module with each
-result rounded to fp16 shows what the artifact's own precision costs.
+result rounded to fp16 shows what the artifact's own precision costs. Where the artifact's weights
+are quantized, the reference computes with their values.
 """
 
 from __future__ import annotations
@@ -26,15 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.artifact import Artifact
-from harness.artifact.proto import mil_types
 from harness.errors import HarnessError
 from harness.golden import Call, Expected, Golden, Steps, distance
 from harness.golden.inputs import float_dtype
-from harness.mil import get_policy, load_function
+from harness.golden.weights import Parameters, held_weights, most_alike, quantized_weights
 
 _LARGEST = 65504.0  # of fp16
 _FEW = 2  # values in a mask, or in a bias of zeros: no folded weight
-_ALIKE = 0.5  # a weight with this part of its values in a parameter is that parameter, changed
 
 Results = list[tuple[torch.Tensor, ...]]
 
@@ -47,6 +46,7 @@ class Reference:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._adopted: Parameters = {}
         module_name, _, attribute = name.partition(":")
         if not module_name or not attribute:
             raise HarnessError(f"--reference {name}: give module:function, as in models:load")
@@ -66,6 +66,8 @@ class Reference:
         that a description allows may not fit each other.
         """
         half = float_dtype(artifact) == "fp16"
+        quantized = quantized_weights(artifact, self.parameters(artifact.methods))
+        self._adopted = {match.parameter: match.as_parameter for match in quantized}
         folded = half and not self._holds_its_weights(artifact)
         golden: Golden = {}
         for method, sequences in inputs.items():
@@ -81,37 +83,41 @@ class Reference:
                 raise refusal
         return golden
 
-    def parameters(self, methods: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return the parameters and buffers of the modules by name, fp32."""
-        found: dict[str, torch.Tensor] = {}
+    def parameters(self, methods: tuple[str, ...]) -> Parameters:
+        """Return the parameters and buffers of each method's module, fp32."""
+        found: Parameters = {}
         for method in methods:
             target = self._of(method)
             if isinstance(target, torch.nn.Module):
                 named = [*target.named_parameters(), *target.named_buffers()]
-                found |= {n: t.detach().float() for n, t in named if t.is_floating_point()}
+                floats = [(name, t) for name, t in named if t.is_floating_point()]
+                found |= {(method, name): t.detach().float() for name, t in floats}
         return found
 
     def weight_findings(self, artifact: Artifact) -> Iterator[tuple[str, str, int]]:
         """Yield each weight of the artifact that a parameter holds: where, difference, count.
 
-        The difference is "" when all values are equal. A weight that no parameter resembles was
-        computed from several, by a pass that folds constants, and is left out.
+        The difference is "" when all values are equal, or as near as quantization allows. A weight
+        that no parameter resembles was computed from several, by a pass that folds constants, and
+        is left out.
         """
         parameters = self.parameters(artifact.methods)
         for where, weight, is_half in held_weights(artifact):
-            best = _most_alike(weight, parameters, is_half)
+            best = most_alike(weight, parameters, is_half)
             if best is not None:
-                name, want, equal = best
+                (_, name), want, equal = best
                 wrong = int((~equal).sum())
                 error = float((weight - want).abs().max())
                 differs = f"{wrong} of {equal.numel()} values of '{name}' differ, by up to "
                 yield where, f"{differs}{error:.3g}" if wrong else "", equal.numel()
+        for match in quantized_weights(artifact, parameters):
+            yield match.where, match.difference, match.weight.numel()
 
     def _holds_its_weights(self, artifact: Artifact) -> bool:
         """Return whether every weight of the artifact is a parameter, changed or not, or a mask."""
         parameters = self.parameters(artifact.methods)
         return all(
-            weight.unique().numel() <= _FEW or _most_alike(weight, parameters, is_half) is not None
+            weight.unique().numel() <= _FEW or most_alike(weight, parameters, is_half) is not None
             for _, weight, is_half in held_weights(artifact)
         )
 
@@ -169,6 +175,9 @@ class Reference:
                 for tensor in (*target.parameters(), *target.buffers()):
                     if tensor.is_floating_point():
                         tensor.data = tensor.data.half().float()
+            for name, parameter in target.named_parameters():
+                if (method, name) in self._adopted:
+                    parameter.data = self._adopted[method, name]
             target = target.to(dtype)
         results = []
         for inputs in steps:
@@ -257,43 +266,3 @@ def _half_result(value: Any, alias: Any) -> Any:
     if alias.is_write:
         value.copy_(value.half())
     return value  # a view: its values are rounded already
-
-
-def held_weights(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor, bool]]:
-    """Yield the weights of an artifact's packages: where, values as fp32, whether they are fp16.
-
-    Constants of one element and quantized weights are left out.
-    """
-    for number, package in enumerate(artifact.packages):
-        for name in sorted(package.functions):
-            function = load_function(package, name, get_policy("widen"), stateful=True)
-            for operation in package.operations(name).operations:
-                if operation.type != "const":
-                    continue
-                output = operation.outputs[0]
-                value = function.constant(output.name)
-                if value is None or not value.is_floating_point() or value.numel() < 2:
-                    continue
-                kind = mil_types().get(output.type.tensorType.dataType)
-                is_half = kind is not None and kind.name == "FLOAT16"
-                yield f"package {number}, function '{name}', '{output.name}'", value, is_half
-
-
-def _most_alike(
-    weight: torch.Tensor, parameters: Mapping[str, torch.Tensor], is_half: bool
-) -> tuple[str, torch.Tensor, torch.Tensor] | None:
-    """Return the parameter most like a weight: its name, its values in the weight's shape, and
-    where they are equal; None when none is alike. Zeros say nothing.
-    """
-    best, most = None, _ALIKE
-    for name, parameter in parameters.items():
-        if parameter.numel() != weight.numel():
-            continue
-        for form in [parameter] + ([parameter.T] if parameter.dim() == 2 else []):
-            want = form.reshape(weight.shape)
-            want = want.half().float() if is_half else want
-            equal, counts = weight == want, (want != 0) | (weight != 0)
-            share = float((equal & counts).sum()) / max(1, int(counts.sum()))
-            if share > most:
-                best, most = (name, want, equal), share
-    return best

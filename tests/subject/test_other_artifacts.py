@@ -45,6 +45,10 @@ MAKERS = {
     "ranged.mlpackage": (lambda p: material.write_recipe(p, "ranged"), "stateful"),
     "llama.pte": (lambda p: material.export_llama(p), "llama_plain"),
     "cached.pte": (lambda p: material.export_llama(p, "-kv"), "llama_with_caches"),
+    "quantized.pte": (
+        lambda p: material.export_llama(p, "-kv", "--coreml-quantize", "c4w"),
+        "llama_with_caches",
+    ),
 }
 EVERY = pytest.mark.parametrize("name", MAKERS)
 
@@ -80,7 +84,7 @@ def check(capsys):
 
 
 def with_a_weight_changed(path, output):
-    """Copy an artifact; one weight, the largest of the last linear layer, is 1 % larger."""
+    """Copy an artifact; the largest weight, or scale, of the last linear layer is 1 % larger."""
     if path.suffix == ".pte":
         export = Export(path)
         bundle = open_artifact(path).bundles[-1]
@@ -98,8 +102,9 @@ def change(package, content):
     function = sorted(package.functions)[0]
     operations = package.operations(function).operations
     last = [op for op in operations if op.type == "linear"][-1].inputs["weight"].arguments[0].name
-    consts = {op.outputs[0].name: op.attributes["val"] for op in operations if op.type == "const"}
-    value = consts[last]
+    (maker,) = (op for op in operations if any(o.name == last for o in op.outputs))
+    quantized = maker.type == "constexpr_blockwise_shift_scale"
+    value = maker.inputs["scale"].arguments[0].value if quantized else maker.attributes["val"]
     blob = package.blob(value.blobFileValue.fileName, value.blobFileValue.offset)
     start = bytes(content).index(bytes(blob.data))
     values = np.frombuffer(content, np.float16, len(blob.data) // 2, start)
@@ -134,7 +139,8 @@ def test_a_weight_that_is_off_by_1_percent_is_found(artifact, check, name, tmp_p
     changed = with_a_weight_changed(path, tmp_path / name)
     status, cases = check(changed, "--reference", reference)
     assert status == 1 and cases["reference-weights", "-"]["outcome"] == "fail"
-    assert "1 of " in cases["reference-weights", "-"]["reason"]
+    found = "over half a step" if name == "quantized.pte" else "1 of "
+    assert found in cases["reference-weights", "-"]["reason"]
     golden = tmp_path / "golden.safetensors"
     assert main(["golden", str(path), "-o", str(golden)]) == 0
     status, cases = check(changed, "--golden", golden)
