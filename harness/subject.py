@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import Artifact, open_artifact
@@ -11,8 +12,6 @@ from harness.errors import ArtifactError, HarnessError
 from harness.generate.layout import mode_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from harness.export.options import ExportOptions
@@ -36,27 +35,32 @@ class Subject:
     An artifact of any model may have a `reference`, `module:function` of an eager module, or a
     `golden` file instead; `seed` decides the inputs where the file does not.
 
+    Raises HarnessError for a checkpoint without params, and for two sources of values.
     Everything is computed on first use and kept.
     """
 
     def __init__(
         self,
         path: str | Path,
-        checkpoint: Path | None = None,
-        params: Path | None = None,
+        checkpoint: str | Path | None = None,
+        params: str | Path | None = None,
         options: ExportOptions | None = None,
         unshared: Path | None = None,
         reference: str | None = None,
-        golden: Path | None = None,
+        golden: str | Path | None = None,
         seed: int = 0,
     ) -> None:
+        if (checkpoint is None) != (params is None):
+            raise HarnessError("checkpoint and params go together: give both, or neither")
+        if reference and golden:
+            raise HarnessError("reference and golden are two sources of values: give one")
         self.artifact: Artifact = open_artifact(path)
-        self.checkpoint = checkpoint
-        self.params = params
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.params = None if params is None else Path(params)
         self.options = options
         self.unshared = unshared
         self.reference_name = reference
-        self.golden_path = golden
+        self.golden_path = None if golden is None else Path(golden)
         self.seed = seed
         self.measured: dict[str, object] = {}  # by runtime: see `harness.checks.accuracy.measure`
         self._sessions: dict[str, Session] = {}

@@ -31,9 +31,10 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for block in code:
         exec(compile(block, str(PAGE), "exec"), names)
-    assert len(code) == 9
+    assert len(code) == 10
     assert "Saturday" in capsys.readouterr().out
     assert {case.outcome for case in names["cases"]} <= {"pass", "skip"}
+    assert [case.outcome for case in names["same"]] == ["pass"]
     assert names["figures"]["mil:widen"]["decode_ms_per_token"] > 0
     assert names["combined"].stored < names["combined"].used
 

@@ -13,7 +13,6 @@ from harness.cli.recording import (
     judge_of_known,
     recording,
 )
-from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.results import Case
@@ -106,10 +105,6 @@ def run(args: argparse.Namespace) -> int:
     from harness.measure.artifacts import MEASUREMENTS
     from harness.subject import Subject
 
-    if (args.checkpoint is None) != (args.params is None):
-        raise HarnessError("--checkpoint and --params go together: give both, or neither")
-    if args.reference and args.golden:
-        raise HarnessError("--reference and --golden are two sources of values: give one")
     subject = Subject(
         args.file,
         args.checkpoint,

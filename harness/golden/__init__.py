@@ -114,7 +114,7 @@ def run_steps(
     return [tuple(t.clone() for t in loaded(*inputs)) for inputs in steps]
 
 
-def write_golden(path: Path, golden: Golden) -> None:
+def write_golden(path: str | Path, golden: Golden) -> None:
     """Write a golden file, safetensors or npz by the name's ending.
 
     Inputs and outputs are named by position: names of a .pte's values change with the exporter.
@@ -133,6 +133,7 @@ def write_golden(path: Path, golden: Golden) -> None:
                     if expected.rounding is not None:
                         rounding = torch.tensor(expected.rounding, dtype=torch.float64)
                         tensors[f"{prefix}/rounding/{index}"] = rounding
+    path = Path(path)
     check_name(path)
     _WRITERS[path.suffix](
         path, {name: tensor.contiguous().clone() for name, tensor in tensors.items()}

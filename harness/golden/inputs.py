@@ -219,7 +219,7 @@ def _sizes(kind: Any) -> list[int]:
 
 
 def all_inputs(
-    artifact: Artifact, seed: int, given: Mapping[str, Mapping[str, Steps]] | None = None
+    artifact: Artifact, seed: int = 0, given: Mapping[str, Mapping[str, Steps]] | None = None
 ) -> dict[str, dict[str, Steps]]:
     """Return seeded inputs of every method, unless others are given for it."""
     return {

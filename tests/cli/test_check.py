@@ -177,8 +177,8 @@ def test_checks_run_in_their_own_order_and_once(check, sound):
     [
         (("--check", "sanity"), 2, "no check 'sanity'; choose from references"),
         (("--runtime", "metal"), 2, "no runtime 'metal'"),
-        (("--checkpoint", "x.pth"), 2, "--checkpoint and --params go together"),
-        (("--params", "y.json"), 2, "--checkpoint and --params go together"),
+        (("--checkpoint", "x.pth"), 2, "checkpoint and params go together"),
+        (("--params", "y.json"), 2, "checkpoint and params go together"),
         (("--checkpoint", "x.pth", "--params", "y.json"), 2, "y.json"),
     ],
 )
