@@ -31,8 +31,9 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for block in code:
         exec(compile(block, str(PAGE), "exec"), names)
-    assert len(code) == 10
-    assert "Saturday" in capsys.readouterr().out
+    assert len(code) == 11
+    printed = capsys.readouterr().out
+    assert "Saturday" in printed and "PASSED: " in printed
     assert {case.outcome for case in names["cases"]} <= {"pass", "skip"}
     assert [case.outcome for case in names["same"]] == ["pass"]
     assert names["figures"]["mil:widen"]["decode_ms_per_token"] > 0
