@@ -20,7 +20,7 @@ import torch
 from harness.artifact import Artifact
 from harness.checks import check, run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
-from harness.checks.applies import language_model
+from harness.checks.applies import executable, language_model
 from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.golden import Golden, golden_of_runtime
@@ -136,24 +136,44 @@ def bench(
 
 
 def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str, dict[str, Any]]:
-    """Time loads and calls; the outputs must be those of our executor in `double`."""
-    artifact = subject.artifact
-    golden = golden_of_runtime(artifact, "mil:double", all_inputs(artifact, subject.seed))
-    subject.golden = golden
     figures = {}
     for runtime in runtimes:
-        case = run_check(value_checks()["outputs"], subject, runtime, suite="bench")
-        if case.outcome != "pass":
-            raise WrongAnswerError(f"{artifact.path} on {runtime}: {case.reason}")
-        load = partial(CallTimer, artifact, runtime, golden)
-        timers = [milliseconds(load) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
-        calls = [timers[0][0].round() for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+        timed = timed_calls(subject, runtime, rounds)
         figures[runtime] = {
-            "load_ms": median(took for _, took in timers),
-            "call_ms": {name: median(call[name] for call in calls) for name in golden},
-            "samples": {"call": len(calls)},
+            "load_ms": median(timed.loads),
+            "call_ms": {name: median(calls) for name, calls in timed.calls.items()},
+            "samples": {"call": rounds},
         }
     return figures
+
+
+@dataclass(frozen=True)
+class TimedCalls:
+    """Milliseconds of each load, and of each call by method; `compared` values were right."""
+
+    loads: list[float]
+    calls: dict[str, list[float]]
+    compared: int
+
+
+def timed_calls(subject: Subject, runtime: str, rounds: int) -> TimedCalls:
+    """Time loads and calls of an artifact of any model, after a warm-up.
+
+    The outputs must be those of the subject's reference; without one, those of our executor in
+    `double`. Raises WrongAnswerError when they are not.
+    """
+    artifact = subject.artifact
+    if subject.golden is None:
+        inputs = all_inputs(artifact, subject.seed)
+        subject.golden = golden_of_runtime(artifact, "mil:double", inputs)
+    case = run_check(value_checks()["outputs"], subject, runtime, suite="bench")
+    if case.outcome != "pass":
+        raise WrongAnswerError(f"{artifact.path} on {runtime}: {case.reason}")
+    load = partial(CallTimer, artifact, runtime, subject.golden)
+    timers = [milliseconds(load) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+    called = [timers[0][0].round() for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+    calls = {name: [call[name] for call in called] for name in subject.golden}
+    return TimedCalls([took for _, took in timers], calls, case.comparisons)
 
 
 def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
@@ -260,13 +280,25 @@ def _lowest_quartile(samples: list[float]) -> float:
     return quantiles(samples, n=4, method="inclusive")[0]
 
 
-@check("latency", needs=(language_model,), takes_runtime=True)
+@check("latency", needs=(executable,), takes_runtime=True)
 def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Time loads, prefills and decode steps, in rounds after a warm-up.
+    """Time loads, and prefills and decode steps or calls of each method, after a warm-up.
 
     The figures are for comparisons with another run, and other work on the machine only adds time:
     each is the lowest quartile of its samples.
     """
+    if not subject.is_language_model:
+        timed = timed_calls(subject, runtime, CHECK_ROUNDS)
+        samples = {f"{name} call": calls for name, calls in timed.calls.items()}
+        samples["load"] = timed.loads
+        yield Finding(
+            "latency",
+            "",
+            comparisons=timed.compared,
+            figures={name: Figure(_lowest_quartile(took), "ms") for name, took in samples.items()},
+            facts={"loads": CHECK_ROUNDS, "calls": CHECK_ROUNDS},
+        )
+        return
     stopwatch = _stopwatch(subject)
     rounds = stopwatch.rounds([runtime], CHECK_ROUNDS)[runtime]
     loads = load_times(subject.artifact.path, runtime, CHECK_ROUNDS)
