@@ -41,6 +41,8 @@ def module(subject: Subject) -> str | None:
         return "needs --reference module:function"
     if not reference.parameters(subject.artifact.methods):
         return "the reference has no parameters to compare with"
+    if next(reference.weight_findings(subject.artifact), None) is None:
+        return "no weight is a parameter of the reference: each was folded with others"
     return None
 
 

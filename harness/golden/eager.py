@@ -31,6 +31,7 @@ from harness.errors import HarnessError
 from harness.golden import Call, Expected, Golden, Steps, distance
 from harness.golden.inputs import float_dtype
 from harness.golden.weights import Parameters, held_weights, most_alike, quantized_weights
+from harness.runtimes import REFERENCE, get_runtime
 
 _LARGEST = 65504.0  # of fp16
 _FEW = 2  # values in a mask, or in a bias of zeros: no folded weight
@@ -72,12 +73,18 @@ class Reference:
         golden: Golden = {}
         for method, sequences in inputs.items():
             golden[method], refusal = {}, None
+            count = len(get_runtime(REFERENCE).load(artifact, method).outputs)
             for name, steps in sequences.items():
                 try:
                     calls = self._calls(method, steps, half, folded)
                 except HarnessError as error:
                     refusal = error
                     continue
+                if any(len(call.expected) != count for call in calls):
+                    raise HarnessError(
+                        f"--reference {self.name}: returns {len(calls[0].expected)} tensors; "
+                        f"method '{method}' has {count} outputs"
+                    )
                 golden[method][name] = calls
             if refusal is not None and not golden[method]:
                 raise refusal

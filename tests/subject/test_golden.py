@@ -1,0 +1,134 @@
+"""Golden files: what they hold, and what is said of bad ones; references that are no module."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from harness.artifact import open_artifact
+from harness.errors import HarnessError
+from harness.golden import golden_of_runtime, read_golden, write_golden
+from harness.golden.eager import Reference
+from harness.golden.inputs import all_inputs
+
+
+@pytest.fixture(scope="module")
+def artifact(mixed_program):
+    return open_artifact(mixed_program[0])
+
+
+@pytest.fixture(scope="module")
+def golden(artifact):
+    return golden_of_runtime(artifact, "mil:double", all_inputs(artifact, 0))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_a_file_gives_back_what_was_written(artifact, golden, tmp_path, ending):
+    write_golden(tmp_path / f"golden.{ending}", golden)
+    read = read_golden(tmp_path / f"golden.{ending}", artifact)
+    assert read.keys() == golden.keys() and read["forward"].keys() == golden["forward"].keys()
+    for name, calls in golden["forward"].items():
+        for have, want in zip(read["forward"][name], calls, strict=True):
+            assert all(map(torch.equal, have.inputs, want.inputs))
+            assert have.expected.keys() == want.expected.keys() == {0, 1}
+            assert all(
+                torch.equal(have.expected[i].values[0], want.expected[i].values[0]) for i in (0, 1)
+            )
+            assert have.expected[0].rounding == want.expected[0].rounding
+
+
+def test_a_users_file_needs_inputs_and_outputs_only(artifact, golden, tmp_path):
+    (call,) = golden["forward"]["sequence0"]
+    (x, y), output = call.inputs, call.expected[1].values[0]
+    arrays = {"forward/0/in/x": x, "forward/0/in/y": y, "forward/0/out/1": output}
+    np.savez(tmp_path / "mine.npz", **{name: tensor.numpy() for name, tensor in arrays.items()})
+    ((read,),) = read_golden(tmp_path / "mine.npz", artifact)["forward"].values()
+    assert read.expected.keys() == {1} and read.expected[1].rounding is None
+
+
+ONE = np.zeros((2, 8), np.float32)
+INPUTS = {"forward/0.0/in/0": ONE, "forward/0.0/in/1": ONE}
+BAD = {
+    "no tensor": ({}, "holds no tensor"),
+    "another name": ({"x": ONE}, "'x' is not named METHOD/SEQUENCE.STEP/in/INPUT"),
+    "another step": ({"forward/0.one/in/0": ONE}, "is not named METHOD/SEQUENCE.STEP"),
+    "another method": ({"encode/0.0/in/0": ONE}, "method 'encode' is not one of the artifact's"),
+    "another input": ({"forward/0.0/in/z": ONE}, "input 'z' is not one of x, y"),
+    "an input too few": (
+        {"forward/0.0/in/0": ONE, "forward/0.0/out/0": ONE},
+        "input 'y' is missing",
+    ),
+    "no output": (INPUTS, "holds no output to compare with"),
+    "another output": (INPUTS | {"forward/0.0/out/2": ONE}, "output '2' is not one of"),
+    "an object": (
+        {"forward/0.0/in/0": np.array([ONE, None], object)},
+        "not an .npz of plain arrays",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_one_sentence(artifact, tmp_path, case):
+    arrays, problem = BAD[case]
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(HarnessError, match="bad.npz") as caught:
+        read_golden(tmp_path / "bad.npz", artifact)
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_claims_too_much_is_refused_before_it_is_read(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.golden.MAX_FILE_BYTES", 100)
+    np.savez_compressed(tmp_path / "bomb.npz", **{"forward/0.0/in/0": np.zeros(1 << 20)})
+    with pytest.raises(HarnessError, match="have more than 100 bytes"):
+        read_golden(tmp_path / "bomb.npz", artifact)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 50, pickle.dumps([1])])
+@pytest.mark.parametrize("name", ["bad.npz", "bad.safetensors"])
+def test_what_is_no_such_file_is_refused(artifact, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(HarnessError, match=name):
+        read_golden(tmp_path / name, artifact)
+    assert not zipfile.is_zipfile(tmp_path / name)
+
+
+def plain(x, y):
+    """Compute what `mixed_program` does not."""
+    return x - y, y
+
+
+def returns_one(x, y):
+    """Return one tensor, where the program has two."""
+    return x
+
+
+def raises(x, y):
+    """Raise an error of the user's."""
+    raise ZeroDivisionError("of mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("tests.subject.test_golden:returns_one", "1 tensors; method 'forward' has 2 outputs"),
+        ("tests.subject.test_golden:no_such", "cannot be loaded: AttributeError"),
+        ("tests.subject.test_golden:ONE", "is a ndarray; give an nn.Module"),
+        ("tests.subject.test_golden:BAD", "has no method 'forward', only "),
+        (
+            "tests.subject.test_golden:raises",
+            "fails for method 'forward': ZeroDivisionError: of mine",
+        ),
+    ],
+)
+def test_a_bad_reference_is_one_sentence(artifact, name, problem):
+    with pytest.raises(HarnessError) as caught:
+        Reference(name).golden(artifact, all_inputs(artifact, 0))
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_function_that_takes_the_inputs_is_a_reference(artifact):
+    golden = Reference("tests.subject.test_golden:plain").golden(artifact, all_inputs(artifact, 0))
+    call = golden["forward"]["sequence0"][0]
+    assert torch.equal(call.expected[0].values[0], call.inputs[0].double() - call.inputs[1])
