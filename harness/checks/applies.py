@@ -8,8 +8,12 @@ from harness.subject import Subject
 
 
 def language_model(subject: Subject) -> str | None:
-    """Return why an artifact that is no language model of the static runner is skipped, or None."""
-    if subject.is_language_model:
+    """Return why an artifact that is no language model of the static runner is skipped, or None.
+
+    Raises HarnessError when it was exported as one: its description is lost.
+    """
+    if subject.is_language_model or subject.options or subject.checkpoint:
+        _ = subject.mode
         return None
     return (
         "judges language models that describe themselves for ExecuTorch's static runner, by "

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from harness.artifact import open_artifact
+from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError
+from harness.export.options import ExportOptions
 from harness.golden import golden_of_runtime, read_golden, write_golden
 from harness.golden.eager import Reference
 from harness.golden.inputs import all_inputs
+from harness.subject import Subject
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,12 @@ def test_what_is_no_such_file_is_refused(artifact, tmp_path, name, content):
     with pytest.raises(HarnessError, match=name):
         read_golden(tmp_path / name, artifact)
     assert not zipfile.is_zipfile(tmp_path / name)
+
+
+def test_an_export_of_a_language_model_that_has_lost_its_description_is_an_error(mixed_program):
+    lost = Subject(mixed_program[0], options=ExportOptions())
+    case = run_check(artifact_checks()["parity"], lost, "mil:widen", suite="test")
+    assert case.outcome == "error" and "neither a constant 'forward_input_len'" in case.reason
 
 
 def plain(x, y):
