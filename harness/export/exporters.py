@@ -5,22 +5,39 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harness.errors import HarnessError, NotInstalledError
 from harness.export import EXPORTERS, Progress, environments
 from harness.export.environments import Environment
-
-Export = Callable[..., Path]
-"""Takes checkpoint, params, options, output and progress; returns the output."""
+from harness.export.options import ExportOptions
 
 _HARNESS = Path(__file__).resolve().parents[1]
 _OUR_SOURCES = ("export", "packages", "models", "artifact")  # folders of `harness`
+
+
+class Export(Protocol):
+    """Writes the artifact of a checkpoint."""
+
+    def __call__(
+        self,
+        checkpoint: str | Path,
+        params: str | Path,
+        options: ExportOptions,
+        output: str | Path,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write to `output`, whole or not at all, and return it.
+
+        Raises HarnessError for options, params and weights that do not fit, and for a failed
+        export; NotInstalledError where the exporter is missing.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,10 +90,10 @@ def exporters_at_hand() -> Iterator[tuple[str, Environment]]:
 
 
 def _of_executorch(environment: Environment) -> Exporter:
-    def export(*arguments: Any) -> Path:
+    def export(*arguments: Any, **named: Any) -> Path:
         from harness.export import executorch  # numpy, which a lookup in the cache does without
 
-        return partial(executorch.export, environment=environment)(*arguments)
+        return partial(executorch.export, environment=environment)(*arguments, **named)
 
     sources = {"driver": _driver_digest(), "exporter": environment.digest}
     return Exporter(
@@ -87,10 +104,10 @@ def _of_executorch(environment: Environment) -> Exporter:
 def our_exporter() -> Exporter:
     """Return the exporter `coreml`."""
 
-    def export(*arguments: Any) -> Path:
+    def export(*arguments: Any, **named: Any) -> Path:
         from harness.export import coreml
 
-        return coreml.export(*arguments)
+        return coreml.export(*arguments, **named)
 
     versions = environments.installed_versions()
     del versions[environments.EXECUTORCH]
