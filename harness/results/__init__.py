@@ -152,7 +152,12 @@ class Writer(Stream):
             self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
         except OSError as error:
             raise HarnessError(f"{path} cannot be written: {error.strerror or error}") from error
-        super().__init__(header, self._write_to_file)
+        try:
+            super().__init__(header, self._write_to_file)
+        except BaseException:  # without its header, the file is of no use
+            self._file.close()
+            self.partial.unlink(missing_ok=True)
+            raise
 
     def finish(self) -> Footer:
         """Write the footer and move the stream to `path`; raises HarnessError on failure."""

@@ -69,6 +69,7 @@ def test_a_header_may_name_the_artifact_of_the_run(tmp_path):
     assert read_run(write_run(tmp_path / "run.jsonl", PARITY, header=header)).header == header
     with pytest.raises(HarnessError, match="header cannot be recorded: artifact"):
         write_run(tmp_path / "run.jsonl", header=replace(HEADER, artifact={"name": "model.pte"}))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
 
 
 def break_footer(records):

@@ -35,7 +35,9 @@ def test_fp16_results_are_rounded_and_come_as_float32(converted):
     x = np.array([1, 3, 1000, 60000], np.float32)
     y = converted(program, precision="FLOAT16").predict({"x": x})["y"]
     assert y.dtype == np.float32
-    np.testing.assert_array_equal(y, (x.astype("f2") * np.float16(1.1)).astype("f4"))
+    with np.errstate(over="ignore"):  # the last product is beyond fp16's range
+        expected = x.astype("f2") * np.float16(1.1)
+    np.testing.assert_array_equal(y, expected.astype("f4"))
     assert np.isinf(y[3])
 
 
