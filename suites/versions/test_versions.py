@@ -78,7 +78,7 @@ CHANGES = [
         ["pte bytes", "packages"],
         id="sharing",
     ),
-    pytest.param(ORDER, {"cache-rows": ""}, ["constant kv_cache_specs"], id="order"),
+    pytest.param(ORDER, {"cache-rows": ""}, ["constant decode_kv_cache_specs"], id="order"),
 ]
 
 
