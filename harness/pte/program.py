@@ -103,9 +103,9 @@ def in_core_ml_shapes(
 ) -> dict[str, torch.Tensor]:
     """Return tensors by name; one of rank 0 gets the shape in which the function takes it."""
     shaped = dict(tensors)
-    for name, tensor in tensors.items():
-        shape = core_ml_shape(tensor.shape)
+    for name in [name for name, tensor in tensors.items() if not tensor.dim()]:
+        shape = core_ml_shape(())
         declared = function.inputs.get(name)
-        if tensor.shape != shape and declared is not None and declared.shape == shape:
-            shaped[name] = tensor.reshape(shape)
+        if declared is not None and declared.shape == shape:
+            shaped[name] = tensors[name].reshape(shape)
     return shaped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,13 +26,20 @@ def concat(op: Operation) -> Run:
     """
     axis, interleave = op.required("axis"), op.constant("interleave", False)
     if not interleave:
-        return lambda *values: torch.cat([torch.atleast_1d(value) for value in values], axis)
+        return partial(_joined, axis)
 
     def run(*values: Tensor) -> Tensor:
         place = axis % values[0].dim()
         return torch.stack(values, place + 1).flatten(place, place + 1)
 
     return run
+
+
+def _joined(axis: int, *values: Tensor) -> Tensor:
+    """Join along an axis; ExecuTorch's exports join single values, which need no copy."""
+    if len(values) == 1 and values[0].dim():
+        return values[0]
+    return torch.cat([value if value.dim() else value.reshape(1) for value in values], axis)
 
 
 @operation("stack", inputs=("values",), moves_data=True)
