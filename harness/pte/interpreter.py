@@ -158,11 +158,9 @@ class Interpreter:
                     f"{list(result.shape)}, the program declares {list(declared.shape)}"
                 )
             dtype: torch.dtype = getattr(torch, declared.dtype)
-            if result.dtype != dtype:
-                if dtype.is_floating_point:  # a wider result stays wide
-                    dtype = torch.promote_types(dtype, result.dtype)
-                result = result.to(dtype)
-            values[index] = result
+            if dtype.is_floating_point:  # a wider result stays wide
+                dtype = torch.promote_types(dtype, result.dtype)
+            values[index] = result if result.dtype == dtype else result.to(dtype)
 
     def _kernel(self, operator: str, args: tuple[int, ...], values: list[Any]) -> None:
         declared = [self._plan.values[index] for index in args]
