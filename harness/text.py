@@ -23,6 +23,11 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun, which has an `s` unless the count is 1."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def clip(text: str, width: int) -> str:
     """One line of at most `width` characters; what was cut shows as an ellipsis."""
     text = one_line(text)

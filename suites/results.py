@@ -84,6 +84,14 @@ class Recorder:
         for case in self.cases_of(report):
             self._writer.add(case)
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """End an interrupted run without the place in the code at which it was interrupted."""
+        try:
+            return (yield)
+        except KeyboardInterrupt:
+            pytest.exit("interrupted")
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Close the stream; a run that was interrupted gets no footer."""
         if exitstatus in _NO_RESULT:

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.measure.timing import bench
     from harness.runtimes import BASELINE
 
+    args.progress(f"reading {args.file}")
     figures = bench(args.file, args.runtime, args.rounds, args.progress)
     if args.json:
         print(json.dumps({"runtimes": figures}, indent=2))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.text import counted
 
 if TYPE_CHECKING:
     from harness.divergence import Bisection
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="TENSORS",
         help="call it once with these, tensors by the inputs' names in a file of safetensors or "
-        "torch.save, instead of feeding a prompt (an .mlpackage without them: seeded ones)",
+        "torch.save, instead of feeding a prompt; without them, another artifact than a language "
+        "model is called with seeded ones",
     )
     parser.add_argument(
         "--policy",
@@ -58,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings; return 1 when an operation leaves its reference or overflows, else 0."""
     from harness.subject import Subject
 
+    args.progress(f"executing {args.file} beside its reference")
     subject = Subject(args.file, args.checkpoint, args.params)
     given = None if args.inputs is None else _tensors(args.inputs)
     if args.checkpoint is not None and (given is not None or not subject.is_language_model):
@@ -89,8 +92,9 @@ def _lines(found: Bisection, policy: str) -> list[str]:
     model, precision = found.model, found.precision
     lines = [] if model is None else _model_lines(model, found.has_checkpoint)
     lines += [
-        f"{policy} against double: {precision.judged:,} operations in {precision.calls} calls; the "
-        f"last result is off by {precision.accumulated:.2g} of its size",
+        f"{policy} against double: {counted(precision.judged, 'operation')} in "
+        f"{counted(precision.calls, 'call')}; the last result is off by "
+        f"{precision.accumulated:.2g} of its size",
     ]
     if precision.found:
         others = len(precision.found) - 1
@@ -100,9 +104,9 @@ def _lines(found: Bisection, policy: str) -> list[str]:
 
 
 def _model_lines(model: ModelReport, has_checkpoint: bool) -> list[str]:
+    matched = f"{counted(model.matched, 'operation')} in {counted(model.calls, 'call')}"
     lines = [
-        f"the model's graph: {model.matched:,} operations in {model.calls} calls match its values, "
-        f"{model.excused:,} lie between them"
+        f"the model's graph: {matched} match its values, {model.excused:,} lie between them"
         + ("" if has_checkpoint else " (weights are the artifact's own: no checkpoint)")
     ]
     if model.first is not None:

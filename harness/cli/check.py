@@ -13,6 +13,7 @@ from harness.cli.recording import (
     judge_of_known,
     recording,
 )
+from harness.text import counted
 
 if TYPE_CHECKING:
     from harness.results import Case
@@ -92,8 +93,8 @@ def golden(args: argparse.Namespace) -> int:
     sequences = [calls for of_method in values.values() for calls in of_method.values()]
     outputs = sum(len(call.expected) for calls in sequences for call in calls)
     print(
-        f"{args.output}: {len(values)} methods, {len(sequences)} sequences, {outputs} outputs, "
-        f"from {args.reference or args.runtime}"
+        f"{args.output}: {counted(len(values), 'method')}, {counted(len(sequences), 'sequence')}, "
+        f"{counted(outputs, 'output')}, from {args.reference or args.runtime}"
     )
     return 0
 
@@ -125,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
                 print("\n      ".join([_line(case), *_failures(case)]), flush=True)
     if not args.json:
         print("\n".join([*_skip_lines(cases), "", _summary(cases)]))
+        if not (args.check or subject.is_language_model or subject.has_golden):
+            print("no output was compared with a reference: give --reference or --golden")
         if args.results is not None:
             print(f"results: {args.results}")
     passed = any(case.outcome == "pass" for case in cases)
@@ -146,7 +149,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def _line(case: Case) -> str:
     """Return a case as a line: its outcome, its check, and its figures or its reason."""
     where = "" if case.runtime == "-" else f" on {case.runtime}"
-    count = f" ({case.comparisons:,} comparisons)" if case.comparisons else ""
+    count = f" ({counted(case.comparisons, 'comparison')})" if case.comparisons else ""
     bounded = {name: f for name, f in case.figures.items() if f.bound is not None}
     shown = bounded or case.figures
     figures = "; ".join(f"{name} {figure}" for name, figure in shown.items() if figure.within_bound)
@@ -178,6 +181,6 @@ def _summary(cases: list[Case]) -> str:
     if skipped == len(cases):
         return f"nothing was checked: {skipped} skipped"
     return (
-        f"{len(cases) - skipped} checks, {failed} failed, {skipped} skipped"
-        f"{f', {known} known' if known else ''}; {compared:,} comparisons"
+        f"{counted(len(cases) - skipped, 'check')}, {failed} failed, {skipped} skipped"
+        f"{f', {known} known' if known else ''}; {counted(compared, 'comparison')}"
     )

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.artifact import open_artifact
     from harness.diff import diff_artifacts
 
+    args.progress(f"reading {args.a} and {args.b}")
     found = diff_artifacts(open_artifact(args.a), open_artifact(args.b))
     if args.json:
         print(

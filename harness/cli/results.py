@@ -33,14 +33,19 @@ def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def conformance(args: argparse.Namespace) -> int:
-    """Run pytest on the suite; return 0 when all passed, 1 on a failure, 2 for a wrong option."""
+    """Run pytest on the suite; return 0 when all passed, 1 on a failure, 2 for a wrong option.
+
+    Raises KeyboardInterrupt when the user interrupted pytest.
+    """
     import pytest
 
     status = pytest.main([str(_SUITE), "-p", "no:cacheprovider", *args.words])
     usage = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
     if status in usage:
         return 2
-    return 130 if status == pytest.ExitCode.INTERRUPTED else int(status != pytest.ExitCode.OK)
+    if status == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    return int(status != pytest.ExitCode.OK)
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +123,7 @@ def _compare(args: argparse.Namespace) -> GateResult:
             raise HarnessError(
                 "--margin is for result files; artifacts are timed against a control"
             )
+        args.progress(f"comparing and timing {args.base} and {args.head}")
         return compare_artifacts(args.base, args.head, args.runtime)
     from harness.fixtures.project import project
     from harness.measure import compare_runs
@@ -126,6 +132,7 @@ def _compare(args: argparse.Namespace) -> GateResult:
 
     if args.runtime:
         raise HarnessError("--runtime is for artifacts; a result file has its own runtimes")
+    args.progress(f"comparing {args.base} and {args.head}")
     margins = {**project().margins, **parse_margins(args.margin)}
     return compare_runs(read_run(args.base), read_run(args.head), margins)
 

@@ -130,7 +130,7 @@ class Function:
         if isinstance(declared, StateType) and state is not None:
             return state.cell(name, declared.wrapped, self._policy, where)
         if not isinstance(declared, TensorType) or not isinstance(tensor, torch.Tensor):
-            raise HarnessError(f"{where} is a {type(tensor).__name__}, not a tensor")
+            raise HarnessError(f"{where} is of type {type(tensor).__name__}, not a tensor")
         if not declared.fits(tensor):
             raise HarnessError(
                 f"{where} has shape {list(tensor.shape)}, not the declared {list(declared.shape)}"

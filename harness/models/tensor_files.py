@@ -69,8 +69,8 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     except Exception as error:  # a damaged file raises anything, from IndexError to struct.error
         # torch's own message has many lines and advises weights_only=False, so it is not shown
         raise HarnessError(
-            f"{path} is not a checkpoint that loads without executing code "
-            f"({type(error).__name__}); save a dict of tensors with torch.save or safetensors"
+            f"{path} is neither safetensors nor a dict of tensors that torch.load reads without "
+            f"executing code ({type(error).__name__}); write it with safetensors or torch.save"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]

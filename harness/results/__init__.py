@@ -250,7 +250,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             yield number, parse_line(line.rstrip(b"\r\n"))
         except ValueError as error:
-            raise InvalidStream(f"{path}, line {number}: {error}") from error
+            hint = "; give a result stream: JSON Lines, as a run writes them" if number == 1 else ""
+            raise InvalidStream(f"{path}, line {number}: {error}{hint}") from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:

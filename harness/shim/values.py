@@ -67,7 +67,7 @@ def tensor_of_array(value: Any, name: str, where: str) -> torch.Tensor:
     """
     if not isinstance(value, np.ndarray):
         raise HarnessError(
-            f"{where}: '{name}' is a {type(value).__name__}; give a numpy array of "
+            f"{where}: '{name}' is of type {type(value).__name__}; give a numpy array of "
             f"{', '.join(_TAKEN)}"
         )
     if value.dtype.name not in _TAKEN:

@@ -89,7 +89,7 @@ def test_a_broken_artifact_fails_and_every_finding_is_printed_in_full(check, bro
     assert (status, err) == (1, "")
     first, *findings, blank, summary = out.splitlines()
     assert first.startswith("fail  metadata-names (") and blank == ""
-    assert summary.startswith("1 checks, 1 failed, 0 skipped; ")
+    assert summary.startswith("1 check, 1 failed, 0 skipped; ")
     whole = [line for line in findings if "outputs: metadata.json's order is [" in line]
     assert len(whole) == 2 and all(line.endswith("'aten_add_tensor_27']") for line in whole)
     assert ["method 'forward'" in whole[0], "method 'prefill'" in whole[1]] == [True, True]
@@ -224,6 +224,8 @@ def test_a_package_is_checked_without_what_needs_a_program(check, sound, tmp_pat
 
 def test_a_check_that_does_not_apply_says_why_once(check, mixed_program):
     status, out, _ = check(mixed_program[0])
+    hint = "no output was compared with a reference: give --reference or --golden"
+    assert out.splitlines()[-1] == hint
     assert status == 0 and out.count("judges language models that describe themselves") == 1
     assert "skip  cache-rows, sharing-size, weights, tables, parity, greedy, residues: " in out
 

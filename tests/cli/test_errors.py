@@ -55,6 +55,12 @@ def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch, capsys):
     assert capsys.readouterr().err == wanted
 
 
+def test_an_interrupted_suite_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(pytest, "main", lambda words: pytest.ExitCode.INTERRUPTED)
+    assert main(["conformance"]) == 130
+    assert capsys.readouterr().err == "harness conformance: interrupted\n"
+
+
 def test_a_folder_that_was_removed_is_one_sentence(tmp_path, monkeypatch, capsys):
     package = tmp_path / "a.mlpackage"
     package.mkdir()

@@ -41,7 +41,7 @@ def rows(largest):
 
 def test_seeded_inputs_leave_nothing_in_a_norm(package, capsys):
     assert main(["bisect", package]) == 0
-    assert "strict against double: 5 operations in 1 calls" in capsys.readouterr().out
+    assert "strict against double: 5 operations in 1 call" in capsys.readouterr().out
 
 
 def test_given_tensors_show_the_square_that_leaves_fp16(package, tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_integers_and_booleans_are_seeded_too(capsys):
 
     package = path_of(build, [(3, 8), (3,), (3, 8)], dtypes=["fp16", "int32", "bool"])
     assert main(["bisect", package]) == 0
-    assert "3 operations in 1 calls" in capsys.readouterr().out
+    assert "3 operations in 1 call" in capsys.readouterr().out
 
 
 def test_a_state_starts_at_zero_in_each_call(tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_what_cannot_be_called_is_refused(package, tmp_path, capsys):
     assert "no function 'x'; there are main" in refused(package, "--function", "x")
     assert "in.st" in refused(package, "--inputs", tmp_path / "in.st")
     (tmp_path / "in.st").write_bytes(b"nothing")
-    assert "loads without executing code" in refused(package, "--inputs", tmp_path / "in.st")
+    assert "reads without executing code" in refused(package, "--inputs", tmp_path / "in.st")
 
 
 def test_a_flexible_shape_is_called_at_its_largest(tmp_path, capsys):
@@ -158,7 +158,7 @@ def test_a_flexible_shape_is_called_at_its_largest(tmp_path, capsys):
     model.save(str(tmp_path / "flexible.mlpackage"))
     package = str(tmp_path / "flexible.mlpackage")
     assert main(["bisect", package]) == 0
-    assert "in 1 calls" in capsys.readouterr().out
+    assert "in 1 call" in capsys.readouterr().out
     assert main(["bisect", package, "--inputs", tensors(tmp_path, x=rows(3)[:, :4])]) == 0
     assert open_artifact(package).methods == ("main",)
 
@@ -166,7 +166,7 @@ def test_a_flexible_shape_is_called_at_its_largest(tmp_path, capsys):
 def test_what_is_nan_in_both_policies_is_no_divergence(tmp_path, capsys):
     package = path_of(lambda mb, a: mb.log(x=a), [(4, 8)])
     assert main(["bisect", package]) == 0  # of negative numbers too
-    assert "1 operations in 1 calls" in capsys.readouterr().out
+    assert "1 operation in 1 call" in capsys.readouterr().out
     nothing = tensors(tmp_path, a=np.full((4, 8), -1, np.float32))
     assert main(["bisect", package, "--inputs", nothing]) == 2
     assert "no operation of it was executed" in capsys.readouterr().err
@@ -190,7 +190,7 @@ def test_where_rounding_decides_a_shape_each_operation_is_judged_on_one_input(tm
     package = path_of(build, [(4096,)], dtype="fp16")
     near = tensors(tmp_path, a=np.linspace(0.99, 1.01, 4096, dtype=np.float32))
     assert main(["bisect", package, "--inputs", near]) == 0  # `mul` rounds as it may
-    assert "3 operations in 1 calls" in capsys.readouterr().out
+    assert "3 operations in 1 call" in capsys.readouterr().out
 
 
 def test_a_declared_size_that_no_package_of_its_size_has_is_refused(tmp_path, capsys):

@@ -95,7 +95,7 @@ class Trap:
 def test_a_file_that_is_no_checkpoint_is_one_clear_error(tmp_path, content):
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(content)
-    with pytest.raises(HarnessError, match="is not a checkpoint that loads") as caught:
+    with pytest.raises(HarnessError, match="neither safetensors nor a dict of tensors") as caught:
         load_checkpoint(path, CONFIG)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 

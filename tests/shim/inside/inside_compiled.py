@@ -107,7 +107,7 @@ def test_an_asset_from_a_path(scaled):
 def test_a_compiled_model_wants_arrays(scaled):
     model = scaled(2)
     compiled = ct.models.CompiledMLModel(model.get_compiled_model_path())
-    with pytest.raises(RuntimeError, match="'x' is a list; give a numpy array of float32"):
+    with pytest.raises(RuntimeError, match="'x' is of type list; give a numpy array of float32"):
         compiled.predict({"x": X.tolist()})
 
 
