@@ -102,6 +102,7 @@ COMMANDS = {
         "write inputs and outputs of an artifact's methods, to check another one against",
         check.add_golden_arguments,
         check.golden,
+        artifacts=("file",),
     ),
     "bisect": Command(
         "name the first operation that leaves its reference, or show ranges of values",
@@ -191,8 +192,10 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
     args.located = {}
     for name in names:
         word = getattr(args, name)
-        if Path(word).exists():
+        if Path(word).is_file() or Path(word).suffix == ".mlpackage":
             continue
+        if not str(word):
+            raise HarnessError("the name of a file or subject is empty")
         from harness.fixtures.subjects import locate
 
         if (found := locate(str(word), args.progress)) is None:

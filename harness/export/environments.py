@@ -187,7 +187,7 @@ def _of_python(python: Path, origin: Path) -> Environment:
         )
     versions = found["versions"]
     if missing := [name for name in PACKAGES if versions[name] is None or not found["roots"]]:
-        raise HarnessError(f"executorch@{origin}: {', '.join(missing)} is not installed there")
+        raise NotInstalledError(f"executorch@{origin}: that Python lacks {', '.join(missing)}")
     label = f"{EXECUTORCH}@{versions[EXECUTORCH]}"
     if versions["torch"] != _version("torch"):
         label += f"-torch-{versions['torch']}"

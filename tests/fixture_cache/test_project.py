@@ -98,6 +98,9 @@ def test_a_name_says_who_exports_how(folder):
         "mien": "did you mean mine?",
         "tiny+b9w": "'b9w' is not one of none, b4w, c4w",
         "shipped/single": "shipped is an artifact; give its name alone",
+        "minee/single": "did you mean mine?",
+        "coreml:tinyy": "did you mean tiny?",
+        "mine/sngl": "mine is a subject: give mine/multifunction",
         "nothing-like-it": "`harness models` lists mine, shipped, tiny",
     }.items():
         with pytest.raises(HarnessError, match=re.escape(sentence)):
@@ -123,13 +126,33 @@ BAD = {
     ),
     "half a model": (
         MINE.replace("params =", "description ="),
-        "subjects.mine: a subject needs a checkpoint with its params, or an artifact",
+        "subjects.mine: params is missing: checkpoint and params go together",
     ),
     "nothing to judge": ("[subjects.x]", "subjects.x: a subject needs a checkpoint"),
-    "missing file": (
-        MINE.replace("weights/params", "nowhere/params"),
-        "subjects.mine.params: there is no ",
+    "nesting": ("a = " + "[" * 5000, "cannot be read as TOML"),
+    "a value near one": (
+        MINE.replace("multifunction", "multifuncton"),
+        "subjects.mine.modes.0: 'multifuncton' is not one of single, multifunction; did you mean",
     ),
+    "prompts alone": (
+        MINE.replace("tokenizer =", "prompts = ['x']\ndescription ="),
+        "subjects.mine: prompts need a tokenizer",
+    ),
+    "a reference": (
+        SHIPPED.replace("artifact", "reference = 'x'\nartifact"),
+        "subjects.shipped.reference: 'x' is not MODULE:FUNCTION",
+    ),
+    "two sources": (
+        SHIPPED.replace("artifact", "reference = 'x:y'\ngolden = 'g.npz'\nartifact"),
+        "subjects.shipped: keep one of reference and golden",
+    ),
+    "an exporter": (
+        MINE.replace('"coreml"', '"coremll"'),
+        "subjects.mine.exporter: 'coremll' is not an exporter; give executorch,",
+    ),
+    "an exporter of none": ('[exporters]\na = "b"', "exporters.a: 'b' is not an exporter"),
+    "an empty place": ('[exporters]\na = "executorch@"', "exporters.a: 'executorch@' is not"),
+    "a runtime": ('runtimes = ["mil:wide"]', "runtimes: no runtime 'mil:wide'"),
     "a name": ('[subjects."../x"]\nartifact = "a"', "subjects: '../x' is not a name"),
     "a built-in's name": (MINE.replace(".mine", ".tiny"), "subjects.tiny has the name of a built"),
     "a margin": ("margins = { size = -1 }", "margins.size: -1 is less than the minimum"),
@@ -145,6 +168,41 @@ def test_a_bad_file_is_one_sentence(folder, capsys, name):
     err = capsys.readouterr().err
     assert f"harness models: {folder / 'harness.toml'}: " in err and sentence in err
     assert err.count("\n") == 1
+
+
+def test_a_subject_that_is_not_built_yet_hinders_no_other(folder, capsys):
+    missing = MINE.replace("weights/params", "nowhere/params").replace("mine", "later")
+    write(folder / "harness.toml", missing + SHIPPED.replace("shipped.pte", "no.pte") + MINE)
+    assert main(["models"]) == 0 and main(["inspect", "mine"]) == 0
+    capsys.readouterr()
+    for name, key in {"later": "params", "shipped": "artifact"}.items():
+        assert main(["inspect", name]) == 2
+        assert f"subjects.{name}.{key}: there is no {folder}" in capsys.readouterr().err
+
+
+def test_a_folder_does_not_hide_a_subject_of_its_name(folder):
+    Path("shipped").mkdir()
+    Path("mine").touch()
+    assert locate("shipped").path == folder / "shipped.pte"
+    assert locate("mine") is None
+
+
+def test_a_golden_file_of_a_subject_is_written(folder, capsys):
+    assert main(["golden", "shipped", "--runtime", "mil:widen", "-o", "g.npz"]) == 0
+    assert Path("g.npz").is_file()
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling", "loop"])
+def test_a_settings_file_that_cannot_be_read_is_not_passed_by(folder, capsys, kind):
+    path = folder / "harness.toml"
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere" if kind == "dangling" else path)
+    project._project_above.cache_clear()
+    assert main(["models"]) == 2
+    assert f"{path}: cannot be read (" in capsys.readouterr().err
 
 
 def test_settings_are_defaults_of_commands(folder, capsys, monkeypatch):
