@@ -132,7 +132,7 @@ def _bounds(subject: Subject, method: str, calls: Sequence[Call], runtime: str) 
     step = _FP16_STEPS if subject.dtype == "fp16" else _FP32_STEPS
     bounds = {}
     costs: dict[int, float] | None = None
-    for index in calls[0].expected:
+    for index in sorted(set().union(*(call.expected for call in calls))):
         expected = [call.expected[index] for call in calls if index in call.expected]
         stated = [one.rounding for one in expected if one.rounding is not None]
         if len(stated) < len(expected):

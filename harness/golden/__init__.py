@@ -11,6 +11,7 @@ golden file, which keeps either. A golden file is safetensors or npz; a tensor's
 INPUT and OUTPUT are names, or positions from 0. The steps of a sequence are called one after the
 other, and states go on from step to step; each sequence begins with states of zeros. Only `in` and
 `out` are needed: without `rounding`, the cost is measured on the artifact (see `checks.outputs`).
+A `rounding` is one number from 0 to `MAX_ROUNDING`.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ import math
 import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from harness.artifact import Artifact
+from harness.artifact.pte import TensorValue
 from harness.errors import HarnessError
 from harness.files import partial_file
-from harness.pte import TensorSpec
-from harness.runtimes import REFERENCE, Method, get_runtime, runtime_row
+from harness.mil.shapes import allowed_shapes, check_shapes
+from harness.pte import Specs, TensorSpec
+from harness.runtimes import REFERENCE, get_runtime, runtime_row
 
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
 MAX_TENSORS = 100_000
+MAX_ROUNDING = 0.1  # a larger cost of precision would let any output pass
 
 Steps = tuple[tuple[torch.Tensor, ...], ...]
 """The inputs of the calls of a sequence, in declared order."""
@@ -114,6 +119,57 @@ def run_steps(
     return [tuple(t.clone() for t in loaded(*inputs)) for inputs in steps]
 
 
+def signature(artifact: Artifact, method: str) -> tuple[Specs, Specs]:
+    """Return a method's inputs and outputs; -1 is a size that may differ from call to call."""
+    loaded = get_runtime(REFERENCE).load(artifact, method)
+    if artifact.pte is None:
+        return tuple(loaded.inputs), tuple(loaded.outputs)
+    plan = artifact.pte.methods[method]
+
+    def spec(given: TensorSpec, index: int) -> TensorSpec:
+        value = plan.values[index]
+        if isinstance(value, TensorValue) and value.resizable:
+            return replace(given, shape=(-1,) * len(given.shape))
+        return given
+
+    return (
+        tuple(map(spec, loaded.inputs, plan.inputs)),
+        tuple(map(spec, loaded.outputs, plan.outputs)),
+    )
+
+
+def check_output(value: torch.Tensor, spec: TensorSpec, where: str) -> None:
+    """Raise HarnessError unless an output can be compared with a value of these elements.
+
+    A flexible size is -1, and only the check that executes the artifact knows it.
+    """
+    if value.is_complex():
+        raise HarnessError(f"{where} is {_name(value)}; the artifact's is {spec.dtype}")
+    if -1 not in spec.shape and value.numel() != math.prod(spec.shape):
+        raise HarnessError(
+            f"{where} has shape {list(value.shape)}; the artifact's has {list(spec.shape)}"
+        )
+
+
+def _check_input(value: torch.Tensor, spec: TensorSpec, where: str) -> None:
+    is_float = spec.dtype.startswith("float")
+    if value.is_complex() or value.is_floating_point() != is_float:
+        raise HarnessError(f"{where} is {_name(value)}; the artifact takes {spec.dtype}")
+    fits = len(value.shape) == len(spec.shape) and all(
+        declared in (-1, size) for size, declared in zip(value.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise HarnessError(
+            f"{where} has shape {list(value.shape)}; the artifact takes {list(spec.shape)}"
+        )
+    if value.isnan().any():
+        raise HarnessError(f"{where} holds NaN")
+
+
+def _name(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
 def write_golden(path: str | Path, golden: Golden) -> None:
     """Write a golden file, safetensors or npz by the name's ending.
 
@@ -180,11 +236,15 @@ def read_golden(path: Path, artifact: Artifact) -> Golden:
         if method not in artifact.methods:
             names = ", ".join(artifact.methods)
             raise HarnessError(f"{path}: method '{method}' is not one of the artifact's: {names}")
-        loaded = get_runtime(REFERENCE).load(artifact, method)
+        specs = signature(artifact, method)
+        allowed = allowed_shapes(artifact.package, method) if artifact.package else {}
         sequences: dict[str, list[Call]] = defaultdict(list)
         for (sequence, step), kinds in sorted(calls.items()):
             where = f"{path}, {method}/{sequence}.{step}"
-            sequences[sequence].append(_call(kinds, loaded, where))
+            made = _call(kinds, *specs, where)
+            pairs = zip(specs[0], made.inputs, strict=True)
+            check_shapes(allowed, {spec.name: tensor.shape for spec, tensor in pairs}, where)
+            sequences[sequence].append(made)
         golden[method] = {name: tuple(steps) for name, steps in sequences.items()}
     if not golden:
         raise HarnessError(f"{path} holds no tensor; `harness golden` writes such a file")
@@ -203,13 +263,16 @@ def _parsed(name: str, path: Path) -> tuple[str, tuple[str, int], str, str]:
     )
 
 
-def _call(kinds: Mapping[str, Mapping[str, torch.Tensor]], method: Method, where: str) -> Call:
-    inputs = _by_position(kinds.get("in", {}), method.inputs, f"{where}: input")
-    missing = [spec.name for i, spec in enumerate(method.inputs) if i not in inputs]
-    if missing:
-        raise HarnessError(f"{where}: input '{missing[0]}' is missing")
+def _call(
+    kinds: Mapping[str, Mapping[str, torch.Tensor]], in_specs: Specs, out_specs: Specs, where: str
+) -> Call:
+    inputs = _by_position(kinds.get("in", {}), in_specs, f"{where}: input")
+    for i, spec in enumerate(in_specs):
+        if i not in inputs:
+            raise HarnessError(f"{where}: input '{spec.name}' is missing")
+        _check_input(inputs[i], spec, f"{where}: input '{spec.name}'")
     found = {
-        kind: _by_position(kinds.get(kind, {}), method.outputs, f"{where}: output")
+        kind: _by_position(kinds.get(kind, {}), out_specs, f"{where}: output")
         for kind in ("out", "or", "rounding")
     }
     if not found["out"]:
@@ -217,9 +280,22 @@ def _call(kinds: Mapping[str, Mapping[str, torch.Tensor]], method: Method, where
     expected = {}
     for index, value in found["out"].items():
         values = (value, found["or"][index]) if index in found["or"] else (value,)
+        spec = out_specs[index]
+        for one in values:
+            check_output(one, spec, f"{where}: output '{spec.name}'")
         rounding = found["rounding"].get(index)
-        expected[index] = Expected(values, None if rounding is None else float(rounding))
-    return Call(tuple(inputs[i] for i in range(len(method.inputs))), expected)
+        cost = None if rounding is None else _rounding(rounding, f"{where}/rounding/{index}")
+        expected[index] = Expected(values, cost)
+    return Call(tuple(inputs[i] for i in range(len(in_specs))), expected)
+
+
+def _rounding(value: torch.Tensor, where: str) -> float:
+    if value.numel() != 1 or value.is_complex():
+        raise HarnessError(f"{where} must be one real number")
+    rounding = float(value)
+    if not 0 <= rounding <= MAX_ROUNDING:
+        raise HarnessError(f"{where} is {rounding:g}; a number from 0 to {MAX_ROUNDING} is needed")
+    return rounding
 
 
 def _by_position(
@@ -254,8 +330,18 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
         if claimed > MAX_FILE_BYTES:
             raise HarnessError(f"{path}: its arrays have more than {MAX_FILE_BYTES} bytes")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name].copy()) for name in arrays.files}
+            return {name: _plain(arrays[name], f"{path}, {name}") for name in arrays.files}
     except OSError as error:
         raise HarnessError(f"cannot read {path}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, ValueError, TypeError, EOFError, NotImplementedError) as error:
+        if "allow_pickle" in str(error):
+            raise HarnessError(
+                f"{path} holds a pickled object, which is never read: store plain arrays of numbers"
+            ) from None
         raise HarnessError(f"{path} is not an .npz of plain arrays ({error})") from None
+
+
+def _plain(array: np.ndarray[Any, Any], where: str) -> torch.Tensor:
+    if array.dtype.kind in "US":
+        raise HarnessError(f"{where} is an array of text; an array of numbers is needed")
+    return torch.from_numpy(array.copy())

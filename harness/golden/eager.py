@@ -28,10 +28,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.artifact import Artifact
 from harness.errors import HarnessError
-from harness.golden import Call, Expected, Golden, Steps, distance
+from harness.golden import Call, Expected, Golden, Steps, check_output, distance, signature
 from harness.golden.inputs import float_dtype
 from harness.golden.weights import Parameters, held_weights, most_alike, quantized_weights
-from harness.runtimes import REFERENCE, get_runtime
+from harness.pte import Specs
 
 _LARGEST = 65504.0  # of fp16
 _FEW = 2  # values in a mask, or in a bias of zeros: no folded weight
@@ -55,7 +55,9 @@ class Reference:
         try:
             found = getattr(importlib.import_module(module_name), attribute)
             self._target = found() if _is_factory(found) else found
-        except Exception as error:  # the user's own code raises anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the user's own code raises anything, SystemExit too
             raise self._error("cannot be loaded", error) from error
         finally:
             sys.path.remove(str(Path.cwd()))
@@ -73,22 +75,33 @@ class Reference:
         golden: Golden = {}
         for method, sequences in inputs.items():
             golden[method], refusal = {}, None
-            count = len(get_runtime(REFERENCE).load(artifact, method).outputs)
+            _, outputs = signature(artifact, method)
             for name, steps in sequences.items():
                 try:
                     calls = self._calls(method, steps, half, folded)
                 except HarnessError as error:
                     refusal = error
                     continue
-                if any(len(call.expected) != count for call in calls):
-                    raise HarnessError(
-                        f"--reference {self.name}: returns {len(calls[0].expected)} tensors; "
-                        f"method '{method}' has {count} outputs"
-                    )
+                for call in calls:
+                    self._check(call, method, outputs)
                 golden[method][name] = calls
             if refusal is not None and not golden[method]:
                 raise refusal
         return golden
+
+    def _check(self, call: Call, method: str, outputs: Specs) -> None:
+        """Raise HarnessError unless the module gives values for all outputs of a method."""
+        if len(call.expected) != len(outputs):
+            raise HarnessError(
+                f"--reference {self.name}: returns {len(call.expected)} tensors; "
+                f"method '{method}' has {len(outputs)} outputs"
+            )
+        for index, spec in enumerate(outputs):
+            value = call.expected[index].values[0]
+            where = f"--reference {self.name}: for method '{method}', its output {index}"
+            check_output(value, spec, where)
+            if not value.isfinite().all():
+                raise HarnessError(f"{where} holds NaN or infinity")
 
     def parameters(self, methods: tuple[str, ...]) -> Parameters:
         """Return the parameters and buffers of each method's module, fp32."""
@@ -159,10 +172,11 @@ class Reference:
         """Call a copy of the module with each step's inputs; buffers go on from step to step."""
         try:
             return self._run_once(method, steps, dtype, half_weights, mode)
-        except Exception as error:
-            if (
-                dtype == torch.float64
-            ):  # code may ask for fp32 by name; its error is far below fp16's
+        except (KeyboardInterrupt, HarnessError):
+            raise
+        except BaseException as error:  # the user's own code raises anything, SystemExit too
+            # Code may ask for fp32 by name; its error is far below fp16's.
+            if dtype == torch.float64:
                 return self._run(method, steps, torch.float32, half_weights, mode)
             raise self._error(f"fails for method '{method}'", error) from error
 
@@ -193,6 +207,11 @@ class Reference:
             with sdpa_kernel(SDPBackend.MATH), mode or nullcontext():
                 found = target(*given)
             leaves = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+            if not leaves:
+                raise HarnessError(
+                    f"--reference {self.name}: method '{method}' returns a {type(found).__name__} "
+                    "and no tensor; a function that makes the module takes no arguments"
+                )
             results.append(tuple(leaf.detach().clone() for leaf in leaves))
         return results
 
@@ -211,7 +230,7 @@ class Reference:
             )
         return target  # type: ignore[no-any-return]
 
-    def _error(self, what: str, error: Exception) -> HarnessError:
+    def _error(self, what: str, error: BaseException) -> HarnessError:
         text = " ".join(str(error).split())[:300]
         return HarnessError(f"--reference {self.name}: {what}: {type(error).__name__}: {text}")
 

@@ -67,8 +67,39 @@ BAD = {
     "another output": (INPUTS | {"forward/0.0/out/2": ONE}, "output '2' is not one of"),
     "an object": (
         {"forward/0.0/in/0": np.array([ONE, None], object)},
-        "not an .npz of plain arrays",
+        "holds a pickled object, which is never read",
     ),
+    "text": ({"forward/0.0/in/0": np.array(["a"])}, "forward/0.0/in/0 is an array of text"),
+    "an input of integers": (
+        INPUTS | {"forward/0.0/in/1": ONE.astype(np.int64), "forward/0.0/out/1": ONE},
+        "input 'y' is int64; the artifact takes float",
+    ),
+    "an input of another shape": (
+        INPUTS | {"forward/0.0/in/1": ONE[:1], "forward/0.0/out/1": ONE},
+        "input 'y' has shape [1, 8]; the artifact takes [2, 8]",
+    ),
+    "an input of NaN": (
+        INPUTS | {"forward/0.0/in/1": ONE * np.nan, "forward/0.0/out/1": ONE},
+        "input 'y' holds NaN",
+    ),
+    "a complex output": (
+        INPUTS | {"forward/0.0/out/1": ONE.astype(np.complex64)},
+        "is complex64; the artifact's is float",
+    ),
+    "an output of another shape": (
+        INPUTS | {"forward/0.0/out/1": ONE[:1]},
+        "has shape [1, 8]; the artifact's has [2, 8]",
+    ),
+    "several roundings": (
+        INPUTS | {"forward/0.0/out/1": ONE, "forward/0.0/rounding/1": ONE},
+        "forward/0.0/rounding/1 must be one real number",
+    ),
+} | {
+    f"a rounding of {value}": (
+        INPUTS | {"forward/0.0/out/1": ONE, "forward/0.0/rounding/1": np.array(value)},
+        f"forward/0.0/rounding/1 is {value:g}; a number from 0 to 0.1 is needed",
+    )
+    for value in (1e9, -1.0, np.nan, np.inf)
 }
 
 
@@ -113,6 +144,41 @@ def returns_one(x, y):
     return x
 
 
+def returns_too_few_values(x, y):
+    """Return outputs of another shape than the program's."""
+    return x[:1], y[:1]
+
+
+def returns_nan(x, y):
+    """Return outputs that nothing can be compared with."""
+    return x * torch.nan, y
+
+
+def returns_text(x, y):
+    """Return what is not a tensor."""
+    return "x"
+
+
+def returns_a_module(x, y):
+    """Make a module, but take arguments."""
+    return torch.nn.Identity()
+
+
+def makes_a_function():
+    """Return a function that cannot take the inputs."""
+    return lambda: torch.nn.Identity()
+
+
+def exits():
+    """Leave the process when the module is made."""
+    raise SystemExit(0)
+
+
+def exits_later(x, y):
+    """Leave the process when the module is called."""
+    raise SystemExit(0)
+
+
 def raises(x, y):
     """Raise an error of the user's."""
     raise ZeroDivisionError("of mine")
@@ -125,6 +191,13 @@ def raises(x, y):
         ("tests.subject.test_golden:no_such", "cannot be loaded: AttributeError"),
         ("tests.subject.test_golden:ONE", "is a ndarray; give an nn.Module"),
         ("tests.subject.test_golden:BAD", "has no method 'forward', only "),
+        ("tests.subject.test_golden:returns_too_few_values", "its output 0 has shape [1, 8]; the"),
+        ("tests.subject.test_golden:returns_nan", "its output 0 holds NaN or infinity"),
+        ("tests.subject.test_golden:returns_text", "returns a str and no tensor"),
+        ("tests.subject.test_golden:returns_a_module", "returns a Identity and no tensor"),
+        ("tests.subject.test_golden:makes_a_function", "takes 0 positional arguments"),
+        ("tests.subject.test_golden:exits", "cannot be loaded: SystemExit: 0"),
+        ("tests.subject.test_golden:exits_later", "fails for method 'forward': SystemExit: 0"),
         (
             "tests.subject.test_golden:raises",
             "fails for method 'forward': ZeroDivisionError: of mine",
