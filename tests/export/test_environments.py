@@ -212,7 +212,7 @@ def test_another_python_is_asked_what_it_has(tmp_path, monkeypatch):
     ("answer", "sentence"),
     [
         ({"python": [3, 10]}, "it is Python 3.10; the export needs 3.11 or newer"),
-        ({"roots": []}, "executorch, torch, torchao, coremltools is not installed there"),
+        ({"roots": []}, "that Python lacks executorch, torch, torchao, coremltools"),
     ],
 )
 def test_a_python_that_cannot_export_is_refused(monkeypatch, answer, sentence):
