@@ -31,7 +31,7 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for block in code:
         exec(compile(block, str(PAGE), "exec"), names)
-    assert len(code) == 11
+    assert len(code) == 12
     printed = capsys.readouterr().out
     assert "Saturday" in printed and "PASSED: " in printed
     assert {case.outcome for case in names["cases"]} <= {"pass", "skip"}

@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         golden=args.golden,
         seed=args.seed,
     )
+    no_reference = not (subject.is_language_model or subject.has_golden)
     runtimes = args.runtime or project().runtimes
     more = MEASUREMENTS if args.measure else ()
     name, judge, cases = artifact_name(args), judge_of_known(args), []
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
                 print("\n      ".join([_line(case), *_failures(case)]), flush=True)
     if not args.json:
         print("\n".join([*_skip_lines(cases), "", _summary(cases)]))
-        if not (args.check or subject.is_language_model or subject.has_golden):
+        if no_reference and not args.check:
             print("no output was compared with a reference: give --reference or --golden")
         if args.results is not None:
             print(f"results: {args.results}")
