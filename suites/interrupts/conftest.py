@@ -34,7 +34,7 @@ def warm(tmp_path: Path) -> Iterator[WarmProcess]:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with checkpoint.pth and params.json."""
-    from tests.export.small_llama import write_model
+    from harness.fixtures.small_llama import write_model
 
     folder: Path = tmp_path_factory.mktemp("model")
     write_model(folder)

@@ -10,8 +10,8 @@ from harness.errors import HarnessError
 from harness.export import weight_store as stored_weights
 from harness.export.coreml import export
 from harness.export.options import ExportOptions
+from harness.fixtures.small_llama import content, export_small, subject, write_model
 from harness.models.qwen3 import QWEN3
-from tests.export.small_llama import content, export_small, subject, write_model
 
 RUNTIMES = ("mil:widen", "mil:strict")
 EXPORTS = {

@@ -6,8 +6,8 @@ import torch
 from harness.checks import accuracy, artifact_checks
 from harness.checks.accuracy import Error
 from harness.errors import HarnessError
+from harness.fixtures.small_llama import export_small, subject, write_model
 from harness.subject import Subject
-from tests.export.small_llama import export_small, subject, write_model
 
 QUERIES = "layers.0.attention.wq.weight"
 

@@ -8,9 +8,9 @@ import torch
 from harness.artifact import open_artifact
 from harness.checks import artifact_checks, run_check
 from harness.fixtures.cache import exported, fixture
+from harness.fixtures.small_llama import export_small, subject, write_model
 from harness.models.recognise import read_model
 from harness.subject import Subject
-from tests.export.small_llama import export_small, subject, write_model
 
 
 @pytest.fixture(scope="module")
