@@ -276,8 +276,10 @@ def _stopwatch(subject: Subject) -> Stopwatch:
     return Stopwatch(subject)
 
 
-def _lowest_quartile(samples: list[float]) -> float:
-    return quantiles(samples, n=4, method="inclusive")[0]
+def _time(samples: list[float], unit: str) -> Figure:
+    """Return the lowest quartile of samples, with the distance to the highest as its spread."""
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return Figure(low, unit, spread=high - low)
 
 
 @check("latency", needs=(executable,), takes_runtime=True)
@@ -295,7 +297,7 @@ def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
             "latency",
             "",
             comparisons=timed.compared,
-            figures={name: Figure(_lowest_quartile(took), "ms") for name, took in samples.items()},
+            figures={name: _time(took, "ms") for name, took in samples.items()},
             facts={"loads": CHECK_ROUNDS, "calls": CHECK_ROUNDS},
         )
         return
@@ -308,9 +310,9 @@ def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
         "",
         comparisons=len(rounds) * stopwatch.compared,
         figures={
-            "decode": Figure(_lowest_quartile(decode), "ms/token"),
-            "prefill": Figure(_lowest_quartile([timed.prefill for timed in rounds]), "ms/token"),
-            "load": Figure(_lowest_quartile(loads), "ms"),
+            "decode": _time(decode, "ms/token"),
+            "prefill": _time([timed.prefill for timed in rounds], "ms/token"),
+            "load": _time(loads, "ms"),
         },
         facts={"loads": len(loads), "prefills": len(rounds), "decode steps": len(decode)},
     )

@@ -130,14 +130,22 @@ def fact_verdict(base: Fact, head: Fact, margin: Margin) -> Verdict:
 
 
 def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
-    """Return the verdict on a measured figure; NaN and infinities in HEAD are regressions."""
+    """Return the verdict on a measured figure; NaN and infinities in HEAD are regressions.
+
+    A change for the worse that is no larger than the spreads of both runs' samples together is
+    inconclusive: it may be noise.
+    """
     if (base.unit, base.better) != (head.unit, head.better):
         return "regression", "its unit or its better direction changed: give it another name"
     if not base.finite:
         return "inconclusive", "BASE is not a finite number"
     if not head.finite:
         return "regression", "HEAD is not a finite number"
-    return change_verdict(base.value, head.value, margin)
+    verdict, reason = change_verdict(base.value, head.value, margin)
+    spread = (base.spread or 0.0) + (head.spread or 0.0)
+    if verdict == "regression" and abs(head.value - base.value) <= spread:
+        return "inconclusive", f"{reason}, but within the samples' spread"
+    return verdict, reason
 
 
 def change_verdict(base: float, head: float, margin: Margin) -> Verdict:

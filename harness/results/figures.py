@@ -27,7 +27,8 @@ class Figure:
 
     `unit` follows the number in print ("dB", "ms/token", "bytes", "" for a ratio). The value must
     meet `bound`; without one it is only reported. `better` is "lower", "higher" or "exact". A
-    scalar of numpy or torch is accepted and kept as a float or an int.
+    scalar of numpy or torch is accepted and kept as a float or an int. `spread` is the distance
+    between the quartiles of the samples, for the figure of a run that has taken several.
 
     Raises HarnessError for an unknown `better` and for a bound that is not finite.
     """
@@ -36,6 +37,7 @@ class Figure:
     unit: str = ""
     bound: float | None = None
     better: str = "lower"
+    spread: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", plain_number(self.value))
@@ -74,7 +76,14 @@ class Figure:
     def to_json(self) -> dict[str, Any]:
         """Return the figure as a JSON object."""
         value = self.value if self.finite else _spelling(self.value)
-        return {"value": value, "unit": self.unit, "bound": self.bound, "better": self.better}
+        spread = {} if self.spread is None else {"spread": self.spread}
+        return {
+            "value": value,
+            "unit": self.unit,
+            "bound": self.bound,
+            "better": self.better,
+            **spread,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Figure:
@@ -85,6 +94,7 @@ class Figure:
             unit=data["unit"],
             bound=data["bound"],
             better=data["better"],
+            spread=data.get("spread"),
         )
 
 

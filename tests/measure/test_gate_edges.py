@@ -51,6 +51,23 @@ def with_figure(value, unit="", better="lower"):
     return replace(PARITY, figures={"x": Figure(value, unit, None, better)})
 
 
+@pytest.mark.parametrize(
+    ("spreads", "wanted"),
+    [
+        ((0.4, None), "inconclusive"),
+        ((0.2, 0.2), "inconclusive"),
+        ((0.1, 0.1), "regression"),
+        ((None, None), "regression"),
+    ],
+)
+def test_a_change_within_the_spread_of_the_samples_is_inconclusive(gate, spreads, wanted):
+    base, head = (
+        replace(PARITY, figures={"load": Figure(value, "ms", spread=spread)})
+        for value, spread in zip((2.0, 2.3), spreads, strict=True)
+    )
+    assert verdict(gate([base], [head]), PARITY, "load") == wanted
+
+
 @pytest.mark.parametrize(("better", "worse"), [*itertools.pairwise(range(len(LADDER)))])
 def test_each_step_down_the_ladder_of_outcomes_is_a_regression(gate, better, worse):
     down, up = (gate([LADDER[a]], [LADDER[b]]) for a, b in ((better, worse), (worse, better)))
