@@ -160,3 +160,11 @@ def test_an_interrupted_run_leaves_no_results(results, tmp_path):
     results.pytest_runtest_logreport(reported("passed"))
     results.pytest_sessionfinish(SimpleNamespace(exitstatus=2), pytest.ExitCode.INTERRUPTED)
     assert [path.suffix for path in (tmp_path / "operators").iterdir()] == [".partial"]
+
+
+def test_an_interrupt_is_reported_without_its_place_in_the_code(results):
+    loop = results.pytest_runtestloop()
+    next(loop)
+    with pytest.raises(pytest.exit.Exception, match="^interrupted$"):
+        loop.throw(KeyboardInterrupt)
+    results.pytest_sessionfinish(SimpleNamespace(exitstatus=2), pytest.ExitCode.INTERRUPTED)
