@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.generate.session import Session
     from harness.golden import Golden
     from harness.golden.eager import Reference
+    from harness.golden.weights import Match
     from harness.models import ModelConfig
     from harness.models.model import Freqs, Oracle
 
@@ -82,6 +83,12 @@ class Subject:
         from harness.golden.eager import Reference
 
         return Reference(self.reference_name) if self.reference_name else None
+
+    @cached_property
+    def reference_weights(self) -> list[Match]:
+        """The artifact's weights, each with the parameter of the eager module that it is."""
+        module = self.reference_module
+        return module.weight_matches(self.artifact) if module is not None else []
 
     @property
     def has_golden(self) -> bool:

@@ -19,6 +19,7 @@ from harness.checks.applies import executable
 from harness.checks.run import check
 from harness.errors import HarnessError
 from harness.golden import Call, distance, run_steps
+from harness.golden.weights import distinct
 from harness.results import Figure, Finding
 from harness.runtimes import REFERENCE, get_runtime, runtime_row
 from harness.subject import Subject
@@ -41,7 +42,8 @@ def module(subject: Subject) -> str | None:
         return "needs --reference module:function"
     if not reference.parameters(subject.artifact.methods):
         return "the reference has no parameters to compare with"
-    if next(reference.weight_findings(subject.artifact), None) is None:
+    found = subject.reference_weights
+    if not any(match.parameter or match.difference for match in found):
         return "no weight is a parameter of the reference: each was folded with others"
     return None
 
@@ -50,11 +52,18 @@ def module(subject: Subject) -> str | None:
 def check_reference_weights(subject: Subject) -> Iterator[Finding]:
     """Check the weights that are the module's parameters: all values equal once rounded.
 
-    A weight that resembles no parameter was folded or quantized, and is left to `outputs`.
+    A weight that resembles no parameter was folded or quantized, and is left to `outputs`, unless
+    a parameter of its size is missing.
     """
     assert subject.reference_module is not None
-    for where, difference, count in subject.reference_module.weight_findings(subject.artifact):
-        yield Finding("reference-weights", where, not difference, difference, count)
+    found = [match for match in subject.reference_weights if match.parameter or match.difference]
+    for match in found:
+        difference, count = match.difference, match.weight.numel()
+        yield Finding("reference-weights", match.where, not difference, difference, count)
+    digests = distinct(subject.reference_module.parameters(subject.artifact.methods))
+    matched = {digests[match.parameter] for match in found if match.parameter in digests}
+    facts = {"reference tensors": len(set(digests.values())), "matched tensors": len(matched)}
+    yield Finding("reference-weights", "the reference", facts=facts)
 
 
 @check("outputs", needs=(values, executable), takes_runtime=True)

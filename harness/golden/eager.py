@@ -16,8 +16,9 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,19 @@ from harness.artifact import Artifact
 from harness.errors import HarnessError
 from harness.golden import Call, Expected, Golden, Steps, check_output, distance, signature
 from harness.golden.inputs import float_dtype
-from harness.golden.weights import Parameters, held_weights, most_alike, quantized_weights
+from harness.golden.weights import (
+    Match,
+    Parameters,
+    has_values,
+    held_weights,
+    matches,
+    most_alike,
+    quantized_weights,
+    replaced,
+)
 from harness.pte import Specs
 
 _LARGEST = 65504.0  # of fp16
-_FEW = 2  # values in a mask, or in a bias of zeros: no folded weight
 
 Results = list[tuple[torch.Tensor, ...]]
 
@@ -114,30 +123,32 @@ class Reference:
                 found |= {(method, name): t.detach().float() for name, t in floats}
         return found
 
-    def weight_findings(self, artifact: Artifact) -> Iterator[tuple[str, str, int]]:
-        """Yield each weight of the artifact that a parameter holds: where, difference, count.
+    def weight_matches(self, artifact: Artifact) -> list[Match]:
+        """Return the weights of the artifact, each with the parameter that it is.
 
-        The difference is "" when all values are equal, or as near as quantization allows. A weight
-        that no parameter resembles was computed from several, by a pass that folds constants, and
-        is left out.
+        A weight that resembles no parameter was computed from several, by a pass that folds
+        constants, and has none. If a parameter is missing instead, that is its `difference`.
         """
-        parameters = self.parameters(artifact.methods)
-        for where, weight, is_half in held_weights(artifact):
-            best = most_alike(weight, parameters, is_half)
-            if best is not None:
-                (_, name), want, equal = best
-                wrong = int((~equal).sum())
-                error = float((weight - want).abs().max())
-                differs = f"{wrong} of {equal.numel()} values of '{name}' differ, by up to "
-                yield where, f"{differs}{error:.3g}" if wrong else "", equal.numel()
-        for match in quantized_weights(artifact, parameters):
-            yield match.where, match.difference, match.weight.numel()
+        parameters, buffers = self.parameters(artifact.methods), set()
+        for method in artifact.methods:
+            target = self._of(method)
+            if isinstance(target, torch.nn.Module):
+                buffers |= {(method, name) for name, _ in target.named_buffers()}
+        found = {match.where: match for match in matches(artifact, parameters)}
+        for match, names in replaced(artifact, list(found.values()), parameters, buffers):
+            lacks = ", ".join(f"'{name}'" for name in names)
+            problem = (
+                "resembles no tensor of the reference, and the artifact has no weight like the "
+                f"reference's {lacks}, of the same size"
+            )
+            found[match.where] = replace(match, difference=problem)
+        return list(found.values())
 
     def _holds_its_weights(self, artifact: Artifact) -> bool:
         """Return whether every weight of the artifact is a parameter, changed or not, or a mask."""
         parameters = self.parameters(artifact.methods)
         return all(
-            weight.unique().numel() <= _FEW or most_alike(weight, parameters, is_half) is not None
+            not has_values(weight) or most_alike(weight, parameters, is_half) is not None
             for _, weight, is_half in held_weights(artifact)
         )
 

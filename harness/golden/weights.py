@@ -1,12 +1,14 @@
 """The weights of an artifact beside the parameters of an eager module, found by their values.
 
 Names do not survive an export. A plain weight is the parameter that has most of its values; a
-quantized one is the parameter that it is nearest to.
+quantized one is the parameter that it is nearest to. A weight that resembles no parameter is one
+that a pass computed from several, unless it has taken the place of a parameter that is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from harness.artifact import Artifact, Package
 from harness.artifact.proto import mil_types
+from harness.artifact.pte import TensorValue
 from harness.mil import get_policy, load_function
 from harness.mil.values import read_constant
 
@@ -26,6 +29,11 @@ _NEAR = 0.1  # of a parameter's power, which the error of quantizing it does not
 _HALF_STEP = 0.52  # a rounded value is half a step off at most; the scale is rounded to fp16, too
 _SCALE_ERROR = 0.005  # by which a block's scale may leave the rule that nearly all follow
 _NEARLY_ALL = 0.9
+_FEW = 2  # values in a mask, or in a bias of zeros: neither is told from another
+_SOME = 4096
+_CORRELATED = 0.5  # a weight that a pass has added to a parameter, as of a LoRA
+_SAME_LINE = 0.9  # a row that a pass has scaled and shifted, as of a batch norm
+_SHORT = 3  # values in a row; any two shorter rows are in line
 
 
 def held_weights(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor, bool]]:
@@ -58,14 +66,150 @@ def most_alike(
     for name, parameter in parameters.items():
         if parameter.numel() != weight.numel():
             continue
-        for form in [parameter] + ([parameter.T] if parameter.dim() == 2 else []):
-            want = form.reshape(weight.shape)
+        for layout in _layouts(parameter):
+            want = layout.reshape(weight.shape)
             want = want.half().float() if is_half else want
             equal, counts = weight == want, (want != 0) | (weight != 0)
             share = float((equal & counts).sum()) / max(1, int(counts.sum()))
             if share > most:
                 best, most = (name, want, equal), share
     return best
+
+
+@dataclass(frozen=True)
+class Match:
+    """A weight of the artifact and the parameter that it is, None when it resembles none.
+
+    `difference` is how their values differ, or "".
+    """
+
+    where: str
+    weight: torch.Tensor
+    parameter: Key | None = None
+    difference: str = ""
+
+
+def matches(artifact: Artifact, parameters: Parameters) -> Iterator[Match]:
+    """Yield each weight of the artifact with its parameter, plain weights first."""
+    for where, weight, is_half in held_weights(artifact):
+        best = most_alike(weight, parameters, is_half)
+        if best is None:
+            yield Match(where, weight)
+            continue
+        key, want, equal = best
+        wrong, error = int((~equal).sum()), float((weight - want).abs().max())
+        differs = f"{wrong} of {equal.numel()} values of '{key[1]}' differ, by up to {error:.3g}"
+        yield Match(where, weight, key, differs if wrong else "")
+    for where, weight, quantized in _all_quantized(artifact, parameters):
+        if quantized is None:
+            yield Match(where, weight)
+        else:
+            yield Match(where, weight, quantized.parameter, quantized.difference)
+
+
+def distinct(parameters: Parameters) -> dict[Key, bytes]:
+    """Return a digest of each parameter that has more than a few values; names may share one."""
+    return {
+        key: hashlib.sha256(repr(t.shape).encode() + t.contiguous().numpy().tobytes()).digest()
+        for key, t in parameters.items()
+        if has_values(t)
+    }
+
+
+def has_values(weight: torch.Tensor) -> bool:
+    """Return whether a weight has more values than a mask, or than a bias of zeros."""
+    some = weight.flatten()[:_SOME]  # enough, nearly always: to sort a large weight takes long
+    return bool(some.unique().numel() > _FEW or weight.unique().numel() > _FEW)
+
+
+def replaced(
+    artifact: Artifact, found: Sequence[Match], parameters: Parameters, buffers: set[Key]
+) -> Iterator[tuple[Match, list[str]]]:
+    """Yield the weights that have taken the place of parameters, and the names of these.
+
+    A method lacks these parameters, and has at least as many weights of their size that cannot be
+    made of a parameter. With fewer weights, a pass may have folded several parameters into one, as
+    it does with a bias and a batch norm's statistics.
+    """
+    digests = distinct(parameters)
+    for method in artifact.methods:
+        functions = _functions(artifact, method)
+        own = [match for match in found if match.where.startswith(functions)]
+        of_method = {key: t for key, t in parameters.items() if key[0] == method}
+        known = {digests.get(match.parameter) for match in own if match.parameter}
+        for constant in _undelegated(artifact, method):
+            best = most_alike(constant, of_method, is_half=False)
+            known |= {digests.get(best[0])} if best else set()
+        missing = {digests[k]: k for k in of_method if digests.get(k, None) not in known | {None}}
+        for size in sorted({parameters[key].numel() for key in missing.values()}):
+            lost = [key for key in missing.values() if parameters[key].numel() == size]
+            unknown = [m for m in own if m.parameter is None and m.weight.numel() == size]
+            unknown = [m for m in unknown if has_values(m.weight)]
+            related = {
+                (m.where, key)
+                for m in unknown
+                for key, parameter in of_method.items()
+                if (key in lost or parameter.numel() > size) and _made_of(m.weight, parameter)
+            }
+            unknown = [m for m in unknown if m.where not in {where for where, _ in related}]
+            lost = [key for key in lost if key not in {key for _, key in related}]
+            if len(lost) <= len(unknown) and lost and not buffers.intersection(lost):
+                for match in unknown:
+                    yield match, [name for _, name in lost]
+
+
+def _functions(artifact: Artifact, method: str) -> tuple[str, ...]:
+    if artifact.package is not None:
+        return (f"package 0, function '{method}', ",)
+    packages = artifact.packages
+    return tuple(
+        f"package {packages.index(d.bundle.package)}, function '{d.program_function}', "
+        for d in artifact.delegates[method]
+    )
+
+
+def _undelegated(artifact: Artifact, method: str) -> Iterator[torch.Tensor]:
+    """Yield the float constants of a program's own kernels."""
+    for value in artifact.pte.methods[method].values if artifact.pte is not None else ():
+        if not isinstance(value, TensorValue) or value.data is None:
+            continue
+        if value.dtype in ("float16", "float32"):
+            yield torch.from_numpy(value.array().copy()).float()
+
+
+def _made_of(weight: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Return whether a pass may have made a weight of a parameter and others.
+
+    It takes a part, changes the order of the values, scales and shifts all values or those of each
+    row or column, or adds to the values.
+    """
+    if parameter.numel() > weight.numel():
+        flat = weight.half().flatten()
+        if parameter.numel() % len(flat):
+            return False
+        parts = [t.half().reshape(-1, len(flat)) for t in _layouts(parameter)]
+        return any(float((part == flat).float().mean(1).max()) > _ALIKE for part in parts)
+    if torch.equal(weight.half().flatten().sort()[0], parameter.half().flatten().sort()[0]):
+        return True
+    for layout in _layouts(parameter):
+        want = layout.reshape(weight.shape)
+        if _in_line(weight.reshape(1, -1), want.reshape(1, -1)) > _CORRELATED:
+            return True
+        for axis in range(min(2, weight.dim()) if weight.dim() > 1 else 0):
+            rows = [t.transpose(0, axis).flatten(1) for t in (weight, want)]
+            if rows[0].shape[1] >= _SHORT and _in_line(*rows) > _SAME_LINE:
+                return True
+    return False
+
+
+def _in_line(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the mean magnitude of the correlation of two tensors' rows."""
+    one, other = (t.double() - t.double().mean(1, keepdim=True) for t in (one, other))
+    return float(torch.cosine_similarity(one, other, dim=1).abs().mean())
+
+
+def _layouts(parameter: torch.Tensor) -> list[torch.Tensor]:
+    return [parameter, parameter.T] if parameter.dim() == 2 else [parameter]
 
 
 @dataclass(frozen=True)
@@ -106,17 +250,22 @@ class QuantizedWeight:
 
 def quantized_weights(artifact: Artifact, parameters: Parameters) -> list[QuantizedWeight]:
     """Return the quantized weights that are near a parameter."""
-    return [
-        match
-        for number, package in enumerate(artifact.packages)
-        for name in sorted(package.functions)
-        for match in _quantized(package, name, f"package {number}, function '{name}'", parameters)
-    ]
+    return [match for _, _, match in _all_quantized(artifact, parameters) if match is not None]
+
+
+Quantized = tuple[str, torch.Tensor, QuantizedWeight | None]
+
+
+def _all_quantized(artifact: Artifact, parameters: Parameters) -> Iterator[Quantized]:
+    for number, package in enumerate(artifact.packages):
+        for name in sorted(package.functions):
+            where = f"package {number}, function '{name}'"
+            yield from _quantized(package, name, where, parameters)
 
 
 def _quantized(
     package: Package, name: str, where: str, parameters: Parameters
-) -> Iterator[QuantizedWeight]:
+) -> Iterator[Quantized]:
     operations = package.operations(name).operations
     if not any(operation.type.startswith("constexpr_") for operation in operations):
         return
@@ -138,12 +287,15 @@ def _quantized(
                 error = float((weight - original).square().sum()) / (power or 1.0)
                 if error < least:
                     best, least = (key, original, turned), error
-        if best is not None:
+        if best is None:
+            yield place, weight, None
+        else:
             key, original, turned = best
             shape = parameters[key].shape
             back = weight.reshape(shape[::-1]).T if turned else weight.reshape(shape)
             scale = _scale(operation, package, weight, place)
-            yield QuantizedWeight(place, weight, scale, key, original, back.contiguous())
+            match = QuantizedWeight(place, weight, scale, key, original, back.contiguous())
+            yield place, weight, match
 
 
 def _scale(

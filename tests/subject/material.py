@@ -119,6 +119,72 @@ def partly() -> nn.Module:
     return _Partly().eval()
 
 
+class _Branch(nn.Module):
+    """Adds a branch that hardly changes the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.c = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [2, 4] of [2, 8]."""
+        y = torch.tanh(self.a(x))
+        return self.c(y + 1e-4 * self.b(y))
+
+
+def branch() -> nn.Module:
+    """Return a module with a weight that hardly counts."""
+    return _Branch().eval()
+
+
+def _random(module: nn.Module) -> nn.Module:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = torch.rand(tensor.shape) + 0.1
+    return module.eval()
+
+
+def batch_norm() -> nn.Module:
+    """Return convolutions, one without and one with a bias, before batch norms."""
+    torch.manual_seed(6)
+    layers = [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)]
+    return _random(nn.Sequential(*layers, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(576, 5)))
+
+
+class _Lora(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.base, self.gain = nn.Linear(8, 8), nn.Parameter(torch.randn(8) / 4)
+        self.down, self.up = nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.base.weight + self.up.weight @ self.down.weight
+        return torch.relu(nn.functional.linear(x, weight, self.base.bias) * (1 + self.gain))
+
+
+def lora() -> nn.Module:
+    """Return a module that adds a low-rank update to its weight, and scales what it gives."""
+    return _Lora().eval()
+
+
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.lstm, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0])
+
+
+def recurrent() -> nn.Module:
+    """Return an LSTM, whose gates Core ML has in another order."""
+    return _Recurrent().eval()
+
+
 class _Scaled(nn.Module):
     def __init__(self, shared: nn.Linear, scale: float) -> None:
         super().__init__()

@@ -148,6 +148,38 @@ def test_a_weight_that_is_off_by_1_percent_is_found(artifact, check, name, tmp_p
     assert "off by" in cases["outputs", "mil:widen"]["reason"]
 
 
+def package(path, module, shape):
+    inputs = [ct.TensorType(name="x", shape=shape)]
+    return material.write_package(path, module, (torch.zeros(shape),), inputs=inputs)
+
+
+def test_a_weight_that_is_wholly_another_is_named_with_the_one_that_is_missing(check, tmp_path):
+    module = material.branch()
+    torch.manual_seed(99)
+    module.b.weight.data = torch.randn(8, 8) / 3
+    path = package(tmp_path / "branch.mlpackage", module, (2, 8))
+    status, cases = check(path, "--reference", "tests.subject.material:branch")
+    case = cases["reference-weights", "-"]
+    assert (status, case["outcome"]) == (1, "fail")
+    assert "'b_weight_to_fp16': resembles no tensor" in case["reason"]
+    assert "the reference's 'b.weight', of the same size" in case["reason"]
+    assert case["facts"] == {"reference tensors": 5, "matched tensors": 4}
+
+
+@pytest.mark.parametrize(
+    ("reference", "shape"),
+    [("batch_norm", (1, 3, 16, 16)), ("lora", (2, 8)), ("recurrent", (1, 4, 8))],
+)
+def test_a_weight_that_was_folded_is_right(check, tmp_path, reference, shape):
+    path = package(tmp_path / "folded.mlpackage", getattr(material, reference)(), shape)
+    status, cases = check(
+        path, "--reference", f"tests.subject.material:{reference}", "--check", "reference-weights"
+    )
+    case = cases["reference-weights", "-"]
+    assert status == 0, case["reason"]
+    assert case["facts"]["matched tensors"] < case["facts"]["reference tensors"]
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])
 @pytest.mark.parametrize("source", ["reference", "runtime"])
 @pytest.mark.parametrize("name", ["mlp.pte", "ranged.mlpackage"])
