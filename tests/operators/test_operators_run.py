@@ -74,7 +74,7 @@ def test_failures_are_named_with_their_problem(run):
         "iOS15/mini_ops.py::test_that_cannot_load_its_model",
         "iOS15/test_image_resizing.py::TestResample::test_builder_to_backend_smoke",
     ]
-    assert re.search(r"\[1\.10(0999\d*|1)\b", text)  # numpy 2.4 prints more digits
+    assert re.search(r"1\.10(0999|1\b)", text)  # numpy 2.4 prints more digits
     assert "only an ML Program" in text
     assert "but it passes: remove the entry" in text
 
