@@ -58,8 +58,8 @@ def check_reference_weights(subject: Subject) -> Iterator[Finding]:
     assert subject.reference_module is not None
     found = [match for match in subject.reference_weights if match.parameter or match.difference]
     for match in found:
-        difference, count = match.difference, match.weight.numel()
-        yield Finding("reference-weights", match.where, not difference, difference, count)
+        difference = match.difference
+        yield Finding("reference-weights", match.where, not difference, difference, match.count)
     digests = distinct(subject.reference_module.parameters(subject.artifact.methods))
     matched = {digests[match.parameter] for match in found if match.parameter in digests}
     facts = {"reference tensors": len(set(digests.values())), "matched tensors": len(matched)}

@@ -187,8 +187,9 @@ def write_golden(path: str | Path, golden: Golden) -> None:
                     if others:
                         tensors[f"{prefix}/or/{index}"] = others[-1]
                     if expected.rounding is not None:
-                        rounding = torch.tensor(expected.rounding, dtype=torch.float64)
-                        tensors[f"{prefix}/rounding/{index}"] = rounding
+                        name = f"{prefix}/rounding/{index}"
+                        tensors[name] = torch.tensor(expected.rounding, dtype=torch.float64)
+                        _rounding(tensors[name], f"{path}: {name}")
     path = Path(path)
     check_name(path)
     _WRITERS[path.suffix](

@@ -219,9 +219,11 @@ class Reference:
                 found = target(*given)
             leaves = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
             if not leaves:
+                is_module = isinstance(found, torch.nn.Module)
+                hint = "; a function that makes the module takes no arguments" if is_module else ""
                 raise HarnessError(
-                    f"--reference {self.name}: method '{method}' returns a {type(found).__name__} "
-                    "and no tensor; a function that makes the module takes no arguments"
+                    f"--reference {self.name}: called for method '{method}', it returns no tensor "
+                    f"but a {type(found).__name__}{hint}"
                 )
             results.append(tuple(leaf.detach().clone() for leaf in leaves))
         return results

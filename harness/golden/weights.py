@@ -78,15 +78,17 @@ def most_alike(
 
 @dataclass(frozen=True)
 class Match:
-    """A weight of the artifact and the parameter that it is, None when it resembles none.
+    """A weight of the artifact, of `count` values, and the parameter that it is.
 
-    `difference` is how their values differ, or "".
+    A weight that resembles no parameter has None, and only then its values are kept. `difference`
+    is how the values differ, or "".
     """
 
     where: str
-    weight: torch.Tensor
+    count: int
     parameter: Key | None = None
     difference: str = ""
+    weight: torch.Tensor | None = None
 
 
 def matches(artifact: Artifact, parameters: Parameters) -> Iterator[Match]:
@@ -94,17 +96,17 @@ def matches(artifact: Artifact, parameters: Parameters) -> Iterator[Match]:
     for where, weight, is_half in held_weights(artifact):
         best = most_alike(weight, parameters, is_half)
         if best is None:
-            yield Match(where, weight)
+            yield Match(where, weight.numel(), weight=weight)
             continue
         key, want, equal = best
         wrong, error = int((~equal).sum()), float((weight - want).abs().max())
         differs = f"{wrong} of {equal.numel()} values of '{key[1]}' differ, by up to {error:.3g}"
-        yield Match(where, weight, key, differs if wrong else "")
+        yield Match(where, weight.numel(), key, differs if wrong else "")
     for where, weight, quantized in _all_quantized(artifact, parameters):
         if quantized is None:
-            yield Match(where, weight)
+            yield Match(where, weight.numel(), weight=weight)
         else:
-            yield Match(where, weight, quantized.parameter, quantized.difference)
+            yield Match(where, weight.numel(), quantized.parameter, quantized.difference)
 
 
 def distinct(parameters: Parameters) -> dict[Key, bytes]:
@@ -143,18 +145,21 @@ def replaced(
         missing = {digests[k]: k for k in of_method if digests.get(k, None) not in known | {None}}
         for size in sorted({parameters[key].numel() for key in missing.values()}):
             lost = [key for key in missing.values() if parameters[key].numel() == size]
-            unknown = [m for m in own if m.parameter is None and m.weight.numel() == size]
-            unknown = [m for m in unknown if has_values(m.weight)]
+            unknown = [
+                (match, match.weight)
+                for match in own
+                if match.weight is not None and match.count == size and has_values(match.weight)
+            ]
             related = {
-                (m.where, key)
-                for m in unknown
+                (match.where, key)
+                for match, weight in unknown
                 for key, parameter in of_method.items()
-                if (key in lost or parameter.numel() > size) and _made_of(m.weight, parameter)
+                if (key in lost or parameter.numel() > size) and _made_of(weight, parameter)
             }
-            unknown = [m for m in unknown if m.where not in {where for where, _ in related}]
+            strange = [m for m, _ in unknown if m.where not in {where for where, _ in related}]
             lost = [key for key in lost if key not in {key for _, key in related}]
-            if len(lost) <= len(unknown) and lost and not buffers.intersection(lost):
-                for match in unknown:
+            if len(lost) <= len(strange) and lost and not buffers.intersection(lost):
+                for match in strange:
                     yield match, [name for _, name in lost]
 
 

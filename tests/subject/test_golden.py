@@ -1,5 +1,6 @@
 """Golden files: what they hold, and what is said of bad ones; references that are no module."""
 
+import math
 import pickle
 import zipfile
 
@@ -11,7 +12,7 @@ from harness.artifact import open_artifact
 from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
-from harness.golden import golden_of_runtime, read_golden, write_golden
+from harness.golden import Call, Expected, golden_of_runtime, read_golden, write_golden
 from harness.golden.eager import Reference
 from harness.golden.inputs import all_inputs
 from harness.subject import Subject
@@ -112,6 +113,13 @@ def test_a_bad_file_is_one_sentence(artifact, tmp_path, case):
     assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_cost_of_precision_that_is_refused_is_not_written(artifact, tmp_path):
+    call = Call((torch.zeros(2, 8),) * 2, {0: Expected((torch.zeros(2, 8),), math.inf)})
+    with pytest.raises(HarnessError, match="rounding/0 is inf; a number from 0 to 0.1 is needed"):
+        write_golden(tmp_path / "golden.npz", {"forward": {"sequence0": (call,)}})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_claims_too_much_is_refused_before_it_is_read(artifact, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.golden.MAX_FILE_BYTES", 100)
     np.savez_compressed(tmp_path / "bomb.npz", **{"forward/0.0/in/0": np.zeros(1 << 20)})
@@ -193,8 +201,8 @@ def raises(x, y):
         ("tests.subject.test_golden:BAD", "has no method 'forward', only "),
         ("tests.subject.test_golden:returns_too_few_values", "its output 0 has shape [1, 8]; the"),
         ("tests.subject.test_golden:returns_nan", "its output 0 holds NaN or infinity"),
-        ("tests.subject.test_golden:returns_text", "returns a str and no tensor"),
-        ("tests.subject.test_golden:returns_a_module", "returns a Identity and no tensor"),
+        ("tests.subject.test_golden:returns_text", "it returns no tensor but a str"),
+        ("tests.subject.test_golden:returns_a_module", "no tensor but a Identity; a function that"),
         ("tests.subject.test_golden:makes_a_function", "takes 0 positional arguments"),
         ("tests.subject.test_golden:exits", "cannot be loaded: SystemExit: 0"),
         ("tests.subject.test_golden:exits_later", "fails for method 'forward': SystemExit: 0"),
