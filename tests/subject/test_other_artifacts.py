@@ -166,6 +166,21 @@ def test_a_weight_that_is_wholly_another_is_named_with_the_one_that_is_missing(c
     assert case["facts"] == {"reference tensors": 5, "matched tensors": 4}
 
 
+def test_a_weight_that_is_wholly_another_in_one_of_two_functions_is_found(
+    check, tmp_path, monkeypatch
+):
+    modules = material.two_methods()
+    modules["decode"].linear = torch.nn.Linear(8, 8).eval()
+    with monkeypatch.context() as patch:
+        patch.setattr(material, "two_methods", lambda: modules)
+        path = material.write_multifunction(tmp_path / "two.mlpackage")
+    words = ("--reference", "tests.subject.material:two_methods", "--check", "reference-weights")
+    status, cases = check(path, *words)
+    reason = cases["reference-weights", "-"]["reason"]
+    assert status == 1 and "function 'decode', 'linear_weight_to_fp16': resembles no" in reason
+    assert "'encode'" not in reason
+
+
 @pytest.mark.parametrize(
     ("reference", "shape"),
     [("batch_norm", (1, 3, 16, 16)), ("lora", (2, 8)), ("recurrent", (1, 4, 8))],
