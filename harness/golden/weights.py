@@ -26,7 +26,8 @@ Parameters = dict[Key, torch.Tensor]
 
 _ALIKE = 0.5  # a weight with this part of its values in a parameter is that parameter, changed
 _NEAR = 0.1  # of a parameter's power, which the error of quantizing it does not reach
-_HALF_STEP = 0.52  # a rounded value is half a step off at most; the scale is rounded to fp16, too
+_HALF_STEP = 0.51  # a rounded value is half a step off at most
+_ROUNDING = 2.0**-10  # of a value: it and its scale are rounded to fp16 before they are divided
 _SCALE_ERROR = 0.005  # by which a block's scale may leave the rule that nearly all follow
 _NEARLY_ALL = 0.9
 _FEW = 2  # values in a mask, or in a bias of zeros: neither is told from another
@@ -238,7 +239,8 @@ class QuantizedWeight:
             return ""
         name = self.parameter[1]
         steps = (self.weight - self.original).abs() / self.scale
-        wrong = int((steps > _HALF_STEP).sum())
+        allowed = _HALF_STEP + _ROUNDING * (self.original / self.scale).abs()
+        wrong = int((steps > allowed).sum())
         if wrong:
             worst = float(steps.max())
             return (

@@ -134,6 +134,12 @@ class _Branch(nn.Module):
         return self.c(y + 1e-4 * self.b(y))
 
 
+def wide() -> nn.Module:
+    """Return a layer with enough weights for some to be rounded by half a step."""
+    torch.manual_seed(8)
+    return nn.Sequential(nn.Linear(64, 64)).eval()
+
+
 def branch() -> nn.Module:
     """Return a module with a weight that hardly counts."""
     return _Branch().eval()

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import coremltools as ct
+import coremltools.optimize.coreml as cto
 import numpy as np
 import pytest
 import torch
@@ -151,6 +152,18 @@ def test_a_weight_that_is_off_by_1_percent_is_found(artifact, check, name, tmp_p
 def package(path, module, shape):
     inputs = [ct.TensorType(name="x", shape=shape)]
     return material.write_package(path, module, (torch.zeros(shape),), inputs=inputs)
+
+
+def test_weights_of_8_bits_are_sound(check, tmp_path):
+    """A value of 127 steps and its scale are rounded to fp16: a tenth of a step."""
+    rounded = package(tmp_path / "wide.mlpackage", material.wide(), (1, 64))
+    model = ct.models.MLModel(str(rounded), skip_model_load=True)
+    rule = cto.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0)
+    quantized = cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=rule))
+    quantized.save(str(tmp_path / "int8.mlpackage"))
+    words = (tmp_path / "int8.mlpackage", "--reference", "tests.subject.material:wide")
+    status, cases = check(*words, "--check", "reference-weights")
+    assert status == 0 and cases["reference-weights", "-"]["outcome"] == "pass", cases
 
 
 def test_a_weight_that_is_wholly_another_is_named_with_the_one_that_is_missing(check, tmp_path):
