@@ -17,6 +17,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.export import Progress
 from harness.export.exporters import Exporter
+from harness.fixtures import Model
 from harness.fixtures.matrix import matrix
 from harness.fixtures.project import project
 from harness.results import Case
@@ -69,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "speaking(model): only for models of this name, whose text means something"
     )
     config.addinivalue_line("markers", "prompted: only for models that have prompts")
+    config.addinivalue_line("markers", "valued: only for artifacts with a reference or golden file")
     config.addinivalue_line(
         "markers", "other_exporters: for all exporters but the first ExecuTorch's"
     )
@@ -117,8 +119,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every chosen subject.
 
     A test marked `speaking` runs on models whose text means something, one marked `prompted` on
-    those that have prompts. One marked `other_exporters`
-    runs on the exports of all exporters but the first ExecuTorch's, when that is chosen.
+    those that have prompts, and one marked `valued` on artifacts with a reference or a golden file.
+    One marked `other_exporters` runs on the exports of all exporters but the first ExecuTorch's,
+    when that is chosen.
     """
     config = metafunc.config
     by = config.stash[_BY]
@@ -126,6 +129,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         by = {name: by[name] for name in by if name.startswith(speaking.args[0])}
     if metafunc.definition.get_closest_marker("prompted"):
         by = {name: by[name] for name in by if name != "matrix" and row_of(name).prompts}
+    if metafunc.definition.get_closest_marker("valued"):
+        by = {name: by[name] for name in by if name != "matrix" and has_values(row_of(name))}
     if metafunc.definition.get_closest_marker("other_exporters"):
         first = next((name for name in config.stash[_EXPORTERS] if name != "coreml"), None)
         others = {name: [one for one in by[name] if first not in (None, one)] for name in by}
@@ -149,6 +154,10 @@ def _subjects(by: Mapping[str, list[str]], modes: list[str]) -> Iterator[tuple[s
         for row in matrix() if name == "matrix" else (name,):
             own = [mode for mode in modes_of(row) if mode in (*modes, "-")]
             yield from ((prefix + row, mode) for prefix in prefixes for mode in own)
+
+
+def has_values(row: Model) -> bool:
+    return "artifact" in row.files and (row.reference is not None or "golden" in row.files)
 
 
 @pytest.hookimpl(trylast=True)

@@ -139,9 +139,16 @@ class Subjects:
 
     def _open(self, fixture_name: str, mode: str) -> Subject:
         name = SubjectName.parse(fixture_name)
-        files = model(name.model).files
+        row = model(name.model)
+        files = row.files
         if "artifact" in files:
-            return Subject(files["artifact"], files.get("checkpoint"), files.get("params"))
+            return Subject(
+                files["artifact"],
+                files.get("checkpoint"),
+                files.get("params"),
+                reference=row.reference,
+                golden=files.get("golden"),
+            )
         options = self.options(fixture_name, mode)
         source = fixture(name.model, self._progress)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.checks import Check, artifact_checks
+from harness.checks import Check, artifact_checks, value_checks
 from harness.subject import Subject
 from harness.suites.conformance.cases import Judge
 
@@ -12,3 +12,8 @@ ARTIFACT_CHECKS = [check for check in artifact_checks().values() if not check.ta
 @pytest.mark.parametrize("check", ARTIFACT_CHECKS, ids=lambda check: check.name)
 def test_artifact(judge: Judge, check: Check[Subject]) -> None:
     judge(check)
+
+
+@pytest.mark.valued
+def test_reference_weights(judge: Judge) -> None:
+    judge(value_checks()["reference-weights"])

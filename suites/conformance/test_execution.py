@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.checks import Check, artifact_checks
+from harness.checks import Check, artifact_checks, value_checks
 from harness.subject import Subject
 from harness.suites.conformance.cases import Judge
 
@@ -12,3 +12,8 @@ EXECUTION_CHECKS = [check for check in artifact_checks().values() if check.takes
 @pytest.mark.parametrize("check", EXECUTION_CHECKS, ids=lambda check: check.name)
 def test_execution(judge: Judge, check: Check[Subject], runtime: str) -> None:
     judge(check, runtime)
+
+
+@pytest.mark.valued
+def test_outputs(judge: Judge, runtime: str) -> None:
+    judge(value_checks()["outputs"], runtime)

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -253,3 +254,22 @@ def test_conformance_judges_a_users_artifact_with_known_defects(folder, capfd):
         "conformance/greedy[shipped,single,mil:widen]": "pass",
     }, done.stdout
     assert issue in done.stdout and done.returncode == 1
+
+
+@pytest.mark.parametrize(("factor", "outcome"), [(1.0, "pass"), (1.01, "fail")])
+def test_conformance_holds_a_users_artifact_against_its_golden_file(folder, factor, outcome):
+    assert main(["golden", "shipped", "--runtime", "mil:widen", "-o", "../golden.npz"]) == 0
+    with np.load("../golden.npz") as stored:
+        values = dict(stored)
+    values = {name: v * factor if "/out/" in name else v for name, v in values.items()}
+    np.savez("../golden.npz", **values)
+    write(folder / "harness.toml", '[subjects.s]\nartifact = "shipped.pte"\ngolden = "golden.npz"')
+    words = ["--fixture", "s", "--runtime", "mil:widen", "-k", "outputs or reference_weights"]
+    command = [sys.executable, "-m", "harness", "conformance", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = read_run(Path("results/conformance.jsonl"))
+    assert {(case.check, case.runtime): case.outcome for case in run.cases} == {
+        ("outputs", "mil:widen"): outcome,
+        ("reference-weights", "-"): "skip",  # a golden file has no parameters
+    }, done.stdout
+    assert done.returncode == int(outcome == "fail")
