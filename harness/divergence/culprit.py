@@ -20,7 +20,7 @@ import torch
 
 from harness.divergence.recording import Place, Recording
 from harness.divergence.stages import Catalogue
-from harness.mil.plan import Step
+from harness.mil.block import Step
 
 _NEAR = 0.25  # of the largest value: a stage that is further away explains nothing
 _SLICES = ("slice_by_index", "slice_by_size", "split")

@@ -11,7 +11,7 @@ import torch
 from harness.artifact import Artifact, Delegate
 from harness.errors import ArtifactError, HarnessError
 from harness.mil import Function, Policy, load_function, observed
-from harness.mil.plan import Step
+from harness.mil.block import Step
 from harness.mil.types import TensorType
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner

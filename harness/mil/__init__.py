@@ -27,7 +27,7 @@ quantized weights without expanding them. `ranges` measures the ranges of FLOAT1
 from harness.mil.block import observed
 from harness.mil.function import Function, load_function
 from harness.mil.policy import POLICIES, Policy, get_policy
-from harness.mil.state import State
+from harness.mil.storage import State
 from harness.mil.types import TensorType
 
 __all__ = [

@@ -15,12 +15,11 @@ from harness.artifact.package import Package
 from harness.errors import ArtifactError
 from harness.mil import ops as _registers_them  # noqa: F401
 from harness.mil.binding import built, built_at_call, with_blocks
-from harness.mil.block import Block
+from harness.mil.block import Block, Plan, Step, with_frees
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
 from harness.mil.packed import PackedWeight
-from harness.mil.plan import Plan, Step, with_frees
 from harness.mil.policy import Policy
-from harness.mil.shared import SharedTensors
+from harness.mil.storage import SharedTensors
 from harness.mil.table import check_known
 from harness.mil.types import StateType, TensorType, ValueType, value_type
 from harness.mil.values import Constant, read_constant

@@ -11,15 +11,13 @@ import torch
 
 from harness.artifact.package import Package
 from harness.errors import ArtifactError, HarnessError
-from harness.mil.block import Block
+from harness.mil.block import Block, Plan
 from harness.mil.compile import compile_function
 from harness.mil.packed import PackedWeight, multiplied_by
 from harness.mil.packed.layouts import FEW_ROWS
-from harness.mil.plan import Plan
 from harness.mil.policy import Policy
 from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
-from harness.mil.shared import SharedTensors
-from harness.mil.state import State
+from harness.mil.storage import SharedTensors, State
 from harness.mil.types import StateType, TensorType, ValueType
 
 _SMALL_RESULT = 1 << 17  # elements: one step of a language model, with its caches

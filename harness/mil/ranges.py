@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from harness.mil.plan import Step
+from harness.mil.block import Step
 from harness.mil.types import TensorType
 
 _HALF = torch.finfo(torch.float16)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.mil.operation import Kinds, Operation, Run, operation
-from harness.mil.state import StateCell
+from harness.mil.storage import StateCell
 from harness.mil.types import StateType
 
 _TAKES: dict[str, Kinds] = {"input": StateType}
