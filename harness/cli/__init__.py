@@ -123,7 +123,7 @@ COMMANDS = {
         artifacts=("file",),
     ),
     "gate": Command(
-        "compare two result files; exit status 1 on a regression",
+        "compare two result files or artifacts; exit status 1: worse or changed, 4: undecided",
         results.add_gate_arguments,
         results.gate,
         artifacts=("base", "head"),
@@ -151,7 +151,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: all is well; 1: a check failed; 2: the input or the call was bad; 3: a part is not installed.
+    0: all is well; 1: a check failed; 2: the input or the call was bad; 3: a part is not installed;
+    4: the gate could not decide.
     """
     # Threads that spin between two small operations starve each other on a busy machine: decoding
     # was seen 75 times slower. Torch reads this when it is imported: set it before any command.

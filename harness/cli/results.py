@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
 INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
+HEADLINES = {0: "PASSED", 1: "FAILED", 4: "UNDECIDED"}
 
 
 def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,23 +91,30 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runtime", help="where two artifacts are executed and timed")
     parser.add_argument(
-        "--strict",
+        "--accept",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="let a change pass that the gate names so, such as `program` (may be repeated)",
+    )
+    parser.add_argument(
+        "--allow-inconclusive",
         action="store_true",
-        help="fail on an inconclusive metric as on a regression",
+        help="exit with 0, not 4, when a metric is undecided and none is worse",
     )
     parser.add_argument("--all", action="store_true", help="list the equal metrics, too")
     parser.add_argument("--json", action="store_true", help="print every metric as JSON")
 
 
 def gate(args: argparse.Namespace) -> int:
-    """Print a verdict per metric; return 1 when one of them regressed, else 0."""
-    result = _compare(args)
-    passed = result.passed and not (args.strict and result.counts["inconclusive"])
+    """Print a verdict for each metric; return the result's status."""
+    result = replace(_compare(args), allow_inconclusive=args.allow_inconclusive)
+    result = result.accepting(args.accept)
     if args.json:
-        print(json.dumps(result.to_json() | {"passed": passed}, indent=2))
+        print(json.dumps(result.to_json(), indent=2))
     else:
-        print("\n\n".join(_parts(result, passed, args.all)))
-    return 0 if passed else 1
+        print("\n\n".join(_parts(result, args.all)))
+    return result.status
 
 
 def _compare(args: argparse.Namespace) -> GateResult:
@@ -137,16 +146,18 @@ def _compare(args: argparse.Namespace) -> GateResult:
     return compare_runs(read_run(args.base), read_run(args.head), margins)
 
 
-def _parts(result: GateResult, passed: bool, everything: bool) -> Iterator[str]:
-    """Yield the table, the notes, and one line with the verdict and the counts."""
+def _parts(result: GateResult, everything: bool) -> Iterator[str]:
+    """Yield the table, the notes, how changes are accepted, and the verdict with the counts."""
     shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
     if shown:
         yield _table(shown)
     if result.notes:
         yield "\n".join(_wrap(f"Note: {note}") for note in result.notes)
+    if result.unaccepted:
+        options = " ".join(f"--accept {name}" for name in result.unaccepted)
+        yield f"To accept what changed: {options}"
     counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
-    verdict = "PASSED" if passed else "FAILED"
-    yield f"{verdict}: {len(result.metrics)} metrics: {counts}"
+    yield f"{HEADLINES[result.status]}: {len(result.metrics)} metrics: {counts}"
 
 
 def _table(metrics: Sequence[Metric]) -> str:

@@ -8,9 +8,9 @@ times in the order and with the statistics of `statistics`. `verdicts` serves bo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from harness.errors import HarnessError
 from harness.measure.verdicts import (
@@ -28,6 +28,9 @@ from harness.measure.verdicts import (
 )
 from harness.results import Case, Run
 
+# Of a measurement: a number, or one for each sample. JSON has no NaN: leave out what has no value.
+Numbers: TypeAlias = Mapping[str, float | Sequence[float]]
+
 # Only these outcomes come with facts and figures that can be compared.
 MEASURED = {"pass", "known", "fail"}
 # kind -> margin(name, value, overrides), verdict(base, head, margin), text(value)
@@ -39,9 +42,12 @@ KINDS: dict[str, tuple[Callable[..., Margin], Callable[..., Verdict], Callable[.
 
 @dataclass(frozen=True)
 class Metric:
-    """One outcome, fact or figure of a case in both runs, and the gate's verdict on it.
+    """One comparison of BASE and HEAD, and the gate's verdict on it.
 
-    `kind` is "outcome", "fact" or "figure"; `base` and `head` are the values as text.
+    `case` is the case or the place in the artifact; `kind` is "outcome", "fact" or "figure";
+    `base` and `head` are the values as text. `accept` is the name by which a user accepts the
+    verdict `changed`; it has such a name exactly when it can get that verdict. `numbers` holds
+    what a figure was judged by: for a time ratio, interval, p, samples, control.
     """
 
     case: str
@@ -51,18 +57,21 @@ class Metric:
     head: str
     verdict: str
     reason: str = ""
+    accept: str = ""
+    numbers: Numbers = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return the metric as a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """All metrics, and notes on how the circumstances of the two runs differ."""
+    """All metrics, and notes on how the circumstances of BASE and HEAD differ."""
 
     metrics: tuple[Metric, ...]
     notes: tuple[str, ...]
+    allow_inconclusive: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -71,15 +80,44 @@ class GateResult:
         return {verdict: found[verdict] for verdict in VERDICTS}
 
     @property
-    def passed(self) -> bool:
-        """Whether nothing regressed."""
-        return not self.counts["regression"]
+    def unaccepted(self) -> tuple[str, ...]:
+        """The names of the changes that nobody has accepted, each once."""
+        names = (metric.accept for metric in self.metrics if metric.verdict == "changed")
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 for a regression or a change that nobody accepted, 4 if undecided.
+
+        A result is undecided when a metric is inconclusive, unless that is allowed.
+        """
+        counts = self.counts
+        if counts["regression"] or counts["changed"]:
+            return 1
+        return 4 if counts["inconclusive"] and not self.allow_inconclusive else 0
+
+    def accepting(self, names: Iterable[str]) -> GateResult:
+        """Return the result with the verdict `accepted` on all changes of these names.
+
+        A name without a change is noted, because it may be misspelled.
+        """
+        names = list(dict.fromkeys(names))
+        metrics = tuple(
+            replace(metric, verdict="accepted")
+            if metric.verdict == "changed" and metric.accept in names
+            else metric
+            for metric in self.metrics
+        )
+        unused = [name for name in names if name not in self.unaccepted]
+        notes = (f"--accept {name}: there is no change of this name" for name in unused)
+        return replace(self, metrics=metrics, notes=(*self.notes, *notes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
         return {
-            "passed": self.passed,
+            "status": self.status,
             "counts": self.counts,
+            "unaccepted": list(self.unaccepted),
             "notes": list(self.notes),
             "metrics": [metric.to_json() for metric in self.metrics],
         }

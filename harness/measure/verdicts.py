@@ -16,8 +16,10 @@ Verdict = tuple[str, str]
 
 VERDICTS = {
     "regression": "worse in HEAD: the gate fails",
+    "changed": "another in HEAD, neither better nor worse: the gate fails unless it is accepted",
     "failing": "a case that fails in both runs, which is not a regression",
-    "inconclusive": "the two runs cannot be compared in this",
+    "inconclusive": "undecided: the two cannot be compared in this, or it is too noisy",
+    "accepted": "changed, and accepted by name",
     "better": "better in HEAD",
     "new": "only HEAD has it",
     "skipped": "a case that neither run executed",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from harness.cli import main
+from harness.measure import GateResult, Metric
 from harness.results import Figure
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
@@ -87,16 +88,45 @@ def test_what_got_better_or_stayed_within_its_margin_passes(gate, case, metric, 
     assert status == 0 and verdicts[metric] == verdict
 
 
-def test_time_on_another_machine_is_inconclusive_and_error_is_not(gate):
+def test_time_on_another_machine_is_undecided_and_error_is_not(gate):
     case = replace(with_figure("decode", 30.0), comparisons=1000)
     status, verdicts = gate(case, SKIPPED, header=SLOW)
-    assert status == 0 and verdicts["decode"] == "inconclusive"
+    assert status == 4 and verdicts["decode"] == "inconclusive"
     assert verdicts["decode error"] == "same"
-    assert gate(case, SKIPPED, header=SLOW, arguments=["--strict"])[0] == 1
+    assert gate(case, SKIPPED, header=SLOW, arguments=["--allow-inconclusive"])[0] == 0
 
 
-def test_strict_passes_where_all_could_be_compared(gate):
-    assert gate(with_figure("decode", 3.1), SKIPPED, arguments=["--strict"])[0] == 0
+def test_a_regression_is_told_before_what_is_undecided(gate):
+    case = replace(with_figure("decode error", 5e-7), comparisons=1000)
+    assert gate(case, SKIPPED, header=SLOW, arguments=["--allow-inconclusive"])[0] == 1
+
+
+def metric(verdict, accept=""):
+    return Metric("artifact", "m", "fact", "a", "b", verdict, accept=accept)
+
+
+def test_a_change_fails_until_it_is_accepted_by_its_name():
+    result = GateResult((metric("changed", "program"), metric("changed", "weights")), ())
+    assert result.status == 1 and result.unaccepted == ("program", "weights")
+    partly = result.accepting(["program"])
+    assert partly.status == 1 and partly.unaccepted == ("weights",)
+    accepted = result.accepting(["weights", "program", "program"])
+    assert accepted.status == 0 and accepted.counts["accepted"] == 2 and not accepted.notes
+
+
+def test_a_regression_cannot_be_accepted_and_a_name_of_no_change_is_noted():
+    result = GateResult((metric("regression", "program"),), ()).accepting(["program"])
+    assert result.status == 1 and "--accept program: there is no change" in result.notes[0]
+
+
+def test_the_option_that_would_accept_is_printed(tmp_path, capsys, monkeypatch):
+    result = GateResult((metric("changed", "weights"),), ())
+    monkeypatch.setattr("harness.measure.compare_runs", lambda *given: result)
+    run = str(write_run(tmp_path / "run.jsonl", PARITY))
+    assert main(["gate", run, run]) == 1
+    printed = capsys.readouterr().out
+    assert "To accept what changed: --accept weights\n" in printed and "FAILED" in printed
+    assert main(["gate", run, run, "--accept", "weights"]) == 0
 
 
 def test_other_options_make_facts_and_figures_inconclusive(gate):

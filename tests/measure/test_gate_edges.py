@@ -106,24 +106,24 @@ def test_other_exporters_are_noted_and_compared_all_the_same(gate):
     assert note.startswith(
         "The exporter packages of the runs differ (executorch/executorch None ->"
     )
-    assert result.passed
+    assert result.status == 0
 
 
 def test_a_missing_case_is_a_regression_when_others_are_there(gate):
     result = gate([PARITY, GREEDY], [PARITY])
-    assert verdict(result, GREEDY, "outcome") == "regression" and not result.passed
+    assert verdict(result, GREEDY, "outcome") == "regression" and result.status == 1
 
 
 def test_a_new_case_is_listed_and_no_regression(gate):
     result = gate([PARITY], [PARITY, GREEDY])
-    assert verdict(result, GREEDY, "outcome") == "new" and result.passed
+    assert verdict(result, GREEDY, "outcome") == "new" and result.status == 0
 
 
 def test_a_missing_fact_is_a_regression_and_a_new_one_is_not(gate):
     without = replace(PARITY, facts={})
     assert verdict(gate([PARITY], [without]), PARITY, "opset") == "regression"
     result = gate([without], [PARITY])
-    assert verdict(result, PARITY, "opset") == "new" and result.passed
+    assert verdict(result, PARITY, "opset") == "new" and result.status == 0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_true_and_one_are_two_facts(gate):
 
 def test_a_case_that_fails_in_both_is_named(gate):
     result = gate([FAILED], [FAILED])
-    assert verdict(result, PARITY, "outcome") == "failing" and result.passed
+    assert verdict(result, PARITY, "outcome") == "failing" and result.status == 0
 
 
 def test_what_failed_before_is_not_held_against_what_passes_now(gate):
