@@ -100,11 +100,11 @@ def interrupt(*args):
 def test_a_change_of_the_builder_makes_another_fixture(made, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(made))
     before = cache.fixture("tiny").folder
-    digest = cache._source_digest
+    digest = cache._file_digest
     monkeypatch.setattr(
         cache,
-        "_source_digest",
-        lambda name: "edited" if name == "harness.fixtures.tiny" else digest(name),
+        "_file_digest",
+        lambda row, path: "edited" if path.name == "tiny.py" else digest(row, path),
     )
     assert cache.fixture("tiny").folder != before
 

@@ -153,6 +153,18 @@ BAD = {
     ),
     "an exporter of none": ('[exporters]\na = "b"', "exporters.a: 'b' is not an exporter"),
     "an empty place": ('[exporters]\na = "executorch@"', "exporters.a: 'executorch@' is not"),
+    "two makers": (
+        MINE + 'build = { module = "a" }',
+        "subjects.mine: keep one of build and checkpoint",
+    ),
+    "a build's tokenizer": (
+        '[subjects.a]\nbuild = { module = "a" }\ntokenizer = "../t"',
+        "subjects.a.tokenizer: give the name of the file that build writes",
+    ),
+    "a build's key": (
+        '[subjects.a]\nbuild = { module = "a", setings = {} }',
+        "subjects.a.build: unknown key 'setings'; did you mean 'settings'?",
+    ),
     "a runtime": ('runtimes = ["mil:wide"]', "runtimes: no runtime 'mil:wide'"),
     "a name": ('[subjects."../x"]\nartifact = "a"', "subjects: '../x' is not a name"),
     "a built-in's name": (MINE.replace(".mine", ".tiny"), "subjects.tiny has the name of a built"),
@@ -230,6 +242,67 @@ def test_the_example_is_whole_and_sound(tmp_path, monkeypatch, capsys):
     assert set(whole) == set(SCHEMA_JSON["properties"]) and named == set(subject)
     options = whole["subjects"]["my-model"]["options"]
     assert set(options) == set(subject["options"]["properties"])
+
+
+def test_the_built_in_models_are_declared_in_the_same_form():
+    table = Path(project.__file__).with_name("models.toml")
+    Draft202012Validator(SCHEMA_JSON).validate(tomllib.loads(table.read_text(encoding="utf-8")))
+
+
+TOY = """
+[subjects.toy]
+build = { module = "MODULE", files = ["sizes.json"] }
+tokenizer = "tokenizer.json"
+exporter = "coreml"
+options = { input_len = 4, max_context_len = 32, target_split_size = "none" }
+"""
+TOY_MODULE = """
+import json
+from pathlib import Path
+from harness.fixtures.random_model import build as build_random
+def build(folder):
+    sizes = json.loads((Path(__file__).parents[1] / "sizes.json").read_text())
+    build_random(folder, sizes, seed=FIRST)
+"""
+SIZES = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "vocab_size": 320}
+
+
+@pytest.fixture
+def toy(folder, monkeypatch, request):
+    """A subject whose weights a module of the user's makes; its name is new in each test."""
+    monkeypatch.setenv("HARNESS_CACHE", str(folder / "cache"))
+    (folder / "sizes.json").write_text(json.dumps(SIZES), encoding="utf-8")
+    package = f"toys_{abs(hash(request.node.name))}"
+    (folder / package).mkdir()
+    write(folder / "harness.toml", TOY.replace("MODULE", f"{package}.small"))
+    return folder / package / "small.py"
+
+
+def test_a_users_module_makes_a_model(folder, toy, capsys):
+    """The model is made again only when what it is made of changes."""
+    toy.write_text(TOY_MODULE.replace("FIRST", "1"), encoding="utf-8")
+    assert main(["check", "toy", "--runtime", "mil:widen"]) == 0, capsys.readouterr().out
+    first = fixture("toy")
+    assert fixture("toy") == first and first.tokenizer.is_file()
+    (folder / "sizes.json").write_text(json.dumps(SIZES | {"n_layers": 2}), encoding="utf-8")
+    assert fixture("toy").folder != first.folder
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    {
+        "absent": (None, ".small in"),
+        "wrong": ("def build(folder): raise ValueError('no')", "build failed: ValueError: no"),
+        "idle": ("def build(folder): pass", "small wrote no checkpoint.pth"),
+    }.values(),
+    ids=["absent", "wrong", "idle"],
+)
+def test_a_users_module_that_makes_nothing_is_one_sentence(toy, capsys, code, sentence):
+    if code:
+        toy.write_text(code, encoding="utf-8")
+    assert main(["inspect", "toy"]) == 2
+    err = capsys.readouterr().err
+    assert "harness inspect: toy: " in err and sentence in err and "Traceback" not in err
 
 
 def test_the_schema_has_the_options_of_an_export(folder):
