@@ -43,7 +43,7 @@ def test_it_says_what_the_grammar_demands(judge: Judge, fixture_name: str, runti
     judge(Check("grammar", find), runtime)
 
 
-def test_a_user_reads_it(judge: Judge, fixture_name: str) -> None:
+def test_a_user_reads_its_text(judge: Judge, fixture_name: str) -> None:
     """`harness run`, as a user types it, must finish the sentence and go on to the next."""
     tokenizer = fixture(SubjectName.parse(fixture_name).model).tokenizer
     case = next(case for case in cases() if case.saying.rule == "sum")

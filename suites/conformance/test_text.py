@@ -45,7 +45,7 @@ def test_it_names_paris(judge: Judge, fixture_name: str) -> None:
 
 
 @pytest.mark.prompted
-def test_greedy_tokens_are_the_oracles(judge: Judge, fixture_name: str) -> None:
+def test_greedy_tokens_after_prompts_are_the_oracles(judge: Judge, fixture_name: str) -> None:
     """The two must agree on every prompt wherever the oracle's margin exceeds the error bound."""
     name = SubjectName.parse(fixture_name).model
     tokenizer = load_tokenizer(fixture(name).tokenizer)

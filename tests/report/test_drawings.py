@@ -1,7 +1,12 @@
 """The drawings of a run, and cases made of findings."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
+from html import unescape
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,8 +15,9 @@ import pytest
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.report import run_table
+from harness.report.page import pieces, repeat_command
 from harness.results import Figure, Finding, case_from_findings, read_run
-from tests.results.runs import PARITY, SKIPPED, write_run
+from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
 HOSTILE = '<script>alert("x")</script>&\x1b[31m\x00'
 FAILED = replace(PARITY, check="greedy", outcome="fail", reason=HOSTILE, figures={})
@@ -40,15 +46,76 @@ def test_junit_has_every_case_and_its_outcome(run, tmp_path):
 def test_the_page_escapes_what_a_result_says(run, tmp_path):
     main(["report", str(tmp_path / "run.jsonl"), "-o", str(tmp_path / "out")])
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "<script>alert" not in page and "&lt;script&gt;" in page
+    assert "<script" not in page and "&lt;script&gt;" in page.replace("<wbr>", "")
     assert "\x1b" not in page and "\x00" not in page
 
 
-def test_the_page_shows_what_failed_first(run, tmp_path):
-    main(["report", str(tmp_path / "run.jsonl"), "-o", str(tmp_path / "out")])
-    page = (tmp_path / "out" / "index.html").read_text()
-    shown = [page.index(f'<span class="{name}">') for name in ("crash", "fail", "skip", "pass")]
-    assert max(shown[:2]) < min(shown[2:])
+def drawn(tmp_path, *cases, header=HEADER):
+    run = write_run(tmp_path / "drawn.jsonl", *cases, header=header)
+    main(["report", str(run), "-o", str(tmp_path / "out")])
+    return (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_page_shows_what_failed_first(tmp_path):
+    page = drawn(tmp_path, SKIPPED, PARITY, FAILED, CRASHED)
+    shown = [page.index(f">{word}</span>") for word in ("crash", "fail", "pass", "skip")]
+    assert max(shown[:2]) < shown[2] < shown[3]
+
+
+def test_the_page_folds_skips_by_their_reason(tmp_path):
+    skips = [replace(SKIPPED, check=f"c{number}") for number in range(3)]
+    page = drawn(tmp_path, PARITY, *skips, replace(SKIPPED, check="d", reason="too <old>"))
+    titles = re.findall(r"<details( open)?><summary>(.*?)</summary>", page)
+    assert ("", "Skipped: not here (3)") in titles and (" open", "Passed (1)") in titles
+    assert ("", "Skipped: too &lt;old&gt; (1)") in titles
+
+
+def test_a_line_of_the_page_ends_within_no_word():
+    """A long name may break after its punctuation, a number nowhere."""
+    assert pieces("2e-07 of int64[3,3]") == ["2e-07 of int64[3,3]"]
+    assert pieces("a decode_kv_cache\0 b") == ["a decode_", "kv_", "cache\\", "x00 b"]
+    assert "|".join(pieces("decode_kv_cache_specs")) == "decode_|kv_|cache_|specs"
+    assert "|".join(pieces("executorch@1.5.1:tiny")) == "executorch@|1.|5.|1:|tiny"
+    assert pieces("f" * 64) == ["f" * 64]
+
+
+BY_151 = replace(HEADER, exporters={"executorch": {"executorch": "1.5.1"}})
+REPEATED = [
+    (PARITY, HEADER, "conformance --fixture tiny --mode single --runtime mil:widen -k parity"),
+    (
+        replace(PARITY, check="weight-sharing", fixture="coreml:tiny+b4w", runtime="-"),
+        HEADER,
+        "conformance --fixture tiny+b4w --exporter coreml --mode single -k 'weight and sharing'",
+    ),
+    (
+        replace(PARITY, suite="check"),
+        BY_151,
+        "check executorch@1.5.1:tiny/single --runtime mil:widen --check parity",
+    ),
+    (
+        replace(PARITY, suite="check", fixture="it's a $(file).pte", mode="-"),
+        replace(HEADER, options={"compared with": ["checkpoint"]}),
+        "check 'it'\"'\"'s a $(file).pte' --checkpoint CHECKPOINT --params PARAMS"
+        " --runtime mil:widen --check parity",
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "header", "command"), REPEATED)
+def test_the_page_has_the_command_that_repeats_a_case(tmp_path, case, header, command):
+    assert (
+        unescape(drawn(tmp_path, case, header=header)).count(f"<pre>harness {command}</pre>") == 1
+    )
+
+
+@pytest.mark.parametrize("check", ["weight-sharing", "text", "grammar", "agreement"])
+def test_the_command_that_repeats_a_case_of_conformance_finds_it(check):
+    """The suite's tests are named by their checks, at least in part."""
+    case = replace(PARITY, check=check, fixture="coreml:tiny", mode="multifunction", runtime="-")
+    words = shlex.split(repeat_command(case, HEADER))
+    command = [sys.executable, "-m", *words, "--collect-only", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "test_" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_table_fits_however_long_the_names_and_reasons(tmp_path):
