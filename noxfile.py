@@ -112,6 +112,13 @@ def versions(session: nox.Session) -> None:
     run(session, "pytest", "suites/versions")
 
 
+@nox.session(python=False, default=False)
+def healthy(session: nox.Session) -> None:
+    """Check 80 healthy models of varied make: none gets a complaint; two hours the first time."""
+    install(session, "executorch", "test")
+    run(session, "pytest", "suites/healthy", *session.posargs)
+
+
 @nox.session(default=False)
 @nox.parametrize(("python", "coremltools"), COMPATIBLE)
 def compatibility(session: nox.Session, coremltools: str) -> None:

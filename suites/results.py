@@ -162,6 +162,13 @@ def record(request: pytest.FixtureRequest) -> Callable[[Case], None]:
     return record
 
 
+@pytest.fixture
+def record_judged(request: pytest.FixtureRequest) -> Callable[[Iterable[Case]], None]:
+    """Record cases that `harness check` has judged; the test itself says how it went."""
+    cases: list[Case] = request.node.stash.setdefault(_CASES, [])
+    return cases.extend
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

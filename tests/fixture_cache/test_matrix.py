@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.export.options import check_fit
 from harness.fixtures import MODELS, all_models, cache, model
 from harness.fixtures.matrix import build, matrix
+from harness.fixtures.varied import VARIED
 from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import load_params, parse_params
 
@@ -163,7 +164,7 @@ def test_other_settings_are_another_fixture(tmp_path, monkeypatch):
 
 
 def test_rows_are_found_by_name_beside_the_other_models():
-    assert all_models().keys() == MODELS.keys() | matrix().keys()
+    assert all_models().keys() == MODELS.keys() | VARIED.keys() | matrix().keys()
     assert model("matrix-02") is matrix()["matrix-02"]
     with pytest.raises(HarnessError, match=r"no model 'matrix-99'; there are tiny, .*, and matrix"):
         model("matrix-99")

@@ -1,0 +1,1 @@
+"""Healthy language models of varied make: `harness check` complains of none of them."""
