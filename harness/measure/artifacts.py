@@ -31,7 +31,9 @@ _MAX_TEXT = 120  # characters of a value in a message
 _TIME_VERDICTS = {"slower": "regression", "faster": "better"}
 
 
-def compare_artifacts(base: str | Path, head: str | Path, runtime: str | None = None) -> GateResult:
+def compare_artifacts(
+    base: Subject | str | Path, head: Subject | str | Path, runtime: str | None = None
+) -> GateResult:
     """Compare two artifacts on a runtime, without a name on this machine's default.
 
     Language models are held against their oracle. For another model, what BASE gives in `double`
@@ -40,7 +42,7 @@ def compare_artifacts(base: str | Path, head: str | Path, runtime: str | None = 
     Raises NotInstalledError when the runtime cannot be used here, HarnessError for a bad file.
     """
     (runtime,) = usable_runtimes([runtime or default_runtime()])
-    subjects = Subject(base), Subject(head)
+    subjects = Subject.of(base), Subject.of(head)
     differences = diff_artifacts(*(subject.artifact for subject in subjects))
     is_language_model = all(subject.is_language_model for subject in subjects)
     judge, time_metric = (_parity, _time_metric) if is_language_model else (_outputs, _call_metric)
