@@ -18,6 +18,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from harness.export._executorch_child import PATCHED
 EXECUTORCH = "executorch"
 PACKAGES = (EXECUTORCH, "torch", "torchao", "coremltools")
 """The distributions that decide what ExecuTorch's exporter writes."""
+PYTHON = "python"  # in versions: torch.export traces the bytecode of a minor version
 
 # ExecuTorch's developers edit the exporter in place, under an unchanged version number.
 SOURCES = (
@@ -63,7 +65,7 @@ class Environment:
 
     `label` names it by its content, without a path. `python` is the interpreter, None for this
     one; `overlay` a folder that comes first on its PYTHONPATH. `root` is the folder of the package
-    `executorch`, `versions` those of `PACKAGES`, None for one that is missing.
+    `executorch`, `versions` those of `PYTHON` and of `PACKAGES`, None for one that is missing.
     """
 
     label: str
@@ -110,8 +112,9 @@ def installed() -> Environment:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Return the versions of `PACKAGES` in this Python."""
-    return {name: _version(name) for name in PACKAGES}
+    """Return the minor version of this Python, and the versions of its `PACKAGES`."""
+    python = "{}.{}".format(*sys.version_info)
+    return {PYTHON: python, **{name: _version(name) for name in PACKAGES}}
 
 
 def environment(place: str, progress: Progress | None = None) -> Environment:
@@ -185,12 +188,14 @@ def _of_python(python: Path, origin: Path) -> Environment:
         raise HarnessError(
             f"executorch@{origin}: it is Python {major}.{minor}; the export needs 3.11 or newer"
         )
-    versions = found["versions"]
+    versions = {PYTHON: f"{major}.{minor}", **found["versions"]}
     if missing := [name for name in PACKAGES if versions[name] is None or not found["roots"]]:
         raise NotInstalledError(f"executorch@{origin}: that Python lacks {', '.join(missing)}")
     label = f"{EXECUTORCH}@{versions[EXECUTORCH]}"
-    if versions["torch"] != _version("torch"):
-        label += f"-torch-{versions['torch']}"
+    here = installed_versions()
+    for name in (PYTHON, "torch"):
+        if versions[name] != here[name]:
+            label += f"-{name}-{versions[name]}"
     return Environment(label, Path(found["roots"][0]), versions, python=python)
 
 

@@ -106,6 +106,21 @@ def test_a_changed_line_is_told_from_the_release(
     assert all(words in said for words in named), said
 
 
+@pytest.mark.parametrize("version", ["1.3.1", "1.5.1"])
+def test_another_versions_wheel_carries_all_but_what_is_known(version: str, tmp_path: Path) -> None:
+    """Run the installation suite on another version; 1.5 has more headers and the library."""
+    words = ["--exporter", f"executorch@{version}", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+    done = subprocess.run(
+        [*command, "suites/installation"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cases = read_run(tmp_path / "installation.jsonl").cases
+    assert {case.fixture for case in cases} == {f"executorch-{version}"} and len(cases) == 10
+    known = {case.check for case in cases if case.outcome == "known"}
+    assert ("install-libraries" in known) == (version == "1.3.1")
+
+
 @pytest.mark.parametrize("tests", RUNTIME_TESTS)
 def test_another_versions_runtime_is_used_alike(tests: str) -> None:
     """Run the stand-in's tests, and those of the runtime `executorch`, with another version."""

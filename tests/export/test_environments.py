@@ -199,12 +199,13 @@ def test_another_python_is_asked_what_it_has(tmp_path, monkeypatch):
     (bin_folder := tmp_path / "venv" / "bin").mkdir(parents=True)
     (python := bin_folder / "python").symlink_to(sys.executable)
     versions = dict.fromkeys(environments.PACKAGES, "1.5.1")
-    answer = {"python": [3, 11], "versions": versions, "roots": ["/somewhere/executorch"]}
+    answer = {"python": [4, 1], "versions": versions, "roots": ["/somewhere/executorch"]}
     monkeypatch.setattr(environments, "_PROBE", f"print({json.dumps(json.dumps(answer))})")
     for place in (python, tmp_path / "venv"):
         found = environment(str(place))
         assert found.python == python and found.overlay is None
-        assert found.label == "executorch@1.5.1-torch-1.5.1" and "/" not in found.label
+        assert found.label == "executorch@1.5.1-python-4.1-torch-1.5.1"
+        assert found.versions["python"] == "4.1"
         assert found.root == Path("/somewhere/executorch")
 
 

@@ -150,9 +150,10 @@ def test_other_options_are_another_export(exporter, change):
     assert len(paths) == len(exporter.calls) == 2
 
 
-@pytest.mark.parametrize("package", environments.PACKAGES)
+@pytest.mark.parametrize("package", (environments.PYTHON, *environments.PACKAGES))
 def test_another_version_is_another_export(exporter, monkeypatch, package):
     before = cache.exported("tiny", export=exporter)
+    assert environments.installed_versions()["python"] == ".".join(map(str, sys.version_info[:2]))
     versions = environments.installed_versions() | {package: "9"}
     monkeypatch.setattr(environments, "installed_versions", lambda: versions)
     assert cache.exported("tiny", export=exporter) != before
