@@ -43,17 +43,14 @@ _RUNS_NOTHING = ("collectonly", "help", "markers", "showfixtures", "show_fixture
 class Recorder:
     """Writes the cases of a run to `FOLDER/SUITE.jsonl`, draws them, and prints their summary.
 
-    `options` are those that the run was asked for, `exporters` the versions of each exporter; the
-    header of the stream holds both.
+    The stream has the `header`.
     """
 
-    def __init__(
-        self, suite: str, folder: Path, options: dict[str, Any], exporters: Exporters
-    ) -> None:
+    def __init__(self, suite: str, folder: Path, header: Header) -> None:
         self.folder = folder
         self._suite = suite
         self._run: Run | None = None  # once it is written: an older run's may be at its path
-        self._writer = Writer(folder / f"{suite}.jsonl", Header.here(options, exporters))
+        self._writer = Writer(folder / f"{suite}.jsonl", header)
 
     def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:
         """Return the cases that a report carries.
@@ -122,18 +119,21 @@ def start_recording(
     options: dict[str, Any],
     recorder: type[Recorder] = Recorder,
     exporters: Exporters | None = None,
+    shard: Mapping[str, int] | None = None,
 ) -> None:
     """Register the run's `Recorder`, in the process that collects the reports.
 
-    `exporters` holds the versions of each exporter by its name in the cases; the known defects of
-    an artifact are those of its exporter's version.
+    The header of the stream holds the `options` that the run was asked for; the `shard`, if the run
+    is one; and `exporters`, the versions of each exporter by its name in the cases. The known
+    defects of an artifact are those of its exporter's version.
     """
     exporters = exporters or {}
     made_by = {name: versions.get("executorch") for name, versions in exporters.items()}
     config.stash[_VERSIONS] = parse_versions(made_by)
     idle = any(getattr(config.option, name) for name in _RUNS_NOTHING)
     if not idle and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(recorder(suite, folder, options, exporters), "recorder")
+        header = Header.here(options, exporters, shard=shard)
+        config.pluginmanager.register(recorder(suite, folder, header), "recorder")
 
 
 def add_results_option(group: pytest.OptionGroup, default: str = "results") -> None:

@@ -22,6 +22,7 @@ COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
 INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
+MERGED = "merged.jsonl"  # where the merged streams have different names
 HEADLINES = {0: "PASSED", 1: "FAILED", 4: "UNDECIDED"}
 
 
@@ -52,13 +53,20 @@ def conformance(args: argparse.Namespace) -> int:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness report`."""
-    parser.add_argument("run", type=Path, metavar="RUN.jsonl", help="the result file of a run")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN.jsonl",
+        help="the result file of a run, or the files of all its shards, which are merged",
+    )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table.txt, junit.xml and index.html here; without it, only print",
+        help="write table.txt, junit.xml, index.html and a merged result file here; without it, "
+        "only print",
     )
     parser.add_argument("--json", action="store_true", help="print the counts and files as JSON")
 
@@ -67,10 +75,21 @@ def report(args: argparse.Namespace) -> int:
     """Print the table and write the files; return 1 when the run did not pass, else 0."""
     from harness.report import run_table, write_report
     from harness.report.table import wants_colours
-    from harness.results import read_run
+    from harness.results.merge import merge, write_run
 
-    finished = read_run(args.run)
+    finished = merge(args.runs)
+    names = {path.name for path in args.runs}
+    merged = args.output and args.output / (names.pop() if len(names) == 1 else MERGED)
+    if (
+        merged
+        and len(args.runs) > 1
+        and any(merged.resolve() == run.resolve() for run in args.runs)
+    ):
+        raise HarnessError(f"{merged} is one of the streams to merge: give -o another folder")
     files = write_report(finished, args.output) if args.output else []
+    if merged and len(args.runs) > 1:
+        write_run(merged, finished)
+        files.append(merged)
     if args.json:
         print(json.dumps(finished.footer.to_json() | {"files": [str(file) for file in files]}))
     else:

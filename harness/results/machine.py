@@ -24,7 +24,9 @@ class Header:
     """The environment of a run: its time, versions, machine and options.
 
     `exporters` are the versions of what each exporter consists of, by its name in the cases. A run
-    about one artifact has its `artifact`: the `name` in the cases, `sha256` and `bytes`.
+    about one artifact has its `artifact`: the `name` in the cases, `sha256` and `bytes`. A part of
+    a run has its `shard`: `index`, from 1, and `count`. A run that `merge` made of several has
+    their number, `merged`.
     """
 
     started: str
@@ -34,6 +36,8 @@ class Header:
     project: Mapping[str, Any]
     exporters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     artifact: Mapping[str, str | int] = field(default_factory=dict)
+    shard: Mapping[str, int] = field(default_factory=dict)
+    merged: int = 0
 
     @classmethod
     def here(
@@ -41,6 +45,7 @@ class Header:
         options: Mapping[str, Any],
         exporters: Mapping[str, Mapping[str, str]] | None = None,
         artifact: Mapping[str, str | int] | None = None,
+        shard: Mapping[str, int] | None = None,
     ) -> Header:
         """Return the header of a run that starts now, on this machine, in this checkout."""
         return cls(
@@ -51,6 +56,7 @@ class Header:
             project=project_state(),
             exporters=exporters or {},
             artifact=artifact or {},
+            shard=shard or {},
         )
 
     @property
@@ -72,19 +78,29 @@ class Header:
             "project": dict(self.project),
             "exporters": {name: dict(versions) for name, versions in self.exporters.items()},
         }
-        return record | ({"artifact": dict(self.artifact)} if self.artifact else {})
+        rest = {
+            "artifact": dict(self.artifact),
+            "shard": dict(self.shard),
+            "merged": self.merged,
+        }
+        return record | {name: value for name, value in rest.items() if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
         """Read the header that `to_json` wrote; `data` has been validated against the schema."""
         names = ("started", "versions", "machine", "options", "project")
-        later = {name: data.get(name, {}) for name in ("exporters", "artifact")}
-        return cls(**{name: data[name] for name in names}, **later)
+        later = {name: data.get(name, {}) for name in ("exporters", "artifact", "shard")}
+        return cls(**{name: data[name] for name in names}, **later, merged=data.get("merged", 0))
 
 
 def this_machine() -> dict[str, Any]:
-    """Return the operating system, its release, the architecture, processors, memory and Python."""
+    """Return the operating system, its release, the architecture, processors, memory and Python.
+
+    `capability` names the instructions that PyTorch's kernels use, and `threads` how many threads:
+    both change the order of sums, and with it the last digits of every result.
+    """
     import psutil
+    import torch
 
     return {
         "os": platform.system(),
@@ -92,6 +108,8 @@ def this_machine() -> dict[str, Any]:
         "arch": platform.machine(),
         "cpu": _processor(),
         "cpus": os.cpu_count() or 1,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
     }

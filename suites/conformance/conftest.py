@@ -8,7 +8,8 @@ the terminal shows a table.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
@@ -41,6 +42,7 @@ from harness.suites.results import (
 __all__ = ["pytest_runtest_makereport", "record"]
 
 _EXPORTERS = pytest.StashKey[dict[str, Exporter | None]]()
+_SHARD = pytest.StashKey[dict[str, int]]()
 _BY = pytest.StashKey[dict[str, list[str]]]()  # for each fixture, its exporters' names in cases
 DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conformance)
 MODES = ("single", "multifunction")
@@ -58,6 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "checkout), or coreml",
     )
     group.addoption("--runtime", action="append", help="a runtime, kind:option")
+    group.addoption("--shard", metavar="K/N", help="part K of N; harness report merges the results")
     add_results_option(group)
 
 
@@ -80,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
         named = list(dict.fromkeys(name for names in asked for name in names))
         exporters = chosen_exporters(named, _show(config))
         known_defects()
+        shard = parse_shard(config.getoption("shard"))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[_EXPORTERS] = exporters
@@ -98,7 +102,18 @@ def pytest_configure(config: pytest.Config) -> None:
         if found is not None
     }
     folder = config.getoption("results")
-    start_recording(config, "conformance", folder, options, exporters=versions)
+    config.stash[_SHARD] = shard
+    start_recording(config, "conformance", folder, options, exporters=versions, shard=shard)
+
+
+def parse_shard(text: str | None) -> dict[str, int]:
+    """Return K/N as `index` and `count`, nothing for None; raises HarnessError for other texts."""
+    if text is None:
+        return {}
+    found = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise HarnessError(f"--shard {text}: give K/N, part K of N, such as 2/5")
+    return {"index": int(found[1]), "count": int(found[2])}
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -161,14 +176,43 @@ def has_values(row: Model) -> bool:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of a subject one after another: only one subject is open at a time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests of a subject one after another: only one subject is open at a time.
+
+    A shard has all tests of some models in one mode, of every exporter: they share exports. Raises
+    pytest.UsageError when there are fewer of these than shards.
+    """
 
     def subject(item: pytest.Item) -> tuple[str, ...]:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         return tuple(str(params.get(name, "")) for name in ("fixture_name", "mode"))
 
     items.sort(key=subject)
+    if shard := config.stash[_SHARD]:
+        # A test that applies to no subject has no parameters, and records no case.
+        exports = {item: _export_of(*subject(item)) for item in items if _has_subject(item)}
+        kept = set(_share(sorted(set(exports.values())), **shard))
+        config.hook.pytest_deselected(items=[i for i in items if exports.get(i) not in kept])
+        items[:] = [item for item in items if exports.get(item) in kept]
+
+
+def _has_subject(item: pytest.Item) -> bool:
+    return hasattr(item, "callspec") and isinstance(item.callspec.params.get("fixture_name"), str)
+
+
+def _export_of(fixture_name: str, mode: str) -> tuple[str, str]:
+    """Return the mode and the model with its scheme, of whatever exporter."""
+    return mode, fixture_name.rpartition(":")[2]
+
+
+def _share(exports: Sequence[tuple[str, str]], index: int, count: int) -> Sequence[tuple[str, str]]:
+    """Return a shard's exports; raises UsageError when there are fewer of them than shards."""
+    if len(exports) < count:
+        raise pytest.UsageError(
+            f"--shard {index}/{count}: only {len(exports)} exports are to be judged; make"
+            f" {len(exports)} shards at most"
+        )
+    return exports[index - 1 :: count]
 
 
 @pytest.fixture(scope="session")

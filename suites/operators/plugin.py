@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.results import Case, Run
+from harness.results import Case, Header, Run
 from harness.suites.impossible import Impossible, Target, entry_of, judge_listed, mark_listed
 from harness.suites.operators.selection import is_fp32, sample, target_of
 from harness.suites.operators.tally import Result, case_of, opset_table, rows_of
 from harness.suites.operators.watch import Sight, watched
-from harness.suites.results import Exporters, Recorder, add_results_option, carried, start_recording
+from harness.suites.results import Recorder, add_results_option, carried, start_recording
 
 IMPOSSIBLE = Path(__file__).with_name("impossible.toml")
 _SIGHT = pytest.StashKey[Sight]()
@@ -36,10 +36,8 @@ class OperatorsRecorder(Recorder):
     are expected to fail are in `impossible.toml`, by name and parameters.
     """
 
-    def __init__(
-        self, suite: str, folder: Path, options: dict[str, Any], exporters: Exporters
-    ) -> None:
-        super().__init__(suite, folder, options, exporters)
+    def __init__(self, suite: str, folder: Path, header: Header) -> None:
+        super().__init__(suite, folder, header)
         self._results: list[Result] = []
 
     def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:

@@ -74,6 +74,27 @@ def test_all_exporters_but_the_first_executorch_must_agree_with_it():
     assert len(agreeing) == 1 and "[coreml:tiny-single-mil:widen]" in agreeing[0]
 
 
+def cases_in(done):
+    return [line for line in done.stdout.splitlines() if "::" in line and "NOTSET" not in line]
+
+
+def test_shards_share_the_tests_and_each_export_is_in_one():
+    options = ("--fixture", "tiny", "--fixture", "layers-12", "--runtime", "mil:widen")
+    shards = [cases_in(collected(*options, "--shard", f"{index}/3")) for index in (1, 2, 3)]
+    everything = cases_in(collected(*options))
+    assert sorted(name for shard in shards for name in shard) == sorted(everything)
+    for model in ("tiny", "layers-12"):
+        for mode in ("single", "multifunction"):
+            holding = [s for s in shards if any(f"{model}-{mode}" in name for name in s)]
+            assert len(holding) == 1
+
+
+def test_more_shards_than_exports_are_a_usage_error():
+    done = collected("--shard", "1/3")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "only 2 exports are to be judged; make 2 shards at most" in done.stderr
+
+
 def test_an_unknown_exporter_is_a_usage_error():
     done = collected("--exporter", "coremll")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
