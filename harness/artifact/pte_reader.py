@@ -94,12 +94,28 @@ def parse_pte(data: memoryview, what: str) -> Pte:
         raise ArtifactError(f"{what}: {error}") from None
 
 
+def program_tables(data: memoryview) -> memoryview:
+    """Return a program's tables without its segments; empty when payloads lie inside the tables."""
+    tables, segments = extents(data)
+    return tables if segments else memoryview(b"")
+
+
+def extents(file: memoryview) -> tuple[memoryview, int]:
+    """Return the bytes that hold a program's tables, and the offset of its segments or 0."""
+    if len(file) < 8 + _EXTENDED_HEADER.size:
+        raise damaged("shorter than its header")
+    magic, _, size, base = _EXTENDED_HEADER.unpack_from(file, 8)
+    if magic != b"eh00":
+        return file, 0
+    return cut(file, 0, size, "the program"), base
+
+
 class ProgramTables:
     """Reads the tables of a program, each once."""
 
     def __init__(self, data: memoryview) -> None:
         self._file = data
-        tables, self._segment_base = self._extents()
+        tables, self._segment_base = extents(data)
         self._root = Table.root(tables)
         self._constants = self._buffers(ProgramField.CONSTANT_BUFFER)
         self._inline = self._buffers(ProgramField.BACKEND_DELEGATE_DATA)
@@ -124,15 +140,6 @@ class ProgramTables:
 
     def _buffers(self, field: ProgramField) -> list[memoryview | None]:
         return [table.vector(ONLY_FIELD, 1) for table in self._root.children(field)]
-
-    def _extents(self) -> tuple[memoryview, int]:
-        """Return the bytes that hold the tables, and the offset of the segments."""
-        if len(self._file) < 8 + _EXTENDED_HEADER.size:
-            raise damaged("shorter than its header")
-        magic, _, size, base = _EXTENDED_HEADER.unpack_from(self._file, 8)
-        if magic != b"eh00":
-            return self._file, 0
-        return cut(self._file, 0, size, "the program"), base
 
     def _segment(self, index: int, what: str) -> memoryview:
         if index >= len(self._segments):

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from harness.artifact import Artifact
 from harness.artifact.mapped import FolderFiles, is_folder, map_file
-from harness.artifact.package import Package
-from harness.diff.difference import Difference, changed, same_bytes, same_files
-from harness.diff.packages import Pair
-from harness.diff.programs import diff_programs
+from harness.artifact.pte_reader import program_tables
+from harness.diff.difference import Difference, changed, same_files, without_random
+from harness.diff.programs import diff_packages, diff_programs
 from harness.errors import HarnessError
 
 __all__ = ["Difference", "diff_artifacts"]
+
+_IDENTIFIERS = ("identifier", "key")
 
 _Files = Mapping[str, memoryview]
 
 
 def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
     """Return the differences, from the whole to the parts; none when all bytes are equal.
+
+    Two exports of one model differ at most in identifiers that exporters draw at random
+    (`Difference.is_random`).
 
     Raises HarnessError when one artifact is a program and the other a package, and ArtifactError
     when a part that is compared is damaged.
@@ -32,13 +37,41 @@ def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
     files = _files(a), _files(b)
     if same_files(*files):
         return []
-    found = [*_diff_files(*files)]
+    found = [*changed("", "size", *({"bytes": sum(map(len, x.values()))} for x in files))]
+    if a.kind == b.kind:
+        found += changed("", "file", *(dict.fromkeys(each, "there") for each in files))
     if a.package is not None and b.package is not None:
-        found += _diff_packages(a.package, b.package)
+        found += diff_packages(a.package, b.package)
     else:
         found += diff_programs(a, b)
+    found = [replace(one, is_random=True) if _is_random(one) else one for one in found]
+    if all(one.is_random for one in found):
+        found += _diff_tables(*files)
+    if found:
+        return found
+    # A manifest's identifiers, or the order of a message's entries.
     sizes = [sum(map(len, each.values())) for each in files]
-    return found or [Difference("", "bytes", "outside the compared parts", *sizes)]
+    return [Difference("", "bytes", "identifiers or order", sizes[0], sizes[1], is_random=True)]
+
+
+def _is_random(found: Difference) -> bool:
+    """Return whether only an identifier's UUID or digest differs."""
+    a, b = found.a, found.b
+    return (
+        found.what in _IDENTIFIERS
+        and isinstance(a, str)
+        and isinstance(b, str)
+        and without_random(a) == without_random(b) != a
+    )
+
+
+def _diff_tables(a: _Files, b: _Files) -> Iterator[Difference]:
+    """Yield a difference when a .pte's tables differ where nothing is compared."""
+    tables = [program_tables(files[""]) if "" in files else b"" for files in (a, b)]
+    texts = [without_random(bytes(table).decode("latin-1")) for table in tables]
+    if texts[0] != texts[1]:
+        what = "outside the compared parts"
+        yield Difference("", "bytes", what, len(texts[0]), len(texts[1]))
 
 
 def _files(artifact: Artifact) -> _Files:
@@ -46,21 +79,3 @@ def _files(artifact: Artifact) -> _Files:
     if is_folder(artifact.path):
         return FolderFiles(artifact.path)
     return {"": map_file(artifact.path)}
-
-
-def _diff_files(a: _Files, b: _Files) -> Iterator[Difference]:
-    yield from changed("", "size", *({"bytes": sum(map(len, x.values()))} for x in (a, b)))
-    if "" in (*a, *b):  # a .pte is a single file; its parts show more
-        return
-    for name in sorted({*a, *b}):
-        sizes = [len(files[name]) if name in files else None for files in (a, b)]
-        if None in sizes or not same_bytes(a[name], b[name]):
-            yield Difference("", "file", name, *sizes)
-
-
-def _diff_packages(a: Package, b: Package) -> Iterator[Difference]:
-    pair = Pair(a, b)
-    yield from pair.package("")
-    for name in a.functions:
-        if name in b.functions:
-            yield from pair.function(f"function '{name}'", name, name)

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import Value
+
+    from harness.artifact.package import Package
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where a weight is: its `Value`, and the result of the constexpr operation that takes it."""
+
+    package: Package
+    function: str
+    result: str | None
+    value: Value
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference: where it is, and the JSON values of both sides, None where one has nothing."""
+    """A difference: where it is, and the JSON values of both sides, None where one has nothing.
+
+    `is_random` says that exporters draw the values at random, so that two exports of one model
+    differ in them. `is_name` says that it is about names or an order, and the method computes
+    the same from the same inputs. `sources` are those of a weight.
+    """
 
     where: str
     kind: str
     what: str
     a: Any
     b: Any
+    is_random: bool = False
+    is_name: bool = False
+    sources: tuple[WeightSource | None, ...] = field(default=(), compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the difference as a JSON object."""
+        return {name: getattr(self, name) for name in ("where", "kind", "what", "a", "b")}
+
+
+_RANDOM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32,}")
+
+
+def without_random(text: str) -> str:
+    """Return a text with a `*` for each UUID and each digest in hex in it."""
+    return _RANDOM.sub("*", text)
 
 
 def changed(

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import ChainMap
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from google.protobuf.message import Message
 
 from harness.artifact.proto import declared_shape, mil_types
@@ -26,19 +29,47 @@ _DIGITS = 8  # of a digest in hex: enough to distinguish two constants of one op
 RETURN = "return"  # the type of the last step, whose inputs are the function's outputs
 
 
+class Parameter(NamedTuple):
+    """A parameter of an operation as text, with the values and the weights that it takes.
+
+    The parameter "" is what the blocks inside an operation compute.
+    """
+
+    name: str
+    text: str
+    values: tuple[str, ...]
+    weights: tuple[tuple[str, Value], ...]
+
+
 @dataclass(frozen=True)
 class Step:
-    """An operation; `inputs` and `outputs` are names of values.
+    """An operation; `outputs` are names of values, `types` their declared types.
 
-    `weights` holds the name and the `Value` of each weight that it takes from the weight file, in
-    the order of the signature.
+    `number` counts the operations before it that are no constants, as they were emitted.
     """
 
     type: str
-    signature: str
-    inputs: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
     outputs: tuple[str, ...]
-    weights: tuple[tuple[str, Value], ...]
+    types: tuple[str, ...]
+    number: int
+
+    @cached_property
+    def signature(self) -> str:
+        """The operation without names."""
+        named = ", ".join(f"{p.name}={p.text}" if p.name else p.text for p in self.parameters)
+        types = f" -> {', '.join(self.types)}" if self.type != RETURN else ""
+        return f"{self.type}({named}){types}"
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the values that it takes, in the order of the signature."""
+        return tuple(name for parameter in self.parameters for name in parameter.values)
+
+    @cached_property
+    def weights(self) -> tuple[tuple[str, Value], ...]:
+        """Name and `Value` of each weight that it takes from the weight file, in the same order."""
+        return tuple(weight for parameter in self.parameters for weight in parameter.weights)
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -50,26 +81,68 @@ class Step:
         """The operation as one line."""
         return f"{', '.join(self.outputs)} = {self.signature}" if self.outputs else self.signature
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether it reads or writes a state: its order among such operations matters."""
+        return any("state " in parameter.text for parameter in self.parameters)
+
 
 def steps(function: Function, block: Block) -> list[Step]:
     """Return the operations of a function's block, and a last step for its outputs."""
     reader = _Scope(ChainMap(), ChainMap())
     reader.types.update({value.name: type_text(value.type) for value in function.inputs})
     found = reader.operations(block)
-    taken = _Taken()
-    texts = [reader.variable(name, taken) for name in block.outputs]
-    return [*found, taken.step(RETURN, f"{RETURN}({', '.join(texts)})", ())]
+    results = tuple(reader.parameter("", [name], name) for name in block.outputs)
+    return [*found, Step(RETURN, results, (), (), len(found))]
 
 
+def by_data_flow(found: Sequence[Step]) -> list[Step]:
+    """Order steps: each after those whose values it takes, in the order in which it takes them.
+
+    The order in which a converter emitted them does not count, save for operations that touch a
+    state. Steps that no result needs come after the others, before the return.
+    """
+    makers = {name: step for step in found for name in step.outputs}
+    before = dict(pairwise(step.number for step in found if step.keeps_order))
+    previous = {after: found[number] for number, after in before.items()}
+    ordered: dict[int, Step] = {}
+
+    def needed(step: Step) -> Iterator[Step]:
+        if step.number in previous:
+            yield previous[step.number]
+        yield from (makers[name] for name in step.inputs if name in makers)
+
+    def visit(root: Step) -> None:
+        waiting = [(root, needed(root))]
+        entered = {root.number}
+        while waiting:
+            step, rest = waiting[-1]
+            following = next(rest, None)
+            if following is None:
+                ordered[step.number] = step
+                waiting.pop()
+            elif following.number not in entered and following.number not in ordered:
+                entered.add(following.number)
+                waiting.append((following, needed(following)))
+
+    *others, last = found
+    visit(last)
+    del ordered[last.number]
+    for step in others:
+        if step.number not in ordered:
+            visit(step)
+    return [*ordered.values(), last]
+
+
+@dataclass
 class _Taken:
-    """Collects the values and weights that an operation takes while it is read."""
+    """Collects the values and weights that a parameter takes while it is read."""
 
-    def __init__(self) -> None:
-        self.values: list[str] = []
-        self.weights: list[tuple[str, Value]] = []
+    values: list[str] = field(default_factory=list)
+    weights: list[tuple[str, Value]] = field(default_factory=list)
 
-    def step(self, kind: str, signature: str, outputs: tuple[str, ...]) -> Step:
-        return Step(kind, signature, tuple(self.values), outputs, tuple(self.weights))
+    def parameter(self, name: str, text: str) -> Parameter:
+        return Parameter(name, text, tuple(self.values), tuple(self.weights))
 
 
 class _Scope:
@@ -80,34 +153,46 @@ class _Scope:
         self.constants = constants
 
     def operations(self, block: Block) -> list[Step]:
-        found = []
+        found: list[Step] = []
         for operation in block.operations:
             for output in operation.outputs:
                 self.types[output.name] = type_text(output.type)
             if operation.type == "const" and operation.outputs and "val" in operation.attributes:
                 self.constants[operation.outputs[0].name] = operation.attributes["val"]
             else:
-                found.append(self._operation(operation))
+                found.append(self._operation(operation, len(found)))
         return found
 
-    def _operation(self, operation: Operation) -> Step:
-        taken = _Taken()
+    def _operation(self, operation: Operation, number: int) -> Step:
         outputs = tuple(output.name for output in operation.outputs)
         name = outputs[0] if outputs else operation.type
-        parts = []
-        for parameter, argument in sorted(operation.inputs.items()):
-            label = f"{name}.{parameter}"
-            texts = [self._binding(label, binding, taken) for binding in argument.arguments]
-            parts.append(f"{parameter}={' & '.join(texts)}")
+        parameters = [
+            self.parameter(parameter, argument.arguments, f"{name}.{parameter}")
+            for parameter, argument in sorted(operation.inputs.items())
+        ]
         for attribute, value in sorted(operation.attributes.items()):
             if attribute != "name":
-                parts.append(f"{attribute}={_constant(f'{name}.{attribute}', value, taken)}")
-        blocks = "".join(self._nested(block, taken) for block in operation.blocks)
-        given = ", ".join(self.types[output] for output in outputs)
-        signature = f"{operation.type}({', '.join(parts)}){blocks} -> {given}"
-        return taken.step(operation.type, signature, outputs)
+                taken = _Taken()
+                text = _constant(f"{name}.{attribute}", value, taken)
+                parameters.append(taken.parameter(attribute, text))
+        if operation.blocks:
+            taken = _Taken()
+            text = "".join(self._nested(block, taken) for block in operation.blocks)
+            parameters.append(taken.parameter("", text))
+        types = tuple(self.types[output] for output in outputs)
+        return Step(operation.type, tuple(parameters), outputs, types, number)
 
-    def _binding(self, label: str, binding: Argument.Binding, taken: _Taken) -> str:
+    def parameter(
+        self, name: str, bindings: Iterable[Argument.Binding | str], label: str
+    ) -> Parameter:
+        """Return a parameter; a binding is a name or a value in its place."""
+        taken = _Taken()
+        texts = [self._binding(label, binding, taken) for binding in bindings]
+        return taken.parameter(name, " & ".join(texts))
+
+    def _binding(self, label: str, binding: Argument.Binding | str, taken: _Taken) -> str:
+        if isinstance(binding, str):
+            return self.variable(binding, taken)
         if binding.WhichOneof("binding") == "value":
             return _constant(label, binding.value, taken)
         return self.variable(binding.name, taken)
@@ -193,14 +278,28 @@ def value_text(value: Value) -> str:
     if is_weight(value):
         return f"weight {kind}"
     immediate = value.immediateValue
-    field = immediate.tensor.WhichOneof("value")
-    if immediate.WhichOneof("value") == "tensor" and field not in (None, "bytes"):
-        items = getattr(immediate.tensor, field).values
-        if len(items) <= _MAX_CONSTANT // 2:
-            text = ", ".join(map(repr, items))
-            if len(text) <= _MAX_CONSTANT:
-                return f"{kind} {text}"
-    return f"{kind} #{_digest(immediate)}"
+    text = ", ".join(_scalars(value))
+    return f"{kind} {text}" if 0 < len(text) <= _MAX_CONSTANT else f"{kind} #{_digest(immediate)}"
+
+
+def _scalars(value: Value) -> list[str]:
+    """Return the scalars of a constant tensor as texts; none when they are packed or too many."""
+    tensor = value.immediateValue.tensor
+    field = tensor.WhichOneof("value")
+    if value.immediateValue.WhichOneof("value") != "tensor" or field is None:
+        return []
+    if field != "bytes":
+        items = getattr(tensor, field).values
+        return [repr(item) for item in items] if len(items) <= _MAX_CONSTANT // 2 else []
+    dtype, data = mil_types().get(value.type.tensorType.dataType), tensor.bytes.values
+    if (
+        dtype is None
+        or dtype.bits < 8
+        or len(data) > _MAX_CONSTANT
+        or len(data) % (dtype.bits // 8)
+    ):
+        return []
+    return [str(item) for item in np.frombuffer(data, dtype.numpy)]
 
 
 def _digest(message: Message) -> str:

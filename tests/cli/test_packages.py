@@ -1,9 +1,11 @@
 """`harness combine`, `extract` and `diff` as commands, and `inspect` on their results."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -154,12 +156,25 @@ def test_diff_of_the_same_is_0_and_says_so(one, capsys):
     assert capsys.readouterr().out == f"{one} and {one} are the same, byte by byte\n"
 
 
+def test_diff_ignores_what_exporters_draw_at_random_and_says_so(one, tmp_path, capsys):
+    other = shutil.copytree(one, tmp_path / "other.mlpackage")
+    text = (other / "Manifest.json").read_text()
+    for identifier in json.loads(text)["itemInfoEntries"]:
+        text = text.replace(identifier, str(uuid4()))
+    (other / "Manifest.json").write_text(text)
+    assert main(["diff", str(one), str(other)]) == 0
+    printed = capsys.readouterr().out
+    assert "are the same but for" in printed and "Ignored: 1 " in printed
+    assert main(["diff", str(one), str(other), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["differences"] == []
+
+
 def test_diff_is_1_and_shows_both_sides(one, four, capsys):
     assert main(["diff", str(one), str(four)]) == 1
     text = capsys.readouterr().out
     assert text.startswith(f"--- {one}\n+++ {four}\n")
     assert "\nfunction 'main'\n  input a: FLOAT32[1, 32] -> FLOAT32[4, 32]\n" in text
-    assert "    + 0: linear_0 = linear(bias=weight FLOAT32[32]" in text
+    assert "  operation 0: linear_0:\n    - linear(bias=weight FLOAT32[32]" in text
 
 
 def test_diff_prints_json(one, four, capsys):

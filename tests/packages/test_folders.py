@@ -82,7 +82,7 @@ def test_two_folders_are_compared(write):
     first, same, other = write("a"), write("b"), write("c", constant=8)
     assert diff_artifacts(open_artifact(first), open_artifact(same)) == []
     found = diff_artifacts(open_artifact(first), open_artifact(other))
-    assert [(d.kind, d.what) for d in found] == [("file", "program.json"), ("constant", "answer")]
+    assert [(d.kind, d.what) for d in found] == [("constant", "answer")]
 
 
 def test_a_folder_and_a_program_are_compared_by_their_parts(write, shared, tmp_path):
