@@ -22,7 +22,7 @@ from harness.fixtures import Model
 from harness.fixtures.matrix import matrix
 from harness.fixtures.project import project
 from harness.results import Case
-from harness.runtimes import RUNTIMES
+from harness.runtimes import REFERENCE, RUNTIMES, runtime_row
 from harness.suites.conformance.cases import Judge
 from harness.suites.conformance.subjects import (
     Subjects,
@@ -68,6 +68,16 @@ def chosen(config: pytest.Config, name: str, default: tuple[str, ...]) -> list[s
     return list(config.getoption(name) or default)
 
 
+def chosen_runtimes(config: pytest.Config) -> list[str]:
+    """Return the runtimes' full names, each once.
+
+    The reference is always one of them: fp16's own error hides small faults from the others.
+    Raises HarnessError for an unknown name.
+    """
+    names = chosen(config, "runtime", project().runtimes or DEFAULT_RUNTIMES)
+    return list(dict.fromkeys((*(runtime_row(name).name for name in names), REFERENCE)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "speaking(model): only for models of this name, whose text means something"
@@ -82,6 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
         asked = [exporters_of(name, config.getoption("exporter")) for name in fixtures]
         named = list(dict.fromkeys(name for names in asked for name in names))
         exporters = chosen_exporters(named, _show(config))
+        chosen_runtimes(config)
         known_defects()
         shard = parse_shard(config.getoption("shard"))
     except HarnessError as error:
@@ -154,8 +165,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fixture_name" in metafunc.fixturenames:
         metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")
     if "runtime" in metafunc.fixturenames:
-        runtimes = chosen(config, "runtime", project().runtimes or DEFAULT_RUNTIMES)
-        metafunc.parametrize("runtime", runtimes, scope="session")
+        metafunc.parametrize("runtime", chosen_runtimes(config), scope="session")
 
 
 def _subjects(by: Mapping[str, list[str]], modes: list[str]) -> Iterator[tuple[str, str]]:

@@ -115,3 +115,17 @@ def test_an_export_that_fails_is_not_tried_again(monkeypatch):
         with pytest.raises(HarnessError, match="the exporter fails"):
             found.get("tiny", "single")
     assert len(calls) == 1
+
+
+def test_the_reference_runs_beside_any_runtime_that_is_named():
+    command = [sys.executable, "-m", "pytest", "suites/conformance", "--collect-only", "-q"]
+    command += ["--mode", "single", "--exporter", "coreml", "-k", "parity"]
+    found = [
+        subprocess.run([*command, "--runtime", name], capture_output=True, text=True, cwd=ROOT)
+        for name in ("mil:strict", "mil", "mil:wide")
+    ]
+    for runtimes, done in zip((["mil:strict", "mil:widen"], ["mil:widen"]), found, strict=False):
+        lines = [line for line in done.stdout.splitlines() if "[" in line]
+        assert len(lines) == len(runtimes), done.stdout
+        assert all(any(runtime in line for line in lines) for runtime in runtimes)
+    assert found[2].returncode and "no runtime 'mil:wide'" in found[2].stderr
