@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,8 +129,10 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def gate(args: argparse.Namespace) -> int:
     """Print a verdict for each metric; return the result's status."""
+    from harness.fixtures.project import project
+
     result = replace(_compare(args), allow_inconclusive=args.allow_inconclusive)
-    result = result.accepting(args.accept)
+    result = result.waiving(project().waivers, date.today()).accepting(args.accept)
     if args.json:
         print(json.dumps(result.to_json(), indent=2))
     else:
@@ -173,7 +177,7 @@ def _parts(result: GateResult, everything: bool) -> Iterator[str]:
     if result.notes:
         yield "\n".join(_wrap(f"Note: {note}") for note in result.notes)
     if result.unaccepted:
-        options = " ".join(f"--accept {name}" for name in result.unaccepted)
+        options = " ".join(f"--accept {shlex.quote(name)}" for name in result.unaccepted)
         yield f"To accept what changed: {options}"
     counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
     yield f"{HEADLINES[result.status]}: {len(result.metrics)} metrics: {counts}"

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from typing import Any, TypeAlias
 
 from harness.errors import HarnessError
 from harness.measure.verdicts import (
+    BOUNDS,
     VERDICTS,
     Margin,
     Verdict,
+    Waiver,
     fact_margin,
     fact_text,
     fact_verdict,
@@ -31,6 +34,8 @@ from harness.results import Case, Run
 # Of a measurement: a number, or one for each sample. JSON has no NaN: leave out what has no value.
 Numbers: TypeAlias = Mapping[str, float | Sequence[float]]
 
+# The verdicts that a waiver excuses.
+WAIVABLE = ("regression", "changed", "inconclusive")
 # Only these outcomes come with facts and figures that can be compared.
 MEASURED = {"pass", "known", "fail"}
 # kind -> margin(name, value, overrides), verdict(base, head, margin), text(value)
@@ -112,6 +117,29 @@ class GateResult:
         notes = (f"--accept {name}: there is no change of this name" for name in unused)
         return replace(self, metrics=metrics, notes=(*self.notes, *notes))
 
+    def waiving(self, waivers: Iterable[Waiver], today: date) -> GateResult:
+        """Return the result with the verdict `waived` on all that waivers excuse.
+
+        A waiver that has expired excuses nothing. It is noted when it would have, and so is a
+        waiver that excuses nothing, which should be removed.
+        """
+        metrics, notes = list(self.metrics), list(self.notes)
+        for waiver in waivers:
+            found = [
+                index
+                for index, metric in enumerate(self.metrics)
+                if metric.verdict in WAIVABLE and waiver.matches(metric.case, metric.name)
+            ]
+            if not found:
+                notes.append(f"Nothing is worse that {waiver} excuses: remove it")
+            elif waiver.expires < today:
+                notes.append(f"Expired, and excuses nothing: {waiver}")
+            else:
+                for index in found:
+                    reason = f"{waiver.issue}, until {waiver.expires}: {self.metrics[index].reason}"
+                    metrics[index] = replace(metrics[index], verdict="waived", reason=reason)
+        return replace(self, metrics=tuple(metrics), notes=tuple(notes))
+
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
         return {
@@ -131,11 +159,19 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
 
     In two runs about one artifact each, the artifacts are compared whatever their names are.
 
-    Raises HarnessError when nothing could be compared, and for a margin that applies to nothing.
+    Raises HarnessError when nothing could be compared, for different shards, and for a margin that
+    applies to nothing.
     """
+    for name, run in {"BASE": base, "HEAD": head}.items():
+        if run.header.shard and base.header.shard != head.header.shard:
+            raise HarnessError(
+                f"{name} is shard {run.header.shard['index']} of {run.header.shard['count']}: merge"
+                " all of them first, by harness report A B C -o DIR"
+            )
+    merged = base.header.merged or head.header.merged  # of several machines, perhaps
     gate = _Gate(
         margins=dict(margins or {}),
-        same_machine=base.header.machine == head.header.machine,
+        same_machine=base.header.machine == head.header.machine and not merged,
         same_options=base.header.options == head.header.options,
     )
     bases = {case.id: case for case in base.cases}
@@ -212,14 +248,16 @@ class _Gate:
                 verdict = ("regression", "HEAD does not have it")
             else:
                 verdict = ("new", "")
-            yield Metric(case, name, kind, *texts, *verdict)
+            accept = plain_name(name) if kind == "fact" else BOUNDS
+            accept = accept if verdict[0] == "changed" else ""
+            yield Metric(case, name, kind, *texts, *verdict, accept=accept)
 
     def _judge(self, verdict: Verdict, margin: Margin) -> Verdict:
-        """Return the verdict, or `inconclusive` when the two runs cannot be compared in this."""
+        """Return the verdict, or another when the two runs cannot be compared in this."""
         if not self.same_options:
             return "inconclusive", "the options of the runs differ"
         if margin.of_the_machine and not self.same_machine:
-            return "inconclusive", "the machines of the runs differ"
+            return "unjudged", "the machines of the runs differ"
         return verdict
 
 
@@ -231,7 +269,7 @@ def _differences(base: Run, head: Run) -> Iterator[str]:
     """Yield sentences on how the circumstances of the two runs differ."""
     for group, consequence in (
         ("artifact", "compared all the same"),
-        ("machine", "time and memory are inconclusive"),
+        ("machine", "time and memory are not judged"),
         ("options", "facts and figures are inconclusive"),
         ("versions", "compared all the same"),
         ("exporter_packages", "compared all the same"),

@@ -1,10 +1,12 @@
-"""Margins, how much worse a value may be; and verdicts on two values of one metric."""
+"""How much worse a value may be, verdicts on two values of one metric, and waivers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
+from fnmatch import fnmatchcase
 from typing import TypeGuard
 
 from harness.errors import HarnessError
@@ -18,9 +20,11 @@ VERDICTS = {
     "regression": "worse in HEAD: the gate fails",
     "changed": "another in HEAD, neither better nor worse: the gate fails unless it is accepted",
     "failing": "a case that fails in both runs, which is not a regression",
+    "waived": "worse or changed, and waived: an issue is open, and the waiver has not expired",
     "inconclusive": "undecided: the two cannot be compared in this, or it is too noisy",
     "accepted": "changed, and accepted by name",
     "better": "better in HEAD",
+    "unjudged": "a time or a memory of another machine: it decides nothing",
     "new": "only HEAD has it",
     "skipped": "a case that neither run executed",
     "same": "no worse than the margin allows",
@@ -35,24 +39,32 @@ class Margin:
     """How much worse a value may be, and which way worse is.
 
     `better` is "lower", "higher" or "exact"; `percent` is of the base's value; a value that is
-    `of_the_machine` means nothing when the two runs come from different ones.
+    `of_the_machine` means nothing when the two runs come from different ones. A `bounded` value is
+    judged by the room to its bound, instead of by `percent`.
     """
 
     better: str
     percent: float
     of_the_machine: bool = False
+    bounded: bool = False
 
 
-# A fact is compared exactly, unless its name ends so. Growing by a little is then allowed,
-# shrinking always: a package's bytes move with the length of the names inside.
+# A number whose name ends so has a better direction; a change of any other fact must be accepted.
 FACTS = {
+    # A package's bytes move with the length of the names inside.
     "bytes": Margin("lower", 1.0),
     # Where the oracle's margin decides whether a token is compared, a few may come and go.
     "comparisons": Margin("higher", 5.0),
+    "decided": Margin("higher", 5.0),
+    "operations": Margin("lower", 0.0),
+    "operations over fp16": Margin("lower", 0.0),
+    "crossed rows": Margin("lower", 0.0),
+    "matched tensors": Margin("higher", 0.0),
+    "sequences": Margin("higher", 0.0),
 }
 EXACT = Margin("exact", 0.0)
 
-# unit -> (percent, of the machine). A figure's own `better` says which way worse is.
+# unit -> (percent, of the machine), for figures that are not judged by the room to their bound.
 FIGURES = {
     "s": (10.0, True),
     "ms": (10.0, True),
@@ -60,14 +72,21 @@ FIGURES = {
     "s/token": (10.0, True),
     "ms/token": (10.0, True),
     "tokens/s": (10.0, True),
+    "x": (10.0, True),  # one time over another
     "bytes": (5.0, True),  # measured memory; a size that depends on nothing is a fact
     "MB": (5.0, True),
     "MiB": (5.0, True),
     "dB": (2.0, False),
     "%": (1.0, False),
 }
-# Errors near the floor of a precision move with the order of a sum.
 OTHER_FIGURES = (10.0, False)
+# A figure with a bound regresses when it takes more than this share of the room that BASE left
+# between value and bound, and the change exceeds the noise of the precision.
+HEADROOM_PERCENT = 25.0
+# Decibels measure a mean square, which noise changes less than a largest error.
+NOISE_IN_DECIBELS = 3.0
+# The name by which a looser bound is accepted.
+BOUNDS = "bounds"
 
 
 def parse_margins(words: Iterable[str]) -> dict[str, float]:
@@ -98,9 +117,16 @@ def fact_margin(name: str, value: Fact, overrides: Mapping[str, float]) -> Margi
 
 
 def figure_margin(name: str, figure: Figure, overrides: Mapping[str, float]) -> Margin:
-    """Return the margin of a figure: the override for its name, else the row of its unit."""
+    """Return the margin of a figure: the override for its name, else the row of its unit.
+
+    A figure with a bound has no margin of its own, unless it is of the machine: without an
+    override, the room to the bound decides.
+    """
     percent, of_the_machine = FIGURES.get(figure.unit, OTHER_FIGURES)
-    return Margin(figure.better, overrides.get(plain_name(name), percent), of_the_machine)
+    if plain_name(name) in overrides:
+        return Margin(figure.better, overrides[plain_name(name)], of_the_machine)
+    bounded = figure.bound is not None and not of_the_machine and figure.better != "exact"
+    return Margin(figure.better, percent, of_the_machine, bounded)
 
 
 def plain_name(name: str) -> str:
@@ -122,12 +148,15 @@ def outcome_verdict(base: Case, head: Case | None) -> Verdict:
 
 
 def fact_verdict(base: Fact, head: Fact, margin: Margin) -> Verdict:
-    """Return the verdict on a deterministic fact, which must be equal unless its margin allows."""
+    """Return the verdict on a deterministic fact.
+
+    One without a better direction that is not equal has changed: a user may accept it.
+    """
     # In Python True == 1; in a stream they are two different facts.
     if base == head and isinstance(base, bool) == isinstance(head, bool):
         return "same", ""
     if margin.better == "exact" or not (_is_number(base) and _is_number(head)):
-        return "regression", "a deterministic fact changed"
+        return "changed", "a deterministic fact changed"
     return change_verdict(float(base), float(head), margin)
 
 
@@ -143,11 +172,44 @@ def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
         return "inconclusive", "BASE is not a finite number"
     if not head.finite:
         return "regression", "HEAD is not a finite number"
+    if base.within_bound and not head.within_bound:
+        return "regression", f"outside its bound, {with_unit(head.bound or 0, head.unit)}"
+    if margin.bounded and base.within_bound:
+        return _headroom_verdict(base, head)
     verdict, reason = change_verdict(base.value, head.value, margin)
     spread = (base.spread or 0.0) + (head.spread or 0.0)
     if verdict == "regression" and abs(head.value - base.value) <= spread:
         return "inconclusive", f"{reason}, but within the samples' spread"
     return verdict, reason
+
+
+def _headroom_verdict(base: Figure, head: Figure) -> Verdict:
+    """Return the verdict on two figures within their bounds, by the room that BASE left.
+
+    A bound may move by the noise, because it may be measured; one that is looser has changed.
+    """
+    assert base.bound is not None
+    sign = 1.0 if base.better == "lower" else -1.0
+    floor = head.floor if base.floor is None else base.floor
+    decibels = base.unit == "dB"
+    noise = 0.0 if floor is None else NOISE_IN_DECIBELS if decibels else abs(floor)
+    if head.bound is None or sign * (head.bound - base.bound) > noise:
+        new = "none" if head.bound is None else with_unit(head.bound, head.unit)
+        return "changed", f"its bound is looser: {with_unit(base.bound, base.unit)} -> {new}"
+    ours, theirs = base.value, head.value
+    if decibels and floor is not None:
+        ours, theirs = min(ours, floor), min(theirs, floor)
+    rise = sign * (theirs - ours)
+    room = sign * (base.bound - (ours if rise > 0 else theirs))
+    if abs(rise) <= noise or abs(rise) * 100 <= HEADROOM_PERCENT * room:
+        return "same", "" if base.value == head.value else "within noise or the tolerated share"
+    if rise < 0:
+        return "better", ""
+    share = f"{rise / room:.0%}" if room > 0 else "all"
+    return "regression", (
+        f"takes {share} of the room to its bound, {with_unit(base.bound, base.unit)};"
+        f" {HEADROOM_PERCENT:g} % is tolerated"
+    )
 
 
 def change_verdict(base: float, head: float, margin: Margin) -> Verdict:
@@ -176,6 +238,28 @@ def fact_text(value: Fact) -> str:
 def figure_text(figure: Figure) -> str:
     """Return a figure's value and unit as text."""
     return with_unit(figure.value, figure.unit)
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """An issue because of which metrics may be worse, until the day `expires` is over.
+
+    `case` and `metric` are patterns of the case's id and the metric's name: `*` is any text, `?`
+    any character; brackets have no meaning of their own.
+    """
+
+    case: str
+    issue: str
+    expires: date
+    metric: str = "*"
+
+    def matches(self, case: str, metric: str) -> bool:
+        """Return whether the waiver is for this metric of this case."""
+        pairs = ((case, self.case), (metric, self.metric))
+        return all(fnmatchcase(text, pattern.replace("[", "[[]")) for text, pattern in pairs)
+
+    def __str__(self) -> str:
+        return f"the waiver of {self.case}, {self.metric} ({self.issue}, until {self.expires})"
 
 
 def _is_number(value: Fact) -> TypeGuard[int | float]:

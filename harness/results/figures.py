@@ -28,9 +28,11 @@ class Figure:
     `unit` follows the number in print ("dB", "ms/token", "bytes", "" for a ratio). The value must
     meet `bound`; without one it is only reported. `better` is "lower", "higher" or "exact". A
     scalar of numpy or torch is accepted and kept as a float or an int. `spread` is the distance
-    between the quartiles of the samples, for the figure of a run that has taken several.
+    between the quartiles of the samples, for the figure of a run that has taken several. `floor` is
+    the noise of the precision: a change that is no larger means nothing. In dB, where noise is a
+    level, a value above the floor is as good as the floor.
 
-    Raises HarnessError for an unknown `better` and for a bound that is not finite.
+    Raises HarnessError for an unknown `better` and for a bound or floor that is not finite.
     """
 
     value: float
@@ -38,6 +40,7 @@ class Figure:
     bound: float | None = None
     better: str = "lower"
     spread: float | None = None
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", plain_number(self.value))
@@ -45,10 +48,11 @@ class Figure:
             raise HarnessError(
                 f"A figure's better is {self.better!r}: it must be one of {', '.join(DIRECTIONS)}"
             )
-        if self.bound is not None:
-            object.__setattr__(self, "bound", plain_number(self.bound))
-            if not math.isfinite(self.bound):
-                raise HarnessError(f"A figure's bound is {self.bound}: a bound is a finite number")
+        for name in ("bound", "floor"):
+            if (limit := getattr(self, name)) is not None:
+                object.__setattr__(self, name, plain_number(limit))
+                if not math.isfinite(limit):
+                    raise HarnessError(f"A figure's {name} is {limit}: it must be a finite number")
 
     @property
     def finite(self) -> bool:
@@ -76,13 +80,13 @@ class Figure:
     def to_json(self) -> dict[str, Any]:
         """Return the figure as a JSON object."""
         value = self.value if self.finite else _spelling(self.value)
-        spread = {} if self.spread is None else {"spread": self.spread}
+        rest = {"spread": self.spread, "floor": self.floor}
         return {
             "value": value,
             "unit": self.unit,
             "bound": self.bound,
             "better": self.better,
-            **spread,
+            **{name: given for name, given in rest.items() if given is not None},
         }
 
     @classmethod
@@ -95,6 +99,7 @@ class Figure:
             bound=data["bound"],
             better=data["better"],
             spread=data.get("spread"),
+            floor=data.get("floor"),
         )
 
 

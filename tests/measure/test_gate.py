@@ -49,9 +49,8 @@ def test_a_run_against_itself_passes(gate):
     ("case", "metric"),
     [
         (with_fact("operations", 598), "operations"),
-        (with_fact("opset", "CoreML7"), "opset"),
         (with_fact("pte bytes", 600_000), "pte bytes"),
-        (with_figure("decode error", 5e-7), "decode error"),
+        (with_figure("decode error", 5e-6), "decode error"),
         (with_figure("decode", 3.5), "decode"),
         (replace(PARITY, comparisons=500), "comparisons"),
         (replace(PARITY, figures={}), "decode error"),
@@ -78,7 +77,9 @@ def test_runs_without_a_case_in_common_are_nothing_to_compare(gate):
     [
         (with_fact("pte bytes", 570_000), "pte bytes", "better"),
         (with_fact("pte bytes", 579_000), "pte bytes", "same"),
-        (with_figure("decode error", 1e-7), "decode error", "better"),
+        (with_fact("operations", 590), "operations", "better"),
+        (with_figure("decode error", 1e-7), "decode error", "same"),
+        (with_figure("decode error", 1e-6), "decode error", "same"),
         (with_figure("decode", 3.1), "decode", "same"),
         (with_figure("decode", 2.0), "decode", "better"),
     ],
@@ -88,17 +89,44 @@ def test_what_got_better_or_stayed_within_its_margin_passes(gate, case, metric, 
     assert status == 0 and verdicts[metric] == verdict
 
 
-def test_time_on_another_machine_is_undecided_and_error_is_not(gate):
-    case = replace(with_figure("decode", 30.0), comparisons=1000)
-    status, verdicts = gate(case, SKIPPED, header=SLOW)
-    assert status == 4 and verdicts["decode"] == "inconclusive"
+def test_another_fact_is_a_change_that_its_name_accepts(gate):
+    case = with_fact("opset", "CoreML7")
+    status, verdicts = gate(case, SKIPPED)
+    assert status == 1 and verdicts["opset"] == "changed"
+    status, verdicts = gate(case, SKIPPED, arguments=["--accept", "opset"])
+    assert status == 0 and verdicts["opset"] == "accepted"
+
+
+OTHERS = [
+    SLOW,
+    replace(HEADER, machine={**HEADER.machine, "capability": "AVX512"}),
+    replace(HEADER, machine={**HEADER.machine, "threads": 1}),
+    replace(HEADER, merged=2),
+]
+
+
+@pytest.mark.parametrize("header", OTHERS)
+def test_time_on_another_machine_decides_nothing_and_an_error_does(gate, header):
+    case = with_figure("decode", 30.0)
+    status, verdicts = gate(case, SKIPPED, header=header)
+    assert status == 0 and verdicts["decode"] == "unjudged"
     assert verdicts["decode error"] == "same"
-    assert gate(case, SKIPPED, header=SLOW, arguments=["--allow-inconclusive"])[0] == 0
+    worse = with_figure("decode error", 5e-6)
+    assert gate(worse, SKIPPED, header=header)[0] == 1
 
 
 def test_a_regression_is_told_before_what_is_undecided(gate):
-    case = replace(with_figure("decode error", 5e-7), comparisons=1000)
-    assert gate(case, SKIPPED, header=SLOW, arguments=["--allow-inconclusive"])[0] == 1
+    slow = Figure(3.5, "ms/token", spread=1.0)
+    undecided = replace(PARITY, figures={**PARITY.figures, "decode": slow})
+    assert gate(undecided, SKIPPED)[0] == 4
+    assert gate(undecided, SKIPPED, arguments=["--allow-inconclusive"])[0] == 0
+    both = replace(undecided, facts={**PARITY.facts, "operations": 598})
+    assert gate(both, SKIPPED, arguments=["--allow-inconclusive"])[0] == 1
+
+
+def test_a_shard_is_compared_with_the_same_shard_only(gate):
+    status, message = gate(PARITY, header=replace(HEADER, shard={"index": 2, "count": 5}))
+    assert status == 2 and "HEAD is shard 2 of 5: merge all of them first" in message
 
 
 def metric(verdict, accept=""):

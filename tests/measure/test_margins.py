@@ -18,6 +18,7 @@ from harness.results import Figure
         ("%", 1, False),
         ("", 10, False),
         ("nat", 10, False),
+        ("x", 10, True),
     ],
 )
 def test_the_margin_of_a_figure_is_that_of_its_unit(unit, percent, of_the_machine):
@@ -32,13 +33,13 @@ def test_the_margin_of_a_figure_is_that_of_its_unit(unit, percent, of_the_machin
         ("pte bytes", 10, "lower", 1),
         ("shared bytes@forward", 10, "lower", 1),
         ("comparisons", 10, "higher", 5),
-        ("operations", 10, "exact", 0),
+        ("operations", 10, "lower", 0),
+        ("decided@seeded prompt", 10, "higher", 5),
+        ("tensors", 10, "exact", 0),
         ("pte bytes", "ten", "exact", 0),
     ],
 )
-def test_a_fact_is_exact_unless_it_is_a_size_or_a_count_of_comparisons(
-    name, value, better, percent
-):
+def test_a_fact_is_exact_unless_its_name_has_a_better_direction(name, value, better, percent):
     margin = fact_margin(name, value, {})
     assert (margin.better, margin.percent) == (better, percent)
 
@@ -49,7 +50,7 @@ def test_a_margin_of_ones_own_holds_at_every_place_of_a_figure():
 
 
 def test_a_margin_of_ones_own_does_not_loosen_an_exact_fact():
-    assert fact_margin("operations", 10, {"operations": 50}).percent == 0
+    assert fact_margin("tensors", 10, {"tensors": 50}).percent == 0
 
 
 def test_words_become_margins():
