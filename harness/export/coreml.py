@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.artifact.blob import WeightFile
 from harness.artifact.delegate import PACKAGE
@@ -25,6 +25,8 @@ from harness.models import ModelConfig
 from harness.models.config import load_params
 
 if TYPE_CHECKING:
+    from coremltools.proto import MIL_pb2
+
     from harness.export.weight_store import Weight, WeightStore
 
 
@@ -79,7 +81,7 @@ def _write(
     functions = {}
     for method, partition in package.members:
         show(f"lowering {partition.name} of {method}")
-        lowered: dict[object, Any] = {}
+        lowered: dict[object, MIL_pb2.Function] = {}
         for stage in partition.stages:
             if stage.signature not in lowered:
                 lowered[stage.signature] = lower(config, stage, options.dtype)

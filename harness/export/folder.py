@@ -19,7 +19,14 @@ from harness.export.plan import MethodPlan, PackagePlan, Partition, Value
 from harness.models import ModelConfig
 
 if TYPE_CHECKING:
-    from coremltools.proto.Model_pb2 import FunctionDescription, ModelDescription
+    from coremltools.proto.MIL_pb2 import Function
+    from coremltools.proto.Model_pb2 import (
+        FeatureDescription,
+        FunctionDescription,
+        Model,
+        ModelDescription,
+    )
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 SPECIFICATION_VERSION = 9  # iOS 18: int4 data, blockwise scales, several functions
 SINGLE_FUNCTION = "main"
@@ -29,7 +36,7 @@ Constant = int | np.ndarray
 
 
 def write_package(
-    folder: Path, plan: PackagePlan, functions: Mapping[str, Any], weights_digest: bytes
+    folder: Path, plan: PackagePlan, functions: Mapping[str, Function], weights_digest: bytes
 ) -> None:
     """Write a package's specification, manifest and `metadata.json` beside its weight file.
 
@@ -48,7 +55,7 @@ def write_package(
     (folder / METADATA).write_bytes(metadata.to_bytes())
 
 
-def _model(plan: PackagePlan, functions: Mapping[str, Any]) -> Any:
+def _model(plan: PackagePlan, functions: Mapping[str, Function]) -> Model:
     model = new_model()
     model.specificationVersion, model.mlProgram.version = SPECIFICATION_VERSION, 1
     for method, partition in plan.members:
@@ -149,7 +156,9 @@ def _method(method: MethodPlan, packages: Sequence[PackagePlan]) -> dict[str, An
     }
 
 
-def _describe(features: Any, values: Sequence[Value]) -> None:
+def _describe(
+    features: RepeatedCompositeFieldContainer[FeatureDescription], values: Sequence[Value]
+) -> None:
     numbers = {dtype: number for number, dtype in feature_types().items()}
     for value in values:
         array = features.add(name=value.name).type.multiArrayType

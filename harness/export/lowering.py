@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,10 +25,14 @@ from harness.export.plan import FLOATS, Partition, Stage
 from harness.files import private_folder
 from harness.models import ModelConfig
 
+if TYPE_CHECKING:
+    from coremltools.proto import MIL_pb2
+    from torch.export import ExportedProgram
+
 _CORE_ML_DTYPES = {"int64": torch.int32}  # Core ML has no int64: the caller converts
 
 
-def lower(config: ModelConfig, stage: Stage, dtype: str) -> Any:
+def lower(config: ModelConfig, stage: Stage, dtype: str) -> MIL_pb2.Function:
     """Return the stage's `Function` message, for iOS 18; `dtype` is `fp16` or `fp32`.
 
     Its inputs are the stage's inputs, then its weight pieces; its block's outputs are the stage's.
@@ -50,7 +54,7 @@ def lower(config: ModelConfig, stage: Stage, dtype: str) -> Any:
     return function
 
 
-def _capture(config: ModelConfig, stage: Stage, dtype: str) -> Any:
+def _capture(config: ModelConfig, stage: Stage, dtype: str) -> ExportedProgram:
     real: torch.dtype = getattr(torch, FLOATS[dtype])
 
     def example(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -62,10 +66,12 @@ def _capture(config: ModelConfig, stage: Stage, dtype: str) -> Any:
     ]
     weights = [example(real, piece.shape) for piece in stage.pieces]
     module = StageModule(config, stage)
-    return torch.export.export(module, (inputs, weights), strict=False).run_decompositions({})
+    exported = torch.export.export(module, (inputs, weights), strict=False)
+    captured: ExportedProgram = exported.run_decompositions({})
+    return captured
 
 
-def _convert(captured: Any, dtype: str) -> Any:
+def _convert(captured: ExportedProgram, dtype: str) -> MIL_pb2.Program:
     import coremltools as ct
 
     precision = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[dtype]
@@ -83,7 +89,8 @@ def _convert(captured: Any, dtype: str) -> Any:
             raise HarnessError(
                 f"coremltools cannot convert the model: {type(error).__name__}: {error}"
             ) from error
-        return model.get_spec().mlProgram
+        program: MIL_pb2.Program = model.get_spec().mlProgram
+        return program
 
 
 @contextlib.contextmanager
@@ -113,7 +120,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def link(partition: Partition, functions: Sequence[Any]) -> Any:
+def link(partition: Partition, functions: Sequence[MIL_pb2.Function]) -> MIL_pb2.Function:
     """Return the `Function` message of a partition, made of one message for each of its stages.
 
     Its inputs are the partition's inputs, by their own names, then its weight pieces, named by
@@ -121,7 +128,7 @@ def link(partition: Partition, functions: Sequence[Any]) -> Any:
     """
     linked = type(functions[0])(opset=functions[0].opset)
     block = linked.block_specializations[linked.opset]
-    declared: dict[str, Any] = {}
+    declared: dict[str, MIL_pb2.ValueType] = {}
     first_piece = 0
     for number, (stage, function) in enumerate(zip(partition.stages, functions, strict=True)):
         pieces = range(first_piece, first_piece + len(stage.pieces))
@@ -148,7 +155,7 @@ def weight_input(number: int) -> str:
     return f"weight_{number}"
 
 
-def _rename(operation: Any, names: Mapping[str, str], prefix: str) -> None:
+def _rename(operation: MIL_pb2.Operation, names: Mapping[str, str], prefix: str) -> None:
     """Rename all values of an operation by `names`; a value that it lacks gets the prefix."""
 
     def renamed(name: str) -> str:

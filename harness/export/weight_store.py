@@ -9,9 +9,9 @@ iOS 18 opset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -22,6 +22,12 @@ from harness.export.plan import Piece
 from harness.models import ModelConfig
 from harness.models.quantize import DTYPES, quantize
 
+if TYPE_CHECKING:
+    from coremltools.proto import MIL_pb2
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+    from google.protobuf.message import Message
+
+M = TypeVar("M", bound="Message")
 _MIL_NAMES = {torch.float16: "FLOAT16", torch.float32: "FLOAT32"}
 
 
@@ -86,15 +92,15 @@ def pack_int4(values: torch.Tensor) -> torch.Tensor:
     return (flat[::2] & 0xF) | (flat[1::2] << 4)
 
 
-def fill(function: Any, weights: Mapping[str, Weight], weight_file: str) -> None:
+def fill(function: MIL_pb2.Function, weights: Mapping[str, Weight], weight_file: str) -> None:
     """Replace the inputs of a `Function` that `weights` names.
 
     `weight_file` is the path of the weight file as the program writes it.
     """
     block = function.block_specializations[function.opset]
-    operations: list[Any] = list(block.operations)
+    operations = list(block.operations)
     users = _first_users(operations, weights)
-    filled: list[Any] = []
+    filled: list[MIL_pb2.Operation] = []
     constants = {op.outputs[0].name: op for op in operations if op.type == "const"}
     for number, operation in enumerate(operations):
         for name in users.get(number, ()):
@@ -108,7 +114,9 @@ def fill(function: Any, weights: Mapping[str, Weight], weight_file: str) -> None
     _replace(function.inputs, [v for v in function.inputs if v.name not in weights])
 
 
-def _first_users(operations: list[Any], weights: Mapping[str, Weight]) -> dict[int, list[str]]:
+def _first_users(
+    operations: Sequence[MIL_pb2.Operation], weights: Mapping[str, Weight]
+) -> dict[int, list[str]]:
     """Return the weights by the number of the operation that is the first to read them."""
     users: dict[int, list[str]] = {}
     seen: set[str] = set()
@@ -120,16 +128,17 @@ def _first_users(operations: list[Any], weights: Mapping[str, Weight]) -> dict[i
     return users
 
 
-def _reads(operation: Any) -> list[str]:
+def _reads(operation: MIL_pb2.Operation) -> list[str]:
     return [b.name for argument in operation.inputs.values() for b in argument.arguments if b.name]
 
 
-def _bound(operation: Any, parameter: str) -> str:
-    name: str = operation.inputs[parameter].arguments[0].name
-    return name
+def _bound(operation: MIL_pb2.Operation, parameter: str) -> str:
+    return operation.inputs[parameter].arguments[0].name
 
 
-def _as_linear(product: Any, constants: Mapping[str, Any]) -> Any:
+def _as_linear(
+    product: MIL_pb2.Operation, constants: Mapping[str, MIL_pb2.Operation]
+) -> MIL_pb2.Operation:
     """Return x @ weight.T as the operation of that name."""
     flags = {
         name: constants[_bound(product, name)].attributes["val"].immediateValue.tensor.bools.values
@@ -145,7 +154,9 @@ def _as_linear(product: Any, constants: Mapping[str, Any]) -> Any:
     return linear
 
 
-def _weight_operation(like: Any, name: str, weight: Weight, weight_file: str) -> Any:
+def _weight_operation(
+    like: MIL_pb2.Operation, name: str, weight: Weight, weight_file: str
+) -> MIL_pb2.Operation:
     """Return the operation that makes a weight; `like` is an operation of the same class."""
     operation = type(like)()
     output = operation.outputs.add(name=name)
@@ -163,25 +174,25 @@ def _weight_operation(like: Any, name: str, weight: Weight, weight_file: str) ->
     return operation
 
 
-def _set_stored(value: Any, stored: Stored, weight_file: str) -> None:
+def _set_stored(value: MIL_pb2.Value, stored: Stored, weight_file: str) -> None:
     _set_type(value.type, stored.dtype, stored.shape)
     value.blobFileValue.fileName = weight_file
     value.blobFileValue.offset = stored.offset
 
 
-def _set_type(value_type: Any, dtype: str, shape: tuple[int, ...]) -> None:
+def _set_type(value_type: MIL_pb2.ValueType, dtype: str, shape: tuple[int, ...]) -> None:
     tensor = value_type.tensorType
     tensor.dataType, tensor.rank = proto_module("MIL_pb2").DataType.Value(dtype), len(shape)
     for size in shape:
         tensor.dimensions.add().constant.size = size
 
 
-def _set_text(value: Any, text: str) -> None:
+def _set_text(value: MIL_pb2.Value, text: str) -> None:
     _set_type(value.type, "STRING", ())
     value.immediateValue.tensor.strings.values.append(text)
 
 
-def _replace(field: Any, messages: list[Any]) -> None:
+def _replace(field: RepeatedCompositeFieldContainer[M], messages: Sequence[M]) -> None:
     copies = [type(message)() for message in messages]
     for copy, message in zip(copies, messages, strict=True):
         copy.CopyFrom(message)
