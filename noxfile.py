@@ -197,9 +197,12 @@ def interrupts(session: nox.Session) -> None:
 
 @nox.session(python=False, default=False)
 def gate(session: nox.Session) -> None:
-    """Compare two result files: `nox -s gate -- BASE.jsonl HEAD.jsonl`."""
+    """Compare HEAD with BASE: `-- --base executorch@1.4.1 --head executorch@~/executorch`.
+
+    Both may also be result files, artifacts or subjects; `results/gate` has the outcome.
+    """
     install(session)
-    run(session, "harness", "gate", *session.posargs)
+    run(session, "harness", "gate", "--results", f"{RESULTS}/gate", *session.posargs)
 
 
 @nox.session(python=False, default=False)

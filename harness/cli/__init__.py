@@ -123,10 +123,9 @@ COMMANDS = {
         artifacts=("file",),
     ),
     "gate": Command(
-        "compare two result files or artifacts; exit status 1: worse or changed, 4: undecided",
+        "compare result files, artifacts or exporters; status 1: worse or changed, 4: undecided",
         results.add_gate_arguments,
         results.gate,
-        artifacts=("base", "head"),
     ),
     "conformance": Command(
         "export the named models, check and execute every artifact",

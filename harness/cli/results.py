@@ -6,17 +6,22 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import harness
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.fixtures.sides import Side
     from harness.measure import GateResult, Metric
+    from harness.report.gate import Comparison
+    from harness.subject import Subject
 
 _SUITE = Path(harness.__file__).with_name("suites") / "conformance"
 # header -> widest cell; the reason takes the rest of the line.
@@ -25,7 +30,6 @@ INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
 MERGED = "merged.jsonl"  # where the merged streams have different names
-HEADLINES = {0: "PASSED", 1: "FAILED", 4: "UNDECIDED"}
 
 
 def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,8 +105,31 @@ def report(args: argparse.Namespace) -> int:
 
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness gate`."""
-    parser.add_argument("base", type=Path, metavar="BASE", help="result file, or artifact")
-    parser.add_argument("head", type=Path, metavar="HEAD", help="result file, or artifact")
+    what = (
+        "a result file, an artifact, a subject, or an exporter: executorch@VERSION, "
+        "executorch@PATH, coreml, a version, a checkout, a Python"
+    )
+    for side in ("base", "head"):
+        parser.add_argument(side, nargs="?", metavar=side.upper(), help=what)
+        parser.add_argument(f"--{side}", dest=f"{side}_option", metavar="NAME", help="the same")
+    parser.add_argument(
+        "--fixture",
+        action="append",
+        metavar="NAME",
+        help="what two exporters export, NAME, NAME+b4w or matrix (default: tiny; may be repeated)",
+    )
+    parser.add_argument(
+        "--mode",
+        action="append",
+        choices=("single", "multifunction"),
+        help="in which mode they do (default: both)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="write gate.json, gate.md (for a pull request) and index.html to DIR",
+    )
     parser.add_argument(
         "--margin",
         action="append",
@@ -130,57 +157,125 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
 def gate(args: argparse.Namespace) -> int:
     """Print a verdict for each metric; return the result's status."""
     from harness.fixtures.project import project
+    from harness.fixtures.sides import described, side
+    from harness.report.gate import Comparison, write_gate
+    from harness.results import Header
 
-    result = replace(_compare(args), allow_inconclusive=args.allow_inconclusive)
+    start = time.monotonic()
+    words = [_side_word(args, name) for name in ("base", "head")]
+    header = Header.here(_gate_options(args))
+    base, head = (side(word, args.progress) for word in words)
+    result = replace(_compare(args, base, head), allow_inconclusive=args.allow_inconclusive)
     result = result.waiving(project().waivers, date.today()).accepting(args.accept)
+    comparison = Comparison(
+        described(words[0], base),
+        described(words[1], head),
+        header,
+        round(time.monotonic() - start, 3),
+        result,
+        partial(_repeat, args, words),
+    )
+    files = write_gate(comparison, args.results) if args.results else []
     if args.json:
-        print(json.dumps(result.to_json(), indent=2))
+        print(json.dumps(comparison.to_json(), indent=2))
     else:
-        print("\n\n".join(_parts(result, args.all)))
-    return result.status
+        print("\n\n".join(_parts(comparison, args.all)))
+        if files:
+            print(f"results: {args.results}")
+    return comparison.result.status
 
 
-def _compare(args: argparse.Namespace) -> GateResult:
-    """Compare two artifacts, or two runs; a runtime is for artifacts, margins are for runs."""
-    artifacts = [path.suffix == ".pte" or path.is_dir() for path in (args.base, args.head)]
-    if any(artifacts) != all(artifacts):
+def _side_word(args: argparse.Namespace, name: str) -> str:
+    given = [word for word in (getattr(args, name), getattr(args, f"{name}_option")) if word]
+    if len(given) != 1:
+        problem = "is given twice" if given else "is missing"
         raise HarnessError(
-            f"{args.base} and {args.head}: give two result files (JSON Lines, as a conformance run "
-            f"writes them) or two artifacts (a .pte, or an exported folder)"
+            f"{name.upper()} {problem}: harness gate BASE HEAD, or --base and --head"
         )
-    if all(artifacts):
-        from harness.measure.artifacts import compare_artifacts
+    return str(given[0])
 
-        if args.margin:
-            raise HarnessError(
-                "--margin is for result files; artifacts are timed against a control"
-            )
-        args.progress(f"comparing and timing {args.base} and {args.head}")
-        return compare_artifacts(args.base, args.head, args.runtime)
+
+def _gate_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked for, apart from the sides and from the output."""
+    names = ("fixture", "mode", "runtime", "margin", "accept", "allow_inconclusive")
+    return {name: getattr(args, name) or "default" for name in names}
+
+
+def _repeat(args: argparse.Namespace, words: Sequence[str], metric: Metric) -> str:
+    """Return the command that compares again what a metric is of; only its model of exporters'."""
+    command = ["harness", "gate", *words]
+    model, slash, mode = metric.case.partition(": ")[0].partition("/")
+    if slash and mode in ("single", "multifunction"):
+        command += ["--fixture", model, "--mode", mode]
+    return shlex.join([*command, *(["--runtime", args.runtime] if args.runtime else [])])
+
+
+def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
+    """Compare two runs, two artifacts, or what two exporters make.
+
+    Margins are for runs, a runtime for artifacts, fixtures and modes for exporters. Raises
+    HarnessError for any other, and for sides of two kinds.
+    """
+    from harness.export.exporters import Exporter
+    from harness.fixtures import sides
+    from harness.fixtures.subjects import Located
+
+    match base, head:
+        case Path(), Path():
+            _refuse(args, "result files", "runtime", "fixture", "mode")
+            return _compare_runs(args, base, head)
+        case Located(), Located():
+            _refuse(args, "artifacts, which are timed against a control", "margin")
+            _refuse(args, "artifacts", "fixture", "mode")
+            args.progress(f"comparing and timing {base.path} and {head.path}")
+            return _compare_artifacts(args, *map(sides.subject_of, (base, head)))
+        case Exporter(), Exporter():
+            _refuse(args, "exporters, whose artifacts are timed against a control", "margin")
+            modes = args.mode or sides.MODES
+            made = sides.pairs(base, head, args.fixture or ["tiny"], modes, args.progress)
+            return sides.compare_pairs(made, partial(_compare_artifacts, args), args.progress)
+    raise HarnessError(
+        f"BASE is {sides.kind_of(base)}, HEAD is {sides.kind_of(head)}: give two result files, two "
+        "artifacts or two exporters; EXPORTER:NAME/MODE is what an exporter makes of a model"
+    )
+
+
+def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
+    for name in names:
+        if getattr(args, name):
+            raise HarnessError(f"--{name} is not for two {what}")
+
+
+def _compare_artifacts(args: argparse.Namespace, base: Subject, head: Subject) -> GateResult:
+    from harness.measure.artifacts import compare_artifacts
+
+    return compare_artifacts(base, head, args.runtime)
+
+
+def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResult:
     from harness.fixtures.project import project
     from harness.measure import compare_runs
     from harness.measure.verdicts import parse_margins
     from harness.results import read_run
 
-    if args.runtime:
-        raise HarnessError("--runtime is for artifacts; a result file has its own runtimes")
-    args.progress(f"comparing {args.base} and {args.head}")
+    args.progress(f"comparing {base} and {head}")
     margins = {**project().margins, **parse_margins(args.margin)}
-    return compare_runs(read_run(args.base), read_run(args.head), margins)
+    return compare_runs(read_run(base), read_run(head), margins)
 
 
-def _parts(result: GateResult, everything: bool) -> Iterator[str]:
+def _parts(comparison: Comparison, everything: bool) -> Iterator[str]:
     """Yield the table, the notes, how changes are accepted, and the verdict with the counts."""
+    from harness.report.gate import acceptance
+
+    result = comparison.result
     shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
     if shown:
         yield _table(shown)
     if result.notes:
         yield "\n".join(_wrap(f"Note: {note}") for note in result.notes)
-    if result.unaccepted:
-        options = " ".join(f"--accept {shlex.quote(name)}" for name in result.unaccepted)
-        yield f"To accept what changed: {options}"
-    counts = ", ".join(f"{count} {name}" for name, count in result.counts.items() if count)
-    yield f"{HEADLINES[result.status]}: {len(result.metrics)} metrics: {counts}"
+    if hint := acceptance(result):
+        yield hint
+    yield f"{comparison.verdict}: {comparison.summary}"
 
 
 def _table(metrics: Sequence[Metric]) -> str:

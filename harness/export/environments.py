@@ -174,6 +174,7 @@ def _of_python(python: Path, origin: Path) -> Environment:
             capture_output=True,
             text=True,
             env=clean,
+            cwd=python.parent,  # a folder `executorch` in ours would hide that Python's
             timeout=_PROBE_SECONDS,
             check=True,
         )

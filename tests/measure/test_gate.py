@@ -176,11 +176,12 @@ def test_a_bad_margin_is_refused(gate):
 
 def test_a_runtime_is_for_artifacts(gate):
     status, message = gate(PARITY, arguments=["--runtime", "mil:strict"])
-    assert status == 2 and "--runtime is for artifacts" in message
+    assert status == 2 and "--runtime is not for two result files" in message
 
 
 def test_a_run_and_an_artifact_are_not_compared(tmp_path, capsys):
     run = write_run(tmp_path / "run.jsonl", PARITY)
+    (tmp_path / "model.pte").write_bytes(b"")
     assert main(["gate", str(run), str(tmp_path / "model.pte")]) == 2
     assert "give two result files" in capsys.readouterr().err
 

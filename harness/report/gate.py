@@ -1,0 +1,247 @@
+"""Draws a comparison of BASE and HEAD: Markdown for a pull request, JSON, and a page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.files import partial_file, writing
+from harness.measure import GateResult, Metric
+from harness.report.page import Page, Row, Section, circumstances
+from harness.results import Header
+from harness.text import clip
+
+SCHEMA = Path(__file__).with_name("gate.schema.json")
+VERSION = 1
+HEADLINES = {0: "PASSED", 1: "FAILED", 4: "UNDECIDED"}
+_TONES = {
+    "regression": "bad",
+    "changed": "bad",
+    "inconclusive": "note",
+    "failing": "note",
+    "waived": "note",
+}
+# title -> verdict, in the order of the page; then those that are folded
+_OPEN = {
+    "Regressions": "regression",
+    "Changes to accept": "changed",
+    "Undecided": "inconclusive",
+}
+_FOLDED = {
+    "Failing in both": "failing",
+    "Waived": "waived",
+    "Accepted changes": "accepted",
+    "Better": "better",
+    "Of another machine": "unjudged",
+    "New in HEAD": "new",
+    "Skipped in both": "skipped",
+    "The same": "same",
+}
+_COLUMNS = ("where", "metric", "BASE", "HEAD", "verdict")
+# A comment on GitHub holds 65,536 characters; gate.json has all rows.
+_MAX_OPEN, _MAX_FOLD = 32_000, 4_000  # characters of the first table, and of each that is folded
+_MAX_CELL = 160
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A result of the gate with its circumstances.
+
+    `base` and `head` describe the sides: `name` as the user gave it, `kind`, and more. `repeat`
+    returns the command that repeats a metric's comparison.
+    """
+
+    base: Mapping[str, Any]
+    head: Mapping[str, Any]
+    header: Header
+    seconds: float
+    result: GateResult
+    repeat: Callable[[Metric], str] = field(default=lambda metric: "", compare=False)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a word."""
+        return HEADLINES[self.result.status]
+
+    @property
+    def summary(self) -> str:
+        """The number of metrics with each verdict."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.result.counts.items() if count)
+        return f"{len(self.result.metrics)} metrics: {counts}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as the JSON object that gate.schema.json describes."""
+        circumstances = self.header.to_json()
+        return {
+            "type": "gate",
+            "schema": VERSION,
+            "base": dict(self.base),
+            "head": dict(self.head),
+            **{name: circumstances[name] for name in ("started", "versions", "machine")},
+            **{name: circumstances[name] for name in ("options", "project")},
+            "seconds": self.seconds,
+            **self.result.to_json(),
+        }
+
+    def rows(self, verdict: str) -> list[Metric]:
+        """Return the metrics of one verdict."""
+        return [metric for metric in self.result.metrics if metric.verdict == verdict]
+
+
+def html_page(comparison: Comparison) -> str:
+    """Return the page: regressions, changes and undecided metrics first, the rest folded."""
+    folds = [*dict.fromkeys(_OPEN, False).items(), *dict.fromkeys(_FOLDED, True).items()]
+    titles = {**_OPEN, **_FOLDED}
+    notes = [f"Note: {note}" for note in comparison.result.notes]
+    if hint := acceptance(comparison.result):
+        notes.insert(0, hint)
+    sides = {
+        f"{side}: {name}": value
+        for side, described in (("BASE", comparison.base), ("HEAD", comparison.head))
+        for name, value in _flat(described)
+    }
+    return Page(
+        title=f"{comparison.base['name']} against {comparison.head['name']}",
+        verdict=comparison.verdict,
+        tone={"PASSED": "good", "FAILED": "bad"}.get(comparison.verdict, "note"),
+        summary=f"{comparison.summary}; in {comparison.seconds:.0f} s",
+        sections=[
+            Section(title, _COLUMNS, [_row(comparison, m) for m in found], folded)
+            for title, folded in folds
+            if (found := comparison.rows(titles[title]))
+        ],
+        circumstances=sides | circumstances(comparison.header),
+        notes=notes,
+    ).html()
+
+
+def _row(comparison: Comparison, metric: Metric) -> Row:
+    numbers = {
+        name: f"{value:.6g}"
+        if isinstance(value, float | int)
+        else ", ".join(f"{v:.4g}" for v in value)
+        for name, value in metric.numbers.items()
+    }
+    return Row(
+        cells=(metric.case, metric.name, metric.base, metric.head),
+        verdict=metric.verdict,
+        tone=_TONES.get(metric.verdict, "good"),
+        reason=metric.reason,
+        key=f"accept it by --accept {shlex.quote(metric.accept)}"
+        if metric.verdict == "changed"
+        else "",
+        command=comparison.repeat(metric) if metric.verdict in _TONES else "",
+        values=numbers,
+    )
+
+
+def _flat(described: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in described.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}: {key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def acceptance(result: GateResult) -> str:
+    """Return the sentence on how to accept what changed; "" when nothing waits for that."""
+    options = " ".join(f"--accept {shlex.quote(name)}" for name in result.unaccepted)
+    return f"To accept what changed: {options}" if options else ""
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return a comment for a pull request: the verdict, what fails or is open, the rest folded."""
+    parts = [
+        f"### {comparison.verdict}: {code(comparison.head['name'])} against"
+        f" {code(comparison.base['name'])}",
+        f"{comparison.summary}; in {comparison.seconds:.0f} s",
+    ]
+    shown = [metric for verdict in _OPEN.values() for metric in comparison.rows(verdict)]
+    parts += _markdown_table(shown, _MAX_OPEN)
+    if hint := acceptance(comparison.result):
+        parts.append(f"To accept what changed, add {code(hint.partition(': ')[2])}")
+    for title, verdict in _FOLDED.items():
+        found = comparison.rows(verdict)
+        if found and verdict != "same":
+            table = "\n\n".join(_markdown_table(found, _MAX_FOLD))
+            parts.append(_fold(f"{title} ({len(found)})", table))
+    if notes := [f"- {prose(note)}" for note in comparison.result.notes]:
+        parts.append(_fold("Notes", "\n".join(_first(notes, _MAX_FOLD))))
+    if commands := list(dict.fromkeys(filter(None, map(comparison.repeat, shown)))):
+        lines = "\n".join(_first(commands, _MAX_FOLD))
+        parts.append(_fold("Repeat it", f"```console\n{lines}\n```"))
+    return "\n\n".join(parts) + "\n"
+
+
+def _fold(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _first(lines: Sequence[str], budget: int) -> list[str]:
+    """Return the first lines, at most `budget` characters of them."""
+    lengths = accumulate(len(line) + 1 for line in lines)
+    return [line for line, length in zip(lines, lengths, strict=True) if length <= budget]
+
+
+def _markdown_table(metrics: Sequence[Metric], budget: int) -> Iterator[str]:
+    if not metrics:
+        return
+    rows = []
+    for metric in metrics:
+        said = f"**{metric.verdict}** {prose(metric.reason)}".rstrip()
+        cells = [code(text) for text in (metric.case, metric.name, metric.base, metric.head)]
+        rows.append(f"| {' | '.join([*cells, said])} |")
+    shown = _first(rows, budget)
+    header = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+    yield "\n".join([*header, *shown])
+    if len(shown) < len(rows):
+        yield f"{len(rows) - len(shown)} more are in gate.json"
+
+
+def code(text: str) -> str:
+    """Return a text of others as code of Markdown, in which no character means anything."""
+    text = clip(text, _MAX_CELL).replace("`", "'").replace("|", "\\|")
+    return f"`{text}`" if text else ""
+
+
+def prose(text: str) -> str:
+    """Return a text of others as words of Markdown: no markup, no mention, no link."""
+    text = re.sub(
+        r"([\\`*_{}\[\]()#+.!|~-])", r"\\\1", escape(clip(text, 3 * _MAX_CELL), quote=False)
+    )
+    return re.sub(r"(?<=[@#/])(?=\w|/)", "<wbr>", text)
+
+
+# file name -> text of a comparison
+DRAWINGS: dict[str, Callable[[Comparison], str]] = {
+    "gate.json": lambda comparison: json.dumps(comparison.to_json(), indent=2) + "\n",
+    "gate.md": markdown,
+    "index.html": html_page,
+}
+
+
+def write_gate(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every drawing of a comparison into a folder and return the paths.
+
+    Raises HarnessError when the folder or a file cannot be written, and for a result that does not
+    have the form of gate.schema.json.
+    """
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    for error in Draft202012Validator(schema).iter_errors(comparison.to_json()):
+        raise HarnessError(f"the result cannot be recorded: {error.json_path}: {error.message}")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        with partial_file(folder / name) as partial:
+            partial.write_text(draw(comparison), encoding="utf-8", newline="\n")
+    return [folder / name for name in DRAWINGS]

@@ -1,0 +1,95 @@
+"""The drawings of a comparison of BASE and HEAD: for a pull request, a program and a browser."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.measure import GateResult, Metric
+from harness.measure.verdicts import VERDICTS
+from harness.report.gate import SCHEMA, Comparison, html_page, markdown, write_gate
+from tests.results.runs import HEADER
+
+HOSTILE = "@user #12 http://x.y <img src=x> `a`|b| *c* ![d](e)\n# f"
+NUMBERS = {"ratio": 1.05, "samples": [1.0, 2.0]}
+SLOWER = Metric("tiny/single", "decode", "figure", "4 ms", "5 ms", "regression", "slower")
+SLOWER = replace(SLOWER, numbers=NUMBERS)
+CHANGED = replace(SLOWER, name="program", verdict="changed", accept="program", numbers={})
+OPEN = replace(SLOWER, name="load", verdict="inconclusive", numbers={})
+SAME = replace(SLOWER, name="equal", verdict="same", reason="", numbers={})
+BETTER = replace(SAME, name="size", verdict="better")
+
+
+def comparison(*metrics, notes=(), name="executorch@../my branch"):
+    side = {"name": "executorch@1.4.1", "kind": "exporter", "versions": {"torch": "2.13.0"}}
+    return Comparison(
+        side,
+        {**side, "name": name},
+        HEADER,
+        12.5,
+        GateResult(metrics, notes),
+        lambda metric: f"harness gate A B --fixture {metric.case}",
+    )
+
+
+def test_a_comment_has_the_verdict_first_then_what_fails_then_the_rest_folded():
+    text = markdown(comparison(SAME, BETTER, OPEN, CHANGED, SLOWER))
+    assert text.startswith("### FAILED: `executorch@../my branch` against `executorch@1.4.1`\n")
+    shown = [text.index(f"`{name}`") for name in ("decode", "program", "load")]
+    folded = text.index("<details><summary>Better (1)</summary>")
+    assert shown == sorted(shown) and max(shown) < folded < text.index("`size`")
+    assert "`--accept program`" in text and "`equal`" not in text and "1 same" in text
+    assert text.count("harness gate A B --fixture tiny/single") == 1
+
+
+@pytest.mark.parametrize("place", ["case", "name", "base", "head", "reason"])
+def test_a_comment_shows_the_texts_of_others_as_text(place):
+    text = markdown(comparison(replace(SLOWER, **{place: HOSTILE}), notes=(HOSTILE,), name=HOSTILE))
+    row = next(line for line in text.splitlines() if "tiny" in line or "4 ms" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 6, "a row keeps its five cells"
+    outside = re.sub(r"`[^`]*`", "", text)  # in code, nothing has a meaning
+    for meaning in ("@user", "#12", "http://", "<img", "*c*", "![d]", "\n# f"):
+        assert meaning not in outside
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_the_page_shows_each_verdict(verdict):
+    assert f">{verdict}</span>" in html_page(comparison(replace(SAME, verdict=verdict)))
+
+
+def test_a_comment_fits_github():
+    metrics = [replace(SLOWER, name=f"name {n}" * 40, reason="long " * 400) for n in range(400)]
+    text = markdown(comparison(*metrics, *(replace(m, verdict="better") for m in metrics)))
+    assert len(text) < 65_536 and text.count(" more are in gate.json") == 2
+
+
+def test_the_json_has_all_numbers_and_the_form_of_its_schema(tmp_path):
+    write_gate(comparison(SLOWER, SAME), tmp_path)
+    written = json.loads((tmp_path / "gate.json").read_text())
+    assert written["metrics"][0]["numbers"] == NUMBERS and written["status"] == 1
+    assert written["base"]["name"] == "executorch@1.4.1"
+    verdicts = json.loads(SCHEMA.read_text())["$defs"]["verdict"]["enum"]
+    assert verdicts == list(VERDICTS)
+
+
+def test_a_result_of_another_form_is_not_written(tmp_path):
+    with pytest.raises(HarnessError, match="verdict: 'odd' is not one of"):
+        write_gate(comparison(SLOWER, replace(SAME, verdict="odd")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_shows_what_fails_and_what_is_open_first(tmp_path):
+    write_gate(comparison(SAME, BETTER, OPEN, replace(SLOWER, reason=HOSTILE)), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    titles = re.findall(r"<details( open)?><summary>([^<]*?) \(\d+\)</summary>", page)
+    assert titles == [
+        (" open", "Regressions"),
+        (" open", "Undecided"),
+        ("", "Better"),
+        ("", "The same"),
+    ]
+    assert "<img" not in page and "<pre>harness gate A B --fixture tiny/single</pre>" in page
+    assert "UNDECIDED" not in page and ">FAILED: " in page
+    assert "ratio" in page and "1.05" in page
