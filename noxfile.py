@@ -171,14 +171,28 @@ def large(session: nox.Session) -> None:
     run(session, "pytest", "suites/large", "-s", *results, *session.posargs)
 
 
+def benchmarks(session: nox.Session, command: str) -> None:
+    """Run a command of the benchmarks; each takes `--exporter executorch@CHECKOUT`."""
+    install(session, "bench")
+    run(session, "python", "-m", "harness.suites.benchmarks", command, *session.posargs)
+
+
 @nox.session(python=False, default=False)
 def bench(session: nox.Session) -> None:
-    """Time prefill and decode with asv, in this environment and at this commit."""
-    install(session, "bench")
-    run(session, "asv", "machine", "--yes")
-    commit = session.run("git", "rev-parse", "HEAD", silent=True, external=True).strip()
-    here = [f"--environment=existing:{BIN / 'python'}", f"--set-commit-hash={commit}"]
-    run(session, "asv", "run", *here, "--show-stderr", "--record-samples", *session.posargs)
+    """Measure this commit with asv, or that of `-- --exporter executorch@CHECKOUT`."""
+    benchmarks(session, "run")
+
+
+@nox.session(python=False, default=False)
+def track(session: nox.Session) -> None:
+    """Look for regressions in the history of measured commits; fail when there is one."""
+    benchmarks(session, "track")
+
+
+@nox.session(python=False, default=False)
+def publish(session: nox.Session) -> None:
+    """Commit the measurements to the branch `benchmarks`, and write asv's page."""
+    benchmarks(session, "publish")
 
 
 @nox.session(python=False, default=False)

@@ -1,57 +1,59 @@
-"""Measures exports of the fixture models; a run's logits are checked before its time counts.
+"""The benchmarks: each is one figure of one export, or its ratio to the control.
 
-asv calls a class's `setup` and its `track_` methods, and reads the samples that these return;
-`harness.measure.timing` does the measuring.
+asv runs each of them in a process of its own. The first one that needs a measurement makes it, with
+the control's beside it, and leaves it in asv's folder for the others. `SETTINGS` chooses subjects,
+exporters, modes and runtimes; asv imports this module to learn them, so it does not import torch.
 """
 
+from __future__ import annotations
+
+import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
 from harness.errors import HarnessError
-from harness.fixtures.project import project
-from harness.fixtures.subjects import locate
-from harness.measure.timing import Round, Stopwatch, load_times
-from harness.runtimes import RUNTIMES, get_runtime
-from harness.subject import Subject
+from harness.runtimes import BASELINE, RUNTIMES, get_runtime
 
-PROFILES = {
-    "fast": (["tiny"], 3),
-    "regular": (["tiny"], 10),
-    "large": (["tiny", "smollm2-135m"], 5),
-    "huge": (["llama-1b"], 3),
-}  # HARNESS_BENCH_PROFILE -> fixtures, timed rounds
-PROFILE = os.environ.get("HARNESS_BENCH_PROFILE", "regular")
-if PROFILE not in PROFILES:
-    raise HarnessError(f"HARNESS_BENCH_PROFILE is '{PROFILE}'; choose from {', '.join(PROFILES)}")
-FIXTURES, ROUNDS = PROFILES[PROFILE]
-# Names as every command takes them, with commas between, in place of the profile's fixtures.
-if SUBJECTS := os.environ.get("HARNESS_BENCH_SUBJECTS"):
-    FIXTURES = SUBJECTS.split(",")
-MODES = ["single", "multifunction"]
+VARIABLE = "HARNESS_BENCHMARKS"
+ARTIFACT = "-"  # in place of an exporter, for a subject that exists already
 # References are right, not fast: timing them would waste a machine's time.
 TIMED = [row.name for row in RUNTIMES.values() if row.timed]
-Samples = dict[str, Any]  # as asv takes them: `samples` and `number`
-TIMEOUT = 3600  # seconds; the first run exports
 
 
-def export_of(name: str, mode: str) -> Path:
-    """Return the path of a fixture's export, made on first use.
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, from the folder in which the subjects' names hold.
 
-    Raises NotImplementedError, for which asv skips, when a user's artifact has another mode.
+    `subjects` maps each name to the label of its only exporter, or to None for all of `exporters`;
+    those map the labels of series to the names of exporters.
     """
-    row = project().subjects.get(name)
-    if row is not None and "artifact" in row.files:
-        path = row.files["artifact"]
-        if (own := Subject(path).mode) != mode:
-            raise NotImplementedError(f"{name} is an artifact of mode {own}")
-        return path
-    found = locate(f"{name}/{mode}")
-    assert found is not None, f"{name} is the name of a file, too"
-    return found.path
+
+    folder: str = "."
+    subjects: dict[str, str | None] = field(default_factory=lambda: {"tiny": None})
+    exporters: dict[str, str] = field(default_factory=lambda: {"executorch": "executorch"})
+    modes: list[str] = field(default_factory=lambda: ["single", "multifunction"])
+    runtimes: list[str] = field(default_factory=lambda: TIMED)
+    rounds: int = 8
+
+    @classmethod
+    def read(cls) -> Settings:
+        """Return the settings of the environment variable, or the defaults without it."""
+        return cls(**json.loads(os.environ.get(VARIABLE, "{}")))
+
+    def to_json(self) -> str:
+        """Return the text of the environment variable."""
+        return json.dumps(asdict(self))
+
+
+SETTINGS = Settings.read()
+Values = dict[str, Any]  # as asv takes them: `samples` and `number`
+Cache = dict[str, Any]
 
 
 def why_unavailable(name: str) -> str | None:
@@ -62,82 +64,162 @@ def why_unavailable(name: str) -> str | None:
         return None
 
 
-class PerRuntime:
-    """One figure for each fixture, mode and runtime that is available here."""
+class PerExport:
+    """One figure for each subject, exporter and mode.
 
-    params = (FIXTURES, MODES, TIMED)
-    param_names = ("fixture", "mode", "runtime")
-    timeout = TIMEOUT
+    `version` is the series': unless it changes, asv keeps the results of earlier code.
+    """
 
-    def setup_cache(self) -> dict[str, str | None]:
+    params: Any = (list(SETTINGS.subjects), list(SETTINGS.exporters), SETTINGS.modes)
+    param_names: Any = ("subject", "exporter", "mode")
+    version = "1"
+    timeout = 3600  # seconds; an export and the control's measurement may be part of it
+    ratio = False
+
+    def setup_cache(self) -> Cache:
         """Ask every runtime once, because some import for ten seconds before they answer."""
-        return {name: why_unavailable(name) for name in TIMED}
+        return {
+            "folder": str(Path.cwd()),
+            "unavailable": {name: why_unavailable(name) for name in SETTINGS.runtimes},
+        }
 
-    def setup(
-        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
-    ) -> None:
-        """Export; NotImplementedError makes asv skip the benchmark and show its message."""
-        if reason := unavailable[runtime]:
+    def setup(self, cache: Cache, *parameters: str) -> None:
+        """Raise NotImplementedError, for which asv skips, with the reason, where none applies."""
+        from harness.suites.benchmarks.figures import Session
+
+        subject, exporter, mode, *runtime = parameters
+        if runtime and (reason := cache["unavailable"][runtime[0]]):
             raise NotImplementedError(reason)
-        self.path = export_of(name, mode)
+        os.chdir(SETTINGS.folder)
+        own = SETTINGS.subjects[subject]
+        if own not in (None, exporter):
+            by = "an artifact that exists" if own == ARTIFACT else f"exported by {own}"
+            raise NotImplementedError(f"{subject} is {by}")
+        by = SETTINGS.exporters[exporter]
+        self.session = Session(Path(cache["folder"]), subject, by, mode, SETTINGS.rounds)
+
+    def figure(self, name: str, runtime: str = BASELINE) -> Values:
+        """Return the samples of a figure, or those of its ratio to the control."""
+        from asv_runner.benchmarks.mark import SkipNotImplemented
+
+        try:
+            values, control = self.session.measured(runtime).get(name, ([], []))
+        except NotImplementedError as reason:
+            raise SkipNotImplemented(str(reason)) from None
+        if not values or (self.ratio and not control):
+            raise SkipNotImplemented(f"there is no such figure of {name} for this subject")
+        if self.ratio:
+            values = [value / other for value, other in zip(values, control, strict=True)]
+        assert all(map(math.isfinite, values)), f"{name}: {values}"
+        return {"samples": values, "number": 1}
 
 
-class Latency(PerRuntime):
-    """Milliseconds per token."""
+class PerRuntime(PerExport):
+    """One figure for each subject, exporter, mode and runtime that is available here."""
+
+    params = (*PerExport.params, SETTINGS.runtimes)
+    param_names = (*PerExport.param_names, "runtime")
+
+
+def of_runtime(name: str) -> Callable[..., Values]:
+    """Return the benchmark of a figure of each runtime."""
+
+    def benchmark(self: PerRuntime, cache: Cache, *parameters: str) -> Values:
+        return self.figure(name, parameters[-1])
+
+    benchmark.__doc__ = f"Return the samples of {name}."
+    return benchmark
+
+
+def of_export(name: str) -> Callable[..., Values]:
+    """Return the benchmark of a figure of each export."""
+
+    def benchmark(self: PerExport, cache: Cache, *parameters: str) -> Values:
+        return self.figure(name)
+
+    benchmark.__doc__ = f"Return the samples of {name}."
+    return benchmark
+
+
+class PerToken(PerRuntime):
+    """Decode at three depths of the cache, and prefill of a whole context."""
 
     unit = "ms/token"
-
-    def timed(self, runtime: str) -> list[Round]:
-        """Return timed passes, each checked."""
-        return Stopwatch(Subject(self.path)).rounds([runtime], ROUNDS)[runtime]
-
-    def track_decode(
-        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
-    ) -> Samples:
-        """Decode one token at a time, on a cache that fills; a step is a sample."""
-        samples = [step for timed in self.timed(runtime) for step in timed.decode]
-        return {"samples": samples, "number": 1}
-
-    def track_prefill(
-        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
-    ) -> Samples:
-        """Prefill a prompt of two and a half chunks."""
-        return {"samples": [timed.prefill for timed in self.timed(runtime)], "number": 1}
+    track_decode_at_0 = of_runtime("decode at 0")
+    track_decode_at_half = of_runtime("decode at half")
+    track_decode_at_full = of_runtime("decode at full")
+    track_prefill = of_runtime("prefill")
 
 
-class Load(PerRuntime):
-    """Milliseconds."""
+class PerTokenRatio(PerToken):
+    """The same, as multiples of the control's."""
+
+    unit, ratio = f"x {BASELINE}", True
+
+
+class Time(PerRuntime):
+    """From a short prompt to the first token; loads; calls of a model that is no language model."""
 
     unit = "ms"
+    track_first_token = of_runtime("first token")
+    track_load_cold = of_runtime("load, cold")
+    track_load_cached = of_runtime("load, cached")
+    track_calls = of_runtime("calls")
 
-    def track_load(
-        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
-    ) -> Samples:
-        """Open a file and load its methods; imports do not count."""
-        return {"samples": load_times(self.path, runtime, ROUNDS), "number": 1}
+
+class TimeRatio(Time):
+    """The same, as multiples of the control's."""
+
+    unit, ratio = f"x {BASELINE}", True
 
 
 class Memory(PerRuntime):
-    """Bytes."""
+    """The peak of a process that loads and runs the export, beyond its libraries."""
 
     unit = "bytes"
-
-    def track_peak_memory(
-        self, unavailable: Mapping[str, str | None], name: str, mode: str, runtime: str
-    ) -> int:
-        """Return the peak of a process that loads and runs the export, beyond its libraries."""
-        memory = Stopwatch(Subject(self.path)).memory(runtime)
-        return memory.peak - memory.before
+    track_peak = of_runtime("peak memory")
 
 
-class Size:
-    """Bytes of the .pte: a number that does not depend on the machine."""
+class MemoryRatio(Memory):
+    """The same, as a multiple of the control's."""
 
-    params = (FIXTURES, MODES)
-    param_names = ("fixture", "mode")
+    unit, ratio = f"x {BASELINE}", True
+
+
+class Size(PerExport):
+    """The whole artifact; the control's size is that of its weights in fp32."""
+
     unit = "bytes"
-    timeout = TIMEOUT
+    track_bytes = of_export("size")
 
-    def track_size(self, name: str, mode: str) -> int:
-        """Return the size of the whole file."""
-        return export_of(name, mode).stat().st_size
+
+class SizeRatio(Size):
+    """The same, as a multiple of the control's."""
+
+    unit, ratio = f"x {BASELINE}", True
+
+
+class ExportTime(PerExport):
+    """One export, in a process of its own; the control is its own cold load."""
+
+    unit = "seconds"
+    track_export = of_export("export")
+
+
+class ExportTimeRatio(ExportTime):
+    """The same, as a multiple of the control's."""
+
+    unit, ratio = f"x {BASELINE}", True
+
+
+class ExportMemory(PerExport):
+    """The peak of the largest process of the export; the control is its own peak."""
+
+    unit = "bytes"
+    track_peak = of_export("export memory")
+
+
+class ExportMemoryRatio(ExportMemory):
+    """The same, as a multiple of the control's."""
+
+    unit, ratio = f"x {BASELINE}", True
