@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     track.add_argument(
         "--allow-inconclusive",
         action="store_true",
-        help=f"exit with 0, not {UNDECIDED}, when no series has two points",
+        help=f"exit with 0, not {UNDECIDED}, when no series has points enough",
     )
     return parser
 
@@ -160,7 +160,7 @@ def _track(args: argparse.Namespace) -> int:
     if judged.regressions:
         return 1
     if not judged.compared and not args.allow_inconclusive:
-        print("benchmarks: no series has two points, so nothing was compared", file=sys.stderr)
+        print("benchmarks: no series has points enough, so nothing was compared", file=sys.stderr)
         return UNDECIDED
     return 0
 

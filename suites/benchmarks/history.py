@@ -31,6 +31,8 @@ ROOT = Path(harness.__file__).resolve().parents[1]
 PLUGIN = ".harness.suites.benchmarks.installed"  # asv imports a module whose name begins so
 SESSION = "session"  # our key in asv's result files
 TIMEOUT = 3600.0  # seconds for one benchmark
+# Points before and after a step: noise is known from points alone. A size has none.
+ENOUGH, ENOUGH_OF_A_SIZE = (3, 2), (1, 1)
 _NOT_OF_A_CHIP = re.compile(r"\((R|TM)\)|\b(CPU|Processor|Apple|\d+-Core)\b|@.*", re.IGNORECASE)
 
 
@@ -205,7 +207,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the steps of a history say, over `series`, of which `compared` have two points or more.
+    """What the steps of a history say, over `series`, of which `compared` have points enough.
 
     `unconfirmed` are steps of a series whose ratio to the control has none: the machine changed.
     """
@@ -236,7 +238,7 @@ def publish(repository: Repository, **settings: object) -> Judged:
 def _judge(repository: Repository) -> Judged:
     index = read_json(repository.page / "index.json")
     commits = {int(number): commit for number, commit in index["revision_to_hash"].items()}
-    lengths = _lengths(repository.page)
+    points = _points(repository.page)
     steps = {
         (path, number): (name, jumps)
         for name, path, _, number, _, _, jumps in read_json(repository.page / "regressions.json")[
@@ -251,9 +253,14 @@ def _judge(repository: Repository) -> Judged:
             continue  # the figure has a step of its own, or only the control changed
         ratio = benchmark.replace(".track_", "Ratio.track_")
         control = (path.replace(benchmark, ratio), number)
-        confirmed = control in steps or control not in lengths
+        confirmed = control in steps or control not in points
         machine = next(p[8:] for p in path.split("/") if p.startswith("machine-"))
         for first, second, before, after in jumps:
+            earlier_points = sum(revision < second for revision in points[path, number])
+            later_points = len(points[path, number]) - earlier_points
+            least = _enough(benchmark)
+            if earlier_points < least[0] or later_points < least[1]:
+                continue
             known = [n for n, c in commits.items() if n < second and (machine, c) in sessions]
             # asv leaves the first out when it is the parent of the second.
             pair = None if first is None else commits[first], commits[second]
@@ -267,23 +274,27 @@ def _judge(repository: Repository) -> Judged:
     return Judged(
         tuple(found[True]),
         tuple(found[False]),
-        len(lengths),
-        sum(length > 1 for length in lengths.values()),
+        len(points),
+        sum(len(found) >= sum(_enough(path)) for (path, _), found in points.items()),
         len(measured - set(commits.values())),
     )
 
 
-def _lengths(page: Path) -> dict[tuple[str, int], int]:
-    """Return the number of points of each series, by its graph and its number there."""
-    found = {}
+def _points(page: Path) -> dict[tuple[str, int], list[int]]:
+    """Return the revisions of each series' points, by its graph and its number there."""
+    found: dict[tuple[str, int], list[int]] = {}
     for path in (page / "graphs").glob("branch-*/**/*.json"):
-        if path.stem == "summary":
-            continue
-        rows = [value if isinstance(value, list) else [value] for _, value in read_json(path)]
-        for number, series in enumerate(zip(*rows, strict=True)):
-            if points := sum(value is not None for value in series):
-                found[path.relative_to(page).as_posix(), number] = points
+        graph = path.relative_to(page).as_posix()
+        for revision, values in read_json(path) if path.stem != "summary" else ():
+            for number, value in enumerate(values if isinstance(values, list) else [values]):
+                if value is not None:
+                    found.setdefault((graph, number), []).append(revision)
     return found
+
+
+def _enough(benchmark: str) -> tuple[int, int]:
+    """Return how many points a step needs before and after it."""
+    return ENOUGH_OF_A_SIZE if ".Size" in benchmark else ENOUGH
 
 
 def _sessions(repository: Repository) -> dict[tuple[str, str], Mapping[str, Any]]:

@@ -111,7 +111,19 @@ def test_a_step_that_was_taken_back_does_not_fail(work):
     assert "0 regressions" in run(work, "track")
 
 
-def test_the_last_commit_alone_may_fail(work):
+def test_a_step_of_a_time_needs_a_second_point_and_names_the_first(work):
+    found = measured(work, time=STEP[:5], ratio=STEP[:5])
+    assert "2 of 2 series compared, 0 regressions" in run(work, "track")
+    write(work, commits(work, 1)[-1], {TIME: STEP[5], RATIO: STEP[5]})
+    assert f"at {found[4][:12]} (change 4)" in run(work, "track", status=1)
+
+
+def test_two_points_of_a_time_decide_nothing(work):
+    measured(work, time=[100.0, 120.0], ratio=[100.0, 120.0])
+    assert "0 of 2 series compared" in run(work, "track", status=4)
+
+
+def test_the_last_commit_alone_may_fail_by_its_size(work):
     found = measured(work, size=[578_076.0] * 4 + [612_000.0])
     assert f"(+5.9%) at {found[4][:12]} (change 4)" in run(work, "track", status=1)
 
@@ -143,7 +155,7 @@ def test_a_threshold_decides_what_is_small(work):
 
 def test_a_history_of_one_point_decides_nothing(work):
     measured(work, size=[100.0])
-    assert "no series has two points" in run(work, "track", status=4)
+    assert "no series has points enough" in run(work, "track", status=4)
     assert "0 of 1 series compared" in run(work, "track", "--allow-inconclusive")
 
 
