@@ -34,8 +34,9 @@ class Subject:
     artifact's own weights. `options` are those of the export; without them, they are read from the
     artifact. `unshared` is the same export with weight sharing off.
 
-    An artifact of any model may have a `reference`, `module:function` of an eager module, or a
-    `golden` file instead; `seed` decides the inputs where the file does not.
+    Where no constants describe a language model, the checkpoint's model is the reference of each
+    call. An artifact of any model may have a `reference`, `module:function` of an eager module, or
+    a `golden` file instead; `seed` decides the inputs where the file does not.
 
     Raises HarnessError for a checkpoint without params, and for two sources of values.
     Everything is computed on first use and kept.
@@ -79,10 +80,16 @@ class Subject:
 
     @cached_property
     def reference_module(self) -> Reference | None:
-        """The user's eager module, imported."""
-        from harness.golden.eager import Reference
+        """The user's eager module, or the checkpoint's model where no constants describe one."""
+        if self.reference_name:
+            from harness.golden.eager import Reference
 
-        return Reference(self.reference_name) if self.reference_name else None
+            return Reference.imported(self.reference_name)
+        if self.checkpoint is None or self.params is None or self.is_language_model:
+            return None
+        from harness.golden.language import checkpoint_reference
+
+        return checkpoint_reference(self.artifact, self.checkpoint, self.params)
 
     @cached_property
     def reference_weights(self) -> list[Match]:
@@ -93,7 +100,8 @@ class Subject:
     @property
     def has_golden(self) -> bool:
         """Whether there is a source of golden values, or somebody has set them."""
-        return bool(self.reference_name or self.golden_path or vars(self).get("golden"))
+        given = self.reference_name or self.golden_path or vars(self).get("golden")
+        return bool(given or (self.checkpoint and not self.is_language_model))
 
     @cached_property
     def golden(self) -> Golden | None:
@@ -104,9 +112,17 @@ class Subject:
         from harness.golden import read_golden
         from harness.golden.inputs import all_inputs
 
-        if self.reference_module is not None:
-            return self.reference_module.golden(self.artifact, all_inputs(self.artifact, self.seed))
-        return read_golden(self.golden_path, self.artifact) if self.golden_path else None
+        if self.golden_path:
+            return read_golden(self.golden_path, self.artifact)
+        if self.reference_module is None:
+            return None
+        given = None
+        if not self.reference_name:
+            from harness.golden.language import token_sequences
+
+            given = token_sequences(self.artifact, self.seed)
+        inputs = all_inputs(self.artifact, self.seed, given)
+        return self.reference_module.golden(self.artifact, inputs)
 
     @cached_property
     def mode(self) -> str:

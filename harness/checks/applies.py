@@ -12,7 +12,7 @@ def language_model(subject: Subject) -> str | None:
 
     Raises HarnessError when it was exported as one: its description is lost.
     """
-    if subject.is_language_model or subject.options or subject.checkpoint:
+    if subject.is_language_model or subject.options:
         _ = subject.mode
         return None
     return (

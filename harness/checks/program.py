@@ -14,7 +14,7 @@ from harness.artifact.proto import mil_types
 from harness.checks.applies import language_model
 from harness.checks.run import check
 from harness.errors import ArtifactError
-from harness.generate.constants import ConstantReader
+from harness.generate.phase import ConstantReader
 from harness.mil import get_policy, load_function
 from harness.results import Finding
 from harness.subject import Subject

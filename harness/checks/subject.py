@@ -66,10 +66,7 @@ def _refuse(subject: Subject) -> None:
     if subject.checkpoint is None or subject.params is None:
         return
     if not subject.is_language_model:
-        raise HarnessError(
-            f"{path}: --checkpoint is for language models of ExecuTorch's static exporter; give "
-            "--reference module:function, or --golden FILE"
-        )
+        return  # its model is the reference
     from harness.models.checkpoint import load_checkpoint
     from harness.models.config import load_params
 

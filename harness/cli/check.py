@@ -84,7 +84,7 @@ def golden(args: argparse.Namespace) -> int:
     check_name(args.output)
     artifact = open_artifact(args.file)
     if args.reference:
-        reference = Reference(args.reference)
+        reference = Reference.imported(args.reference)
         values = reference.golden(artifact, all_inputs(artifact, args.seed))
     else:
         (runtime,) = usable_runtimes([args.runtime])

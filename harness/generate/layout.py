@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from harness.errors import HarnessError
-from harness.generate.constants import ConstantReader, Constants
-from harness.generate.phase import LayerCache, Phase, parse_phase
+from harness.generate.phase import ConstantReader, Constants, LayerCache, Phase, parse_phase
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ import math
 import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from harness.artifact import Artifact
-from harness.artifact.pte import TensorValue
 from harness.errors import HarnessError
 from harness.files import partial_file
+from harness.generate.interface import signature
 from harness.mil.shapes import allowed_shapes, check_shapes
 from harness.pte import Specs, TensorSpec
-from harness.runtimes import REFERENCE, get_runtime, runtime_row
+from harness.runtimes import get_runtime, runtime_row
 
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
 MAX_TENSORS = 100_000
@@ -117,25 +117,6 @@ def run_steps(
     """Load a method, so that its states are zeros, and call it with the inputs of each step."""
     loaded = get_runtime(runtime).load(artifact, method)
     return [tuple(t.clone() for t in loaded(*inputs)) for inputs in steps]
-
-
-def signature(artifact: Artifact, method: str) -> tuple[Specs, Specs]:
-    """Return a method's inputs and outputs; -1 is a size that may differ from call to call."""
-    loaded = get_runtime(REFERENCE).load(artifact, method)
-    if artifact.pte is None:
-        return tuple(loaded.inputs), tuple(loaded.outputs)
-    plan = artifact.pte.methods[method]
-
-    def spec(given: TensorSpec, index: int) -> TensorSpec:
-        value = plan.values[index]
-        if isinstance(value, TensorValue) and value.resizable:
-            return replace(given, shape=(-1,) * len(given.shape))
-        return given
-
-    return (
-        tuple(map(spec, loaded.inputs, plan.inputs)),
-        tuple(map(spec, loaded.outputs, plan.outputs)),
-    )
 
 
 def check_output(value: torch.Tensor, spec: TensorSpec, where: str) -> None:

@@ -1,4 +1,4 @@
-"""An eager PyTorch module of the user's as a reference: what it gives, and how exactly.
+"""An eager PyTorch module as a reference: what it gives, and how exactly.
 
 `--reference module:function` imports the user's module, with the working directory on the path, and
 calls the function: this executes their code, on purpose. It gives an `nn.Module`, another callable,
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,7 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.artifact import Artifact
 from harness.errors import HarnessError
-from harness.golden import Call, Expected, Golden, Steps, check_output, distance, signature
+from harness.generate.interface import signature
+from harness.golden import Call, Expected, Golden, Steps, check_output, distance
 from harness.golden.inputs import float_dtype
 from harness.golden.weights import (
     Match,
@@ -49,25 +50,30 @@ Results = list[tuple[torch.Tensor, ...]]
 
 
 class Reference:
-    """The user's module, or one for each method; `name` is `module:function`.
+    """An eager module, or a dict of one for each method; `name` is its origin, for messages."""
 
-    Raises HarnessError, with the user's own error in it, when it cannot be imported or called.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, target: object) -> None:
+        self.name, self._target = name, target
         self._adopted: Parameters = {}
+
+    @classmethod
+    def imported(cls, name: str) -> Self:
+        """Return the user's module, named as `module:function`.
+
+        Raises HarnessError, with the user's own error in it, when it cannot be imported.
+        """
+        origin = f"--reference {name}"
         module_name, _, attribute = name.partition(":")
         if not module_name or not attribute:
-            raise HarnessError(f"--reference {name}: give module:function, as in models:load")
+            raise HarnessError(f"{origin}: give module:function, as in models:load")
         sys.path.insert(0, str(Path.cwd()))
         try:
             found = getattr(importlib.import_module(module_name), attribute)
-            self._target = found() if _is_factory(found) else found
+            return cls(origin, found() if _is_factory(found) else found)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's own code raises anything, SystemExit too
-            raise self._error("cannot be loaded", error) from error
+            raise _error(origin, "cannot be loaded", error) from error
         finally:
             sys.path.remove(str(Path.cwd()))
 
@@ -102,12 +108,12 @@ class Reference:
         """Raise HarnessError unless the module gives values for all outputs of a method."""
         if len(call.expected) != len(outputs):
             raise HarnessError(
-                f"--reference {self.name}: returns {len(call.expected)} tensors; "
+                f"{self.name}: returns {len(call.expected)} tensors; "
                 f"method '{method}' has {len(outputs)} outputs"
             )
         for index, spec in enumerate(outputs):
             value = call.expected[index].values[0]
-            where = f"--reference {self.name}: for method '{method}', its output {index}"
+            where = f"{self.name}: for method '{method}', its output {index}"
             check_output(value, spec, where)
             if not value.isfinite().all():
                 raise HarnessError(f"{where} holds NaN or infinity")
@@ -189,7 +195,7 @@ class Reference:
             # Code may ask for fp32 by name; its error is far below fp16's.
             if dtype == torch.float64:
                 return self._run(method, steps, torch.float32, half_weights, mode)
-            raise self._error(f"fails for method '{method}'", error) from error
+            raise _error(self.name, f"fails for method '{method}'", error) from error
 
     @torch.no_grad()
     def _run_once(
@@ -222,7 +228,7 @@ class Reference:
                 is_module = isinstance(found, torch.nn.Module)
                 hint = "; a function that makes the module takes no arguments" if is_module else ""
                 raise HarnessError(
-                    f"--reference {self.name}: called for method '{method}', it returns no tensor "
+                    f"{self.name}: called for method '{method}', it returns no tensor "
                     f"but a {type(found).__name__}{hint}"
                 )
             results.append(tuple(leaf.detach().clone() for leaf in leaves))
@@ -233,19 +239,20 @@ class Reference:
         if isinstance(target, Mapping):
             if method not in target:
                 raise HarnessError(
-                    f"--reference {self.name}: has no method '{method}', only {', '.join(target)}"
+                    f"{self.name}: has no method '{method}', only {', '.join(target)}"
                 )
             target = target[method]
         if not callable(target):
             raise HarnessError(
-                f"--reference {self.name}: is a {type(target).__name__}; give an nn.Module, a "
+                f"{self.name}: is a {type(target).__name__}; give an nn.Module, a "
                 "callable, or a dict of those by method"
             )
-        return target  # type: ignore[no-any-return]
+        return target
 
-    def _error(self, what: str, error: BaseException) -> HarnessError:
-        text = " ".join(str(error).split())[:300]
-        return HarnessError(f"--reference {self.name}: {what}: {type(error).__name__}: {text}")
+
+def _error(origin: str, what: str, error: BaseException) -> HarnessError:
+    text = " ".join(str(error).split())[:300]
+    return HarnessError(f"{origin}: {what}: {type(error).__name__}: {text}")
 
 
 def _is_factory(found: object) -> bool:

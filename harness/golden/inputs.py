@@ -18,10 +18,10 @@ from harness.artifact.limits import max_elements
 from harness.artifact.proto import mil_types
 from harness.artifact.pte import KernelCall, TensorValue
 from harness.errors import HarnessError
+from harness.generate.interface import flexible_shapes, functions_of, keeps_state
 from harness.golden import Steps
-from harness.mil.shapes import AllowedShapes, allowed_shapes
+from harness.mil.shapes import AllowedShapes
 from harness.pte import TensorSpec
-from harness.pte.kernels import writes_in_place
 from harness.runtimes import REFERENCE, get_runtime
 
 STEPS = 3  # of a sequence where states go on from call to call
@@ -45,7 +45,7 @@ def seeded_inputs(artifact: Artifact, method: str, seed: int) -> dict[str, Steps
     Raises HarnessError for an input that our executor cannot be given.
     """
     specs = get_runtime(REFERENCE).load(artifact, method).inputs
-    allowed, limits = _allowed(artifact, method), _index_limits(artifact, method)
+    allowed, limits = flexible_shapes(artifact, method), _index_limits(artifact, method)
     count = STEPS if keeps_state(artifact, method) else 1
     half = float_dtype(artifact) == "fp16"
     most = max_elements(sum(package.size for package in artifact.packages))
@@ -121,40 +121,10 @@ def float_dtype(artifact: Artifact) -> str:
     return "fp32"
 
 
-def keeps_state(artifact: Artifact, method: str) -> bool:
-    """Return whether a method has states, or buffers that it writes to."""
-    if artifact.package is not None:
-        return bool(artifact.package.states(method))
-    assert artifact.pte is not None
-    plan = artifact.pte.methods[method]
-    if any(isinstance(v, TensorValue) and v.initial is not None for v in plan.values):
-        return True
-    for call in plan.instructions:
-        if isinstance(call, KernelCall) and writes_in_place(call.operator):
-            return True
-    return any(d.bundle.package.states(d.program_function) for d in artifact.delegates[method])
-
-
-def _functions(artifact: Artifact, method: str) -> Iterator[tuple[Package, str]]:
-    if artifact.package is not None:
-        yield artifact.package, method
-    else:
-        for delegate in artifact.delegates[method]:
-            yield delegate.bundle.package, delegate.program_function
-
-
-def _allowed(artifact: Artifact, method: str) -> dict[str, AllowedShapes]:
-    """Return the shapes that inputs of flexible shape may have, by name."""
-    found: dict[str, AllowedShapes] = {}
-    for package, function in _functions(artifact, method):
-        found = allowed_shapes(package, function) | found
-    return found
-
-
 def _index_limits(artifact: Artifact, method: str) -> dict[str, int]:
     """Return how many rows there are for each integer input that looks rows up, by name."""
     limits: dict[str, int] = {}
-    for package, function in _functions(artifact, method):
+    for package, function in functions_of(artifact, method):
         for name, size in _limits_of(package, function):
             limits[name] = min(size, limits.get(name, size))
     if artifact.pte is None:

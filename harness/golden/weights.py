@@ -57,6 +57,17 @@ def held_weights(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor, bool]]
                 yield f"package {number}, function '{name}', '{output.name}'", value, is_half
 
 
+def every_weight(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the float weights of an artifact, plain, then quantized, then those of kernels."""
+    for where, weight, _ in held_weights(artifact):
+        yield where, weight
+    for where, weight, _ in _all_quantized(artifact, {}):
+        yield where, weight
+    for method in artifact.methods if artifact.pte is not None else ():
+        for number, weight in enumerate(_undelegated(artifact, method)):
+            yield f"method '{method}', constant {number}", weight
+
+
 def most_alike(
     weight: torch.Tensor, parameters: Parameters, is_half: bool
 ) -> tuple[Key, torch.Tensor, torch.Tensor] | None:

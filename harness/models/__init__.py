@@ -147,6 +147,13 @@ class ModelConfig:
                 names[f"layers.{layer}.{weight.name}.weight"] = theirs
         return {name: names[name] for name in self.weight_shapes}
 
+    @property
+    def rotated_weights(self) -> tuple[str, ...]:
+        """Meta's names of the weights with rows that RoPE rotates."""
+        weights = (*self.architecture.linears, *self.architecture.norms)
+        rotated = [weight.name for weight in weights if weight.rotated]
+        return tuple(f"layers.{n}.{name}.weight" for n in range(self.n_layers) for name in rotated)
+
     def _of_blocks(self, weights: tuple[Weight, ...]) -> dict[str, tuple[int, ...]]:
         return {
             f"layers.{layer}.{weight.name}.weight": tuple(getattr(self, s) for s in weight.shape)

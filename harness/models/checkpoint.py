@@ -131,18 +131,23 @@ def _problems(tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]])
 
 def _interleaved(weights: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """Put the rows that RoPE rotates into Meta's order: halves of a head become pairs."""
-    architecture = config.architecture
-    weights_of_block = (*architecture.linears, *architecture.norms)
-    rotated = tuple(f".{weight.name}.weight" for weight in weights_of_block if weight.rotated)
-
-    def paired(weight: torch.Tensor) -> torch.Tensor:
-        halves = weight.reshape(-1, 2, config.head_dim // 2, *weight.shape[1:])
-        return halves.transpose(1, 2).reshape(weight.shape)
-
+    rotated = config.rotated_weights
     return {
-        name: paired(weight) if name.endswith(rotated) else weight
+        name: pairs_of_halves(weight, config.head_dim) if name in rotated else weight
         for name, weight in weights.items()
     }
+
+
+def pairs_of_halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Return a weight with its rows, halves of each head in Hugging Face's order, in Meta's."""
+    halves = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def halves_of_pairs(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Return a weight with its rows, pairs in Meta's order, in Hugging Face's."""
+    pairs = weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def _beyond(

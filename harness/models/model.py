@@ -114,6 +114,10 @@ class Operations:
         self.tap(f"{name}: the cache", past)
         return self.tap(f"{name}: cache and new", torch.cat((past, new), -2), cut=0)
 
+    def attention_scale(self, dtype: torch.dtype) -> torch.Tensor | float:
+        """Return the factor of the scores, rounded to `dtype`, as artifacts hold it."""
+        return torch.tensor(self.config.scale, dtype=dtype)
+
     def attend(
         self, layer: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
@@ -124,7 +128,7 @@ class Operations:
         *batch, n_heads, length, head_dim = q.shape
         n_kv_heads, span = k.shape[-3:-1]
         grouped = q.reshape(*batch, n_kv_heads, -1, head_dim)  # [..., K, H / K * T, D]
-        factor = torch.tensor(self.config.scale, dtype=q.dtype)  # rounded, as artifacts hold it
+        factor = self.attention_scale(q.dtype)
         by_head = (*batch, n_heads, length)
         products = self.tap(f"{layer}scores", (grouped @ k.mT).view(*by_head, span))
         scores = self.tap(f"{layer}scores, scaled", products * factor)

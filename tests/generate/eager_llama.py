@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from harness.generate.constants import Constants
 from harness.generate.layout import parse_layout
+from harness.generate.phase import Constants
 from harness.generate.session import Session
 from harness.models import ModelConfig
 from harness.models.llama import LLAMA

@@ -214,11 +214,13 @@ def raises(x, y):
 )
 def test_a_bad_reference_is_one_sentence(artifact, name, problem):
     with pytest.raises(HarnessError) as caught:
-        Reference(name).golden(artifact, all_inputs(artifact, 0))
+        Reference.imported(name).golden(artifact, all_inputs(artifact, 0))
     assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_function_that_takes_the_inputs_is_a_reference(artifact):
-    golden = Reference("tests.subject.test_golden:plain").golden(artifact, all_inputs(artifact, 0))
+    golden = Reference.imported("tests.subject.test_golden:plain").golden(
+        artifact, all_inputs(artifact, 0)
+    )
     call = golden["forward"]["sequence0"][0]
     assert torch.equal(call.expected[0].values[0], call.inputs[0].double() - call.inputs[1])

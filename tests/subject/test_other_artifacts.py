@@ -149,6 +149,69 @@ def test_a_weight_that_is_off_by_1_percent_is_found(artifact, check, name, tmp_p
     assert "off by" in cases["outputs", "mil:widen"]["reason"]
 
 
+@pytest.fixture(scope="module")
+def source():
+    from harness.fixtures.cache import fixture
+
+    tiny = fixture("tiny")
+    return ("--checkpoint", tiny.checkpoint, "--params", tiny.params)
+
+
+LLAMAS = pytest.mark.parametrize("name", ["llama.pte", "cached.pte", "quantized.pte"])
+
+
+@LLAMAS
+def test_a_checkpoint_is_a_reference(artifact, check, source, name):
+    status, cases = check(artifact(name)[0], *source)
+    assert status == 0 and cases["reference-weights", "-"]["facts"]["matched tensors"] == 41
+    for runtime, bound in (("mil:strict", 2e-2), ("mil:widen", 1e-4)):
+        case = cases["outputs", runtime]
+        assert case["outcome"] == "pass" and case["comparisons"] >= 3 * 512
+        assert 0 < case["figures"]["forward error"]["bound"] < bound
+
+
+@LLAMAS
+def test_a_weight_that_is_off_by_1_percent_is_found_by_its_checkpoint(
+    artifact, check, source, name, tmp_path
+):
+    changed = with_a_weight_changed(artifact(name)[0], tmp_path / name)
+    status, cases = check(changed, *source)
+    assert status == 1 and "of 'output.weight'" in cases["reference-weights", "-"]["reason"]
+    if name != "quantized.pte":  # there the reference takes over the quantized values
+        assert cases["outputs", "mil:widen"]["outcome"] == "fail"
+
+
+def test_the_weights_of_another_checkpoint_are_found(artifact, check, source, tmp_path):
+    weights = torch.load(source[1], weights_only=True)
+    weights["layers.1.attention.wo.weight"] += torch.randn(64, 64) / 100
+    torch.save(weights, tmp_path / "other.pth")
+    words = ("--checkpoint", tmp_path / "other.pth", *source[2:])
+    status, cases = check(artifact("cached.pte")[0], *words)
+    assert status == 1 and cases["outputs", "mil:widen"]["outcome"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"n_layers": 3}, "its n_layers is 4, not 3"),
+        ({"vocab_size": 500}, "method 'forward' has a vocabulary of 512, not 500"),
+        ({"hidden_dim": 160}, "no weight has the size of layers.0.feed_forward.w1.weight"),
+    ],
+)
+def test_a_checkpoint_of_other_sizes_is_refused(
+    artifact, source, tmp_path, capsys, change, sentence
+):
+    from harness.models.config import parse_params
+
+    params = json.loads(source[3].read_text()) | change
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    shapes = parse_params(params).weight_shapes
+    torch.save({name: torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "c.pth")
+    words = ("--checkpoint", tmp_path / "c.pth", "--params", tmp_path / "params.json")
+    assert main(["check", *map(str, (artifact("llama.pte")[0], *words))]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def package(path, module, shape):
     inputs = [ct.TensorType(name="x", shape=shape)]
     return material.write_package(path, module, (torch.zeros(shape),), inputs=inputs)
