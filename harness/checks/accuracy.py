@@ -10,12 +10,14 @@ indices: a fault of the artifact raises its error and leaves its tolerance as it
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from harness.errors import HarnessError
 from harness.generate.session import Session
+from harness.results import Figure
 from harness.runtimes import REFERENCE, runtime_row
 from harness.subject import Subject
 
@@ -27,20 +29,25 @@ CEILINGS = {"fp16": 0.125, "fp32": 1e-3}
 largest logit: 256 roundings of fp16, 2**-11 each. Sound models of 12 layers get 5 % of it."""
 PARTS = ("prefill", "decode", "caches")
 SEED = 20_26
+_BEST_SQNR = 400.0  # dB; above the resolution of fp64, and finite when nothing differs
+_ROUNDING = 1e-6  # dB; an error of exactly its bound meets it in each unit
+# 16 roundings of fp32. Between CPUs, whose kernels sum in other orders, errors move by up to 8.
+WIDE_NOISE = 16 * 2.0**-23
 
 
 @dataclass(frozen=True)
 class Error:
     """The distance of a tensor from the expected one.
 
-    `largest` is the largest absolute error, `scale` the largest expected magnitude,
-    `deviation` the expected values' standard deviation; `sqnr` is in dB. A NaN or an infinity
-    makes `largest` infinite.
+    `largest` is the largest absolute error, `scale` the largest expected magnitude, `deviation` the
+    expected values' standard deviation, `rms` the root of their mean square; `sqnr` is in dB. A NaN
+    or an infinity makes `largest` infinite.
     """
 
     largest: float
     scale: float
     deviation: float
+    rms: float
     sqnr: float
     count: int
 
@@ -49,8 +56,29 @@ class Error:
         """The largest error over the largest expected magnitude."""
         return self.largest / self.scale if self.scale else self.largest
 
+    def figures(self, name: str, bound: float) -> dict[str, Figure]:
+        """Return the figures of an error that may be `bound` of the largest expected magnitude.
 
-_BEST_SQNR = 400.0  # dB; above the resolution of fp64, and finite when nothing differs
+        The same bound, and the noise, are told in each figure's unit. That of the SQNR is reached
+        when every value has the largest error that is allowed; noise has a mean square of an eighth
+        of its largest error, which is four to eight standard deviations.
+        """
+        noise = noise_floor(bound)
+        unit = self.scale / self.deviation if self.scale and self.deviation else 1.0
+        decibels = self._sqnr_at(bound), self._sqnr_at(noise / 8)
+        return {
+            f"{name} error": Figure(self.relative, "", bound, floor=noise),
+            f"{name} error in deviations": Figure(
+                self.relative * unit, "", bound * unit, floor=noise * unit
+            ),
+            f"{name} SQNR": Figure(self.sqnr, "dB", decibels[0], "higher", floor=decibels[1]),
+        }
+
+    def _sqnr_at(self, relative: float) -> float | None:
+        """Return the SQNR in dB if each value has this error, relative to the largest magnitude."""
+        if not self.rms or not relative:
+            return None
+        return min(20 * math.log10(self.rms / (relative * self.scale)) - _ROUNDING, _BEST_SQNR)
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> Error:
@@ -67,10 +95,28 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> Error:
     return Error(
         largest=largest if finite else float("inf"),
         scale=float(want.abs().max()),
+        rms=math.sqrt(power / want.numel()),
         deviation=float(want.std()) if want.numel() > 1 else 0.0,
         sqnr=min(sqnr, _BEST_SQNR) if finite else float("-inf"),
         count=want.numel(),
     )
+
+
+def noise_floor(bound: float) -> float:
+    """Return the noise of a relative error whose bound this is.
+
+    A calibrated bound is a multiple of what the precision costs: two runs that sum in other orders
+    may differ by that.
+    """
+    return WIDE_NOISE if bound <= WIDE_TOLERANCE else bound / CALIBRATED_MULTIPLE
+
+
+def kl_bound(largest: float) -> float:
+    """Return the largest KL divergence, in nats, of logits that are off by at most `largest`.
+
+    By Hoeffding's lemma it is half of the square. fp64 itself adds 1e-12.
+    """
+    return largest**2 / 2 + 1e-12
 
 
 def kl_divergence(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -195,8 +241,18 @@ def _errors(have: Trace, wanted: Trace) -> Errors:
     return Errors(
         error(have.logits[:split], wanted.logits[:split]),
         error(have.logits[split:], wanted.logits[split:]),
-        max((error(h, w[:, : h.shape[1]]) for h, w in pairs), key=lambda e: e.relative),
+        _caches_error((cache, full[:, : cache.shape[1]]) for cache, full in pairs),
     )
+
+
+def _caches_error(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Error:
+    """Measure all caches as one tensor, each relative to its own largest expected magnitude."""
+    have, want = [], []
+    for cache, expected in pairs:
+        scale = expected.abs().max().double() or 1.0
+        have.append(cache.double().flatten() / scale)
+        want.append(expected.double().flatten() / scale)
+    return error(torch.cat(have), torch.cat(want))
 
 
 def tolerances(subject: Subject, runtime: str) -> dict[str, float]:

@@ -21,6 +21,7 @@ from harness.checks.accuracy import (
     Trace,
     error,
     measure,
+    noise_floor,
     prompt_length,
     sequence,
     tolerances,
@@ -64,7 +65,9 @@ def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findi
     want = trace(session, sequence(subject), prompt_length(subject))
     allowed = tolerances(subject, runtime)
     for part, found in _differences(have, want).items():
-        figures = {f"{part} difference": Figure(found.relative, "", bound=allowed[part])}
+        bound = allowed[part]
+        difference = Figure(found.relative, "", bound, floor=noise_floor(bound))
+        figures = {f"{part} difference": difference}
         yield Finding("agreement", part, comparisons=found.count, figures=figures)
 
 

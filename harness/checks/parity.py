@@ -11,10 +11,13 @@ from harness.checks.accuracy import (
     PARTS,
     SEED,
     Error,
+    Measured,
     allowed_on,
     error,
+    kl_bound,
     kl_divergence,
     measure,
+    noise_floor,
     prompt_length,
     sequence,
     tolerances,
@@ -40,11 +43,7 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
     allowed = tolerances(subject, runtime)
     for part in PARTS:
         found: Error = getattr(measured.errors, part)
-        figures = {
-            f"{part} error": Figure(found.relative, "", bound=allowed[part]),
-            f"{part} error in deviations": Figure(found.largest / (found.deviation or 1.0)),
-            f"{part} SQNR": Figure(found.sqnr, "dB", better="higher"),
-        }
+        figures = found.figures(part, allowed[part])
         yield Finding("parity", part, comparisons=found.count, figures=figures)
     have, wanted = measured.trace.logits, measured.wanted
     bound = allowed["decode"] * measured.errors.decode.scale
@@ -56,8 +55,17 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
         message=f"{agreement.decided - agreement.agreed} of {agreement.decided} top tokens differ "
         "where the oracle's margin exceeds the error bound",
         comparisons=agreement.decided,
-        figures={"KL divergence": Figure(kl_divergence(have, wanted), "nats")},
+        figures={"KL divergence": _divergence(measured, allowed)},
     )
+
+
+def _divergence(measured: Measured, allowed: dict[str, float]) -> Figure:
+    """Return the KL divergence of all rows, which the allowed error of the logits bounds."""
+    off = {part: allowed[part] * getattr(measured.errors, part).scale for part in PARTS[:2]}
+    part = max(off, key=lambda part: off[part])
+    bound = kl_bound(off[part])
+    found = kl_divergence(measured.trace.logits, measured.wanted)
+    return Figure(found, "nats", bound, floor=bound * noise_floor(allowed[part]) / allowed[part])
 
 
 @check("greedy", needs=(language_model,), takes_runtime=True)
@@ -112,7 +120,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         "residues",
         f"prompts of 1 to {len(have)} tokens",
         comparisons=found.count,
-        figures={"prompt lengths error": Figure(found.relative, "", bound=allowed)},
+        figures={"prompt lengths error": _bounded(found, allowed)},
     )
     last = have[-1]
     while session.room:
@@ -122,8 +130,12 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         "residues",
         f"the last position, {layout.context - 1}",
         comparisons=found.count,
-        figures={"last position error": Figure(found.relative, "", bound=allowed)},
+        figures={"last position error": _bounded(found, allowed)},
     )
+
+
+def _bounded(found: Error, bound: float) -> Figure:
+    return Figure(found.relative, "", bound, floor=noise_floor(bound))
 
 
 def _execute(subject: Subject) -> None:
@@ -154,16 +166,17 @@ def check_fp16_range(subject: Subject) -> Iterator[Finding]:
     rows = list(monitor.ranges.values())
     over = [row for row in rows if row.peak > LARGEST]
     first = f"the first is {over[0].where}, which reaches {over[0].peak:.4g}" if over else ""
-    figures = {"largest activation": max((row.peak for row in rows), default=0.0)}
+    peak = max((row.peak for row in rows), default=0.0)
+    figures = {"largest activation": Figure(peak, "", LARGEST)}
     squares = [row.square_margin for row in rows if row.square_margin is not None and row.nonzero]
     if squares:
-        figures["margin of squares"] = min(squares)
+        figures["margin of squares"] = Figure(min(squares), "", 1.0, "higher")
     yield Finding(
         "fp16-range",
         "activations",
         ok=not over,
         message=f"{len(over)} of {len(rows)} operations exceed fp16's {LARGEST:.0f}; {first}",
         comparisons=len(rows),
-        figures={name: Figure(value) for name, value in figures.items()},
+        figures=figures,
         facts={"operations over fp16": len(over)},
     )

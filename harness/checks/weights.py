@@ -110,7 +110,9 @@ def check_sharing_size(subject: Subject) -> Iterator[Finding]:
         message=f"{len(unshared.bundles)} packages without sharing, {len(packages)} with it",
         comparisons=len(unshared.bundles),
         figures={
-            "size over parts": Figure(together / apart, "", bound=round(possible + _SLACK, 4))
+            "size over parts": Figure(
+                together / apart, "", bound=round(possible + _SLACK, 4), floor=_SLACK
+            )
         },
         facts={
             "multifunction bytes": subject.artifact.pte.size,

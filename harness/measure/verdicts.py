@@ -186,14 +186,14 @@ def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
 def _headroom_verdict(base: Figure, head: Figure) -> Verdict:
     """Return the verdict on two figures within their bounds, by the room that BASE left.
 
-    A bound may move by the noise, because it may be measured; one that is looser has changed.
+    A bound may move by twice the noise, because it may be measured; one that is looser has changed.
     """
     assert base.bound is not None
     sign = 1.0 if base.better == "lower" else -1.0
     floor = head.floor if base.floor is None else base.floor
     decibels = base.unit == "dB"
     noise = 0.0 if floor is None else NOISE_IN_DECIBELS if decibels else abs(floor)
-    if head.bound is None or sign * (head.bound - base.bound) > noise:
+    if head.bound is None or sign * (head.bound - base.bound) > 2 * noise:
         new = "none" if head.bound is None else with_unit(head.bound, head.unit)
         return "changed", f"its bound is looser: {with_unit(base.bound, base.unit)} -> {new}"
     ours, theirs = base.value, head.value

@@ -45,7 +45,7 @@ def test_a_checkpoint_that_holds_nan_is_named(broken):
 
 def test_a_model_that_overflows_its_precision_is_told(broken):
     judged = Subject(broken / "out")
-    overflowed = Error(torch.inf, scale=1.0, deviation=1.0, sqnr=-torch.inf, count=1)
+    overflowed = Error(torch.inf, scale=1.0, deviation=1.0, rms=1.0, sqnr=-torch.inf, count=1)
     judged.measured["precision"] = accuracy.Errors(overflowed, overflowed, overflowed)
     with pytest.raises(HarnessError, match="the model overflows fp16, and no tolerance can be"):
         accuracy.tolerances(judged, "mil:strict")
