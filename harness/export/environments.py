@@ -28,6 +28,7 @@ from harness.export import Progress, overlays
 from harness.export._executorch_child import PATCHED
 
 EXECUTORCH = "executorch"
+INSTALLED = "installed"
 PACKAGES = (EXECUTORCH, "torch", "torchao", "coremltools")
 """The distributions that decide what ExecuTorch's exporter writes."""
 PYTHON = "python"  # in versions: torch.export traces the bytecode of a minor version
@@ -39,6 +40,7 @@ SOURCES = (
     "backends/apple/coreml",
     "exir",
 )
+RUNTIME = ("runtime", "extension/pybindings")
 EXPORTER_FILE = "examples/apple/coreml/llama/export_static_llm_coreml.py"
 WORKING = "1.3, 1.4 and 1.5"
 DEFAULT = "1.4.1"  # where none is installed
@@ -83,6 +85,11 @@ class Environment:
     def digest(self) -> str:
         """The SHA-256 of the exporter's Python sources."""
         return sources_digest(self.root, SOURCES)
+
+    @functools.cached_property
+    def runtime_digest(self) -> str:
+        """The SHA-256 of ExecuTorch's own runtime, which `executorch.runtime` loads."""
+        return sources_digest(self.root, RUNTIME, ("*.py", "*.so", "*.dylib"))
 
     def problem(self) -> str | None:
         """Return why our driver cannot export with it, or None when it can."""
@@ -136,6 +143,15 @@ def environment(place: str, progress: Progress | None = None) -> Environment:
         f"virtual environment, or of a checkout of ExecuTorch (with {overlays.VERSION_FILE} and "
         f"{overlays.LAYOUT})"
     )
+
+
+@functools.lru_cache(maxsize=8)
+def placed(place: str) -> Environment:
+    """Return the environment of `executorch@PLACE`, of `installed` this Python's, once a process.
+
+    Raises as `environment` and `installed` do.
+    """
+    return installed() if place == INSTALLED else environment(place)
 
 
 def cached() -> Iterator[Environment]:
@@ -200,11 +216,14 @@ def _of_python(python: Path, origin: Path) -> Environment:
     return Environment(label, Path(found["roots"][0]), versions, python=python)
 
 
-def sources_digest(root: Path, folders: tuple[str, ...]) -> str:
-    """Return the SHA-256 of the Python files below some folders of a package, and their names."""
+def sources_digest(
+    root: Path, folders: tuple[str, ...], patterns: tuple[str, ...] = ("*.py",)
+) -> str:
+    """Return the SHA-256 of the files below some folders of a package, and of their names."""
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted((root / folder).rglob("*.py")):
+        found = (path for pattern in patterns for path in (root / folder).rglob(pattern))
+        for path in sorted(found):
             digest.update(f"{path.relative_to(root)}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

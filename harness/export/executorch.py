@@ -99,7 +99,7 @@ def _run(request: Mapping[str, object], environment: Environment, progress: Prog
 
     progress(stage)
     with ExitStack() as stack:
-        variables = {"PYTHONPATH": stack.enter_context(_python_path(environment))}
+        variables = {"PYTHONPATH": stack.enter_context(python_path_of(environment))}
         python = str(environment.python or sys.executable)
         child = stack.enter_context(Child(CHILD, environment.label, variables, python=python))
         try:
@@ -121,8 +121,8 @@ def _reason(error: ChildError | CrashError, child: Child) -> str:
 
 
 @contextmanager
-def _python_path(environment: Environment) -> Iterator[str]:
-    """Yield the child's PYTHONPATH: an overlay comes first, and this package is importable.
+def python_path_of(environment: Environment) -> Iterator[str]:
+    """Yield an environment's PYTHONPATH: an overlay comes first, and this package is importable.
 
     Another Python sees this package and none of its neighbours: in a folder of installed packages,
     these would come before that Python's own.

@@ -46,6 +46,7 @@ class Exporter:
 
     `kind` is one of `EXPORTERS`, `label` its name without paths. `versions` and `sources`, the
     digests of its code, decide the bytes that it writes, together with checkpoint and options.
+    `place` is PLACE of `executorch@PLACE`, "" for our exporter.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Exporter:
     versions: Mapping[str, str | None]
     sources: Mapping[str, str]
     export: Export
+    place: str = ""
 
     @property
     def version(self) -> str | None:
@@ -74,7 +76,7 @@ def get_exporter(name: str, progress: Progress | None = None) -> Exporter:
             place = environments.DEFAULT
         found = environments.environment(place, progress) if place else environments.installed()
         found.check()
-        return _of_executorch(found)
+        return _of_executorch(found, place or environments.INSTALLED)
     raise HarnessError(
         f"there is no exporter {name!r}; choose from {', '.join(EXPORTERS)}, executorch@VERSION, "
         "and executorch@PATH (a Python, a virtual environment or a checkout)"
@@ -89,7 +91,7 @@ def exporters_at_hand() -> Iterator[tuple[str, Environment]]:
         yield found.label, found
 
 
-def _of_executorch(environment: Environment) -> Exporter:
+def _of_executorch(environment: Environment, place: str) -> Exporter:
     def export(*arguments: Any, **named: Any) -> Path:
         from harness.export import executorch  # numpy, which a lookup in the cache does without
 
@@ -97,7 +99,7 @@ def _of_executorch(environment: Environment) -> Exporter:
 
     sources = {"driver": _driver_digest(), "exporter": environment.digest}
     return Exporter(
-        environments.EXECUTORCH, environment.label, environment.versions, sources, export
+        environments.EXECUTORCH, environment.label, environment.versions, sources, export, place
     )
 
 

@@ -6,8 +6,9 @@ To add a runtime, write its class (see `base.Runtime`) in a module of this room 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ __all__ = [
     "runtime_row",
 ]
 
+_SEPARATOR = re.compile("[:@]")
+
 
 @dataclass(frozen=True)
 class RuntimeRow:
@@ -49,6 +52,8 @@ class RuntimeRow:
     Checks execute an artifact on the `reference` when they need its values without rounding errors.
     Benchmarks give speeds as multiples of the `baseline`'s. Each is one row.
 
+    With `has_places`, the name may go on with `@PLACE`, another Python's: see `executorch.py`.
+
     The last three say where the runtime is used unless others are named: in the conformance suite,
     by `harness check`, in benchmarks.
     """
@@ -62,6 +67,7 @@ class RuntimeRow:
     preference: int = 0
     reference: bool = False
     baseline: bool = False
+    has_places: bool = False
     in_conformance: bool = False
     in_check: bool = False
     timed: bool = False
@@ -69,13 +75,17 @@ class RuntimeRow:
     @property
     def kind(self) -> str:
         """The name's first part."""
-        return self.name.partition(":")[0]
+        return _SEPARATOR.split(self.name)[0]
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """The arguments of the class: the option, if the name has one."""
-        option = self.name.partition(":")[2]
-        return (option,) if option else ()
+        return tuple(_SEPARATOR.split(self.name, maxsplit=1)[1:])
+
+    @property
+    def place(self) -> str:
+        """The place of the Python that runs it, "" for this one."""
+        return self.name.partition("@")[2] if self.has_places else ""
 
 
 def _mil() -> Callable[..., Runtime]:
@@ -143,6 +153,7 @@ RUNTIMES = {
             rounds=True,
             needs_child=True,
             asks_in_child=True,
+            has_places=True,
             in_conformance=True,
             timed=True,
         ),
@@ -165,6 +176,9 @@ def runtime_row(name: str) -> RuntimeRow:
     given = name.removesuffix(":")  # "mil:" has no option either
     usual = (row for row in RUNTIMES.values() if row.kind == given and row.usual)
     row = RUNTIMES.get(given) or next(usual, None)
+    kind, _, place = name.partition("@")
+    if place and kind in RUNTIMES and RUNTIMES[kind].has_places:
+        row = replace(RUNTIMES[kind], name=name)
     if row is None:
         raise HarnessError(f"no runtime '{name}'; choose from {', '.join(RUNTIMES)}")
     return row
@@ -195,7 +209,8 @@ def isolated_runtime(name: str) -> IsolatedRuntime:
     from harness.runtimes.isolated import IsolatedRuntime
 
     row = runtime_row(name)
-    return IsolatedRuntime(row.import_class(), *row.arguments, ask_here=not row.asks_in_child)
+    ask_here = not row.asks_in_child
+    return IsolatedRuntime(row.import_class(), *row.arguments, ask_here=ask_here, place=row.place)
 
 
 def default_runtime() -> str:

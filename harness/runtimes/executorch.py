@@ -1,4 +1,9 @@
-"""`executorch`: ExecuTorch's own runtime, with its Core ML backend; on a Mac."""
+"""`executorch`: ExecuTorch's own runtime, with its Core ML backend; on a Mac.
+
+`executorch@1.5.1` and `executorch@PATH` are those of another ExecuTorch, and `executorch@installed`
+that of this Python. Where there is no Core ML, our executor is their Core ML backend, so that what
+ExecuTorch itself does is executed anywhere.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,9 @@ from harness.runtimes.base import Method
 class ExecuTorchRuntime:
     """Executes a .pte as an application would, through `executorch.runtime`."""
 
-    name = "executorch"
+    def __init__(self, place: str = "") -> None:
+        """`place` is that of `executorch@PLACE`, in whose Python this runs."""
+        self.name = f"executorch@{place}" if place else "executorch"
 
     def unavailable(self) -> str | None:
         """Return the reason: ExecuTorch's runtime does not import, or was built without Core ML."""

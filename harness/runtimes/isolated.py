@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ import torch
 
 from harness.artifact import Artifact
 from harness.child import Child, python_path
+from harness.export.environments import placed
+from harness.export.executorch import python_path_of
 from harness.pte import TensorSpec
 from harness.runtimes._isolated_child import SharedTensors, anonymous_file
 from harness.runtimes.base import Method, Runtime
@@ -41,13 +45,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a child runs: a runtime's class with its arguments, and the artifact, if any."""
+    """What a child runs: a runtime's class with its arguments, and the artifact, if any.
+
+    `place` is that of the ExecuTorch in whose Python it runs, "" for this Python.
+    """
 
     module: str
     class_name: str
     arguments: tuple[str, ...]
     path: Path | None
     what: str  # for messages
+    place: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class IsolatedRuntime:
     """The runtime `make(*arguments)`, in child processes, which must be able to import its class.
 
     With `ask_here`, this process asks the runtime whether it is available. That must be cheap and
-    safe.
+    safe. With a `place`, the children run in the Python of `executorch@PLACE`; where Core ML is
+    not, our executor is stood in for it.
     """
 
     def __init__(
@@ -72,12 +81,14 @@ class IsolatedRuntime:
         *arguments: str,
         limits: Limits | None = None,
         ask_here: bool = True,
+        place: str = "",
     ) -> None:
         self._make = make
         self._arguments = arguments
         self._limits = limits or Limits()
         self._here = make(*arguments)
         self._ask_here = ask_here
+        self._place = place
         self.name = self._here.name
         self._children: WeakKeyDictionary[Artifact, _ArtifactChild] = WeakKeyDictionary()
 
@@ -112,7 +123,7 @@ class IsolatedRuntime:
         path = artifact.path if artifact else None
         module, name = self._make.__module__, self._make.__qualname__
         what = f"{path} on {self.name}" if path else f"runtime {self.name}"
-        return Setup(module, name, self._arguments, path, what)
+        return Setup(module, name, self._arguments, path, what, self._place)
 
 
 @functools.cache
@@ -194,13 +205,23 @@ class _Process:
             "arguments": setup.arguments,
             "path": None if setup.path is None else str(setup.path),
         }
+        python, path = sys.executable, python_path()
+        if setup.place:
+            found = placed(setup.place)
+            python = str(found.python or python)
+            folder = ExitStack()
+            path = folder.enter_context(python_path_of(found))
+            finalize(self, folder.close)
+        # The child installs the stand-in for Core ML if this process has done so.
+        if is_installed() or (setup.place and sys.platform != "darwin"):
+            path = os.pathsep.join([str(SITE), path])
         self._child = Child(
             CHILD,
             setup.what,
-            # The child installs the stand-in for Core ML if this process has done so.
-            {"PYTHONPATH": python_path(*[str(SITE)] * is_installed())},
+            {"PYTHONPATH": path},
             arguments=[json.dumps(described)],
             descriptors=files,
+            python=python,
         )
         self.end = self._child.end
 

@@ -9,9 +9,13 @@ import torch
 
 from harness.artifact.pte import PteMethod
 from harness.artifact.pte_reader import read_pte
+from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError
+from harness.fixtures.cache import exported
 from harness.runtimes import executorch as module
+from harness.runtimes import get_runtime, runtime_row
 from harness.runtimes.executorch import ExecuTorchMethod, ExecuTorchRuntime
+from harness.subject import Subject
 
 
 class Scale(torch.nn.Module):
@@ -85,3 +89,29 @@ def test_a_runtime_that_does_not_import_is_unavailable_with_its_reason(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "executorch.runtime", None)
     assert "cannot be imported" in (module._why_no_core_ml.__wrapped__() or "")
+
+
+@pytest.mark.parametrize("place", ["1.5.1", "/a/folder:with@odd signs", "installed"])
+def test_a_place_names_the_executorch_that_executes(place):
+    row = runtime_row(f"executorch@{place}")
+    assert (row.name, row.kind, row.place) == (f"executorch@{place}", "executorch", place)
+    assert row.arguments == (place,) and row.rounds
+    assert row.import_class()(*row.arguments).name == row.name
+
+
+@pytest.mark.parametrize("name", ["mil@1.5.1", "executorch@", "eager:fp16@1.5.1"])
+def test_other_runtimes_have_no_place(name):
+    with pytest.raises(HarnessError, match="no runtime"):
+        runtime_row(name)
+
+
+def test_a_place_without_an_executorch_is_named():
+    with pytest.raises(HarnessError, match="executorch@nowhere: give a version"):
+        get_runtime("executorch@nowhere").unavailable()
+
+
+def test_the_executorch_of_a_place_executes_everywhere():
+    """On Linux, our executor is its Core ML backend."""
+    subject = Subject(exported("tiny"))
+    case = run_check(artifact_checks()["parity"], subject, "executorch@installed", suite="t")
+    assert case.outcome == "pass" and case.comparisons, case.reason
