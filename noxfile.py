@@ -119,6 +119,16 @@ def healthy(session: nox.Session) -> None:
     run(session, "pytest", "suites/healthy", *session.posargs)
 
 
+@nox.session(python=False, default=False)
+def machines(session: nox.Session) -> None:
+    """Compare conformance on other CPU instructions and threads: the gate finds no regression.
+
+    It must find each of 17 worsenings on each machine. `-- --runs DIR` keeps the result files.
+    """
+    install(session, "executorch", "test")
+    run(session, "pytest", "suites/machines", *session.posargs)
+
+
 @nox.session(default=False)
 @nox.parametrize(("python", "coremltools"), COMPATIBLE)
 def compatibility(session: nox.Session, coremltools: str) -> None:

@@ -1,0 +1,1 @@
+"""Results of one commit on unlike machines are equal to the gate, and worse ones are not."""
