@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures and return 0; raise HarnessError when a run gives wrong logits."""
-    from harness.measure.timing import bench
+    from harness.measure.bench import bench
     from harness.runtimes import BASELINE
 
     args.progress(f"reading {args.file}")

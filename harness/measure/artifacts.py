@@ -1,12 +1,11 @@
 """The sizes of an artifact, and the gate on two: their parts, the right logits, their speed.
 
-The gate times both in one session, in ABBA order; see `statistics`.
+The gate times both in one session; see `comparison`.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.artifact.facts import artifact_facts
@@ -16,19 +15,24 @@ from harness.errors import HarnessError
 from harness.golden import golden_of_runtime
 from harness.golden.inputs import all_inputs
 from harness.measure import GateResult, Metric
-from harness.measure.statistics import compare, sample_in_abba_order
-from harness.measure.timing import CallTimer, Stopwatch, check_latency, check_memory
+from harness.measure.bench import check_latency, check_memory
+from harness.measure.comparison import time_artifacts
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
 from harness.results import Case, Fact, Finding
+from harness.results.figures import with_unit
 from harness.runtimes import default_runtime, usable_runtimes
 from harness.subject import Subject
 from harness.text import clip
 
-PAIRS = 12
 _TELLING = ("option", "operation", "wiring", "weight")  # kinds of differences
 _MAX_NOTES = 4
 _MAX_TEXT = 120  # characters of a value in a message
-_TIME_VERDICTS = {"slower": "regression", "faster": "better"}
+_TIME_VERDICTS = {
+    "slower": "regression",
+    "larger": "regression",
+    "faster": "better",
+    "smaller": "better",
+}
 
 
 def compare_artifacts(
@@ -45,11 +49,10 @@ def compare_artifacts(
     subjects = Subject.of(base), Subject.of(head)
     differences = diff_artifacts(*(subject.artifact for subject in subjects))
     is_language_model = all(subject.is_language_model for subject in subjects)
-    judge, time_metric = (_parity, _time_metric) if is_language_model else (_outputs, _call_metric)
-    cases = judge(*subjects, runtime)
+    cases = (_parity if is_language_model else _outputs)(*subjects, runtime)
     metrics = [*_fact_metrics(*subjects), *constant_metrics(differences), _case_metric(*cases)]
     if all(case.outcome == "pass" for case in cases):
-        metrics.append(time_metric(*subjects, runtime))
+        metrics += _time_metrics(*subjects, runtime)
     return GateResult(tuple(metrics), tuple(difference_notes(differences)))
 
 
@@ -176,39 +179,13 @@ def _case_metric(base: Case, head: Case) -> Metric:
     return Metric("artifact", base.check, "outcome", base.outcome, head.outcome, verdict, reason)
 
 
-def _time_metric(base: Subject, head: Subject, runtime: str) -> Metric:
-    """Time decoding of both; each round checks its own logits."""
-    base_round, head_round = (_timed(subject, runtime) for subject in (base, head))
-    return _compared_times("decode", "ms/token", base_round, head_round)
-
-
-def _call_metric(base: Subject, head: Subject, runtime: str) -> Metric:
-    """Time a call of every method of both; their outputs have been compared."""
-    timers = [
-        CallTimer(subject.artifact, runtime, subject.golden or {}) for subject in (base, head)
-    ]
-    return _compared_times("calls", "ms", *(timer.seconds for timer in timers))
-
-
-def _compared_times(
-    name: str, unit: str, base_round: Callable[[], float], head_round: Callable[[], float]
-) -> Metric:
-    samples = sample_in_abba_order(base_round, head_round, PAIRS)
-    found = compare(samples.pairs, samples.control)
-    ours, theirs = (
-        f"{statistics.median(pair[side] for pair in samples.pairs) * 1000:.3g} {unit}"
-        for side in (0, 1)
-    )
-    verdict = _TIME_VERDICTS.get(found.verdict, found.verdict)
-    reason = f"{found.verdict}: {found.reason}"
-    return Metric("artifact", name, "figure", ours, theirs, verdict, reason)
-
-
-def _timed(subject: Subject, runtime: str) -> Callable[[], float]:
-    stopwatch = Stopwatch(subject)
-
-    def run() -> float:
-        steps = stopwatch.round(runtime).decode
-        return sum(steps) / len(steps) / 1000
-
-    return run
+def _time_metrics(base: Subject, head: Subject, runtime: str) -> Iterator[Metric]:
+    """Time both in one session; each timed run checks its own answer."""
+    for timed in time_artifacts(base, head, runtime):
+        found = timed.found
+        verdict = _TIME_VERDICTS.get(found.verdict, found.verdict)
+        texts = with_unit(timed.base, timed.unit), with_unit(timed.head, timed.unit)
+        reason = f"{found.verdict}: {found.reason}"
+        yield Metric(
+            "artifact", timed.name, "figure", *texts, verdict, reason, numbers=timed.numbers()
+        )

@@ -1,173 +1,213 @@
-"""Whether head is slower than base: a paired sign-flip permutation test with an A/A control.
+"""Whether head is slower than base: a sign-flip test that is repeated while blocks are added.
 
-Base and head are timed in pairs, in ABBA order, in one session. Each pair gives a log-ratio
-log(head / base). If the two were equally fast, each sign would be as likely as the other. So the
-test compares the mean with the means of the same log-ratios after all flips of their signs, or
-after many random ones. It assumes no distribution of times. The control times base against itself:
-if that shows a difference, the machine was not steady, and the test is inconclusive.
+A block times base, head, head, base, or the same with the sides exchanged, so that a steady drift
+cancels out. It gives a log-ratio log(head / base). The two times of base come from two loads, and
+their log-ratio is the control: it shows what a second load of one artifact differs by.
+
+If head were base, each log-ratio would be as likely to have the other sign. The test therefore
+compares the sum of signed ranks with the sums that all flips of the signs give (Wilcoxon's
+signed-rank test). It assumes no distribution of times, and a block that another process disturbed
+counts as one rank, however large its log-ratio is. The ratios that the test does not reject are an
+interval, whose ends are averages of two log-ratios (Hodges and Lehmann).
+
+Looking again after more blocks gives noise another chance. Look number k therefore spends only
+1 / (k (k + 1)) of the error that is allowed. These shares sum to 1: the true ratio is inside the
+intervals of all looks together with the stated confidence, however many looks there are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 
-EXACT_UP_TO = 14  # pairs whose 2**n flips are all tried
-RANDOM_FLIPS = 20_000
-# Flipped signs held in memory at once.
-CHUNK = 1 << 21
+FIRST_LOOK = 12  # blocks; fewer cannot decide at the usual error
+BLOCKS_PER_LOOK = 4
 
-Pairs = Sequence[tuple[float, float]]
-# A timed call does the work, checks its own answer and returns seconds.
-Timed = Callable[[], float]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Pairs of times in seconds: `pairs` of (base, head), `control` of (base, base)."""
+class Block:
+    """Two times of each side, in any unit; those of base come from two loads."""
 
-    pairs: tuple[tuple[float, float], ...]
-    control: tuple[tuple[float, float], ...]
+    base: tuple[float, float]
+    head: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        for time in (*self.base, *self.head):
+            if not (math.isfinite(time) and time > 0):
+                raise HarnessError(f"A time is {time}: it must be positive and finite")
+
+    @property
+    def log_ratio(self) -> float:
+        """The logarithm of head / base, of the geometric means."""
+        return math.log(self.head[0] / self.base[0] * (self.head[1] / self.base[1])) / 2
+
+    @property
+    def control(self) -> float:
+        """The logarithm of base's second load / its first load."""
+        return math.log(self.base[1] / self.base[0])
 
 
-def sample_in_abba_order(base: Timed, head: Timed, pairs: int, warmup: int = 1) -> Samples:
-    """Time `pairs` pairs of each, in blocks of base head head base, base base base base.
+@dataclass(frozen=True)
+class Goal:
+    """What a comparison must find, what it tolerates, and how often it may be wrong.
 
-    A slow drift (heat, another process) then affects both sides alike. The control's blocks lie
-    between the others, so that they see the same machine. Warm-up calls are not kept.
+    A head that is slower by `detect` must not be called "same", one that is slower by less than
+    `tolerate` must not be called "slower". A verdict is wrong with a probability of at most
+    `error`. Both sizes are shares of base: 0.03 is 3 %.
 
-    Raises HarnessError unless `pairs` is even and at least 2.
+    Raises HarnessError unless 0 < tolerate < detect < 1 and 0 < error < 1.
     """
-    if pairs < 2 or pairs % 2:
-        raise HarnessError(f"{pairs} pairs were asked for: ABBA order needs an even number")
-    for _ in range(warmup):
-        base(), head()
-    compared: list[tuple[float, float]] = []
-    control: list[tuple[float, float]] = []
-    for _ in range(pairs // 2):
-        compared += _block(base, head)
-        control += _block(base, base)
-    return Samples(tuple(compared), tuple(control))
+
+    detect: float = 0.03
+    tolerate: float = 0.01
+    error: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerate < self.detect < 1:
+            raise HarnessError(
+                f"A slowdown of {self.detect:.3g} is to be found and one of {self.tolerate:.3g} is "
+                "tolerated: give numbers between 0 and 1, and tolerate less than you want to find"
+            )
+        if not 0 < self.error < 1:
+            raise HarnessError(f"The error is {self.error:.3g}: it must lie between 0 and 1")
 
 
-def _block(a: Timed, b: Timed) -> list[tuple[float, float]]:
-    """Return two (a, b) pairs, called in the order a b b a."""
-    first_a, first_b = a(), b()
-    second_b, second_a = b(), a()
-    return [(first_a, first_b), (second_a, second_b)]
+@dataclass(frozen=True)
+class Estimate:
+    """A ratio, and the interval that holds the true one with the goal's confidence."""
+
+    ratio: float
+    low: float
+    high: float
+
+    def is_above(self, limit: float) -> bool:
+        """Whether the true ratio is surely above 1 + `limit`."""
+        return self.low > 1 + limit
+
+    def is_below(self, limit: float) -> bool:
+        """Whether the true ratio is surely below 1 / (1 + `limit`)."""
+        return self.high < 1 / (1 + limit)
+
+    def is_within(self, limit: float) -> bool:
+        """Whether the true ratio is surely between 1 / (1 + `limit`) and 1 + `limit`."""
+        return self.low > 1 / (1 + limit) and self.high < 1 + limit
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The verdict of timing in pairs: "faster", "same", "slower" or "inconclusive", and why.
+    """The verdict "faster", "same", "slower" or "inconclusive", why, and its numbers.
 
-    `ratio` is the geometric mean of head / base, `control_ratio` that of base / base; `p`
-    the probability of a mean at least this far from 1 if head were base.
+    `head` estimates head / base, `control` base's second load / its first. `p` is the probability
+    of so uneven signs if head were base, at the one look that decided. `blocks` is their number.
     """
 
     verdict: str
     reason: str
-    ratio: float
+    head: Estimate
+    control: Estimate
     p: float
-    control_ratio: float
-    pairs: int
+    blocks: int
 
 
-def compare(
-    pairs: Pairs, control: Pairs, *, margin: float = 0.03, alpha: float = 0.01
-) -> Comparison:
-    """Judge `(base, head)` pairs of times with a control of `(base, base)` pairs.
+def compare(blocks: Sequence[Block], goal: Goal) -> Comparison:
+    """Judge blocks in the order in which they were timed; the first look that decides counts.
 
-    `slower` and `faster`: the sign-flip test rejects "no difference" at `alpha`, and the
-    mean ratio is off 1 by more than `margin` and by more than the control's. `same`: two
-    one-sided tests at `alpha` show that the ratio is within the margin. Otherwise, and whenever
-    the control shows a difference or there are too few pairs, `inconclusive`.
+    "slower" and "faster": the interval lies beyond what the goal tolerates, and the ratio is
+    farther from 1 than the control's. "same": the interval lies within what must be found.
+    "inconclusive": no look decided, or base surely differs from itself by more than is tolerated.
 
-    Raises HarnessError for no pairs, a time that is not positive and finite, and a margin or an
-    alpha outside (0, 1).
+    Raises HarnessError for no blocks.
     """
-    for name, value in (("margin", margin), ("alpha", alpha)):
-        if not 0 < value < 1:
-            raise HarnessError(f"The {name} is {value}: it must lie between 0 and 1")
-    ratios, control_ratios = log_ratios(pairs, "pairs"), log_ratios(control, "control")
-    limit = math.log1p(margin)
-    p, mean = p_two_sided(ratios), float(ratios.mean())
-    control_mean = float(control_ratios.mean())
-    control_moved = p_two_sided(control_ratios) < alpha and abs(control_mean) > limit / 2
-    too_few = _too_few(min(len(ratios), len(control_ratios)), alpha)
-    if too_few:
-        verdict, reason = "inconclusive", too_few
-    elif control_moved:
-        verdict, reason = "inconclusive", "base differs from itself: the machine was not steady"
-    elif p < alpha and abs(mean) > max(limit, abs(control_mean)):
-        verdict = "slower" if mean > 0 else "faster"
-        reason = f"by {math.expm1(mean):+.1%}, p = {p:.2g}"
-    elif max(p_above(ratios + limit), p_above(limit - ratios)) < alpha:
-        verdict, reason = "same", f"within {margin:.1%}"
+    if not blocks:
+        raise HarnessError("There are no times to compare: time base and head in blocks")
+    looks = range(FIRST_LOOK, len(blocks) + 1, BLOCKS_PER_LOOK)
+    for number, count in enumerate(looks, 1):
+        found = _look(blocks[:count], goal, number)
+        if found.verdict != "inconclusive":
+            break
     else:
-        verdict, reason = "inconclusive", "too noisy to say: time more pairs"
-    return Comparison(verdict, reason, math.exp(mean), p, math.exp(control_mean), len(ratios))
+        if not looks:
+            reason = f"{len(blocks)} blocks are too few: {FIRST_LOOK} are needed"
+            found = replace(_look(blocks, goal, 1), verdict="inconclusive", reason=reason)
+    return found
 
 
-def log_ratios(pairs: Pairs, name: str) -> NDArray[np.float64]:
-    """Return log(second / first) of each pair, float64 [pairs].
+def is_look(blocks: int) -> bool:
+    """Whether `compare` may decide after this many blocks."""
+    return blocks >= FIRST_LOOK and (blocks - FIRST_LOOK) % BLOCKS_PER_LOOK == 0
 
-    Raises HarnessError for no pairs, and for a time that is not positive and finite.
+
+def _look(blocks: Sequence[Block], goal: Goal, number: int) -> Comparison:
+    """Judge at look `number`, with its share of the goal's error."""
+    tail = goal.error / (number * (number + 1)) / 2
+    ratios = np.array([block.log_ratio for block in blocks])
+    head = estimate(ratios, tail)
+    control = estimate(np.array([block.control for block in blocks]), tail)
+    verdict, reason = _verdict(head, control, goal)
+    return Comparison(verdict, reason, head, control, sign_flip_p(ratios), len(blocks))
+
+
+def _verdict(head: Estimate, control: Estimate, goal: Goal) -> tuple[str, str]:
+    """Return a verdict and its reason."""
+    if control.is_above(goal.tolerate) or control.is_below(goal.tolerate):
+        return "inconclusive", f"base differs from itself by {control.ratio - 1:+.1%}"
+    is_clear = abs(math.log(head.ratio)) > abs(math.log(control.ratio))
+    slower, faster = head.is_above(goal.tolerate), head.is_below(goal.tolerate)
+    if (slower or faster) and is_clear:
+        return ("slower" if slower else "faster"), f"by {head.ratio - 1:+.1%}"
+    if head.is_within(goal.detect):
+        return "same", f"within {goal.detect:.2g}"
+    return "inconclusive", "the times are too noisy"
+
+
+def estimate(log_ratios: Floats, tail: float) -> Estimate:
+    """Return the ratio that splits the signed ranks evenly, and those that the test rejects not.
+
+    The true ratio is below the interval with a probability of at most `tail`, and above it, too.
+    With too few log-ratios for that, the interval has no ends.
     """
-    times = np.asarray(pairs, dtype=np.float64)
-    if times.ndim != 2 or times.shape[1] != 2:
-        raise HarnessError(f"There are no {name} of times to compare: time base and head in pairs")
-    if not (np.isfinite(times) & (times > 0)).all():
-        raise HarnessError(f"One of the {name} has a time that is not positive and finite")
-    ratios: NDArray[np.float64] = np.log(times[:, 1] / times[:, 0])
-    return ratios
+    averages = walsh_averages(log_ratios)
+    outside = int(np.searchsorted(_rank_sum_distribution(len(log_ratios)), tail, side="right"))
+    low, high = (averages[outside - 1], averages[-outside]) if outside else (-np.inf, np.inf)
+    return Estimate(*(float(np.exp(value)) for value in (np.median(averages), low, high)))
 
 
-def p_two_sided(ratios: NDArray[np.float64]) -> float:
-    """Return the share of sign flips whose mean is at least as far from 0 as that of `ratios`."""
-    return _share_of_flips(ratios, two_sided=True)
+def sign_flip_p(log_ratios: Floats) -> float:
+    """Return the share of sign flips whose signed ranks are at least as uneven as these.
 
-
-def p_above(ratios: NDArray[np.float64]) -> float:
-    """Return the share of sign flips whose mean is at least that of `ratios`.
-
-    It is small when the mean of `ratios` is above 0.
+    It is two-sided: twice the share of the flips that are as uneven to the same side.
     """
-    return _share_of_flips(ratios, two_sided=False)
+    averages = walsh_averages(log_ratios)
+    fewer = int(min((averages >= 0).sum(), (averages <= 0).sum()))
+    return min(1.0, 2 * float(_rank_sum_distribution(len(log_ratios))[fewer]))
 
 
-def _share_of_flips(ratios: NDArray[np.float64], two_sided: bool) -> float:
-    """Try all flips when there are few, else seeded random ones and the flip of no sign."""
-    count = len(ratios)
-    observed = abs(ratios.sum()) if two_sided else ratios.sum()
-    # Flips that only reorder the sum must count as equal to it.
-    threshold = observed - 1e-12 * np.abs(ratios).sum()
-    total = 1 << count if count <= EXACT_UP_TO else RANDOM_FLIPS
-    generator = np.random.default_rng(0)
-    extreme = 0
-    step = max(1, CHUNK // count)
-    for start in range(0, total, step):
-        size = min(step, total - start)
-        if count <= EXACT_UP_TO:
-            negative = (np.arange(start, start + size)[:, None] >> np.arange(count)) & 1
-        else:
-            negative = generator.integers(0, 2, (size, count), dtype=np.int8)
-        sums = ratios.sum() - 2.0 * (negative @ ratios)
-        extreme += int(((np.abs(sums) if two_sided else sums) >= threshold).sum())
-    if count <= EXACT_UP_TO:
-        return extreme / total
-    return (extreme + 1) / (total + 1)
+def walsh_averages(log_ratios: Floats) -> Floats:
+    """Return the average of each pair of values, and each value, in ascending order.
+
+    The number of those above 0 is the sum of the ranks, by magnitude, of the positive values.
+    """
+    first, second = np.triu_indices(len(log_ratios))
+    return np.sort((log_ratios[first] + log_ratios[second]) / 2)
 
 
-def _too_few(pairs: int, alpha: float) -> str:
-    """Return why so few pairs decide nothing, or "": the least p of n pairs is 2 / 2**n."""
-    needed = math.floor(math.log2(2 / alpha)) + 1
-    if pairs >= needed:
-        return ""
-    return f"{pairs} pairs cannot decide at p < {alpha:g}: time at least {needed}"
+@lru_cache
+def _rank_sum_distribution(count: int) -> Floats:
+    """Return the share of the sign flips of `count` values whose positive ranks sum to at most i.
+
+    The array has an item for each i from 0 to the sum of all ranks.
+    """
+    shares = np.ones(1)
+    for rank in range(1, count + 1):
+        without = np.pad(shares, (0, rank))
+        shares = (without + np.pad(shares, (rank, 0))) / 2
+    return np.cumsum(shares)

@@ -1,46 +1,40 @@
-"""Load, prefill and decode, timed, and checks that record them; a timed run checks its own answer.
+"""One timed round: load, prefill and decode, or calls; a timed run checks its own answer.
 
-The unit is ms per token, because trackers only know that smaller is better. The time of a runtime
-in a child process excludes the start of the child and the passing of tensors.
+The time of a runtime in a child process excludes the start of the child and the passing of tensors.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from harness.artifact import Artifact
-from harness.checks import check, run_check, value_checks
+from harness.artifact import Artifact, open_artifact
+from harness.checks import run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
-from harness.checks.applies import executable, language_model
 from harness.errors import HarnessError
 from harness.generate.session import Session
-from harness.golden import Golden, golden_of_runtime
+from harness.golden import distance, golden_of_runtime, run_steps
 from harness.golden.inputs import all_inputs
-from harness.results import Figure, Finding
-from harness.runtimes import (
-    BASELINE,
-    Method,
-    default_runtime,
-    get_runtime,
-    isolated_runtime,
-    usable_runtimes,
-)
+from harness.runtimes import Runtime, get_runtime, isolated_runtime
 from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
 
 WARM_UP_ROUNDS = 1
-CHECK_ROUNDS = 5
+
+# Between two calls with the same inputs, relative to the largest output: threads add in any order,
+# which may move the last bits of a result in FLOAT16.
+REPEATED_TOLERANCE = 2.0**-9
 
 Result = TypeVar("Result")
+Tensors = tuple[torch.Tensor, ...]
 
 
 class WrongAnswerError(HarnessError):
@@ -49,11 +43,20 @@ class WrongAnswerError(HarnessError):
 
 @dataclass(frozen=True)
 class Round:
-    """One timed pass over a sequence: ms per token, and the logits [1 + steps, vocab] it gave."""
+    """One timed pass over a sequence: ms of each call, and the logits [1 + steps, vocab] it gave.
 
-    prefill: float
+    `chunks` are the calls that prefill `prompt` tokens, `decode` those of one token each.
+    """
+
+    chunks: list[float]
+    prompt: int
     decode: list[float]
     logits: torch.Tensor
+
+    @property
+    def prefill(self) -> float:
+        """Milliseconds of prefill per token."""
+        return sum(self.chunks) / self.prompt
 
 
 @dataclass(frozen=True)
@@ -87,64 +90,19 @@ def load_times(path: str | Path, runtime: str, count: int) -> list[float]:
 def timed_round(session: Session, tokens: list[int], n_prompt: int) -> Round:
     """Reset, prefill a prompt in chunks, decode the rest token by token, teacher forced."""
     session.reset()
-    first, prefill = milliseconds(partial(session.prefill, tokens[:n_prompt]))
-    logits, decode = [first], []
+    chunks: list[float] = []
+    while (start := session.position) < n_prompt:
+        # Tokens beyond the end of the caches are fed again, and take room from the next chunk.
+        tail = max(0, start - session.layout.cache_len)
+        chunk = tokens[start : min(start + session.layout.prefill.input_len - tail, n_prompt)]
+        rows, took = milliseconds(partial(session.feed, chunk, "prefill"))
+        chunks.append(took)
+    logits, decode = [rows[-1]], []
     for token in tokens[n_prompt:]:
         row, took = milliseconds(partial(session.decode, token))
         logits.append(row)
         decode.append(took)
-    return Round(prefill / n_prompt, decode, torch.stack(logits))
-
-
-def bench(
-    subject: Subject | str | Path,
-    runtimes: Iterable[str] | None = None,
-    rounds: int = 5,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Time load, prefill and decode, and measure memory, on each runtime in turn.
-
-    Returns the figures by the runtime's name, each with its unit in its own name. Without names,
-    the runtimes are this machine's default and the baseline, eager PyTorch in fp32. Of another
-    model than a language model, loads and calls of each method are timed. Raises
-    WrongAnswerError when a timed run's results are wrong, NotInstalledError for a runtime that
-    cannot be used here.
-    """
-    if rounds < 1:
-        raise HarnessError(f"rounds must be at least 1, not {rounds}")
-    subject = Subject.of(subject)
-    # The baseline is a language model in eager PyTorch; another model has none.
-    usual = (default_runtime(), BASELINE) if subject.is_language_model else (default_runtime(),)
-    names = usable_runtimes(runtimes or usual)
-    if progress is not None:
-        progress(f"timing {' and '.join(names)}, {rounds} rounds")
-    if not subject.is_language_model:
-        return _bench_calls(subject, names, rounds)
-    stopwatch = Stopwatch(subject)
-    timed = stopwatch.rounds(names, rounds)
-    figures = {
-        name: _figures(
-            load_times(subject.artifact.path, name, rounds), timed[name], stopwatch.memory(name)
-        )
-        for name in names
-    }
-    base = figures.get(BASELINE, {}).get("decode_ms_per_token")
-    for row in figures.values():
-        speed = base and base / row["decode_ms_per_token"]
-        row[f"decode_speed_over_{BASELINE.replace(':', '_')}"] = speed
-    return figures
-
-
-def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str, dict[str, Any]]:
-    figures = {}
-    for runtime in runtimes:
-        timed = timed_calls(subject, runtime, rounds)
-        figures[runtime] = {
-            "load_ms": median(timed.loads),
-            "call_ms": {name: median(calls) for name, calls in timed.calls.items()},
-            "samples": {"call": rounds},
-        }
-    return figures
+    return Round(chunks, n_prompt, decode, torch.stack(logits))
 
 
 @dataclass(frozen=True)
@@ -159,58 +117,76 @@ class TimedCalls:
 def timed_calls(subject: Subject, runtime: str, rounds: int) -> TimedCalls:
     """Time loads and calls of an artifact of any model, after a warm-up.
 
-    The outputs must be those of the subject's reference; without one, those of our executor in
-    `double`. Raises WrongAnswerError when they are not.
+    Raises WrongAnswerError when outputs are wrong; see `Calls`.
     """
-    artifact = subject.artifact
-    if subject.golden is None:
-        inputs = all_inputs(artifact, subject.seed)
-        subject.golden = golden_of_runtime(artifact, "mil:double", inputs)
-    case = run_check(value_checks()["outputs"], subject, runtime, suite="bench")
-    if case.outcome != "pass":
-        raise WrongAnswerError(f"{artifact.path} on {runtime}: {case.reason}")
-    load = partial(CallTimer, artifact, runtime, subject.golden)
-    timers = [milliseconds(load) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
-    called = [timers[0][0].round() for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
-    calls = {name: [call[name] for call in called] for name in subject.golden}
-    return TimedCalls([took for _, took in timers], calls, case.comparisons)
+    timed = Calls(subject, runtime, WARM_UP_ROUNDS + rounds)
+    loads = [milliseconds(timed.load) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+    call = loads[0][0]
+    called = [call() for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+    calls = {name: [took[name] for took in called] for name in called[0]}
+    return TimedCalls([took for _, took in loads], calls, timed.compared)
 
 
-def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
-    decode = [step for timed in rounds for step in timed.decode]
-    prefill = [timed.prefill for timed in rounds]
-    return {
-        "load_ms": median(loads),
-        "prefill_ms_per_token": median(prefill),
-        "decode_ms_per_token": median(decode),
-        "decode_tokens_per_second": 1e3 / median(decode),
-        "peak_memory_bytes": memory.peak,
-        "memory_before_load_bytes": memory.before,
-        "samples": {"prefill": len(prefill), "decode": len(decode)},
-    }
+class Calls:
+    """Times calls of each method of an artifact of any model, on its largest golden inputs.
+
+    The outputs must be those of the subject's reference; without one, those of our executor in
+    `double`. Each timed call must repeat the outputs of that run: of its first calls after a load,
+    because states go on from call to call.
+
+    Raises WrongAnswerError when they are others.
+    """
+
+    def __init__(self, subject: Subject, runtime: str, passes: int) -> None:
+        """Check the outputs once; at most `passes` passes will follow a load."""
+        self._path, self._runtime = subject.artifact.path, runtime
+        if subject.golden is None:
+            inputs = all_inputs(subject.artifact, subject.seed)
+            subject.golden = golden_of_runtime(subject.artifact, "mil:double", inputs)
+        case = run_check(value_checks()["outputs"], subject, runtime, suite="bench")
+        if case.outcome != "pass":
+            raise WrongAnswerError(f"{self._path} on {runtime}: {case.reason}")
+        self.compared = case.comparisons
+        self._inputs, self._wanted = {}, {}
+        for name, sequences in subject.golden.items():
+            largest = max((calls[0].inputs for calls in sequences.values()), key=_elements)
+            self._inputs[name] = largest
+            self._wanted[name] = run_steps(subject.artifact, name, runtime, [largest] * passes)
+
+    def load(self) -> Callable[[], dict[str, float]]:
+        """Load all methods; return a function that calls each once and gives the milliseconds."""
+        return self._load(get_runtime(self._runtime), open_artifact(self._path))
+
+    def memory(self) -> Memory:
+        """Load all methods and call each once in a process of its own."""
+        runtime, artifact = isolated_runtime(self._runtime), open_artifact(self._path)
+        self._load(runtime, artifact)()
+        return Memory(*runtime.memory(artifact))
+
+    def _load(self, runtime: Runtime, artifact: Artifact) -> Callable[[], dict[str, float]]:
+        methods = {name: runtime.load(artifact, name) for name in self._inputs}
+        number = itertools.count()
+
+        def call() -> dict[str, float]:
+            step, took = next(number), {}
+            for name, method in methods.items():
+                outputs, took[name] = milliseconds(partial(method, *self._inputs[name]))
+                self._require_equal(outputs, self._wanted[name][step], name)
+            return took
+
+        return call
+
+    def _require_equal(self, given: Tensors, wanted: Tensors, method: str) -> None:
+        for output, expected in zip(given, wanted, strict=True):
+            if not distance(output, expected) <= REPEATED_TOLERANCE:
+                raise WrongAnswerError(
+                    f"{self._path} on {self._runtime}: a timed call of method '{method}' gives "
+                    f"other outputs than the call that was checked; its time is not a result"
+                )
 
 
-class CallTimer:
-    """Times a call of each method of an artifact of any model, on the largest golden inputs."""
-
-    def __init__(self, artifact: Artifact, runtime: str, golden: Golden) -> None:
-        self._calls: dict[str, tuple[Method, tuple[torch.Tensor, ...]]] = {}
-        loaded = get_runtime(runtime)
-        for name, sequences in golden.items():
-            inputs = [calls[0].inputs for calls in sequences.values()]
-            largest = max(inputs, key=lambda given: sum(tensor.numel() for tensor in given))
-            self._calls[name] = loaded.load(artifact, name), largest
-
-    def round(self) -> dict[str, float]:
-        """Call each method once; return the milliseconds of each."""
-        return {
-            name: milliseconds(partial(method, *inputs))[1]
-            for name, (method, inputs) in self._calls.items()
-        }
-
-    def seconds(self) -> float:
-        """Call each method once; return the seconds of all."""
-        return sum(self.round().values()) / 1000
+def _elements(tensors: Tensors) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 class Stopwatch:
@@ -243,21 +219,32 @@ class Stopwatch:
 
         Raises WrongAnswerError when the runtime's logits are off by more than parity allows.
         """
-        return self._checked_round(self._subject.session(runtime), runtime)
+        return self.run(self._subject.session(runtime), runtime)
 
     def memory(self, runtime: str) -> Memory:
         """Run one round in a process of its own; raises WrongAnswerError as `round` does."""
         isolated = isolated_runtime(runtime)
         session = Session.open(self._subject.artifact, isolated)
-        self._checked_round(session, runtime)
+        self.run(session, runtime)
         return Memory(*isolated.memory(self._subject.artifact))
+
+    @property
+    def prompt(self) -> int:
+        """The number of tokens that a round prefills."""
+        return self._n_prompt
+
+    @property
+    def decoded(self) -> int:
+        """The number of tokens that a round decodes."""
+        return len(self._tokens) - self._n_prompt
 
     @property
     def compared(self) -> int:
         """The number of logits that each round compares."""
         return self._wanted.numel()
 
-    def _checked_round(self, session: Session, runtime: str) -> Round:
+    def run(self, session: Session, runtime: str) -> Round:
+        """Time one round of a session that `runtime` executes; raises what `round` raises."""
         timed = timed_round(session, self._tokens, self._n_prompt)
         found = error(timed.logits, self._wanted)
         allowed = max(tolerances(self._subject, runtime).values())
@@ -268,63 +255,3 @@ class Stopwatch:
                 "a result"
             )
         return timed
-
-
-@lru_cache(maxsize=1)
-def _stopwatch(subject: Subject) -> Stopwatch:
-    """Return the stopwatch of the last subject: the oracle is slow."""
-    return Stopwatch(subject)
-
-
-def _time(samples: list[float], unit: str) -> Figure:
-    """Return the lowest quartile of samples, with the distance to the highest as its spread."""
-    low, _, high = quantiles(samples, n=4, method="inclusive")
-    return Figure(low, unit, spread=high - low)
-
-
-@check("latency", needs=(executable,), takes_runtime=True)
-def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Time loads, and prefills and decode steps or calls of each method, after a warm-up.
-
-    The figures are for comparisons with another run, and other work on the machine only adds time:
-    each is the lowest quartile of its samples.
-    """
-    if not subject.is_language_model:
-        timed = timed_calls(subject, runtime, CHECK_ROUNDS)
-        samples = {f"{name} call": calls for name, calls in timed.calls.items()}
-        samples["load"] = timed.loads
-        yield Finding(
-            "latency",
-            "",
-            comparisons=timed.compared,
-            figures={name: _time(took, "ms") for name, took in samples.items()},
-            facts={"loads": CHECK_ROUNDS, "calls": CHECK_ROUNDS},
-        )
-        return
-    stopwatch = _stopwatch(subject)
-    rounds = stopwatch.rounds([runtime], CHECK_ROUNDS)[runtime]
-    loads = load_times(subject.artifact.path, runtime, CHECK_ROUNDS)
-    decode = [step for timed in rounds for step in timed.decode]
-    yield Finding(
-        "latency",
-        "",
-        comparisons=len(rounds) * stopwatch.compared,
-        figures={
-            "decode": _time(decode, "ms/token"),
-            "prefill": _time([timed.prefill for timed in rounds], "ms/token"),
-            "load": _time(loads, "ms"),
-        },
-        facts={"loads": len(loads), "prefills": len(rounds), "decode steps": len(decode)},
-    )
-
-
-@check("memory", needs=(language_model,), takes_runtime=True)
-def check_memory(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Measure the peak memory of a process that loads the artifact and runs it one round."""
-    stopwatch = _stopwatch(subject)
-    yield Finding(
-        "memory",
-        "",
-        comparisons=stopwatch.compared,
-        figures={"peak": Figure(stopwatch.memory(runtime).peak, "bytes")},
-    )
