@@ -1,12 +1,13 @@
 """Two artifacts timed against each other: decode, prefill and load, or calls; and peak memory.
 
-A visit loads an artifact and passes over one sequence several times. Other work on the machine only
-adds time, so the least time of each step counts, and the steps are added. Four visits are a block
-(see `statistics`), and blocks follow until each metric has a verdict or the seconds are spent.
+A block (see `statistics`) loads each artifact twice. The four sessions then run one sequence in
+turn, in changing order, until more passes no longer find shorter steps: other work on the machine
+only adds time, so the least time of each step counts, and a busy machine takes more passes. Blocks
+follow until each metric has a verdict or the seconds are spent.
 
 Two loads of one artifact may differ in speed, for example by where their weights lie in memory.
-Each visit therefore loads anew, unless loading takes longer than measuring: then one session of
-head and two of base serve all blocks, and the control shows by how much loads differ.
+Each block therefore loads anew. Where that takes longer than all else, the first block's sessions
+are kept; the control then shows by how much two loads differ, and the load itself stays undecided.
 """
 
 from __future__ import annotations
@@ -35,22 +36,21 @@ from harness.measure.statistics import (
 from harness.measure.timing import Calls, Memory, Stopwatch, milliseconds
 from harness.subject import Subject
 
-MIN_PASSES, MAX_PASSES = 2, 8  # of a visit
-USUAL_BLOCKS = 14  # fit into the seconds, if visits are made as long as that allows
+MIN_PASSES, MAX_PASSES = 3, 16  # of each session of a block
+SETTLED = 0.02  # passes end when the last two shortened the sum of the steps by less
+USUAL_BLOCKS = 14  # the blocks that should fit into the seconds
 MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
-LOAD_GOAL = (
-    0.1,
-    0.03,
-)  # found and tolerated, at least: a load has no steps of which to take the least
+# A load is one long step, and its least time is seldom undisturbed: its goal is at least this.
+LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5
 ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks means nothing
 
-# The order of a block's visits; base's two loads take turns in being first, and so do the sides.
+# The order in which a block's sessions take turns: each side is first as often as the other.
 ORDERS = (
-    ("base", "head", "head", "second base"),
-    ("head", "base", "second base", "head"),
-    ("second base", "head", "head", "base"),
-    ("head", "second base", "base", "head"),
+    ("base", "head", "second head", "second base"),
+    ("head", "base", "second base", "second head"),
+    ("second base", "second head", "head", "base"),
+    ("second head", "second base", "base", "head"),
 )
 
 Steps = Mapping[str, Sequence[float]]
@@ -60,7 +60,7 @@ Pass = Callable[[], Steps]
 
 @dataclass(frozen=True)
 class Timed:
-    """One metric of two artifacts: the median of each side's visits, and the comparison."""
+    """One metric of two artifacts: the median of each side's times, and the comparison."""
 
     name: str
     unit: str
@@ -84,11 +84,14 @@ class Timed:
 
 
 class Side(Protocol):
-    """An artifact on a runtime; `tokens` are those of a pass, by metric."""
+    """An artifact on a runtime.
 
-    @property
-    def tokens(self) -> Mapping[str, int]:
-        """The number of tokens by which a metric is divided; a call has none."""
+    `tokens` has the tokens of a pass by which each metric is divided. A session of a `resumable`
+    side may make any number of passes, of another `MAX_PASSES`.
+    """
+
+    tokens: dict[str, int]
+    resumable: bool
 
     def load(self) -> Pass:
         """Load the artifact from its file."""
@@ -99,6 +102,8 @@ class Side(Protocol):
 
 class LanguageModel:
     """Prefill and decode of a language model; each pass compares its logits with the oracle's."""
+
+    resumable = True
 
     def __init__(self, subject: Subject, runtime: str) -> None:
         self._path, self._runtime = subject.artifact.path, runtime
@@ -121,16 +126,18 @@ class LanguageModel:
 
 
 class OtherModel:
-    """A call of each method of a model that is no language model; outputs are compared."""
+    """A call of each method of a model that is not a language model; outputs are compared."""
+
+    resumable = False  # states go on from pass to pass, and outputs with them
 
     def __init__(self, subject: Subject, runtime: str) -> None:
         self._calls = Calls(subject, runtime, MAX_PASSES)
-        self.tokens: dict[str, int] = {}
+        self.tokens = {f"{method} call": 1 for method in self._calls.methods}
 
     def load(self) -> Pass:
         """Load the artifact from its file."""
         call = self._calls.load()
-        return lambda: {f"{name} call": [took] for name, took in call().items()}
+        return lambda: {f"{method} call": [took] for method, took in call().items()}
 
     def memory(self) -> Memory:
         """Measure a process that loads the artifact and makes one pass."""
@@ -148,8 +155,8 @@ def time_artifacts(
     """Compare the times and the peak memory of two artifacts on a runtime.
 
     All verdicts on times together are wrong with a probability of at most the goal's error. A load
-    has a goal of at least `LOAD_GOAL`. `seconds` limit the times; memory takes as long as starting
-    four processes or more.
+    has a goal of at least `LOAD_DETECT`. `seconds` limit the times; memory takes as long as
+    starting four processes or more.
 
     Raises WrongAnswerError when a timed run gives a wrong answer.
     """
@@ -162,121 +169,119 @@ def time_artifacts(
 
 
 class Race:
-    """Visits two artifacts in blocks until each metric has a verdict or the seconds are spent."""
+    """Times two artifacts in blocks until each metric has a verdict or the seconds are spent."""
 
     def __init__(self, base: Side, head: Side, goal: Goal, seconds: float) -> None:
-        self._sides = {"base": base, "second base": base, "head": head}
+        self._sides = {"base": base, "second base": base, "head": head, "second head": head}
         self._goal = goal
         self._seconds = seconds
-        self._blocks: dict[str, list[Block]] = {}
-        self._passes = MAX_PASSES
+        self._blocks: dict[str, list[Block]] = {metric: [] for metric in [*base.tokens, "load"]}
         self._kept: dict[str, Pass] = {}
 
     def run(self, say: Callable[[str], None]) -> list[Timed]:
         """Return a row for each metric."""
-        start = time.monotonic()
+        with _controlled_garbage():
+            return self._run(say, time.monotonic() + self._seconds)
+
+    def _run(self, say: Callable[[str], None], end: float) -> list[Timed]:
         say("timing: warming up")
-        self._warm_up()
-        begun, count = time.monotonic(), 0
-        while _reaches_next_look(count, time.monotonic() - begun, start + self._seconds):
-            self._add_block(ORDERS[count % len(ORDERS)])
-            count += 1
+        self._time_block(ORDERS[0])  # compiles, which the loads of the next block do not
+        self._kept.clear()
+        took: list[float] = []
+        while _reaches_next_look(took, end - time.monotonic()):
+            start, count = time.monotonic(), len(took) + 1
+            for metric, block in self._time_block(ORDERS[count % len(ORDERS)]).items():
+                self._blocks[metric].append(block)
+            took.append(time.monotonic() - start)
             if is_look(count):
                 rows = self._rows()
                 undecided = [row.name for row in rows if row.found.verdict == "inconclusive"]
-                if not undecided:
+                if not undecided or (self._kept and undecided == ["load"]):
                     return rows
                 say(f"timing: {count} blocks, {' and '.join(undecided)} undecided")
         return self._rows()
 
-    def _warm_up(self) -> None:
-        """Load and run each side, which compiles; then choose how visits are made."""
-        loads: list[float] = []
-        passes: list[float] = []
-        for side in (self._sides["base"], self._sides["head"]):
-            for number in range(2):
-                start = time.monotonic()
-                run = side.load()
-                if number:
-                    loads.append(time.monotonic() - start)
-                timed = [run() for _ in range(MIN_PASSES)]
-                passes.append(sum(map(sum, _least(timed).values())) / 1000)
-        visit = self._seconds / USUAL_BLOCKS / 4
-        if min(loads) > visit / 2 and all(side.tokens for side in self._sides.values()):
-            self._kept = {name: side.load() for name, side in self._sides.items()}
-            loads = [0.0]
-        count = int((visit - min(loads)) / min(passes))
-        self._passes = min(max(count, MIN_PASSES), MAX_PASSES)
+    def _time_block(self, order: Sequence[str]) -> dict[str, Block]:
+        """Load and run four sessions; return a block of each metric.
 
-    def _add_block(self, order: Sequence[str]) -> None:
-        """Make four visits, and keep their times as a block of each metric."""
-        visits: dict[str, list[dict[str, float]]] = {}
-        for name in order:
-            visits.setdefault(name, []).append(self._visit(name))
-        first, second = visits["base"][0], visits["second base"][0]
-        third, fourth = visits["head"]
-        for metric in first:
-            block = Block((first[metric], second[metric]), (third[metric], fourth[metric]))
-            self._blocks.setdefault(metric, []).append(block)
-
-    def _visit(self, name: str) -> dict[str, float]:
-        """Return the milliseconds of each metric, per token where it has tokens."""
-        side = self._sides[name]
-        values: dict[str, float] = {}
-        with _no_garbage_collection():
-            if name in self._kept:
-                run = self._kept[name]
-            else:
-                run, values["load"] = milliseconds(side.load)
-            passes = [run() for _ in range(self._passes)]
-        for metric, steps in _least(passes).items():
-            values[metric] = sum(steps) / side.tokens.get(metric, 1)
-        return values
+        Sessions that were kept are run, and give no block of `load`.
+        """
+        times: dict[str, dict[str, float]] = {metric: {} for metric in self._blocks}
+        gc.collect()  # frees the last block's sessions
+        sessions = dict(self._kept)
+        if not sessions:
+            for name in order:
+                sessions[name], times["load"][name] = milliseconds(self._sides[name].load)
+        for name, least in _least_steps(sessions).items():
+            for metric, tokens in self._sides[name].tokens.items():
+                times[metric][name] = sum(least[metric]) / tokens
+        may_keep = all(side.resumable for side in self._sides.values())
+        if may_keep and sum(times["load"].values()) / 1000 > self._seconds / USUAL_BLOCKS / 2:
+            self._kept = sessions
+        return {
+            metric: Block((t["base"], t["second base"]), (t["head"], t["second head"]))
+            for metric, t in times.items()
+            if t
+        }
 
     def _rows(self) -> list[Timed]:
-        """Compare what has been timed; the error is shared by the metrics."""
+        """Compare what has been timed; the metrics share the error."""
         rows = []
+        goal = replace(self._goal, error=self._goal.error / len(self._blocks))
+        slack = replace(
+            goal,
+            detect=max(goal.detect, LOAD_DETECT),
+            tolerate=max(goal.tolerate, LOAD_TOLERATE),
+        )
         for metric, blocks in self._blocks.items():
-            goal = replace(self._goal, error=self._goal.error / len(self._blocks))
-            if metric == "load":
-                detect, tolerate = LOAD_GOAL
-                goal = replace(
-                    goal, detect=max(goal.detect, detect), tolerate=max(goal.tolerate, tolerate)
-                )
-            unit = "ms/token" if metric in self._sides["base"].tokens else "ms"
+            found = compare(blocks, slack if metric == "load" else goal)
             base = median(time for block in blocks for time in block.base)
             head = median(time for block in blocks for time in block.head)
-            rows.append(Timed(metric, unit, base, head, compare(blocks, goal)))
+            unit = "ms/token" if metric in ("decode", "prefill") else "ms"
+            rows.append(Timed(metric, unit, base, head, found))
         return rows
 
 
-def _reaches_next_look(blocks: int, took: float, end: float) -> bool:
-    """Whether the blocks up to the next look will be made by `end`; `took` is the past ones'."""
-    left = end - time.monotonic()
-    if blocks < MIN_BLOCKS_OF_RATE:
-        return left > 0 or not blocks
-    past = blocks - FIRST_LOOK
+def _reaches_next_look(took: Sequence[float], left: float) -> bool:
+    """Whether the blocks up to the next look fit into the seconds that are left."""
+    if len(took) < MIN_BLOCKS_OF_RATE:
+        return left > 0 or not took
+    past = len(took) - FIRST_LOOK
     missing = -past if past < 0 else BLOCKS_PER_LOOK - past % BLOCKS_PER_LOOK
-    return took / blocks * missing <= left
+    return median(took) * missing <= left
 
 
-def _least(passes: Sequence[Steps]) -> dict[str, list[float]]:
-    """Return the least time of each step over passes."""
-    return {
-        metric: [min(times) for times in zip(*(steps[metric] for steps in passes), strict=True)]
-        for metric in passes[0]
-    }
+def _least_steps(sessions: Mapping[str, Pass]) -> dict[str, dict[str, list[float]]]:
+    """Run sessions in turn until no metric of any shortens; return the least time of each step."""
+    least: dict[str, dict[str, list[float]]] = {}
+    sums: list[list[float]] = []
+    for number in range(MAX_PASSES):
+        for name in ORDERS[number % len(ORDERS)]:
+            steps = sessions[name]()
+            before = least.get(name, steps)
+            least[name] = {
+                metric: [min(times) for times in zip(before[metric], steps[metric], strict=True)]
+                for metric in steps
+            }
+        sums.append([sum(times) for steps in least.values() for times in steps.values()])
+        if number + 1 >= MIN_PASSES and all(
+            now > (1 - SETTLED) * earlier for now, earlier in zip(sums[-1], sums[-3], strict=True)
+        ):
+            break
+    return least
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Collect garbage now, and not inside."""
+def _controlled_garbage() -> Iterator[None]:
+    """Collect garbage only where asked to, and only of what is made inside: that is quick."""
     gc.collect()
+    gc.freeze()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
@@ -287,30 +292,30 @@ def compare_memory(base: Side, head: Side, goal: Goal) -> Timed:
     Peaks hardly scatter: the lowest and the highest ratio of any two samples are the interval, and
     those of two samples of base are the control. Samples are added until the verdict is clear.
     """
-    samples: dict[str, list[float]] = {"base": [], "head": []}
+    samples: tuple[list[float], list[float]] = ([], [])
     while True:
-        for values, side in zip(samples.values(), (base, head), strict=True):
+        for values, side in zip(samples, (base, head), strict=True):
             memory = side.memory()
             values.append(float(memory.peak - memory.before))
-        found = _memory_verdict(samples["base"], samples["head"], goal)
+        found = memory_verdict(*samples, goal)
         enough = MAX_MEMORY_SAMPLES if found.verdict == "inconclusive" else MIN_MEMORY_SAMPLES
-        if len(samples["base"]) >= enough:
-            return Timed("memory", "bytes", min(samples["base"]), min(samples["head"]), found)
+        if len(samples[0]) >= enough:
+            return Timed("memory", "bytes", min(samples[0]), min(samples[1]), found)
 
 
-def _memory_verdict(base: list[float], head: list[float], goal: Goal) -> Comparison:
-    low, high = min(head) / max(base), max(head) / min(base)
-    ratio = Estimate(min(head) / min(base), low, high)
+def memory_verdict(base: Sequence[float], head: Sequence[float], goal: Goal) -> Comparison:
+    """Judge the samples of two peaks, in bytes: "smaller", "same", "larger" or "inconclusive"."""
+    found = Estimate(min(head) / min(base), min(head) / max(base), max(head) / min(base))
     control = Estimate(1.0, min(base) / max(base), max(base) / min(base))
-    change = f"by {ratio.ratio - 1:+.1%}"
+    change = f"by {found.ratio - 1:+.1%}"
     if max(*base, *head) - min(*base, *head) <= ALLOCATOR_BYTES:
         verdict, reason = "same", "within 1 MiB"
-    elif ratio.is_above(goal.tolerate):
+    elif found.is_above(goal.tolerate):
         verdict, reason = "larger", change
-    elif ratio.is_below(goal.tolerate):
+    elif found.is_below(goal.tolerate):
         verdict, reason = "smaller", change
-    elif ratio.is_within(goal.detect):
-        verdict, reason = "same", f"within {goal.detect:.3g}"
+    elif found.is_within(goal.detect):
+        verdict, reason = "same", f"within {goal.detect:.2g}"
     else:
         verdict, reason = "inconclusive", "the peaks scatter too much"
-    return Comparison(verdict, reason, ratio, control, math.nan, len(base))
+    return Comparison(verdict, reason, found, control, math.nan, len(base))

@@ -160,10 +160,10 @@ def _verdict(head: Estimate, control: Estimate, goal: Goal) -> tuple[str, str]:
     """Return a verdict and its reason."""
     if control.is_above(goal.tolerate) or control.is_below(goal.tolerate):
         return "inconclusive", f"base differs from itself by {control.ratio - 1:+.1%}"
-    is_clear = abs(math.log(head.ratio)) > abs(math.log(control.ratio))
-    slower, faster = head.is_above(goal.tolerate), head.is_below(goal.tolerate)
-    if (slower or faster) and is_clear:
-        return ("slower" if slower else "faster"), f"by {head.ratio - 1:+.1%}"
+    if head.is_above(goal.tolerate) or head.is_below(goal.tolerate):
+        if abs(math.log(head.ratio)) <= abs(math.log(control.ratio)):
+            return "inconclusive", f"{head.ratio - 1:+.1%}, which is less than two loads differ by"
+        return ("slower" if head.ratio > 1 else "faster"), f"by {head.ratio - 1:+.1%}"
     if head.is_within(goal.detect):
         return "same", f"within {goal.detect:.2g}"
     return "inconclusive", "the times are too noisy"

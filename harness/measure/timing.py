@@ -153,6 +153,11 @@ class Calls:
             self._inputs[name] = largest
             self._wanted[name] = run_steps(subject.artifact, name, runtime, [largest] * passes)
 
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods."""
+        return list(self._inputs)
+
     def load(self) -> Callable[[], dict[str, float]]:
         """Load all methods; return a function that calls each once and gives the milliseconds."""
         return self._load(get_runtime(self._runtime), open_artifact(self._path))

@@ -1,0 +1,184 @@
+"""Two artifacts are timed in blocks until each metric has a verdict; a verdict needs answers."""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness.fixtures.cache import exported, fixture
+from harness.generate.session import Session
+from harness.measure import comparison
+from harness.measure.comparison import (
+    MAX_PASSES,
+    MIN_PASSES,
+    LanguageModel,
+    Race,
+    compare_memory,
+    memory_verdict,
+)
+from harness.measure.statistics import FIRST_LOOK, Goal
+from harness.measure.timing import Memory, WrongAnswerError
+from harness.subject import Subject
+
+MB = 1e6
+
+
+class Simulated:
+    """Steps of 1 ms times `speed`, with a little noise, and every tenth one disturbed."""
+
+    tokens = {"decode": 8}
+    resumable = True
+
+    def __init__(self, speed=1.0, loading=0.0, running=0.0, log=None, name=""):
+        self.speed, self.loading, self.running = speed, loading, running
+        self.log, self.name = log, name
+        self.generator = np.random.default_rng(len(name) + 7)
+        self.loads = 0
+
+    def load(self):
+        self.loads += 1
+        time.sleep(self.loading)
+        return self.run
+
+    def run(self):
+        if self.log is not None:
+            self.log.append(self.name)
+        time.sleep(self.running)
+        noise = np.exp(np.abs(self.generator.normal(0, 0.01, 8)))
+        noise[self.generator.random(8) < 0.1] *= 20
+        return {"decode": (self.speed * noise).tolist()}
+
+
+@pytest.fixture
+def equal_loads(monkeypatch):
+    monkeypatch.setattr(comparison, "milliseconds", lambda load: (load(), 5.0))
+
+
+def raced(base, head, goal=None, seconds=20.0):
+    return {row.name: row for row in Race(base, head, goal or Goal(), seconds).run(print)}
+
+
+@pytest.mark.parametrize(
+    ("speed", "verdict"), [(1.0, "same"), (1.03, "slower"), (1 / 1.03, "faster"), (1.005, "same")]
+)
+def test_disturbed_steps_do_not_hide_a_verdict(equal_loads, speed, verdict):
+    rows = raced(Simulated(), Simulated(speed, name="head"))
+    assert rows["decode"].found.verdict == verdict
+    assert rows["decode"].found.head.ratio == pytest.approx(speed, rel=0.005)
+    assert rows["decode"].base == pytest.approx(1.0, rel=0.03), "per token"
+    assert rows["load"].found.verdict == "same" and rows["load"].base == 5.0
+    numbers = rows["decode"].numbers()
+    assert numbers["interval"][0] < numbers["ratio"] < numbers["interval"][1]
+    assert numbers["samples"] >= FIRST_LOOK and {"p", "control", "control interval"} <= set(numbers)
+
+
+def test_a_slow_load_is_found_where_decoding_is_the_same(monkeypatch):
+    def milliseconds(load):
+        run = load()
+        return run, 6.0 if run.__self__.name else 5.0
+
+    monkeypatch.setattr(comparison, "milliseconds", milliseconds)
+    rows = raced(Simulated(), Simulated(name="head"))
+    assert (rows["load"].found.verdict, rows["decode"].found.verdict) == ("slower", "same")
+
+
+def test_each_side_is_first_as_often_as_the_other():
+    log = []
+    race = Race(Simulated(log=log, name="b"), Simulated(log=log, name="head"), Goal(), 5)
+    race._time_block(comparison.ORDERS[0])
+    assert log[:12] == [
+        "b",
+        "head",
+        "head",
+        "b",
+        "head",
+        "b",
+        "b",
+        "head",
+        "b",
+        "head",
+        "head",
+        "b",
+    ]
+    firsts = [order[0].split()[-1] for order in comparison.ORDERS]
+    assert sorted(firsts) == ["base", "base", "head", "head"]
+
+
+def test_passes_go_on_while_they_find_shorter_steps():
+    counts = {"steady": 0, "falling": 0}
+
+    def steady():
+        counts["steady"] += 1
+        return {"decode": [1.0]}
+
+    def falling():
+        counts["falling"] += 1
+        return {"decode": [2.0 / counts["falling"]]}
+
+    sessions = dict.fromkeys(comparison.ORDERS[0], steady)
+    comparison._least_steps(sessions)
+    assert counts["steady"] == 4 * MIN_PASSES
+    least = comparison._least_steps(sessions | {"head": falling})
+    assert counts["falling"] == MAX_PASSES and least["head"] == {"decode": [2.0 / MAX_PASSES]}
+
+
+def test_the_seconds_end_what_cannot_be_decided():
+    start = time.monotonic()
+    rows = raced(Simulated(running=0.01), Simulated(running=0.01, name="head"), seconds=0.5)
+    assert time.monotonic() - start < 5
+    assert {row.found.verdict for row in rows.values()} == {"inconclusive"}
+    assert "blocks are too few" in rows["decode"].found.reason
+    assert "interval" not in rows["decode"].numbers(), "it is infinite"
+
+
+def test_sessions_that_load_slowly_are_kept_and_their_load_is_undecided():
+    base, head = Simulated(loading=0.1), Simulated(1.05, loading=0.1, name="head")
+    rows = raced(base, head, seconds=4.0)
+    assert (base.loads, head.loads) == (4, 4), "a warm-up, and one block"
+    assert rows["decode"].found.verdict == "slower"
+    assert rows["decode"].found.blocks <= 2 * FIRST_LOOK, "no more blocks than that decides"
+    assert rows["load"].found.verdict == "inconclusive" and rows["load"].found.blocks == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "verdict"),
+    [
+        ([22, 22.1], [22.3, 22.2], "same"),  # within 1 MiB
+        ([220, 221], [221, 222], "same"),
+        ([220, 221], [230, 231], "larger"),
+        ([230, 231], [220, 221], "smaller"),
+        ([220, 260], [240, 240], "inconclusive"),
+    ],
+)
+def test_the_peaks_of_processes_decide(base, head, verdict):
+    found = memory_verdict([b * MB for b in base], [h * MB for h in head], Goal())
+    assert found.verdict == verdict and math.isnan(found.p)
+
+
+def test_scattered_peaks_are_measured_more_often():
+    class Peaks:
+        def __init__(self, *peaks):
+            self.peaks = list(peaks)
+
+        def memory(self):
+            return Memory(100, 100 + int(self.peaks.pop(0) * MB))
+
+    steady = compare_memory(Peaks(220, 220), Peaks(230, 230), Goal())
+    assert (steady.found.verdict, steady.base, steady.head) == ("larger", 220 * MB, 230 * MB)
+    scattered = Peaks(220, 260, 225, 228, 231), Peaks(221, 262, 222, 229, 232)
+    found = compare_memory(*scattered, Goal()).found
+    assert (found.verdict, found.blocks) == ("inconclusive", 5)
+
+
+def test_a_wrong_answer_ends_the_timing(monkeypatch):
+    subject = Subject(exported("tiny", replace(fixture("tiny").options, mode="single")))
+    side = LanguageModel(subject, "mil:widen")
+    steps = side.load()()
+    assert {name: len(times) for name, times in steps.items()} == {"decode": 32, "prefill": 3}
+    assert side.tokens == {"decode": 32, "prefill": 40}
+    decode = Session.decode
+    monkeypatch.setattr(Session, "decode", lambda self, token: decode(self, token).roll(1))
+    with pytest.raises(WrongAnswerError, match="its time is not a result"):
+        Race(side, side, Goal(), 5).run(print)
