@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.generate.tokenizer import load_tokenizer
     from harness.measure import compare_runs
     from harness.measure.artifacts import compare_artifacts
-    from harness.measure.bench import bench
+    from harness.measure.comparison import bench
     from harness.packages import combine_packages
     from harness.packages.extract import extract_packages
     from harness.results import Case, read_run
@@ -69,7 +69,7 @@ _MODULES = {
     "generate.tokenizer": ("load_tokenizer",),
     "measure": ("compare_runs",),
     "measure.artifacts": ("compare_artifacts",),
-    "measure.bench": ("bench",),
+    "measure.comparison": ("bench",),
     "packages": ("combine_packages",),
     "packages.extract": ("extract_packages",),
     "results": ("Case", "read_run"),

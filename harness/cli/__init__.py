@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from harness import __version__
 from harness.cli import (
-    bench,
     bisect,
     check,
     diff,
@@ -118,8 +117,8 @@ COMMANDS = {
     ),
     "bench": Command(
         "time load, prefill and decode, and measure memory",
-        bench.add_arguments,
-        bench.run,
+        run.add_bench_arguments,
+        run.bench,
         artifacts=("file",),
     ),
     "gate": Command(

@@ -1,6 +1,7 @@
-"""`harness run`: continue a prompt with an artifact, printing text as it comes.
+"""`harness run` and `harness bench`: execute an artifact, for its text or for its times.
 
-Standard output holds the text only, or with `--json` one object; standard error holds the rest.
+The text is printed as it comes. Standard output holds the text only, or with `--json` one object;
+standard error holds the rest. Times are those of one runtime, or of several in turn.
 """
 
 from __future__ import annotations
@@ -36,6 +37,19 @@ _FINISH = {
     "context": "the context is full",
     "interrupted": "interrupted",
 }
+
+
+# A figure's key in the JSON, the title of its column, and the divisor of the column's numbers. The
+# baseline's name takes the place of {}.
+_COLUMNS = (
+    ("load_ms", "load ms", 1),
+    ("prefill_ms_per_token", "prefill ms/token", 1),
+    ("decode_ms_per_token", "decode ms/token", 1),
+    ("decode_tokens_per_second", "tokens/s", 1),
+    ("decode_speed_over_{}", "times {}", 1),
+    ("peak_memory_bytes", "peak MB", 1e6),
+    ("memory_before_load_bytes", "of them libraries", 1e6),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,3 +202,61 @@ def _crossed(session: Session) -> str | None:
 def _warn(sentence: str | None) -> None:
     if sentence is not None:
         print(f"harness run: warning: {sentence}", file=sys.stderr)
+
+
+def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness bench`."""
+    parser.add_argument(
+        "file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage, of any model"
+    )
+    parser.add_argument(
+        "--runtime",
+        action="append",
+        help="where to execute it (default: this machine's, beside eager PyTorch in fp32); "
+        "several are timed in turn",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Print the figures and return 0; raise HarnessError when a run gives wrong logits."""
+    from harness.measure import comparison
+    from harness.runtimes import BASELINE
+
+    args.progress(f"reading {args.file}")
+    figures = comparison.bench(args.file, args.runtime, args.rounds, args.progress)
+    if args.json:
+        print(json.dumps({"runtimes": figures}, indent=2))
+    else:
+        _print_figures(figures, BASELINE)
+    return 0
+
+
+def _print_figures(figures: dict[str, dict[str, Any]], baseline: str) -> None:
+    from tabulate import tabulate
+
+    first = next(iter(figures.values()))
+    if "call_ms" in first:
+        rows = [(name, row["load_ms"], *row["call_ms"].values()) for name, row in figures.items()]
+        headers = ("runtime", "load ms", *(f"{method} ms" for method in first["call_ms"]))
+        print(tabulate(rows, headers, floatfmt=".3f"))
+        count = first["samples"]["call"]
+        print(f"\nmedians of {count} loads and calls after a warm-up; all outputs were checked")
+        return
+    columns = [
+        (key.format(baseline.replace(":", "_")), title.format(baseline.replace(":", " ")), by)
+        for key, title, by in _COLUMNS
+    ]
+    rows = [
+        (runtime, *(row[key] and row[key] / by for key, _, by in columns))
+        for runtime, row in figures.items()
+    ]
+    headers = ("runtime", *(title for _, title, _ in columns))
+    print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".1f", ".2f", ".0f", ".0f")))
+    samples = next(iter(figures.values()))["samples"]
+    print(
+        f"\nmedians of {samples['prefill']} loads and prefills and of "
+        f"{samples['decode']} decode steps, after a warm-up; every run's logits were checked; "
+        "memory is that of a process that only loads FILE and runs it once"
+    )

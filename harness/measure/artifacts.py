@@ -15,8 +15,8 @@ from harness.errors import HarnessError
 from harness.golden import golden_of_runtime
 from harness.golden.inputs import all_inputs
 from harness.measure import GateResult, Metric
-from harness.measure.bench import check_latency, check_memory
 from harness.measure.comparison import time_artifacts
+from harness.measure.timing import check_latency, check_memory
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
 from harness.results import Case, Fact, Finding
 from harness.results.figures import with_unit
@@ -187,5 +187,5 @@ def _time_metrics(base: Subject, head: Subject, runtime: str) -> Iterator[Metric
         texts = with_unit(timed.base, timed.unit), with_unit(timed.head, timed.unit)
         reason = f"{found.verdict}: {found.reason}"
         yield Metric(
-            "artifact", timed.name, "figure", *texts, verdict, reason, numbers=timed.numbers()
+            "artifact", timed.name, "figure", *texts, verdict, reason, numbers=found.numbers()
         )

@@ -1,4 +1,4 @@
-"""Two artifacts timed against each other: decode, prefill and load, or calls; and peak memory.
+"""Two artifacts, or an artifact's runtimes, timed against each other; and their peak memory.
 
 A block (see `statistics`) loads each artifact twice. The four sessions then run one sequence in
 turn, in changing order, until more passes no longer find shorter steps: other work on the machine
@@ -13,27 +13,37 @@ are kept; the control then shows by how much two loads differ, and the load itse
 from __future__ import annotations
 
 import gc
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.artifact import open_artifact
+from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.measure.statistics import (
     BLOCKS_PER_LOOK,
     FIRST_LOOK,
     Block,
     Comparison,
-    Estimate,
     Goal,
     compare,
     is_look,
+    memory_verdict,
 )
-from harness.measure.timing import Calls, Memory, Stopwatch, milliseconds
+from harness.measure.timing import (
+    Calls,
+    Memory,
+    Round,
+    Stopwatch,
+    controlled_garbage,
+    load_times,
+    milliseconds,
+    timed_calls,
+)
+from harness.runtimes import BASELINE, default_runtime, usable_runtimes
 from harness.subject import Subject
 
 MIN_PASSES, MAX_PASSES = 3, 16  # of each session of a block
@@ -43,7 +53,6 @@ MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 # A load is one long step, and its least time is seldom undisturbed: its goal is at least this.
 LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5
-ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks means nothing
 
 # The order in which a block's sessions take turns: each side is first as often as the other.
 ORDERS = (
@@ -67,20 +76,6 @@ class Timed:
     base: float
     head: float
     found: Comparison
-
-    def numbers(self) -> dict[str, float | list[float]]:
-        """Return what the verdict rests on, for JSON, without what is not finite."""
-        head, control = self.found.head, self.found.control
-        numbers: dict[str, list[float]] = {
-            "ratio": [head.ratio],
-            "interval": [head.low, head.high],
-            "p": [self.found.p],
-            "samples": [self.found.blocks],
-            "control": [control.ratio],
-            "control interval": [control.low, control.high],
-        }
-        finite = {name: row for name, row in numbers.items() if all(map(math.isfinite, row))}
-        return {name: row if len(row) > 1 else row[0] for name, row in finite.items()}
 
 
 class Side(Protocol):
@@ -180,7 +175,7 @@ class Race:
 
     def run(self, say: Callable[[str], None]) -> list[Timed]:
         """Return a row for each metric."""
-        with _controlled_garbage():
+        with controlled_garbage():
             return self._run(say, time.monotonic() + self._seconds)
 
     def _run(self, say: Callable[[str], None], end: float) -> list[Timed]:
@@ -271,21 +266,6 @@ def _least_steps(sessions: Mapping[str, Pass]) -> dict[str, dict[str, list[float
     return least
 
 
-@contextmanager
-def _controlled_garbage() -> Iterator[None]:
-    """Collect garbage only where asked to, and only of what is made inside: that is quick."""
-    gc.collect()
-    gc.freeze()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()
-
-
 def compare_memory(base: Side, head: Side, goal: Goal) -> Timed:
     """Compare what the peak memory of a process grows by when it loads and runs an artifact.
 
@@ -303,19 +283,66 @@ def compare_memory(base: Side, head: Side, goal: Goal) -> Timed:
             return Timed("memory", "bytes", min(samples[0]), min(samples[1]), found)
 
 
-def memory_verdict(base: Sequence[float], head: Sequence[float], goal: Goal) -> Comparison:
-    """Judge the samples of two peaks, in bytes: "smaller", "same", "larger" or "inconclusive"."""
-    found = Estimate(min(head) / min(base), min(head) / max(base), max(head) / min(base))
-    control = Estimate(1.0, min(base) / max(base), max(base) / min(base))
-    change = f"by {found.ratio - 1:+.1%}"
-    if max(*base, *head) - min(*base, *head) <= ALLOCATOR_BYTES:
-        verdict, reason = "same", "within 1 MiB"
-    elif found.is_above(goal.tolerate):
-        verdict, reason = "larger", change
-    elif found.is_below(goal.tolerate):
-        verdict, reason = "smaller", change
-    elif found.is_within(goal.detect):
-        verdict, reason = "same", f"within {goal.detect:.2g}"
-    else:
-        verdict, reason = "inconclusive", "the peaks scatter too much"
-    return Comparison(verdict, reason, found, control, math.nan, len(base))
+def bench(
+    subject: Subject | str | Path,
+    runtimes: Iterable[str] | None = None,
+    rounds: int = 5,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Time load, prefill and decode, and measure memory, on each runtime in turn.
+
+    Returns the figures by the runtime's name, each with its unit in its own name. Without names,
+    the runtimes are this machine's default and the baseline, eager PyTorch in fp32. Of another
+    model than a language model, loads and calls of each method are timed. Raises
+    WrongAnswerError when a timed run's results are wrong, NotInstalledError for a runtime that
+    cannot be used here.
+    """
+    if rounds < 1:
+        raise HarnessError(f"rounds must be at least 1, not {rounds}")
+    subject = Subject.of(subject)
+    # The baseline is a language model in eager PyTorch; another model has none.
+    usual = (default_runtime(), BASELINE) if subject.is_language_model else (default_runtime(),)
+    names = usable_runtimes(runtimes or usual)
+    if progress is not None:
+        progress(f"timing {' and '.join(names)}, {rounds} rounds")
+    if not subject.is_language_model:
+        return _bench_calls(subject, names, rounds)
+    stopwatch = Stopwatch(subject)
+    timed = stopwatch.rounds(names, rounds)
+    figures = {
+        name: _figures(
+            load_times(subject.artifact.path, name, rounds), timed[name], stopwatch.memory(name)
+        )
+        for name in names
+    }
+    base = figures.get(BASELINE, {}).get("decode_ms_per_token")
+    for row in figures.values():
+        speed = base and base / row["decode_ms_per_token"]
+        row[f"decode_speed_over_{BASELINE.replace(':', '_')}"] = speed
+    return figures
+
+
+def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    figures = {}
+    for runtime in runtimes:
+        timed = timed_calls(subject, runtime, rounds)
+        figures[runtime] = {
+            "load_ms": median(timed.loads),
+            "call_ms": {name: median(calls) for name, calls in timed.calls.items()},
+            "samples": {"call": rounds},
+        }
+    return figures
+
+
+def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[str, Any]:
+    decode = [step for timed in rounds for step in timed.decode]
+    prefill = [timed.prefill for timed in rounds]
+    return {
+        "load_ms": median(loads),
+        "prefill_ms_per_token": median(prefill),
+        "decode_ms_per_token": median(decode),
+        "decode_tokens_per_second": 1e3 / median(decode),
+        "peak_memory_bytes": memory.peak,
+        "memory_before_load_bytes": memory.before,
+        "samples": {"prefill": len(prefill), "decode": len(decode)},
+    }

@@ -29,6 +29,7 @@ from harness.errors import HarnessError
 
 FIRST_LOOK = 12  # blocks; fewer cannot decide at the usual error
 BLOCKS_PER_LOOK = 4
+ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks of memory means nothing
 
 Floats = NDArray[np.float64]
 
@@ -116,6 +117,19 @@ class Comparison:
     control: Estimate
     p: float
     blocks: int
+
+    def numbers(self) -> dict[str, float | list[float]]:
+        """Return what the verdict rests on, for JSON, without what is not finite."""
+        rows: dict[str, list[float]] = {
+            "ratio": [self.head.ratio],
+            "interval": [self.head.low, self.head.high],
+            "p": [self.p],
+            "samples": [self.blocks],
+            "control": [self.control.ratio],
+            "control interval": [self.control.low, self.control.high],
+        }
+        finite = {name: row for name, row in rows.items() if all(map(math.isfinite, row))}
+        return {name: row if len(row) > 1 else row[0] for name, row in finite.items()}
 
 
 def compare(blocks: Sequence[Block], goal: Goal) -> Comparison:
@@ -211,3 +225,21 @@ def _rank_sum_distribution(count: int) -> Floats:
         without = np.pad(shares, (0, rank))
         shares = (without + np.pad(shares, (rank, 0))) / 2
     return np.cumsum(shares)
+
+
+def memory_verdict(base: Sequence[float], head: Sequence[float], goal: Goal) -> Comparison:
+    """Judge the samples of two peaks, in bytes: "smaller", "same", "larger" or "inconclusive"."""
+    found = Estimate(min(head) / min(base), min(head) / max(base), max(head) / min(base))
+    control = Estimate(1.0, min(base) / max(base), max(base) / min(base))
+    change = f"by {found.ratio - 1:+.1%}"
+    if max(*base, *head) - min(*base, *head) <= ALLOCATOR_BYTES:
+        verdict, reason = "same", "within 1 MiB"
+    elif found.is_above(goal.tolerate):
+        verdict, reason = "larger", change
+    elif found.is_below(goal.tolerate):
+        verdict, reason = "smaller", change
+    elif found.is_within(goal.detect):
+        verdict, reason = "same", f"within {goal.detect:.2g}"
+    else:
+        verdict, reason = "inconclusive", "the peaks scatter too much"
+    return Comparison(verdict, reason, found, control, math.nan, len(base))

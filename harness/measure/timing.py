@@ -1,4 +1,4 @@
-"""One timed round: load, prefill and decode, or calls; a timed run checks its own answer.
+"""Load, prefill and decode, or calls, timed; a timed run checks its own answer. Checks record them.
 
 The time of a runtime in a child process excludes the start of the child and the passing of tensors.
 """
@@ -8,26 +8,31 @@ from __future__ import annotations
 import gc
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from statistics import quantiles
 from typing import TypeVar
 
 import torch
 
 from harness.artifact import Artifact, open_artifact
-from harness.checks import run_check, value_checks
+from harness.checks import check, run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
+from harness.checks.applies import executable, language_model
 from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.golden import distance, golden_of_runtime, run_steps
 from harness.golden.inputs import all_inputs
+from harness.results import Figure, Finding
 from harness.runtimes import Runtime, get_runtime, isolated_runtime
 from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
 
 WARM_UP_ROUNDS = 1
+CHECK_ROUNDS = 5
 
 # Between two calls with the same inputs, relative to the largest output: threads add in any order,
 # which may move the last bits of a result in FLOAT16.
@@ -76,6 +81,21 @@ def milliseconds(action: Callable[[], Result]) -> tuple[Result, float]:
     result = action()
     took = time.perf_counter_ns() - start
     return result, (took - (overhead_ns() - overhead)) / 1e6
+
+
+@contextmanager
+def controlled_garbage() -> Iterator[None]:
+    """Collect garbage only where asked to, and only of what is made inside: that is quick."""
+    gc.collect()
+    gc.freeze()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 def load_times(path: str | Path, runtime: str, count: int) -> list[float]:
@@ -260,3 +280,63 @@ class Stopwatch:
                 "a result"
             )
         return timed
+
+
+@lru_cache(maxsize=1)
+def _stopwatch(subject: Subject) -> Stopwatch:
+    """Return the stopwatch of the last subject: the oracle is slow."""
+    return Stopwatch(subject)
+
+
+def _time(samples: list[float], unit: str) -> Figure:
+    """Return the lowest quartile of samples, with the distance to the highest as its spread."""
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return Figure(low, unit, spread=high - low)
+
+
+@check("latency", needs=(executable,), takes_runtime=True)
+def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
+    """Time loads, and prefills and decode steps or calls of each method, after a warm-up.
+
+    The figures are for comparisons with another run, and other work on the machine only adds time:
+    each is the lowest quartile of its samples.
+    """
+    if not subject.is_language_model:
+        timed = timed_calls(subject, runtime, CHECK_ROUNDS)
+        samples = {f"{name} call": calls for name, calls in timed.calls.items()}
+        samples["load"] = timed.loads
+        yield Finding(
+            "latency",
+            "",
+            comparisons=timed.compared,
+            figures={name: _time(took, "ms") for name, took in samples.items()},
+            facts={"loads": CHECK_ROUNDS, "calls": CHECK_ROUNDS},
+        )
+        return
+    stopwatch = _stopwatch(subject)
+    rounds = stopwatch.rounds([runtime], CHECK_ROUNDS)[runtime]
+    loads = load_times(subject.artifact.path, runtime, CHECK_ROUNDS)
+    decode = [step for timed in rounds for step in timed.decode]
+    yield Finding(
+        "latency",
+        "",
+        comparisons=len(rounds) * stopwatch.compared,
+        figures={
+            "decode": _time(decode, "ms/token"),
+            "prefill": _time([timed.prefill for timed in rounds], "ms/token"),
+            "load": _time(loads, "ms"),
+        },
+        facts={"loads": len(loads), "prefills": len(rounds), "decode steps": len(decode)},
+    )
+
+
+@check("memory", needs=(language_model,), takes_runtime=True)
+def check_memory(subject: Subject, runtime: str) -> Iterator[Finding]:
+    """Measure the peak memory of a process that loads the artifact and runs it one round."""
+    stopwatch = _stopwatch(subject)
+    yield Finding(
+        "memory",
+        "",
+        comparisons=stopwatch.compared,
+        figures={"peak": Figure(stopwatch.memory(runtime).peak, "bytes")},
+    )

@@ -16,9 +16,8 @@ from harness.measure.comparison import (
     LanguageModel,
     Race,
     compare_memory,
-    memory_verdict,
 )
-from harness.measure.statistics import FIRST_LOOK, Goal
+from harness.measure.statistics import FIRST_LOOK, Goal, memory_verdict
 from harness.measure.timing import Memory, WrongAnswerError
 from harness.subject import Subject
 
@@ -69,7 +68,7 @@ def test_disturbed_steps_do_not_hide_a_verdict(equal_loads, speed, verdict):
     assert rows["decode"].found.head.ratio == pytest.approx(speed, rel=0.005)
     assert rows["decode"].base == pytest.approx(1.0, rel=0.03), "per token"
     assert rows["load"].found.verdict == "same" and rows["load"].base == 5.0
-    numbers = rows["decode"].numbers()
+    numbers = rows["decode"].found.numbers()
     assert numbers["interval"][0] < numbers["ratio"] < numbers["interval"][1]
     assert numbers["samples"] >= FIRST_LOOK and {"p", "control", "control interval"} <= set(numbers)
 
@@ -130,7 +129,7 @@ def test_the_seconds_end_what_cannot_be_decided():
     assert time.monotonic() - start < 5
     assert {row.found.verdict for row in rows.values()} == {"inconclusive"}
     assert "blocks are too few" in rows["decode"].found.reason
-    assert "interval" not in rows["decode"].numbers(), "it is infinite"
+    assert "interval" not in rows["decode"].found.numbers(), "it is infinite"
 
 
 def test_sessions_that_load_slowly_are_kept_and_their_load_is_undecided():
