@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import Artifact, open_artifact
 from harness.errors import ArtifactError, HarnessError
-from harness.generate.layout import mode_of
+from harness.generate.layout import describes_model, mode_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from harness.models.model import Freqs, Oracle
 
 _DTYPES = {"float16": "fp16", "float32": "fp32"}
-_DESCRIPTIONS = ("_input_len", "kv_cache_specs", "mask_specs")  # ends of constants' names
 _MAX_NAMED = 4  # weights in a message
 
 
@@ -76,7 +75,7 @@ class Subject:
     @property
     def is_language_model(self) -> bool:
         """Whether it describes a language model of ExecuTorch's static runner, if only in part."""
-        return any(name.endswith(_DESCRIPTIONS) for name in self.artifact.constants)
+        return describes_model(self.artifact.constants)
 
     @cached_property
     def reference_module(self) -> Reference | None:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tensors(path: Path) -> dict[Any, Any]:
-    from harness.models.tensor_files import read_tensors
+    from harness.models.checkpoint import read_tensors
 
     return read_tensors(path)
 

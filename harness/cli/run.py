@@ -18,6 +18,7 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.generate import GeneratedToken
+    from harness.generate.calls import CallSession
     from harness.generate.session import Session
     from harness.generate.tokenizer import Tokenizer
 
@@ -55,7 +56,9 @@ _COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "file", metavar="FILE", help="a .pte or exported folder of a language model"
+        "file",
+        metavar="FILE",
+        help="a .pte, an exported folder or an .mlpackage of a language model",
     )
     parser.add_argument(
         "--tokenizer",
@@ -98,18 +101,21 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if result.finish == "interrupted" else 0
 
 
-def _open(args: argparse.Namespace) -> tuple[Session, str]:
+def _open(args: argparse.Namespace) -> tuple[Session | CallSession, str]:
     from harness.artifact import open_artifact
-    from harness.generate.session import Session
+    from harness.generate.calls import open_session
     from harness.runtimes import default_runtime, get_runtime
 
     artifact = open_artifact(args.file)
     runtime = get_runtime(args.runtime or default_runtime())
-    return Session.open(artifact, runtime), runtime.name
+    return open_session(artifact, runtime), runtime.name
 
 
 def _generate(
-    args: argparse.Namespace, session: Session, tokenizer: Tokenizer, prompt: list[int]
+    args: argparse.Namespace,
+    session: Session | CallSession,
+    tokenizer: Tokenizer,
+    prompt: list[int],
 ) -> _Result:
     from harness.generate import generate_text, make_sampler
 
@@ -157,7 +163,7 @@ class _Result:
             for phase, (tokens, seconds) in runs.items()
         }
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, session: Session | CallSession) -> dict[str, Any]:
         """Return the object of `--json`, without the file and the runtime."""
         return {
             "mode": session.layout.mode,
@@ -188,7 +194,7 @@ def _print_now(text: str) -> None:
     print(printable, end="", flush=True)
 
 
-def _crossed(session: Session) -> str | None:
+def _crossed(session: Session | CallSession) -> str | None:
     rows = session.layout.crossed_rows
     if not rows:
         return None

@@ -14,9 +14,8 @@ import torch
 from harness.errors import HarnessError
 from harness.files import writing
 from harness.models import ModelConfig, RopeScaling
-from harness.models.checkpoint import is_tied, load_checkpoint
+from harness.models.checkpoint import is_tied, is_torch_file, load_checkpoint, read_tensors
 from harness.models.config import load_params
-from harness.models.tensor_files import is_torch_file, read_tensors
 
 _COPIED = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 

@@ -1,7 +1,8 @@
 """The loop that continues a prompt, the choice of tokens, and their text.
 
     tokenizer = load_tokenizer(path)              tokenizer.py, vocabulary.py
-    session = Session.open(file)                  session.py, layout.py, phase.py
+    session = Session.open(file)                  session.py, layout.py, phase.py; or
+    session = open_session(artifact, runtime)     calls.py, interface.py, for other makes too
     prompt = tokenizer.encode("Today is")
     for text, _ in generate_text(session, tokenizer, prompt, 100):
         print(text, end="")
@@ -17,14 +18,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     import torch
 
-    from harness.generate.session import Session
     from harness.generate.tokenizer import Tokenizer
 
     Sampler = Callable[[torch.Tensor], int]  # logits [vocab], any floating dtype -> token
@@ -32,6 +32,23 @@ if TYPE_CHECKING:
 Finish = Literal["stop_token", "max_new_tokens", "context"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Feeder(Protocol):
+    """One sequence of tokens: a `Session`, or a `CallSession` of another make's artifact."""
+
+    @property
+    def room(self) -> int:
+        """The number of tokens that can still be fed."""
+        ...
+
+    def prefill(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Feed a prompt; return the logits [vocab] of its last token."""
+        ...
+
+    def decode(self, token: int) -> torch.Tensor:
+        """Feed one token; return the logits [vocab] after it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ def make_sampler(temperature: float, top_p: float, seed: int) -> Sampler:
 
 
 def generate(
-    session: Session,
+    session: Feeder,
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     stop_tokens: Collection[int] = (),
@@ -115,7 +132,7 @@ def generate(
 
 
 def generate_text(
-    session: Session,
+    session: Feeder,
     tokenizer: Tokenizer,
     prompt_tokens: Sequence[int],
     max_new_tokens: int,

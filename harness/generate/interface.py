@@ -60,6 +60,12 @@ class Interface:
     mode = "one method"
     crossed_rows = 0
 
+    @property
+    def can_pad(self) -> bool:
+        """Whether tokens after the last one change nothing: their positions are written again."""
+        is_placed = self.positions is not None or self.mask is not None or not self.remembers
+        return self.full_logits and is_placed
+
     def lengths(self, position: int) -> list[int]:
         """Return how many tokens a call at a position may have, in ascending order."""
         last = self.context - position if self.remembers else self.context
@@ -151,7 +157,10 @@ def read_interface(artifact: Artifact, method: str | None = None) -> Interface:
     Raises HarnessError that names the method and the input or output without a role.
     """
     method = method or _usual_method(artifact)
-    where = f"{artifact.path}: method '{method}' is not called like a language model"
+    where = (
+        f"{artifact.path}: no constants describe a language model, and method '{method}' is not "
+        "called like one"
+    )
     inputs, _ = signature(artifact, method)
     loaded = get_runtime(REFERENCE).load(artifact, method)
     allowed = flexible_shapes(artifact, method)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from harness.runtimes.base import Method
 
+_DESCRIPTIONS = ("_input_len", "kv_cache_specs", "mask_specs")  # ends of constants' names
+
 Mode = Literal["single", "multifunction"]
 
 # Prefix of the constants, executable method, by phase.
@@ -63,6 +65,11 @@ class ModelLayout:
     def full_logits(self) -> bool:
         """Whether a prefill returns logits for every position, not for the last one only."""
         return self.prefill.full_logits
+
+
+def describes_model(constants: Constants) -> bool:
+    """Return whether constants describe a model to the static runner, if only in part."""
+    return any(name.endswith(_DESCRIPTIONS) for name in constants)
 
 
 def mode_of(constants: Constants) -> Mode:

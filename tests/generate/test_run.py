@@ -257,11 +257,13 @@ def test_a_file_that_is_no_program_is_one_sentence(
 
 
 def test_an_artifact_without_a_language_model_is_one_sentence(
-    runtime: EagerRuntime, capsys: pytest.CaptureFixture[str], tokenizer: Path
+    capsys: pytest.CaptureFixture[str], tokenizer: Path, mixed_program: Any
 ) -> None:
-    runtime.model.constants.clear()
-    assert call(tokenizer) == 2
-    assert "does not describe how to call its language model" in sentence(capsys)
+    words = ["run", str(mixed_program[0]), "--tokenizer", str(tokenizer), "--prompt", PROMPT]
+    assert main(words) == 2
+    said = sentence(capsys)
+    assert "no constants describe a language model, and method 'forward' is not called" in said
+    assert "input 'x' (float32 [2, 8]) has no role in one" in said
 
 
 def test_logits_that_are_nan_are_one_sentence(

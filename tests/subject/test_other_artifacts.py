@@ -7,10 +7,15 @@ import coremltools as ct
 import coremltools.optimize.coreml as cto
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from harness.artifact import open_artifact
 from harness.cli import main
+from harness.errors import HarnessError
+from harness.generate import generate
+from harness.generate.calls import open_session
+from harness.runtimes import get_runtime
 from harness.suites.mutants.edit import Export
 from tests.subject import material
 
@@ -210,6 +215,68 @@ def test_a_checkpoint_of_other_sizes_is_refused(
     words = ("--checkpoint", tmp_path / "c.pth", "--params", tmp_path / "params.json")
     assert main(["check", *map(str, (artifact("llama.pte")[0], *words))]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def greedy(module, prompt, count, inputs):
+    """Continue a prompt with an eager module that keeps its caches, token by token."""
+    tokens = list(prompt)
+    with torch.no_grad():
+        for position in range(len(prompt) + count - 1):
+            logits = module(*inputs(tokens[position], position))
+            if position + 1 >= len(prompt):
+                tokens.append(int(logits.flatten().argmax()))
+    return tokens[len(prompt) :]
+
+
+MAKES = {
+    "cached.pte": (
+        material.llama_with_caches,
+        lambda t, p: (torch.tensor([[t]]), torch.tensor([p])),
+    ),
+    "ranged.mlpackage": (
+        material.stateful,
+        lambda t, p: (torch.tensor([[t]]), torch.zeros(1, 1, 1, p + 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_text_is_that_of_the_eager_model(artifact, name, tmp_path, capsys):
+    path, (make, inputs) = artifact(name)[0], MAKES[name]
+    words = {f"w{number}": number for number in range(512 if name == "cached.pte" else 64)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prompt, count = [5, 17, 60, 3, 22, 41, 9, 33, 12], 7
+    text = " ".join(f"w{token}" for token in prompt)
+    command = ["run", str(path), "--tokenizer", str(tmp_path), "--prompt", text, "--json"]
+    assert main([*command, "--max-new-tokens", str(count)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt_tokens"] == prompt
+    assert found["tokens"] == greedy(make(), prompt, count, inputs)
+    assert found["text"].split() == [f"w{token}" for token in found["tokens"]]
+
+
+def test_text_ends_at_the_context_and_a_longer_prompt_is_refused(artifact):
+    session = open_session(open_artifact(artifact("ranged.mlpackage")[0]), get_runtime("mil:widen"))
+    assert session.room == session.layout.context == material.CONTEXT
+    *_, last = generate(session, [1] * 12, 100)
+    assert (last.finish, session.room) == ("context", 0)
+    session.reset()
+    with pytest.raises(HarnessError, match="17 tokens after 0 are more than the model's context"):
+        session.prefill([1] * 17)
+    with pytest.raises(HarnessError, match="token 64 is outside the model's vocabulary of 64"):
+        session.prefill([64])
+
+
+def test_what_cannot_be_continued_says_why(artifact):
+    for name, sentence in (
+        ("llama.pte", "takes 32, and returns the logits of the last one only"),
+        ("mlp.pte", r"input '.*' \(float32 \[2, 8\]\) has no role in one"),
+    ):
+        opened = open_artifact(artifact(name)[0])
+        with pytest.raises(HarnessError, match=sentence):
+            open_session(opened, get_runtime("mil:widen")).prefill([1, 2])
 
 
 def package(path, module, shape):
