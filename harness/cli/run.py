@@ -40,6 +40,10 @@ _FINISH = {
 }
 
 
+_MEMORY = (
+    ("peak_memory_bytes", "peak MB", 1e6),
+    ("memory_before_load_bytes", "of them libraries", 1e6),
+)
 # A figure's key in the JSON, the title of its column, and the divisor of the column's numbers. The
 # baseline's name takes the place of {}.
 _COLUMNS = (
@@ -48,8 +52,7 @@ _COLUMNS = (
     ("decode_ms_per_token", "decode ms/token", 1),
     ("decode_tokens_per_second", "tokens/s", 1),
     ("decode_speed_over_{}", "times {}", 1),
-    ("peak_memory_bytes", "peak MB", 1e6),
-    ("memory_before_load_bytes", "of them libraries", 1e6),
+    *_MEMORY,
 )
 
 
@@ -243,12 +246,20 @@ def _print_figures(figures: dict[str, dict[str, Any]], baseline: str) -> None:
     from tabulate import tabulate
 
     first = next(iter(figures.values()))
+    peaks = {name: [row[key] / by for key, _, by in _MEMORY] for name, row in figures.items()}
     if "call_ms" in first:
-        rows = [(name, row["load_ms"], *row["call_ms"].values()) for name, row in figures.items()]
-        headers = ("runtime", "load ms", *(f"{method} ms" for method in first["call_ms"]))
-        print(tabulate(rows, headers, floatfmt=".3f"))
+        rows = [
+            (name, row["load_ms"], *row["call_ms"].values(), *peaks[name])
+            for name, row in figures.items()
+        ]
+        calls = [f"{method} ms" for method in first["call_ms"]]
+        headers = ("runtime", "load ms", *calls, *(title for _, title, _ in _MEMORY))
+        print(tabulate(rows, headers, floatfmt=("", ".3f", *(".3f" for _ in calls), ".0f", ".0f")))
         count = first["samples"]["call"]
-        print(f"\nmedians of {count} loads and calls after a warm-up; all outputs were checked")
+        print(
+            f"\nmedians of {count} loads and calls after a warm-up; all outputs were checked; "
+            "memory is that of a process that only loads FILE and calls each method once"
+        )
         return
     columns = [
         (key.format(baseline.replace(":", "_")), title.format(baseline.replace(":", " ")), by)

@@ -329,6 +329,7 @@ def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str
         figures[runtime] = {
             "load_ms": median(timed.loads),
             "call_ms": {name: median(calls) for name, calls in timed.calls.items()},
+            **Calls(subject, runtime, passes=1).memory().figures,
             "samples": {"call": rounds},
         }
     return figures
@@ -342,7 +343,6 @@ def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[st
         "prefill_ms_per_token": median(prefill),
         "decode_ms_per_token": median(decode),
         "decode_tokens_per_second": 1e3 / median(decode),
-        "peak_memory_bytes": memory.peak,
-        "memory_before_load_bytes": memory.before,
+        **memory.figures,
         "samples": {"prefill": len(prefill), "decode": len(decode)},
     }

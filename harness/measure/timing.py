@@ -21,7 +21,7 @@ import torch
 from harness.artifact import Artifact, open_artifact
 from harness.checks import check, run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
-from harness.checks.applies import executable, language_model
+from harness.checks.applies import executable
 from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.golden import distance, golden_of_runtime, run_steps
@@ -73,6 +73,11 @@ class Memory:
 
     before: int
     peak: int
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """Both, by the names that `harness bench --json` has for them."""
+        return {"peak_memory_bytes": self.peak, "memory_before_load_bytes": self.before}
 
 
 def milliseconds(action: Callable[[], Result]) -> tuple[Result, float]:
@@ -330,13 +335,14 @@ def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
     )
 
 
-@check("memory", needs=(language_model,), takes_runtime=True)
+@check("memory", needs=(executable,), takes_runtime=True)
 def check_memory(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Measure the peak memory of a process that loads the artifact and runs it one round."""
-    stopwatch = _stopwatch(subject)
-    yield Finding(
-        "memory",
-        "",
-        comparisons=stopwatch.compared,
-        figures={"peak": Figure(stopwatch.memory(runtime).peak, "bytes")},
-    )
+    """Measure the peak memory of a process that loads the artifact and runs or calls it once."""
+    if subject.is_language_model:
+        stopwatch = _stopwatch(subject)
+        compared, memory = stopwatch.compared, stopwatch.memory(runtime)
+    else:
+        calls = Calls(subject, runtime, passes=1)
+        compared, memory = calls.compared, calls.memory()
+    figures = {"peak": Figure(memory.peak, "bytes")}
+    yield Finding("memory", "", comparisons=compared, figures=figures)

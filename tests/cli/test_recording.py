@@ -130,13 +130,15 @@ def test_times_memory_and_sizes_are_cases(call, sound, tmp_path):
 def test_calls_of_another_model_are_timed_and_compared(call, mixed_program, tmp_path):
     words = ("--check", "references", "--runtime", "mil:widen", "--measure")
     status, out, _ = call("check", mixed_program[0], *words, "--results", tmp_path)
-    assert status == 0 and "skip  memory: judges language models" in out
+    assert status == 0 and "pass  memory on mil:widen" in out
     cases = {case.check: case for case in read_run(tmp_path / "check.jsonl").cases}
     assert cases["latency"].comparisons > 0 and cases["latency"].mode == "-"
     assert {name: f.unit for name, f in cases["latency"].figures.items()} == {
         "forward call": "ms",
         "load": "ms",
     }
+    peak = cases["memory"].figures["peak"]
+    assert peak.unit == "bytes" and 50e6 < peak.value < 1e9 and cases["memory"].comparisons > 0
 
 
 def test_a_wrong_answer_has_no_time_and_is_an_error(call, sound, tmp_path, monkeypatch):

@@ -377,3 +377,6 @@ def test_the_other_commands_take_them(artifact, name, tmp_path, capsys):
     ):
         assert (main(words), words[0]) == (status, words[0])
         assert printed in capsys.readouterr().out
+    assert main(["bench", str(path), "--rounds", "1", "--json"]) == 0
+    (figures,) = json.loads(capsys.readouterr().out)["runtimes"].values()
+    assert 50e6 < figures["memory_before_load_bytes"] <= figures["peak_memory_bytes"] < 2e9
