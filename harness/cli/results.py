@@ -34,7 +34,8 @@ MERGED = "merged.jsonl"  # where the merged streams have different names
 
 def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness conformance`; pytest reads them all."""
-    parser.usage = "harness conformance [--fixture F] [--exporter E] [--mode M] [--runtime R] ..."
+    options = ("--fixture F", "--exporter E", "--mode M", "--runtime R", "--shard K/N")
+    parser.usage = f"harness conformance {' '.join(f'[{option}]' for option in options)} ..."
     parser.epilog = (
         "Each option may be repeated, and pytest's own options are passed on. Results are written "
         "to `results/`, or to the folder of --results."
@@ -163,7 +164,7 @@ def gate(args: argparse.Namespace) -> int:
 
     start = time.monotonic()
     words = [_side_word(args, name) for name in ("base", "head")]
-    header = Header.here(_gate_options(args))
+    header = Header.here(_gate_options(args), executes=False)
     base, head = (side(word, args.progress) for word in words)
     result = replace(_compare(args, base, head), allow_inconclusive=args.allow_inconclusive)
     result = result.waiving(project().waivers, date.today()).accepting(args.accept)

@@ -120,17 +120,20 @@ class GateResult:
     def waiving(self, waivers: Iterable[Waiver], today: date) -> GateResult:
         """Return the result with the verdict `waived` on all that waivers excuse.
 
-        A waiver that has expired excuses nothing. It is noted when it would have, and so is a
-        waiver that excuses nothing, which should be removed.
+        A waiver that has expired excuses nothing: it is noted when it would have. A waiver that
+        names nothing, or nothing that is worse, is noted, too.
         """
         metrics, notes = list(self.metrics), list(self.notes)
         for waiver in waivers:
-            found = [
+            named = [
                 index
                 for index, metric in enumerate(self.metrics)
-                if metric.verdict in WAIVABLE and waiver.matches(metric.case, metric.name)
+                if waiver.matches(metric.case, metric.name)
             ]
-            if not found:
+            found = [index for index in named if self.metrics[index].verdict in WAIVABLE]
+            if not named:
+                notes.append(f"No metric has the names of {waiver}")
+            elif not found:
                 notes.append(f"Nothing is worse that {waiver} excuses: remove it")
             elif waiver.expires < today:
                 notes.append(f"Expired, and excuses nothing: {waiver}")

@@ -46,12 +46,17 @@ class Header:
         exporters: Mapping[str, Mapping[str, str]] | None = None,
         artifact: Mapping[str, str | int] | None = None,
         shard: Mapping[str, int] | None = None,
+        executes: bool = True,
     ) -> Header:
-        """Return the header of a run that starts now, on this machine, in this checkout."""
+        """Return the header of a run that starts now, on this machine, in this checkout.
+
+        What PyTorch says of the machine is left out, and PyTorch is not imported, of a run that
+        executes nothing.
+        """
         return cls(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=installed_versions(),
-            machine=this_machine(),
+            machine=this_machine() | (_torch_state() if executes else {}),
             options=options,
             project=project_state(),
             exporters=exporters or {},
@@ -94,13 +99,8 @@ class Header:
 
 
 def this_machine() -> dict[str, Any]:
-    """Return the operating system, its release, the architecture, processors, memory and Python.
-
-    `capability` names the instructions that PyTorch's kernels use, and `threads` how many threads:
-    both change the order of sums, and with it the last digits of every result.
-    """
+    """Return the operating system, its release, the architecture, processors, memory and Python."""
     import psutil
-    import torch
 
     return {
         "os": platform.system(),
@@ -108,10 +108,21 @@ def this_machine() -> dict[str, Any]:
         "arch": platform.machine(),
         "cpu": _processor(),
         "cpus": os.cpu_count() or 1,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
+    }
+
+
+def _torch_state() -> dict[str, Any]:
+    """Return the instructions and the threads that PyTorch's kernels use.
+
+    Both change the order of sums, and with it the last digits of every result.
+    """
+    import torch
+
+    return {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
     }
 
 

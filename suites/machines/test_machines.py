@@ -67,7 +67,7 @@ def run_of(
     return run_of
 
 
-@pytest.mark.parametrize(("base", "head"), itertools.permutations(MACHINES, 2))
+@pytest.mark.parametrize(("base", "head"), list(itertools.permutations(MACHINES, 2)))
 def test_the_machine_makes_no_regression(
     run_of: Callable[[str], Run], base: str, head: str
 ) -> None:

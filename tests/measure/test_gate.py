@@ -1,6 +1,8 @@
 """The gate distinguishes regressions from other changes, by verdict and exit status."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -215,3 +217,13 @@ def test_without_a_header_that_names_them_two_names_are_two_subjects(tmp_path, c
     head = write_run(tmp_path / "head.jsonl", replace(PARITY, fixture="other"))
     assert main(["gate", str(base), str(head)]) == 2
     assert "no case is in both" in capsys.readouterr().err
+
+
+def test_two_files_are_compared_without_torch(tmp_path):
+    run = str(write_run(tmp_path / "run.jsonl", PARITY))
+    script = (
+        f"import sys; from harness.cli import main; main(['gate', {run!r}, {run!r}]);"
+        "found = {'torch', 'coremltools'} & set(sys.modules); assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

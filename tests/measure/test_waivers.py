@@ -56,6 +56,8 @@ def test_an_expired_waiver_is_as_if_not_there_and_noted():
 
 def test_a_waiver_of_nothing_is_noted():
     (note,) = waived(waiver(metric="prefill error")).notes
+    assert note.startswith("No metric has the names of the waiver of")
+    (note,) = waived(waiver(), metrics=(replace(WORSE, verdict="same"),)).notes
     assert note.startswith("Nothing is worse that the waiver of") and "remove it" in note
 
 
