@@ -1,9 +1,9 @@
 """Two artifacts, or an artifact's runtimes, timed against each other; and their peak memory.
 
-A block (see `statistics`) loads each artifact twice. The four sessions then run one sequence in
-turn, in changing order, until more passes no longer find shorter steps: other work on the machine
-only adds time, so the least time of each step counts, and a busy machine takes more passes. Blocks
-follow until each metric has a verdict or the seconds are spent.
+A block (see `statistics`) loads each artifact into two sessions, and the four sessions then run one
+sequence in turn, in changing order. Other work on the machine only adds time, so the least time of
+each step counts. Loads and passes are repeated until they no longer find a shorter one; a busy
+machine takes more of them. Blocks follow until each metric has a verdict or the seconds are spent.
 
 Two loads of one artifact may differ in speed, for example by where their weights lie in memory.
 Each block therefore loads anew. Where that takes longer than all else, the first block's sessions
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -29,8 +30,11 @@ from harness.measure.statistics import (
     Block,
     Comparison,
     Goal,
+    Pass,
+    Steps,
     compare,
     is_look,
+    least_steps,
     memory_verdict,
 )
 from harness.measure.timing import (
@@ -46,25 +50,14 @@ from harness.measure.timing import (
 from harness.runtimes import BASELINE, default_runtime, usable_runtimes
 from harness.subject import Subject
 
-MIN_PASSES, MAX_PASSES = 3, 16  # of each session of a block
-SETTLED = 0.02  # passes end when the last two shortened the sum of the steps by less
+# Rounds of a block: see `least_steps`.
+MIN_PASSES, MAX_PASSES = 3, 16
+MIN_LOADS, MAX_LOADS = 2, 4
 USUAL_BLOCKS = 14  # the blocks that should fit into the seconds
 MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 # A load is one long step, and its least time is seldom undisturbed: its goal is at least this.
 LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5
-
-# The order in which a block's sessions take turns: each side is first as often as the other.
-ORDERS = (
-    ("base", "head", "second head", "second base"),
-    ("head", "base", "second base", "second head"),
-    ("second base", "second head", "head", "base"),
-    ("second head", "second base", "base", "head"),
-)
-
-Steps = Mapping[str, Sequence[float]]
-Pass = Callable[[], Steps]
-"""Runs a sequence, checks the results; returns the milliseconds of each step, by metric."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +81,8 @@ class Side(Protocol):
     tokens: dict[str, int]
     resumable: bool
 
-    def load(self) -> Pass:
-        """Load the artifact from its file."""
+    def load(self) -> tuple[Pass, float]:
+        """Load the artifact from its file; return what runs it, and the milliseconds."""
 
     def memory(self) -> Memory:
         """Measure a process that loads the artifact and makes one pass."""
@@ -105,15 +98,19 @@ class LanguageModel:
         self._stopwatch = Stopwatch(subject)
         self.tokens = {"decode": self._stopwatch.decoded, "prefill": self._stopwatch.prompt}
 
-    def load(self) -> Pass:
-        """Load the artifact from its file."""
-        session = Session.open(open_artifact(self._path), self._runtime)
+    def load(self) -> tuple[Pass, float]:
+        """Load the artifact from its file; return what runs it, and the milliseconds."""
+        session, took = milliseconds(self.open)
 
         def run() -> Steps:
             timed = self._stopwatch.run(session, self._runtime)
             return {"decode": timed.decode, "prefill": timed.chunks}
 
-        return run
+        return run, took
+
+    def open(self) -> Session:
+        """Open a session on the artifact's file."""
+        return Session.open(open_artifact(self._path), self._runtime)
 
     def memory(self) -> Memory:
         """Measure a process that loads the artifact and makes one pass."""
@@ -129,10 +126,10 @@ class OtherModel:
         self._calls = Calls(subject, runtime, MAX_PASSES)
         self.tokens = {f"{method} call": 1 for method in self._calls.methods}
 
-    def load(self) -> Pass:
-        """Load the artifact from its file."""
-        call = self._calls.load()
-        return lambda: {f"{method} call": [took] for method, took in call().items()}
+    def load(self) -> tuple[Pass, float]:
+        """Load the artifact from its file; return what runs it, and the milliseconds."""
+        call, took = milliseconds(self._calls.load)
+        return lambda: {f"{method} call": [ms] for method, ms in call().items()}, took
 
     def memory(self) -> Memory:
         """Measure a process that loads the artifact and makes one pass."""
@@ -166,57 +163,75 @@ def time_artifacts(
 class Race:
     """Times two artifacts in blocks until each metric has a verdict or the seconds are spent."""
 
-    def __init__(self, base: Side, head: Side, goal: Goal, seconds: float) -> None:
+    def __init__(
+        self,
+        base: Side,
+        head: Side,
+        goal: Goal,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sides = {"base": base, "second base": base, "head": head, "second head": head}
         self._goal = goal
         self._seconds = seconds
+        self._clock = clock
         self._blocks: dict[str, list[Block]] = {metric: [] for metric in [*base.tokens, "load"]}
+        self._undecided = set(self._blocks)
         self._kept: dict[str, Pass] = {}
 
     def run(self, say: Callable[[str], None]) -> list[Timed]:
         """Return a row for each metric."""
         with controlled_garbage():
-            return self._run(say, time.monotonic() + self._seconds)
+            return self._run(say, self._clock() + self._seconds)
 
     def _run(self, say: Callable[[str], None], end: float) -> list[Timed]:
         say("timing: warming up")
-        self._time_block(ORDERS[0])  # compiles, which the loads of the next block do not
+        self._time_block(0)  # compiles, which the loads of the next block do not
         self._kept.clear()
         took: list[float] = []
-        while _reaches_next_look(took, end - time.monotonic()):
-            start, count = time.monotonic(), len(took) + 1
-            for metric, block in self._time_block(ORDERS[count % len(ORDERS)]).items():
+        while _reaches_next_look(took, end - self._clock()):
+            start, count = self._clock(), len(took) + 1
+            for metric, block in self._time_block(count).items():
                 self._blocks[metric].append(block)
-            took.append(time.monotonic() - start)
+            took.append(self._clock() - start)
             if is_look(count):
                 rows = self._rows()
-                undecided = [row.name for row in rows if row.found.verdict == "inconclusive"]
-                if not undecided or (self._kept and undecided == ["load"]):
+                self._undecided = {r.name for r in rows if r.found.verdict == "inconclusive"}
+                if not self._undecided or (self._kept and self._undecided == {"load"}):
                     return rows
-                say(f"timing: {count} blocks, {' and '.join(undecided)} undecided")
+                say(f"timing: {count} blocks, {' and '.join(sorted(self._undecided))} undecided")
         return self._rows()
 
-    def _time_block(self, order: Sequence[str]) -> dict[str, Block]:
-        """Load and run four sessions; return a block of each metric.
+    def _time_block(self, number: int) -> dict[str, Block]:
+        """Load and run four sessions; return a block of each metric that is undecided.
 
         Sessions that were kept are run, and give no block of `load`.
         """
-        times: dict[str, dict[str, float]] = {metric: {} for metric in self._blocks}
-        gc.collect()  # frees the last block's sessions
-        sessions = dict(self._kept)
+        sessions, times = dict(self._kept), {name: dict[str, float]() for name in self._sides}
+
+        def load(name: str) -> Steps:
+            gc.collect()  # frees the session before, whose time this is not
+            sessions[name], took = self._sides[name].load()
+            return {"load": [took]}
+
         if not sessions:
-            for name in order:
-                sessions[name], times["load"][name] = milliseconds(self._sides[name].load)
-        for name, least in _least_steps(sessions).items():
+            loads = {name: partial(load, name) for name in self._sides}
+            rounds = (MIN_LOADS, MAX_LOADS) if "load" in self._undecided else (1, 1)
+            for name, least in least_steps(loads, number, *rounds).items():
+                times[name]["load"] = sum(least["load"])
+        # Of decided metrics one pass is left, which checks the answers.
+        rounds = (MIN_PASSES, MAX_PASSES) if self._undecided - {"load"} else (1, 1)
+        for name, least in least_steps(sessions, number, *rounds).items():
             for metric, tokens in self._sides[name].tokens.items():
-                times[metric][name] = sum(least[metric]) / tokens
+                times[name][metric] = sum(least[metric]) / tokens
         may_keep = all(side.resumable for side in self._sides.values())
-        if may_keep and sum(times["load"].values()) / 1000 > self._seconds / USUAL_BLOCKS / 2:
+        loading = sum(took.get("load", 0.0) for took in times.values()) / 1000
+        if may_keep and loading > self._seconds / USUAL_BLOCKS / 2:
             self._kept = sessions
+        first, second, third, fourth = (times[name] for name in self._sides)
         return {
-            metric: Block((t["base"], t["second base"]), (t["head"], t["second head"]))
-            for metric, t in times.items()
-            if t
+            metric: Block((first[metric], second[metric]), (third[metric], fourth[metric]))
+            for metric in first.keys() & self._undecided
         }
 
     def _rows(self) -> list[Timed]:
@@ -244,26 +259,6 @@ def _reaches_next_look(took: Sequence[float], left: float) -> bool:
     past = len(took) - FIRST_LOOK
     missing = -past if past < 0 else BLOCKS_PER_LOOK - past % BLOCKS_PER_LOOK
     return median(took) * missing <= left
-
-
-def _least_steps(sessions: Mapping[str, Pass]) -> dict[str, dict[str, list[float]]]:
-    """Run sessions in turn until no metric of any shortens; return the least time of each step."""
-    least: dict[str, dict[str, list[float]]] = {}
-    sums: list[list[float]] = []
-    for number in range(MAX_PASSES):
-        for name in ORDERS[number % len(ORDERS)]:
-            steps = sessions[name]()
-            before = least.get(name, steps)
-            least[name] = {
-                metric: [min(times) for times in zip(before[metric], steps[metric], strict=True)]
-                for metric in steps
-            }
-        sums.append([sum(times) for steps in least.values() for times in steps.values()])
-        if number + 1 >= MIN_PASSES and all(
-            now > (1 - SETTLED) * earlier for now, earlier in zip(sums[-1], sums[-3], strict=True)
-        ):
-            break
-    return least
 
 
 def compare_memory(base: Side, head: Side, goal: Goal) -> Timed:

@@ -18,7 +18,7 @@ intervals of all looks together with the stated confidence, however many looks t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -31,6 +31,18 @@ FIRST_LOOK = 12  # blocks; fewer cannot decide at the usual error
 BLOCKS_PER_LOOK = 4
 ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks of memory means nothing
 
+SETTLED = 0.02  # rounds end when the last ones have shortened no sum of steps by as much
+# The order in which a block's sessions take turns: each side is first as often as the other.
+ORDERS = (
+    ("base", "head", "second head", "second base"),
+    ("head", "base", "second base", "second head"),
+    ("second base", "second head", "head", "base"),
+    ("second head", "second base", "base", "head"),
+)
+
+Steps = Mapping[str, Sequence[float]]
+Pass = Callable[[], Steps]
+"""Runs something and checks its results; returns the milliseconds of each step, by metric."""
 Floats = NDArray[np.float64]
 
 
@@ -55,6 +67,33 @@ class Block:
     def control(self) -> float:
         """The logarithm of base's second load / its first load."""
         return math.log(self.base[1] / self.base[0])
+
+
+def least_steps(
+    actions: Mapping[str, Pass], number: int, min_rounds: int, max_rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Take four actions in turn, named as in `ORDERS`; return the least time of each step.
+
+    The rounds end when the last `min_rounds` - 1 of them have shortened no metric of any action.
+    `number` is that of the block: it decides who is first.
+    """
+    least: dict[str, dict[str, list[float]]] = {}
+    sums: list[list[float]] = []
+    for turn in range(max_rounds):
+        for name in ORDERS[(number + turn) % len(ORDERS)]:
+            steps = actions[name]()
+            before = least.get(name, steps)
+            least[name] = {
+                metric: [min(times) for times in zip(before[metric], steps[metric], strict=True)]
+                for metric in steps
+            }
+        sums.append([sum(least[name][metric]) for name in actions for metric in least[name]])
+        if turn + 1 >= min_rounds and all(
+            now > (1 - SETTLED) * earlier
+            for now, earlier in zip(sums[-1], sums[-min_rounds], strict=True)
+        ):
+            break
+    return least
 
 
 @dataclass(frozen=True)

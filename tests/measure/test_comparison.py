@@ -9,7 +9,6 @@ import pytest
 
 from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
-from harness.measure import comparison
 from harness.measure.comparison import (
     MAX_PASSES,
     MIN_PASSES,
@@ -17,7 +16,7 @@ from harness.measure.comparison import (
     Race,
     compare_memory,
 )
-from harness.measure.statistics import FIRST_LOOK, Goal, memory_verdict
+from harness.measure.statistics import FIRST_LOOK, ORDERS, Goal, least_steps, memory_verdict
 from harness.measure.timing import Memory, WrongAnswerError
 from harness.subject import Subject
 
@@ -30,16 +29,15 @@ class Simulated:
     tokens = {"decode": 8}
     resumable = True
 
-    def __init__(self, speed=1.0, loading=0.0, running=0.0, log=None, name=""):
-        self.speed, self.loading, self.running = speed, loading, running
+    def __init__(self, speed=1.0, load_ms=5.0, running=0.0, log=None, name=""):
+        self.speed, self.load_ms, self.running = speed, load_ms, running
         self.log, self.name = log, name
         self.generator = np.random.default_rng(len(name) + 7)
         self.loads = 0
 
     def load(self):
         self.loads += 1
-        time.sleep(self.loading)
-        return self.run
+        return self.run, self.load_ms
 
     def run(self):
         if self.log is not None:
@@ -50,11 +48,6 @@ class Simulated:
         return {"decode": (self.speed * noise).tolist()}
 
 
-@pytest.fixture
-def equal_loads(monkeypatch):
-    monkeypatch.setattr(comparison, "milliseconds", lambda load: (load(), 5.0))
-
-
 def raced(base, head, goal=None, seconds=20.0):
     return {row.name: row for row in Race(base, head, goal or Goal(), seconds).run(print)}
 
@@ -62,7 +55,7 @@ def raced(base, head, goal=None, seconds=20.0):
 @pytest.mark.parametrize(
     ("speed", "verdict"), [(1.0, "same"), (1.03, "slower"), (1 / 1.03, "faster"), (1.005, "same")]
 )
-def test_disturbed_steps_do_not_hide_a_verdict(equal_loads, speed, verdict):
+def test_disturbed_steps_do_not_hide_a_verdict(speed, verdict):
     rows = raced(Simulated(), Simulated(speed, name="head"))
     assert rows["decode"].found.verdict == verdict
     assert rows["decode"].found.head.ratio == pytest.approx(speed, rel=0.005)
@@ -73,20 +66,15 @@ def test_disturbed_steps_do_not_hide_a_verdict(equal_loads, speed, verdict):
     assert numbers["samples"] >= FIRST_LOOK and {"p", "control", "control interval"} <= set(numbers)
 
 
-def test_a_slow_load_is_found_where_decoding_is_the_same(monkeypatch):
-    def milliseconds(load):
-        run = load()
-        return run, 6.0 if run.__self__.name else 5.0
-
-    monkeypatch.setattr(comparison, "milliseconds", milliseconds)
-    rows = raced(Simulated(), Simulated(name="head"))
+def test_a_slow_load_is_found_where_decoding_is_the_same():
+    rows = raced(Simulated(), Simulated(load_ms=6.0, name="head"))
     assert (rows["load"].found.verdict, rows["decode"].found.verdict) == ("slower", "same")
 
 
 def test_each_side_is_first_as_often_as_the_other():
     log = []
     race = Race(Simulated(log=log, name="b"), Simulated(log=log, name="head"), Goal(), 5)
-    race._time_block(comparison.ORDERS[0])
+    race._time_block(0)
     assert log[:12] == [
         "b",
         "head",
@@ -101,7 +89,7 @@ def test_each_side_is_first_as_often_as_the_other():
         "head",
         "b",
     ]
-    firsts = [order[0].split()[-1] for order in comparison.ORDERS]
+    firsts = [order[0].split()[-1] for order in ORDERS]
     assert sorted(firsts) == ["base", "base", "head", "head"]
 
 
@@ -116,10 +104,11 @@ def test_passes_go_on_while_they_find_shorter_steps():
         counts["falling"] += 1
         return {"decode": [2.0 / counts["falling"]]}
 
-    sessions = dict.fromkeys(comparison.ORDERS[0], steady)
-    comparison._least_steps(sessions)
+    sessions = dict.fromkeys(ORDERS[0], steady)
+    least_steps(sessions, 0, MIN_PASSES, MAX_PASSES)
     assert counts["steady"] == 4 * MIN_PASSES
-    least = comparison._least_steps(sessions | {"head": falling})
+    sessions["head"] = falling
+    least = least_steps(sessions, 0, MIN_PASSES, MAX_PASSES)
     assert counts["falling"] == MAX_PASSES and least["head"] == {"decode": [2.0 / MAX_PASSES]}
 
 
@@ -133,9 +122,9 @@ def test_the_seconds_end_what_cannot_be_decided():
 
 
 def test_sessions_that_load_slowly_are_kept_and_their_load_is_undecided():
-    base, head = Simulated(loading=0.1), Simulated(1.05, loading=0.1, name="head")
+    base, head = Simulated(load_ms=100), Simulated(1.05, load_ms=100, name="head")
     rows = raced(base, head, seconds=4.0)
-    assert (base.loads, head.loads) == (4, 4), "a warm-up, and one block"
+    assert (base.loads, head.loads) == (8, 8), "a warm-up, and one block"
     assert rows["decode"].found.verdict == "slower"
     assert rows["decode"].found.blocks <= 2 * FIRST_LOOK, "no more blocks than that decides"
     assert rows["load"].found.verdict == "inconclusive" and rows["load"].found.blocks == 1
@@ -174,7 +163,9 @@ def test_scattered_peaks_are_measured_more_often():
 def test_a_wrong_answer_ends_the_timing(monkeypatch):
     subject = Subject(exported("tiny", replace(fixture("tiny").options, mode="single")))
     side = LanguageModel(subject, "mil:widen")
-    steps = side.load()()
+    run, took = side.load()
+    steps = run()
+    assert took > 1
     assert {name: len(times) for name, times in steps.items()} == {"decode": 32, "prefill": 3}
     assert side.tokens == {"decode": 32, "prefill": 40}
     decode = Session.decode
