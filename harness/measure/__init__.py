@@ -260,7 +260,7 @@ class _Gate:
         if not self.same_options:
             return "inconclusive", "the options of the runs differ"
         if margin.of_the_machine and not self.same_machine:
-            return "unjudged", "the machines of the runs differ"
+            return "unjudged", "the machines of the runs differ, or one is merged"
         return verdict
 
 

@@ -67,6 +67,13 @@ def run_of(
     return run_of
 
 
+def test_every_figure_has_a_bound(run_of: Callable[[str], Run]) -> None:
+    """Without one, a figure that moves by its noise would be a regression."""
+    cases = run_of("one thread").cases
+    unbounded = {name for case in cases for name, f in case.figures.items() if f.bound is None}
+    assert unbounded == set() and any(case.figures for case in cases)
+
+
 @pytest.mark.parametrize(("base", "head"), list(itertools.permutations(MACHINES, 2)))
 def test_the_machine_makes_no_regression(
     run_of: Callable[[str], Run], base: str, head: str
