@@ -2,8 +2,9 @@
 
 A block (see `statistics`) loads each artifact into two sessions, and the four sessions then run one
 sequence in turn, in changing order. Other work on the machine only adds time, so the least time of
-each step counts. Loads and passes are repeated until they no longer find a shorter one; a busy
-machine takes more of them. Blocks follow until each metric has a verdict or the seconds are spent.
+each step counts: passes are repeated until they no longer find a shorter one, which takes longer on
+a busy machine. When only the load is undecided, loads are repeated instead. Blocks follow until
+each metric has a verdict or the seconds are spent.
 
 Two loads of one artifact may differ in speed, for example by where their weights lie in memory.
 Each block therefore loads anew. Where that takes longer than all else, the first block's sessions
@@ -252,7 +253,7 @@ class Race:
 
         if not sessions:
             loads = {name: partial(load, name) for name in self._sides}
-            rounds = (MIN_LOADS, MAX_LOADS) if "load" in self._undecided else (1, 1)
+            rounds = (MIN_LOADS, MAX_LOADS) if self._undecided == {"load"} else (1, 1)
             for name, least in least_steps(loads, number, *rounds).items():
                 times[name]["load"] = sum(least["load"])
         # Of decided metrics one pass is left, which checks the answers.

@@ -90,15 +90,17 @@ def milliseconds(action: Callable[[], Result]) -> tuple[Result, float]:
 
 @contextmanager
 def controlled_garbage() -> Iterator[None]:
-    """Collect garbage only where asked to, and only of what is made inside: that is quick."""
-    gc.collect()
-    gc.freeze()
-    was_enabled = gc.isenabled()
+    """Collect garbage only where asked to, and only of what is made inside, which is quick."""
+    was_enabled, is_outermost = gc.isenabled(), not gc.get_freeze_count()
     gc.disable()
+    if is_outermost:
+        gc.collect()
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if is_outermost:
+            gc.unfreeze()
         if was_enabled:
             gc.enable()
 

@@ -8,7 +8,6 @@ then against a copy that waits 3 % longer in each call: its verdicts are known, 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import subprocess
@@ -27,15 +26,12 @@ from tabulate import tabulate
 from harness.generate.session import PhaseName, Session
 from harness.measure.comparison import LanguageModel, Race
 from harness.measure.statistics import Goal, Pass, Steps
-from harness.measure.timing import Memory
+from harness.measure.timing import Memory, controlled_garbage
 from harness.runtimes import default_runtime
 from harness.subject import Subject
 
-STEPS, STEP_MS, LOAD_MS = (
-    8,
-    2.5,
-    60.0,
-)  # of a simulated artifact: the times of `tiny`, in fewer steps
+# The times of `tiny`, in fewer steps. A load has steps, too, but they are not timed one by one.
+STEPS, STEP_MS, LOAD_STEPS, LOAD_MS = 8, 2.5, 20, 60.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ MACHINES = (
     Machine("busy", jitter=0.03, load=0.007, drift=0.005, burst=0.6, tail=0.05),
     Machine("overloaded", jitter=0.05, load=0.015, drift=0.01, burst=0.85, tail=0.1),
 )
-EFFECTS = (0.0, 0.01, 0.03, 0.05)
+EFFECTS = (0.0, 0.01, 0.03)
 
 
 class World:
@@ -112,7 +108,7 @@ class SimulatedModel:
         def run() -> Steps:
             return {"decode": world.spend(STEP_MS * speed, STEPS)}
 
-        return run, world.spend(LOAD_MS * speed, 1)[0]
+        return run, sum(world.spend(LOAD_MS / LOAD_STEPS * speed, LOAD_STEPS))
 
     def memory(self) -> Memory:
         """Return the memory of no process."""
@@ -121,8 +117,6 @@ class SimulatedModel:
 
 def simulate(runs: int) -> str:
     """Return the table of the verdicts on decode and load."""
-    gc.collect()
-    gc.freeze()  # or each block's collection visits all of torch
     rows = []
     for machine in MACHINES:
         for effect in EFFECTS:
@@ -186,28 +180,28 @@ def _other_work(processes: int) -> Iterator[None]:
         yield
 
 
-def measure(path: Path, runtime: str, runs: int, share: float, busy: int, log: Path) -> str:
+def measure(args: argparse.Namespace) -> str:
     """Time a file against itself, and against itself made slower, in turn; return the table.
 
-    `log` gets a JSON line for each run, which survives an interrupt.
+    The log gets a JSON line for each run, which survives an interrupt.
     """
-    subject = Subject(path)
+    subject, runtime, share = Subject(args.file), args.runtime, args.share
     base = LanguageModel(subject, runtime)
     heads = {0.0: LanguageModel(subject, runtime), share: SlowModel(subject, runtime, share)}
     verdicts: dict[tuple[str, float], Counter[str]] = {}
     seconds: dict[float, list[float]] = {effect: [] for effect in heads}
-    with _other_work(busy):
-        for _ in range(runs):
+    with _other_work(args.busy):
+        for _ in range(args.runs):
             for effect, head in heads.items():
                 start = time.monotonic()
-                rows = Race(base, head, Goal(), 60).run(lambda stage: None)
+                rows = Race(base, head, Goal(), args.seconds).run(lambda stage: None)
                 seconds[effect].append(time.monotonic() - start)
                 record: dict[str, object] = {"effect": effect, "seconds": seconds[effect][-1]}
                 for row in rows:
                     verdict = row.found.verdict
                     verdicts.setdefault((row.name, effect), Counter())[verdict] += 1
                     record[row.name] = {"verdict": verdict} | row.found.numbers()
-                with log.open("a", encoding="utf-8") as file:
+                with args.log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
     table = [
         (
@@ -235,13 +229,14 @@ def main(words: Sequence[str] | None = None) -> int:
     measured.add_argument("--runs", type=int, default=40, help="of each kind (default: 40)")
     measured.add_argument("--share", type=float, default=0.03, help="how much slower (0.03)")
     measured.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile")
+    measured.add_argument("--seconds", type=float, default=60, help="of a run (default: 60)")
     measured.add_argument("--log", type=Path, default=Path("verdicts.jsonl"), help="a line per run")
     args = parser.parse_args(words)
     if args.kind == "simulate":
-        print(simulate(args.runs))
+        with controlled_garbage():  # or each block's collection visits all of torch
+            print(simulate(args.runs))
     else:
-        table = measure(args.file, args.runtime, args.runs, args.share, args.busy, args.log)
-        print(table)
+        print(measure(args))
     return 0
 
 
