@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 WORKFLOWS = [*(ROOT / ".github" / "workflows").glob("*.y*ml")]
+ACTION = ROOT / "action.yml"
 SOUND = """
 on: push
 jobs:
@@ -54,7 +55,7 @@ def lint(tmp_path_factory):
 def test_our_workflows_are_clean(lint):
     done = lint()
     assert (done.returncode, done.stderr) == (0, "")
-    assert WORKFLOWS and done.stdout == f"{len(WORKFLOWS)} workflows linted, 0 problems\n"
+    assert WORKFLOWS and done.stdout == f"{len(WORKFLOWS) + 1} files linted, 0 problems\n"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,25 @@ def test_a_broken_workflow_is_caught(broken, name):
 
 def test_a_sound_workflow_has_no_problem(broken):
     assert not [problem for problem in broken[1] if "sound.yml" in problem]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps.install.outputs.python", "steps.instal.outputs.python", '"instal" is not defined'),
+        ("inputs.machine", "inputs.machines", '"machines" is not defined'),
+        ("# v6.1.0", "", None),  # a comment alone
+        ("83679a892e2d95755f2dac6acb0bfd1e9ac5d548", "v6", "is not pinned to a commit"),
+    ],
+)
+def test_a_broken_step_of_the_action_is_caught_at_its_line(lint, tmp_path, old, new, message):
+    text = ACTION.read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "action.yml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    done = lint(tmp_path / "action.yml")
+    line = text[: text.index(old)].count("\n") + 1
+    assert done.returncode == bool(message)
+    assert not message or (message in done.stderr and f"action.yml:{line}:" in done.stderr)
 
 
 def test_a_file_that_is_no_yaml_is_named(lint, tmp_path):
