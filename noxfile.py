@@ -155,6 +155,14 @@ def operators(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def rehearsal(session: nox.Session) -> None:
+    """Run every step of the Mac job on Linux, with macOS and Core ML stood in for."""
+    install(session, *EVERYTHING)
+    suite = ["python", "-m", "harness.suites.rehearsal", "--nox", sys.executable]
+    run(session, *suite, "--results", RESULTS, *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def matrix(session: nox.Session) -> None:
     """Judge every row of the matrix of small models; an hour the first time, to export them."""
     install(session)

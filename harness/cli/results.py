@@ -234,7 +234,8 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
             _refuse(args, "exporters, whose artifacts are timed against a control", "margin")
             modes = args.mode or sides.MODES
             made = sides.pairs(base, head, args.fixture or ["tiny"], modes, args.progress)
-            return sides.compare_pairs(made, partial(_compare_artifacts, args), args.progress)
+            compare = partial(_compare_exports, args, sides.own_runtimes(base, head))
+            return sides.compare_pairs(made, compare, args.progress)
     raise HarnessError(
         f"BASE is {sides.kind_of(base)}, HEAD is {sides.kind_of(head)}: give two result files, two "
         "artifacts or two exporters; EXPORTER:NAME/MODE is what an exporter makes of a model"
@@ -251,6 +252,19 @@ def _compare_artifacts(args: argparse.Namespace, base: Subject, head: Subject) -
     from harness.measure.artifacts import compare_artifacts
 
     return compare_artifacts(base, head, args.runtime)
+
+
+def _compare_exports(
+    args: argparse.Namespace, runtimes: tuple[str, str] | None, base: Subject, head: Subject
+) -> GateResult:
+    """Compare two artifacts, and the own runtimes of their exporters unless these are one."""
+    from harness.fixtures.sides import time_own_runtimes
+
+    result = _compare_artifacts(args, base, head)
+    if runtimes is None:
+        return result
+    own = time_own_runtimes(base, head, runtimes, args.progress)
+    return replace(result, metrics=result.metrics + own.metrics, notes=(*result.notes, *own.notes))
 
 
 def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResult:

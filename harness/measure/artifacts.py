@@ -19,7 +19,6 @@ from harness.measure.comparison import time_artifacts
 from harness.measure.timing import check_latency, check_memory
 from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
 from harness.results import Case, Fact, Finding
-from harness.results.figures import with_unit
 from harness.runtimes import default_runtime, usable_runtimes
 from harness.subject import Subject
 from harness.text import clip
@@ -27,12 +26,6 @@ from harness.text import clip
 _TELLING = ("option", "operation", "wiring", "weight")  # kinds of differences
 _MAX_NOTES = 4
 _MAX_TEXT = 120  # characters of a value in a message
-_TIME_VERDICTS = {
-    "slower": "regression",
-    "larger": "regression",
-    "faster": "better",
-    "smaller": "better",
-}
 
 
 def compare_artifacts(
@@ -182,10 +175,4 @@ def _case_metric(base: Case, head: Case) -> Metric:
 def _time_metrics(base: Subject, head: Subject, runtime: str) -> Iterator[Metric]:
     """Time both in one session; each timed run checks its own answer."""
     for timed in time_artifacts(base, head, runtime):
-        found = timed.found
-        verdict = _TIME_VERDICTS.get(found.verdict, found.verdict)
-        texts = with_unit(timed.base, timed.unit), with_unit(timed.head, timed.unit)
-        reason = f"{found.verdict}: {found.reason}"
-        yield Metric(
-            "artifact", timed.name, "figure", *texts, verdict, reason, numbers=found.numbers()
-        )
+        yield timed.metric("artifact")

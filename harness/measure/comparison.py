@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from harness.artifact import open_artifact
 from harness.errors import HarnessError
 from harness.generate.session import Session
+from harness.measure import Metric
 from harness.measure.statistics import (
     BLOCKS_PER_LOOK,
     FIRST_LOOK,
@@ -48,6 +49,7 @@ from harness.measure.timing import (
     milliseconds,
     timed_calls,
 )
+from harness.results.figures import with_unit
 from harness.runtimes import BASELINE, default_runtime, usable_runtimes
 from harness.subject import Subject
 
@@ -61,6 +63,14 @@ LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5
 
 
+_VERDICTS = {
+    "slower": "regression",
+    "larger": "regression",
+    "faster": "better",
+    "smaller": "better",
+}
+
+
 @dataclass(frozen=True)
 class Timed:
     """One metric of two artifacts: the median of each side's times, and the comparison."""
@@ -70,6 +80,14 @@ class Timed:
     base: float
     head: float
     found: Comparison
+
+    def metric(self, case: str) -> Metric:
+        """Return it as a metric of the gate."""
+        texts = with_unit(self.base, self.unit), with_unit(self.head, self.unit)
+        verdict = _VERDICTS.get(self.found.verdict, self.found.verdict)
+        reason = f"{self.found.verdict}: {self.found.reason}"
+        numbers = self.found.numbers()
+        return Metric(case, self.name, "figure", *texts, verdict, reason, numbers=numbers)
 
 
 class Side(Protocol):
@@ -154,11 +172,29 @@ def time_artifacts(
     Raises WrongAnswerError when a timed run gives a wrong answer.
     """
     goal, say = goal or Goal(), progress or (lambda stage: None)
-    make = LanguageModel if base.is_language_model and head.is_language_model else OtherModel
-    sides = make(base, runtime), make(head, runtime)
+    sides = _sides(base, head, (runtime, runtime))
     timed = Race(*sides, goal, seconds).run(say)
     say("measuring peak memory")
     return [*timed, compare_memory(*sides, goal)]
+
+
+def time_runtimes(
+    base: Subject,
+    head: Subject,
+    runtimes: tuple[str, str],
+    goal: Goal | None = None,
+    seconds: float = 60,
+    progress: Callable[[str], None] | None = None,
+) -> list[Timed]:
+    """Compare the times of two artifacts, each on a runtime of its own; loads are not compared."""
+    say = progress or (lambda stage: None)
+    timed = Race(*_sides(base, head, runtimes), goal or Goal(), seconds).run(say)
+    return [row for row in timed if row.name != "load"]
+
+
+def _sides(base: Subject, head: Subject, runtimes: tuple[str, str]) -> tuple[Side, Side]:
+    make = LanguageModel if base.is_language_model and head.is_language_model else OtherModel
+    return make(base, runtimes[0]), make(head, runtimes[1])
 
 
 class Race:

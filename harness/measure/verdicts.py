@@ -19,7 +19,7 @@ Verdict = tuple[str, str]
 VERDICTS = {
     "regression": "worse in HEAD: the gate fails",
     "changed": "another in HEAD, neither better nor worse: the gate fails unless it is accepted",
-    "failing": "a case that fails in both runs, which is not a regression",
+    "failing": "fails or misses its bound in both runs, which is not a regression",
     "waived": "worse or changed, and waived: an issue is open, and the waiver has not expired",
     "inconclusive": "undecided: the two cannot be compared in this, or it is too noisy",
     "accepted": "changed, and accepted by name",
@@ -174,8 +174,9 @@ def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
         return "regression", "HEAD is not a finite number"
     if base.within_bound and not head.within_bound:
         return "regression", f"outside its bound, {with_unit(head.bound or 0, head.unit)}"
-    if margin.bounded and base.within_bound:
-        return _headroom_verdict(base, head)
+    if margin.bounded:
+        judge = _headroom_verdict if base.within_bound else _verdict_beyond_bound
+        return judge(base, head)
     verdict, reason = change_verdict(base.value, head.value, margin)
     spread = (base.spread or 0.0) + (head.spread or 0.0)
     if verdict == "regression" and abs(head.value - base.value) <= spread:
@@ -210,6 +211,24 @@ def _headroom_verdict(base: Figure, head: Figure) -> Verdict:
         f"takes {share} of the room to its bound, {with_unit(base.bound, base.unit)};"
         f" {HEADROOM_PERCENT:g} % is tolerated"
     )
+
+
+def _verdict_beyond_bound(base: Figure, head: Figure) -> Verdict:
+    """Return the verdict on a figure that misses its bound in BASE: it may not become twice as bad.
+
+    Beyond its bound, an error may be as chaotic as the defect that causes it.
+    """
+    if head.within_bound:
+        return "better", "within its bound again"
+    if base.unit == "dB":
+        doubled = base.value - head.value > 2 * NOISE_IN_DECIBELS
+    else:
+        doubled = (
+            head.value > 2 * base.value if base.better == "lower" else 2 * head.value < base.value
+        )
+    if doubled:
+        return "regression", "misses its bound in both, and is more than twice as bad"
+    return "failing", "misses its bound in both"
 
 
 def change_verdict(base: float, head: float, margin: Margin) -> Verdict:

@@ -1,7 +1,7 @@
 """`coreml:cpu_only`, `coreml:cpu_and_gpu` and `coreml:cpu_and_ne`: Core ML itself, on a Mac.
 
-A method writes a delegate's package to a private folder, loads it through
-`coremltools.models.MLModel`, and removes it at its end. On other systems the stand-in that
+A package is written to a private folder and compiled once; each function is loaded from the
+compiled model through `coremltools.models.CompiledMLModel`. On other systems the stand-in that
 `harness shim` installs takes the place of Core ML.
 """
 
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import functools
 import platform
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary, finalize
 
 import numpy
 import torch
 
 from harness.artifact import Artifact, Delegate, Package
 from harness.artifact.delegate import PACKAGE
-from harness.artifact.package import described
 from harness.artifact.proto import feature_types
 from harness.errors import ArtifactError, HarnessError
 from harness.pte import TensorSpec
@@ -35,8 +38,13 @@ _UNITS = {
     "cpu_and_gpu": ("CPU_AND_GPU", "MLGPUComputeDevice"),
     "cpu_and_ne": ("CPU_AND_NE", "MLNeuralEngineComputeDevice"),
 }
-_DEVICE_NAMES = {"MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "Neural Engine"}
+_DEVICE_NAMES = {
+    "MLCPUComputeDevice": "CPU",
+    "MLGPUComputeDevice": "GPU",
+    "MLNeuralEngineComputeDevice": "Neural Engine",
+}
 _DEVICES_SINCE = (14,)  # the first macOS that lists its devices
+_MS = 1e6  # nanoseconds
 
 
 class CoreMLRuntime:
@@ -45,6 +53,8 @@ class CoreMLRuntime:
     def __init__(self, option: str) -> None:
         self.name = f"coreml:{option}"
         self._units, self._device = _UNITS[option]
+        # A package is compiled once while a function of it is loaded.
+        self._compiled: WeakValueDictionary[Package, CompiledPackage] = WeakValueDictionary()
 
     def unavailable(self) -> str | None:
         """Return the reason: no Mac, no Core ML in coremltools, or no such device in this Mac."""
@@ -64,60 +74,193 @@ class CoreMLRuntime:
 
         Raises HarnessError, naming package and function, with Core ML's own reason.
         """
-        if artifact.package is not None:
-            return _PackageMethod(artifact.path, artifact.package, method, self._units)
-        return ProgramMethod(artifact, method, self._delegate)
+        return self._load(artifact, method, self._compiled, [])
 
-    def _delegate(self, delegate: Delegate) -> DelegateRunner:
-        folder = tempfile.TemporaryDirectory(prefix="harness-coreml-")
-        return CoreMLDelegate(
-            _write_package(delegate.bundle.package, Path(folder.name)),
-            delegate.function,
-            delegate.names.input_names,
-            delegate.names.output_names,
-            self._units,
-            owned_folder=folder,
+    def profile(
+        self, artifact: Artifact, method: str, tensors: Sequence[torch.Tensor], rounds: int
+    ) -> tuple[dict[str, Any], tuple[torch.Tensor, ...]]:
+        """Return the times and the placement of a method, as JSON, and the first call's results.
+
+        Each package is compiled and loaded again. `cold load` is the first load of a function from
+        the new compiled model, `cached load` the second. Each time is Core ML's own and then that
+        of the call of coremltools, in milliseconds; a method's time is the sum of its functions'.
+        Core ML does not tell how long it compiles.
+        """
+        compiled: dict[Package, CompiledPackage] = {}
+        loads: list[list[CoreMLFunction]] = [[], []]
+        methods = [self._load(artifact, method, compiled, functions) for functions in loads]
+        results = methods[1](*tensors)
+        first = [function.predicted for function in loads[1]]
+        warm = []
+        for _ in range(rounds):
+            methods[1](*tensors)
+            warm.append(_total(function.predicted for function in loads[1]))
+        functions = [(one.package, one.function) for one in loads[0]]
+        placement = [
+            {"package": index, "function": function} | row
+            for index, (package, function) in enumerate(functions)
+            for row in compiled[package].placement(function, self._units)
+        ]
+        facts = {
+            "units": self._units,
+            "devices": sorted(_DEVICE_NAMES[name] for name in _devices() or ()),
+            "compile": sum(one.compile_ns for one in compiled.values()) / _MS,
+            "cold load": _total(one.loaded for one in loads[0]),
+            "cached load": _total(one.loaded for one in loads[1]),
+            "first prediction": _total(first),
+            "warm prediction": warm,
+            "placement": placement,
+        }
+        return facts, results
+
+    def _load(
+        self,
+        artifact: Artifact,
+        method: str,
+        compiled: MutableMapping[Package, CompiledPackage],
+        functions: list[CoreMLFunction],
+    ) -> Method:
+        """Load a method from the compiled packages; its functions are added to `functions`."""
+
+        def load(
+            package: Package, function: str, inputs: Sequence[str], outputs: Sequence[str]
+        ) -> CoreMLFunction:
+            found = compiled.get(package) or compiled.setdefault(package, CompiledPackage(package))
+            functions.append(CoreMLFunction(found, function, inputs, outputs, self._units))
+            return functions[-1]
+
+        def delegate(delegate: Delegate) -> DelegateRunner:
+            names = delegate.names
+            package, function = delegate.bundle.package, delegate.program_function
+            return load(package, function, names.input_names, names.output_names)
+
+        if artifact.package is None:
+            return ProgramMethod(artifact, method, delegate)
+        described, what = artifact.package.description(method), artifact.package.what
+        inputs, outputs = _specs(described.input, what), _specs(described.output, what)
+        given, made = ([spec.name for spec in side] for side in (inputs, outputs))
+        run = load(artifact.package, method, given, made)
+        return _PackageMethod(method, inputs, outputs, run)
+
+
+@dataclass(frozen=True)
+class Took:
+    """Nanoseconds: by Core ML's clock, None if it does not tell, and of coremltools' call."""
+
+    core_ml: int | None
+    wrapper: int
+
+
+def _total(times: Iterable[Took | None]) -> list[float | None]:
+    """Return the sum of times in milliseconds, by Core ML's clock and by ours."""
+    found = [took for took in times if took is not None]
+    told = [took.core_ml for took in found if took.core_ml is not None]
+    core_ml = sum(told) / _MS if len(told) == len(found) else None
+    return [core_ml, sum(took.wrapper for took in found) / _MS]
+
+
+class CompiledPackage:
+    """A package in a private folder, compiled by Core ML; the folder is removed with the object.
+
+    Raises HarnessError with Core ML's reason.
+    """
+
+    def __init__(self, package: Package) -> None:
+        from coremltools.models.utils import compile_model
+
+        self.package = package
+        folder = Path(tempfile.mkdtemp(prefix="harness-coreml-"))
+        finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        source = _write_package(package, folder)
+        self.path = str(folder / "model.mlmodelc")
+        start = time.perf_counter_ns()
+        try:
+            compile_model(str(source), self.path)
+        except Exception as error:  # coremltools raises bare Exception and RuntimeError
+            raise HarnessError(f"{package.what}: Core ML cannot compile it: {error}") from error
+        self.compile_ns = time.perf_counter_ns() - start
+        shutil.rmtree(source)
+
+    def placement(self, function: str, units: str) -> Iterator[dict[str, Any]]:
+        """Yield what Core ML plans for each operation of a function: devices and cost.
+
+        `preferred` is None where Core ML has no plan; `cost` is the operation's share of the
+        model's work, from 0 to 1, or None.
+        """
+        import coremltools
+        from coremltools.models.compute_plan import MLComputePlan
+
+        plan = MLComputePlan.load_from_path(
+            self.path, compute_units=getattr(coremltools.ComputeUnit, units)
         )
+        program = plan.model_structure.program
+        for operation in program.functions[function].block.operations:
+            if operation.operator_name.rpartition(".")[2] == "const":
+                continue
+            usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+            cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
+            yield {
+                "operation": operation.operator_name,
+                "output": operation.outputs[0].name if operation.outputs else "",
+                "preferred": None if usage is None else _device(usage.preferred_compute_device),
+                "supported": []
+                if usage is None
+                else [_device(device) for device in usage.supported_compute_devices],
+                "cost": None if cost is None else cost.weight,
+            }
 
 
-class CoreMLDelegate:
+class CoreMLFunction:
     """One function of a package as `tensors -> tensors`, both in the order of the given names.
 
     Core ML's arrays hold fp16, fp32 and int32: wider floats become fp32, and all integers int32. An
     fp16 output comes out as fp32. A function's state is new with the object and advances with each
-    call. `owned_folder` is removed with the object.
+    call. `loaded` and `predicted` are the times of the load and of the last call.
     """
 
     def __init__(
         self,
-        package_dir: Path,
-        function_name: str | None,
+        compiled: CompiledPackage,
+        function: str,
         input_names: Sequence[str],
         output_names: Sequence[str],
         compute_units: str,
-        model_class: Callable[..., Any] | None = None,
-        owned_folder: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
-        self._where = f"{package_dir.name}, function '{function_name or 'main'}'"
-        self._folder = owned_folder
-        self._input_names = tuple(input_names)
-        self._output_names = tuple(output_names)
-        self._model = _load_model(
-            package_dir, function_name, compute_units, model_class, self._where
-        )
-        states = _describes_states(self._model.get_spec().description, function_name)
-        self._state = self._model.make_state() if states else None
+        import coremltools
+
+        self.package, self.function = compiled.package, function
+        self._compiled = compiled  # its folder must outlive the model
+        self._where = f"{compiled.package.what}, function '{function}'"
+        self._input_names, self._output_names = tuple(input_names), tuple(output_names)
+        # A package with a single function must not be asked by name.
+        name = function if compiled.package.is_multifunction else None
+        units = getattr(coremltools.ComputeUnit, compute_units)
+        start = time.perf_counter_ns()
+        try:
+            model = coremltools.models.CompiledMLModel(compiled.path, units, name)
+        except Exception as error:
+            raise HarnessError(f"{self._where}: Core ML cannot load it: {error}") from error
+        took = time.perf_counter_ns() - start
+        self._model = model
+        # A compiled model has no public name for the durations that an MLModel tells.
+        self.loaded = Took(model._proxy.get_load_duration_in_nano_seconds(), took)
+        self.predicted: Took | None = None
+        states = compiled.package.description(function).state
+        self._state = model.make_state() if states else None
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Predict once; raises HarnessError when Core ML fails or leaves out an output."""
         arrays = [_to_array(tensor) for tensor in tensors]
         inputs = dict(zip(self._input_names, arrays, strict=True))
+        # Only with a state: older macOS versions refuse the argument.
+        state = () if self._state is None else (self._state,)
+        start = time.perf_counter_ns()
         try:
-            # Only with a state: older macOS versions refuse the argument.
-            state = () if self._state is None else (self._state,)
             outputs = self._model.predict(inputs, *state)
-        except Exception as error:  # coremltools raises bare Exception and RuntimeError
+        except Exception as error:
             raise HarnessError(f"{self._where}: Core ML cannot predict: {error}") from error
+        took = time.perf_counter_ns() - start
+        self.predicted = Took(self._model._proxy.get_last_predict_duration_in_nano_seconds(), took)
         missing = [name for name in self._output_names if name not in outputs]
         if missing:
             raise HarnessError(
@@ -127,19 +270,14 @@ class CoreMLDelegate:
         return [_to_tensor(outputs[name]) for name in self._output_names]
 
 
+@dataclass
 class _PackageMethod:
     """A function of an .mlpackage, called in the order of its declared inputs."""
 
-    def __init__(self, path: Path, package: Package, function: str, units: str) -> None:
-        self.name = function
-        self.inputs, self.outputs = _declared(package, function)
-        self._run = CoreMLDelegate(
-            path,
-            function if package.is_multifunction else None,
-            [spec.name for spec in self.inputs],
-            [spec.name for spec in self.outputs],
-            units,
-        )
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    run: CoreMLFunction
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if len(tensors) != len(self.inputs):
@@ -147,15 +285,7 @@ class _PackageMethod:
                 f"function '{self.name}': called with {len(tensors)} inputs, it has "
                 f"{len(self.inputs)}"
             )
-        return tuple(self._run(tensors))
-
-
-def _declared(
-    package: Package, function: str
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return a function's inputs and outputs from the package's description."""
-    description = package.description(function)
-    return _specs(description.input, package.what), _specs(description.output, package.what)
+        return tuple(self.run(tensors))
 
 
 def _specs(features: Any, what: str) -> tuple[TensorSpec, ...]:
@@ -183,33 +313,6 @@ def _write_package(package: Package, folder: Path) -> Path:
     return root
 
 
-def _load_model(
-    package_dir: Path,
-    function_name: str | None,
-    compute_units: str,
-    model_class: Callable[..., Any] | None,
-    where: str,
-) -> Any:
-    import coremltools
-
-    options: dict[str, Any] = {"compute_units": getattr(coremltools.ComputeUnit, compute_units)}
-    if function_name is not None:  # a single-function package must not be asked by name
-        options["function_name"] = function_name
-    try:
-        model = (model_class or coremltools.models.MLModel)(str(package_dir), **options)
-    except Exception as error:  # coremltools raises bare Exception and RuntimeError
-        raise HarnessError(f"{where}: Core ML cannot load it: {error}") from error
-    if model.__proxy__ is None:  # coremltools turns Core ML's refusal into a warning
-        reason = getattr(model, "_framework_error", None) or "no reason given"
-        raise HarnessError(f"{where}: Core ML cannot load it: {reason}")
-    return model
-
-
-def _describes_states(description: Any, function_name: str | None) -> bool:
-    function = function_name or description.defaultFunctionName
-    return len(described(description, function).state) > 0
-
-
 def _to_array(tensor: torch.Tensor) -> numpy.ndarray:
     if tensor.dtype not in (torch.float16, torch.float32):
         tensor = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int32)
@@ -219,6 +322,11 @@ def _to_array(tensor: torch.Tensor) -> numpy.ndarray:
 def _to_tensor(array: Any) -> torch.Tensor:
     # A copy: Core ML may use the memory again for the next prediction.
     return torch.from_numpy(numpy.array(array, copy=True))
+
+
+def _device(device: object) -> str:
+    """Return the name of a device of coremltools."""
+    return _DEVICE_NAMES.get(type(device).__name__, type(device).__name__)
 
 
 @functools.cache

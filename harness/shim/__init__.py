@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -63,16 +63,18 @@ def _warn_without_runtime(module: Any) -> None:
         )
 
 
-_PATCHES: dict[str, Callable[[Any], None]] = {
-    "coremltools.models.utils": _patch_utils,
-    "coremltools._deps": _patch_deps,
+NATIVE_PATCHES: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(EXECUTORCH_RUNTIMES, _patch_runtime),
     f"{PYBINDINGS}.portable_lib": _warn_without_runtime,
 }
-"""Module -> the function that changes it once it has been executed.
+"""Module -> the function that changes it once it has been executed: ExecuTorch's runtime.
 
 Other modules copy the changed names from it.
 """
+_PLATFORM_PATCHES = {
+    "coremltools.models.utils": _patch_utils,
+    "coremltools._deps": _patch_deps,
+}
 
 
 def install() -> bool:
@@ -90,26 +92,32 @@ def install() -> bool:
             f"{min(early)} was imported before the stand-in for Core ML was installed: call "
             "harness.shim.install() first, or run the command with `harness shim -- COMMAND`"
         )
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, _StandIn({**NATIVE_PATCHES, **_PLATFORM_PATCHES}))
     return True
 
 
 def is_installed() -> bool:
     """Return whether coremltools uses the stand-in in this process."""
-    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+    return any(isinstance(finder, _StandIn) for finder in sys.meta_path)
 
 
-class _Finder(MetaPathFinder):
+class Finder(MetaPathFinder):
+    """Finds coremltools' native module in this project, and modules that are patched."""
+
+    def __init__(self, patches: Mapping[str, Callable[[Any], None]]) -> None:
+        self._patches = patches
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return the spec of the native module, or of one that is patched; None for any other."""
         if name == NATIVE_MODULE:
             return importlib.util.spec_from_loader(name, _NativeLoader())
-        if name not in _PATCHES:
+        if name not in self._patches:
             return None
         spec = self._found_by_others(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _PatchingLoader(spec.loader, _PATCHES[name])
+            spec.loader = _PatchingLoader(spec.loader, self._patches[name])
         return spec
 
     def _found_by_others(
@@ -119,6 +127,10 @@ class _Finder(MetaPathFinder):
             if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
                 return spec
         return None
+
+
+class _StandIn(Finder):
+    """The finder of `install`, which `is_installed` looks for."""
 
 
 class _NativeLoader(Loader):

@@ -94,12 +94,22 @@ class ModelProxy:
         self._last_prediction: int | None = None
         with as_runtime_error():
             self._package = open_model(path) if asset is None else asset.package
-            name = function_name or self._package.default_function
+            name = self._name = function_name or self._package.default_function
             policy = get_policy(os.environ.get(POLICY_VARIABLE, "strict"))
             self._function = load_function(self._package, name, policy, stateful=True)
             self._signature = read_signature(self._package, name)
         self._where = f"{self._package.what}, function '{name}'"
         self._load_duration = time.perf_counter_ns() - start
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The names of the states."""
+        return tuple(self._signature.states)
+
+    @property
+    def operations(self) -> list[str]:
+        """The types of the function's operations, without those of nested blocks."""
+        return [one.type for one in self._package.operations(self._name).operations]
 
     def predict(self, values: Mapping[str, Any], state: StateProxy | None = None) -> dict[str, Any]:
         """Predict once; the prediction reads and changes the state."""

@@ -18,6 +18,7 @@ import pytest
 
 from harness.results import Case, Header, Run
 from harness.suites.impossible import Impossible, Target, entry_of, judge_listed, mark_listed
+from harness.suites.operators.beside import Comparison, cases
 from harness.suites.operators.selection import is_fp32, sample, target_of
 from harness.suites.operators.tally import Result, case_of, opset_table, rows_of
 from harness.suites.operators.watch import Sight, watched
@@ -25,7 +26,7 @@ from harness.suites.results import Recorder, add_results_option, carried, start_
 
 IMPOSSIBLE = Path(__file__).with_name("impossible.toml")
 _SIGHT = pytest.StashKey[Sight]()
-PROPERTY = "operators"
+PROPERTY, BESIDE = "operators", "beside"
 _MAX_PROBLEM = 300
 
 
@@ -39,6 +40,8 @@ class OperatorsRecorder(Recorder):
     def __init__(self, suite: str, folder: Path, header: Header) -> None:
         super().__init__(suite, folder, header)
         self._results: list[Result] = []
+        self._native = bool(header.options["native"])
+        self._comparisons: list[Comparison] = []
 
     def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:
         """Keep a test's result, for the last cases; one without ended its process."""
@@ -50,17 +53,20 @@ class OperatorsRecorder(Recorder):
             target = Target(file, function, parameters.rstrip("]"))
             results = [Result(target, "failed", problem="the process ended")]
         self._results += results
+        self._comparisons += [Comparison.from_json(found) for found in carried(report, BESIDE)]
         return ()
 
     def last_cases(self) -> Iterable[Case]:
-        """Return a case for each file and opset."""
+        """Yield a case for each file and opset, and with Core ML for each operation."""
         runtime = f"mil:{os.environ.get('HARNESS_POLICY', 'strict')}"
+        runtime = "coreml" if self._native else runtime
         rows = rows_of(self._results).items()
-        return (case_of(opset, file, row, runtime) for (opset, file), row in rows)
+        yield from (case_of(opset, file, row, runtime) for (opset, file), row in rows)
+        yield from cases(self._comparisons)
 
     def judged_nothing(self, run: Run) -> bool:
         """Return whether no test predicted."""
-        return not any(case.facts["predicted"] for case in run.cases)
+        return not any(case.facts.get("predicted") for case in run.cases)
 
     def summary(self, run: Run, colours: bool) -> str:
         """Return the table per opset."""
@@ -84,12 +90,15 @@ class OperatorsRecorder(Recorder):
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("operators")
     group.addoption("--everything", action="store_true", help="every fp32 configuration")
+    group.addoption(
+        "--native", action="store_true", help="on a Mac: judge Core ML itself, and ours beside it"
+    )
     group.addoption("--sample", type=int, default=1, help="configurations per test and opset")
     add_results_option(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    options = {name: config.getoption(name) for name in ("everything", "sample")}
+    options = {name: config.getoption(name) for name in ("everything", "native", "sample")}
     folder = config.getoption("results") / "operators"
     start_recording(config, "operators", folder, options, OperatorsRecorder)
 
@@ -97,7 +106,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the listed tests, and keep the chosen ones."""
-    mark_listed({item: target_of(item) for item in items}, IMPOSSIBLE)
+    # The list is of what our executor cannot do; Core ML itself is judged by every test.
+    if not config.getoption("native"):
+        mark_listed({item: target_of(item) for item in items}, IMPOSSIBLE)
     chosen = [item for item in items if is_fp32(item)]
     if not config.getoption("everything"):
         sampled = sample(chosen, config.getoption("sample"))
@@ -122,7 +133,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     seed = zlib.crc32(str(target_of(item)).encode())
     random.seed(seed)
     np.random.seed(seed)
-    with watched() as sight:
+    with watched(item.config.getoption("native")) as sight:
         item.stash[_SIGHT] = sight
         return (yield)
 
@@ -148,6 +159,8 @@ def pytest_runtest_makereport(
         seconds=report.duration,
     )
     report.user_properties.append((PROPERTY, result.to_json()))
+    if sight.beside is not None and sight.loads:
+        report.user_properties.append((BESIDE, sight.beside.to_json()))
     return report
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from harness.artifact.proto import proto_module
+from harness.suites.operators.beside import Beside, Comparison
 
 HALF_BOUND = 2.0**-9
 """Of the largest expected value: two units in the last place of fp16."""
@@ -34,24 +35,45 @@ class Sight:
     values: int = 0
     at_half: int = 0
     holds_half: bool = False
+    beside: Comparison | None = None
 
 
 @contextmanager
-def watched() -> Iterator[Sight]:
-    """Watch the stand-in and numpy's comparison while a test runs."""
-    from coremltools import libcoremlpython as native
+def watched(native: bool = False) -> Iterator[Sight]:
+    """Watch Core ML or its stand-in, and numpy's comparison, while a test runs.
 
-    sight, proxy = Sight(), native._MLModelProxy
+    With `native`, our executor runs beside Core ML.
+    """
+    from coremltools import libcoremlpython as core_ml
+
+    sight, proxy = Sight(beside=Comparison() if native else None), core_ml._MLModelProxy
+    models: dict[int, Beside] = {}
     load, predict, compare = proxy.__init__, proxy.predict, np.testing.assert_allclose
 
     def watched_load(self: Any, *arguments: Any) -> None:
+        if Beside.at_work:  # in a rehearsal, ours and Core ML's are one class
+            load(self, *arguments)
+            return
         sight.loads += 1
         load(self, *arguments)
+        if sight.beside is not None:
+            models[id(self)] = Beside(sight.beside, arguments, _holds_half)
+            sight.holds_half |= sight.beside.precision == "fp16"
         sight.holds_half |= _holds_half(self)
 
     def watched_predict(self: Any, *arguments: Any) -> Any:
+        if Beside.at_work:
+            return predict(self, *arguments)
         sight.predictions += 1
-        return predict(self, *arguments)
+        ours = models.get(id(self))
+        if ours is None:
+            return predict(self, *arguments)
+        values, *state = arguments
+        given = [one for one in state if one is not None]
+        ours.before(*given)
+        results = predict(self, *arguments)
+        ours.predict(values, results, *given)
+        return results
 
     def watched_compare(actual: Any, desired: Any, *arguments: Any, **options: Any) -> None:
         if sight.predictions:

@@ -37,6 +37,16 @@ ORDER = Change(
     "sorted_k_cache_ids = sorted(k_cache_in_indices.keys())",
     "sorted_k_cache_ids = sorted(k_cache_in_indices.keys(), reverse=True)",
 )
+SLEEP = Change(  # in ExecuTorch's own runtime, which executes artifacts
+    "runtime/__init__.py",
+    "        return self._method(inputs)",
+    "        __import__('time').sleep(0.001)\n        return self._method(inputs)",
+)
+BROKEN = Change(
+    _STATIC_LLAMA,
+    "sorted_k_cache_ids = sorted(k_cache_in_indices.keys())",
+    "raise ValueError('this branch cannot export')",
+)
 
 
 def write_checkout(folder: Path, change: Change | None = None) -> Path:

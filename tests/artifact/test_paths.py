@@ -25,7 +25,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     refused(tmp_path / "pipe.pte", "pipe.pte: not a regular file")
 
 
-@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full"])
+@pytest.mark.parametrize(
+    "device", ["/dev/zero", pytest.param("/dev/full", marks=pytest.mark.linux)]
+)
 def test_a_device_is_refused_and_not_read(device):
     refused(device, f"{device}: not a regular file")
 

@@ -1,7 +1,6 @@
 """`harness check` on real artifacts, sound and broken, called like a user does."""
 
 import json
-import platform
 import re
 from dataclasses import replace
 
@@ -187,7 +186,7 @@ def test_a_bad_call_is_one_sentence(check, sound, words, status, problem):
     assert (found, out, err.count("\n")) == (status, "", 1) and problem in err
 
 
-@pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML can be used on a Mac")
+@pytest.mark.linux
 def test_a_runtime_that_is_not_here_is_status_3(check, sound):
     status, out, err = check(sound, "--runtime", "coreml:cpu_only")
     assert (status, out) == (3, "") and "coreml:cpu_only cannot be used here" in err

@@ -12,7 +12,7 @@ from harness.export.exporters import Exporter, get_exporter
 from harness.fixtures import sides
 from harness.fixtures.subjects import Located
 from harness.measure import GateResult, Metric
-from harness.suites.versions.checkouts import SCALE, write_checkout
+from harness.suites.versions.checkouts import SCALE, SLEEP, write_checkout
 from tests.results.runs import PARITY, write_run
 
 TOML = """
@@ -145,6 +145,25 @@ def test_the_metrics_of_each_pair_have_its_name(monkeypatch):
         "tiny/multifunction: artifact",
     ]
     assert result.notes == ("tiny/single, tiny/multifunction: so",)
+
+
+def test_runtimes_are_timed_when_they_differ(tmp_path):
+    release = get_exporter("executorch")
+    ours = get_exporter("coreml")
+    same, slow = (
+        get_exporter(f"executorch@{write_checkout(tmp_path / name, change)}")
+        for name, change in (("same", SCALE), ("slow", SLEEP))
+    )
+    assert sides.own_runtimes(release, same) is None
+    assert sides.own_runtimes(release, ours) is None
+    names = ("executorch@installed", f"executorch@{tmp_path / 'slow'}")
+    assert sides.own_runtimes(release, slow) == names
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has this runtime")
+def test_a_runtime_that_is_not_here_is_noted():
+    result = sides.time_own_runtimes(None, None, ("coreml:cpu_only",) * 2, lambda stage: None)
+    assert result.metrics == () and "were not timed: runtime coreml" in result.notes[0]
 
 
 def test_a_part_that_is_missing_is_no_failed_export(monkeypatch):

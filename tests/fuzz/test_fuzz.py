@@ -13,6 +13,7 @@ from harness.suites.fuzz.programs import save_all
 from harness.suites.fuzz.run import Result, counted, results
 
 SAMPLE = 300
+pytestmark = pytest.mark.linux  # the worker measures and limits its memory through /proc
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,15 @@ def test_a_percentage_of_ones_own_replaces_the_room():
     assert verdict(error(2e-7), error(2.2e-7), {"x": 20})[0] == "same"
 
 
-def test_what_missed_its_bound_before_regresses_by_its_margin():
-    outside, further = error(2e-5), error(3e-5)
-    assert verdict(outside, further)[0] == "regression"
-    assert verdict(outside, error(2.1e-5))[0] == "same"
+@pytest.mark.parametrize(
+    ("base", "head", "wanted"),
+    [
+        (error(0.3), error(0.5), "failing"),
+        (error(0.3), error(0.7), "regression"),
+        (error(0.3), error(9e-6), "better"),
+        (sqnr(20.0), sqnr(15.0), "failing"),
+        (sqnr(20.0), sqnr(13.0), "regression"),
+    ],
+)
+def test_what_missed_its_bound_before_may_not_become_twice_as_bad(base, head, wanted):
+    assert verdict(base, head)[0] == wanted

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from harness.suites.operators import beside
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -86,8 +90,29 @@ def test_the_table_is_shown_and_kept(run):
     assert (folder / "index.html").stat().st_size > 1000
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac needs no stand-in")
+@pytest.mark.linux
 def test_without_the_stand_in_it_does_not_start():
     done = start("-m", "harness.suites.operators")
     assert done.returncode == 2
     assert "harness shim --policy widen -- python -m harness.suites.operators" in done.stderr
+
+
+@pytest.mark.linux
+def test_core_ml_itself_is_judged_on_a_mac_alone():
+    done = start("-m", "harness.suites.operators", "--native")
+    assert done.returncode == 2 and "this is not a Mac; omit it" in done.stderr
+
+
+def test_our_executor_is_compared_with_core_ml_per_operation():
+    """Core ML's part is taken by a model that doubles one result: the comparison must see it."""
+    found = beside.Comparison(), beside.Comparison("relu", "fp32", 4, 1e-6)
+    wrong = beside.Beside.__new__(beside.Beside)
+    wrong._comparison, wrong._states = found[0], {}
+    wrong._model = SimpleNamespace(predict=lambda values: {"y": np.array([1.0, 2.0])})
+    found[0].operation = "add"
+    wrong.predict({}, {"y": np.array([1.0, 4.0])})
+    add, relu = beside.cases(found)
+    assert (add.outcome, relu.outcome) == ("fail", "pass")
+    assert add.fixture == "add" and "differs from Core ML by 0.5" in add.reason
+    wrong.predict({}, {"y": np.array([np.nan, 4.0])})
+    assert found[0].error == np.inf

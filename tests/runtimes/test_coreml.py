@@ -1,14 +1,12 @@
-"""The calls of MLModel. Core ML itself runs on a Mac only: elsewhere the last test is skipped.
+"""The calls of CompiledMLModel. Core ML itself runs on a Mac only: elsewhere some are skipped.
 
-`FakeModel` replaces `coremltools.models.MLModel`: it records the call and returns the results of
-coremltools, with fp16 as fp32 arrays.
+`FakeModel` replaces `coremltools.models.CompiledMLModel`: it records the call and returns the
+results of coremltools, with fp16 as fp32 arrays.
 """
 
 from __future__ import annotations
 
 import gc
-import platform
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,31 +20,23 @@ import torch
 from harness.artifact import Package
 from harness.errors import HarnessError
 from harness.runtimes import coreml
-from harness.runtimes.coreml import CoreMLDelegate, CoreMLRuntime
+from harness.runtimes.coreml import CompiledPackage, CoreMLFunction, CoreMLRuntime, Took
 
 
 class FakeModel:
     made: ClassVar[list[FakeModel]] = []
-    states: ClassVar[list[str]] = []
-    functions: ClassVar[list[str]] = []
     outputs: ClassVar[dict[str, Any]] = {}
     refuses: ClassVar[bool] = False
 
-    def __init__(self, path: str, **options: Any) -> None:
-        self.path, self.options, self.calls = path, options, []
-        self.__proxy__ = None if self.refuses else object()
-        self._framework_error = RuntimeError("compiler error: no such op") if self.refuses else None
-        FakeModel.made.append(self)
-
-    def get_spec(self) -> Any:
-        def described(name: str) -> SimpleNamespace:
-            return SimpleNamespace(name=name, state=self.states)
-
-        functions = [described(name) for name in self.functions]
-        state = [] if functions else self.states
-        return SimpleNamespace(
-            description=SimpleNamespace(functions=functions, state=state, defaultFunctionName="")
+    def __init__(self, path: str, units: Any, function: str | None) -> None:
+        if self.refuses:
+            raise RuntimeError("compiler error: no such op")
+        self.path, self.units, self.function, self.calls = path, units, function, []
+        self._proxy = SimpleNamespace(
+            get_load_duration_in_nano_seconds=lambda: 5,
+            get_last_predict_duration_in_nano_seconds=lambda: len(self.calls),
         )
+        FakeModel.made.append(self)
 
     def make_state(self) -> str:
         return "a state"
@@ -58,20 +48,31 @@ class FakeModel:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeModel]]:
-    for name, value in {"made": [], "states": [], "functions": [], "refuses": False}.items():
+    for name, value in {"made": [], "refuses": False}.items():
         monkeypatch.setattr(FakeModel, name, value)
     outputs = {"b": numpy.ones((1, 2), numpy.float32), "a": numpy.zeros((1,), numpy.float32)}
     monkeypatch.setattr(FakeModel, "outputs", outputs)
+    monkeypatch.setattr(coremltools.models, "CompiledMLModel", FakeModel)
     yield FakeModel
 
 
-def delegate(function: str | None = None, inputs: tuple[str, ...] = ("x", "n")) -> CoreMLDelegate:
-    package = Path("/nowhere/model.mlpackage")
-    return CoreMLDelegate(package, function, inputs, ("a", "b"), "CPU_AND_NE", FakeModel)
+def loaded(
+    function: str = "main",
+    inputs: tuple[str, ...] = ("x", "n"),
+    several: bool = False,
+    state: tuple[str, ...] = (),
+) -> CoreMLFunction:
+    package = SimpleNamespace(
+        what="model.mlpackage",
+        is_multifunction=several,
+        description=lambda name: SimpleNamespace(state=state),
+    )
+    compiled: Any = SimpleNamespace(package=package, path="/nowhere/model.mlmodelc")
+    return CoreMLFunction(compiled, function, inputs, ("a", "b"), "CPU_AND_NE")
 
 
 def test_tensors_go_in_by_name_in_the_given_order_and_come_out_in_it() -> None:
-    run = delegate()
+    run = loaded()
     results = run([torch.ones(2, 3, dtype=torch.float16), torch.tensor([7], dtype=torch.int64)])
     ((data, state),) = FakeModel.made[0].calls
     assert list(data) == ["x", "n"] and state is None
@@ -83,51 +84,55 @@ def test_tensors_go_in_by_name_in_the_given_order_and_come_out_in_it() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_floats_that_core_ml_has_no_arrays_for_go_in_as_fp32(dtype: torch.dtype) -> None:
-    run = delegate(inputs=("x",))
-    run([torch.ones(2, dtype=dtype)])
+    loaded(inputs=("x",))([torch.ones(2, dtype=dtype)])
     assert FakeModel.made[0].calls[0][0]["x"].dtype == numpy.float32
 
 
 def test_a_strided_tensor_goes_in_contiguous() -> None:
-    run = delegate(inputs=("x",))
     tensor = torch.arange(6.0).view(2, 3).t()
-    run([tensor])
+    loaded(inputs=("x",))([tensor])
     array = FakeModel.made[0].calls[0][0]["x"]
     assert array.flags["C_CONTIGUOUS"] and array.tolist() == tensor.tolist()
 
 
 def test_results_are_copies_that_the_next_prediction_cannot_change() -> None:
-    run = delegate(inputs=())
-    before = run([])
+    before = loaded(inputs=())([])
     FakeModel.outputs["b"][:] = 5
     assert before[1].tolist() == [[1, 1]]
 
 
 def test_a_function_is_named_for_multifunction_packages_only() -> None:
-    delegate("prefill")
-    delegate(None)
+    loaded("prefill", several=True)
+    loaded("main")
     named, unnamed = FakeModel.made
-    assert named.options["function_name"] == "prefill"
-    assert "function_name" not in unnamed.options
-    assert named.options["compute_units"] is coremltools.ComputeUnit.CPU_AND_NE
-    assert named.path == "/nowhere/model.mlpackage"
+    assert (named.function, unnamed.function) == ("prefill", None)
+    assert named.units is coremltools.ComputeUnit.CPU_AND_NE
+    assert named.path == "/nowhere/model.mlmodelc"
 
 
-@pytest.mark.parametrize("functions", [[], ["forward", "prefill"]])
-def test_a_state_is_made_once_and_passed_each_time(
-    fake: type[FakeModel], functions: list[str]
-) -> None:
-    fake.states, fake.functions = ["k_cache"], functions
-    run = delegate("prefill" if functions else None, inputs=())
+@pytest.mark.parametrize("several", [False, True])
+def test_a_state_is_made_once_and_passed_each_time(fake: type[FakeModel], several: bool) -> None:
+    run = loaded(inputs=(), several=several, state=("k_cache",))
     run([])
     run([])
     assert [state for _, state in fake.made[0].calls] == ["a state", "a state"]
 
 
+def test_times_are_core_mls_own_beside_those_of_the_call() -> None:
+    run = loaded(inputs=())
+    assert run.loaded.core_ml == 5 < run.loaded.wrapper and run.predicted is None
+    run([])
+    run([])
+    assert run.predicted is not None and run.predicted.core_ml == 2 < run.predicted.wrapper
+    both = [Took(1_000_000, 3_000_000), Took(2_000_000, 4_000_000)]
+    assert coreml._total(both) == [3.0, 7.0]
+    assert coreml._total([*both, Took(None, 1_000_000)]) == [None, 8.0]
+
+
 def test_core_mls_refusal_to_load_is_an_error_with_its_reason(fake: type[FakeModel]) -> None:
     fake.refuses = True
     with pytest.raises(HarnessError, match="'prefill': Core ML cannot load it: compiler error"):
-        delegate("prefill")
+        loaded("prefill")
 
 
 def test_a_failed_prediction_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,31 +141,51 @@ def test_a_failed_prediction_is_an_error_with_its_reason(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(FakeModel, "predict", fail)
     with pytest.raises(HarnessError, match="Core ML cannot predict: shape mismatch"):
-        delegate(inputs=())([])
+        loaded(inputs=())([])
 
 
 def test_an_output_that_is_left_out_is_named(fake: type[FakeModel]) -> None:
     del fake.outputs["a"]
     with pytest.raises(HarnessError, match="returned no 'a'"):
-        delegate(inputs=())([])
+        loaded(inputs=())([])
 
 
-def test_a_package_is_written_whole_and_removed_with_its_delegate() -> None:
+def test_a_package_is_written_whole_compiled_and_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     files = {"Manifest.json": b"{}", "Data/com.apple.CoreML/weights/weight.bin": b"12"}
     package = Package({name: memoryview(data) for name, data in files.items()}, "test")
-    folder = tempfile.TemporaryDirectory()
-    root = coreml._write_package(package, Path(folder.name))
-    assert root.name == "model.mlpackage"
-    for name, data in files.items():
-        assert (root / name).read_bytes() == data
-    run = CoreMLDelegate(root, None, (), (), "CPU_ONLY", FakeModel, owned_folder=folder)
-    assert root.exists()
-    del run, folder
+    sources = []
+
+    def compile_model(source: str, target: str) -> None:
+        sources.append({name: (Path(source) / name).read_bytes() for name in files})
+        Path(target).mkdir()
+
+    monkeypatch.setattr("coremltools.models.utils.compile_model", compile_model)
+    compiled = CompiledPackage(package)
+    folder = Path(compiled.path).parent
+    assert sources == [files] and [path.name for path in folder.iterdir()] == ["model.mlmodelc"]
+    del compiled
     gc.collect()
-    assert not root.exists()
+    assert not folder.exists()
 
 
-@pytest.mark.skipif(platform.system() == "Darwin", reason="a Mac has Core ML")
+def test_core_mls_refusal_to_compile_is_an_error_that_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise RuntimeError("invalid operation")
+
+    monkeypatch.setattr("coremltools.models.utils.compile_model", refuse)
+    monkeypatch.setattr(coreml.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    package = Package({"Manifest.json": memoryview(b"{}")}, "a package")
+    with pytest.raises(HarnessError, match="a package: Core ML cannot compile it: invalid oper"):
+        CompiledPackage(package)
+    gc.collect()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.linux
 @pytest.mark.parametrize("option", ["cpu_only", "cpu_and_gpu", "cpu_and_ne"])
 def test_elsewhere_it_is_unavailable_with_its_reason(option: str) -> None:
     runtime = CoreMLRuntime(option)

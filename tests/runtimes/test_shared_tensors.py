@@ -9,7 +9,7 @@ import torch
 from harness.runtimes._isolated_child import SharedTensors, anonymous_file
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.linux), "file"])
 def sides(request, monkeypatch):
     """Return two ends of one file, like those of two processes."""
     if request.param == "file":

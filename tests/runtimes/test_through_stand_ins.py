@@ -17,7 +17,7 @@ from harness.artifact import open_artifact
 from harness.export.options import ExportOptions
 from harness.fixtures.cache import exported, fixture
 
-pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has Core ML itself")
+pytestmark = pytest.mark.linux
 
 PYTHON = [sys.executable, "-W", "ignore"]
 SHIM = [sys.executable, "-m", "harness", "shim", "--policy", "widen", "--"]

@@ -7,6 +7,9 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.linux
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SCRIPTS = HERE / "scripts"

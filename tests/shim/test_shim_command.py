@@ -15,6 +15,7 @@ from harness.errors import HarnessError
 from harness.shim import install, is_installed
 from harness.shim.launch import SITE, python_command
 
+pytestmark = pytest.mark.linux  # on a Mac the command changes nothing
 ROOT = Path(__file__).parents[2]
 LINE = "harness shim: Core ML is stood in for by this project's executor, policy strict\n"
 SHOWN = """

@@ -12,7 +12,8 @@ from coremltools.models.compute_device import MLComputeDevice, MLCPUComputeDevic
 from coremltools.models.compute_plan import MLComputePlan, MLModelStructure
 from coremltools.models.model import MLModelAsset
 
-from harness.runtimes.coreml import CoreMLDelegate
+from harness.artifact import Package
+from harness.runtimes.coreml import CompiledPackage, CoreMLFunction
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -191,8 +192,9 @@ def test_the_specification_version_is_lowered_to_what_is_needed(converted):
 
 def test_our_own_core_ml_runtime_runs_through_the_stand_in(scaled):
     model = scaled(3)
-    delegate = CoreMLDelegate(Path(model.package_path), None, ["x"], ["y"], "CPU_ONLY")
-    (y,) = delegate([torch.from_numpy(X)])
+    compiled = CompiledPackage(Package.from_folder(Path(model.package_path)))
+    function = CoreMLFunction(compiled, "main", ["x"], ["y"], "CPU_ONLY")
+    (y,) = function([torch.from_numpy(X)])
     np.testing.assert_array_equal(y.numpy(), 3 * X + 1)
     with pytest.raises(Exception, match=r"Core ML cannot predict: .*not the declared \[2, 3\]"):
-        delegate([torch.ones(3, 3)])
+        function([torch.ones(3, 3)])

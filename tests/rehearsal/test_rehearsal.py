@@ -1,0 +1,111 @@
+"""The rehearsal fails for a test that must not run on a Mac, and reads the job's own steps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.suites.rehearsal import __main__ as rehearsal
+from harness.suites.rehearsal.stand_in import MEASURED, lines_of
+from harness.suites.rehearsal.steps import Step, environment, mac_steps, write_programs
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.linux  # a Mac needs no rehearsal
+LINUX_ONLY = {
+    "proc": "open('/proc/self/status').close()",
+    "through pathlib": "__import__('pathlib').Path('/proc/cpuinfo').read_text()",
+    "full": "open('/dev/full', 'w').close()",
+    "memfd": "__import__('os').memfd_create('x')",
+    "affinity": "__import__('os').sched_getaffinity(0)",
+    "prctl": "__import__('ctypes').CDLL(None).prctl",
+    "platform": "assert __import__('sys').platform == 'linux'",
+    "system": "assert __import__('platform').system() == 'Linux'",
+}
+ALLOWED = {
+    "a Mac's platform": "assert __import__('sys').platform == 'darwin'",
+    "a library": "import psutil, numba; assert psutil.virtual_memory().total and psutil.LINUX",
+    "a file": "open(__file__).close()",
+    "core ml": "from coremltools.libcoremlpython import _MLModelProxy\n"
+    "    from harness.shim import is_installed; assert not is_installed()",
+    "chip": "from harness.results.machine import this_machine\n"
+    "    assert this_machine()['cpu'] == 'Apple M1 (Virtual)'",
+}
+
+
+def test_what_a_mac_does_not_have_fails_and_the_rest_passes(tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    rows = list((LINUX_ONLY | ALLOWED).values())
+    text = "".join(f"def test_{i}():\n    {row}\n\n" for i, row in enumerate(rows))
+    (tmp_path / "tests" / "test_mini.py").write_text(text)
+    (tmp_path / "programs").mkdir()
+    write_programs(tmp_path / "programs")
+    variables = environment(tmp_path / "programs", tmp_path / "lines")
+    variables["PYTHONPATH"] += f":{ROOT}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
+    done = subprocess.run(
+        [*command, "tests", "-rA"], cwd=tmp_path, env=variables, capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    passed = {line.rpartition("_")[2] for line in lines if line.startswith("PASSED")}
+    failed = {line.split()[1].rpartition("_")[2] for line in lines if line.startswith("FAILED")}
+    assert failed == {str(i) for i in range(len(LINUX_ONLY))}, done.stdout[-3000:]
+    assert passed == {str(i) for i in range(len(LINUX_ONLY), len(rows))}
+
+
+def test_the_steps_are_those_of_the_workflow():
+    steps = mac_steps()
+    assert steps[0].session == "conformance"  # it records before anything can fail
+    assert {"--runtime", "coreml:cpu_only", "mil:strict", "mil:widen"} <= set(steps[0].arguments)
+    assert Step("operators", ("--native",)) in steps
+    assert "tests" in {step.session for step in steps}
+    assert "rehearsal" not in {step.session for step in steps}
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        ("{run: make all}", "'make all' is not `nox -s SESSION"),
+        ("{run: 'nox -s ${{ github.sha }}'}", "cannot evaluate 'github.sha'"),
+        ("{run: nox -s lint, if: always()}", "cannot evaluate"),
+    ],
+)
+def test_a_step_that_cannot_be_rehearsed_is_refused(tmp_path, step, sentence):
+    (tmp_path / "ci.yml").write_text(
+        "jobs:\n  conformance:\n    strategy: {matrix: {include: [{runner: macos-15}]}}\n"
+        f"    steps: [{step}]\n"
+    )
+    with pytest.raises(HarnessError, match=sentence):
+        mac_steps(tmp_path / "ci.yml")
+
+
+def test_a_command_of_a_mac_that_is_not_recorded_fails(tmp_path):
+    write_programs(tmp_path)
+    run = [str(tmp_path / "sysctl"), "-n"]
+    assert subprocess.run([*run, "hw.model"], capture_output=True).stdout == b"VirtualMac2,1\n"
+    assert subprocess.run([*run, "hw.unknown"], capture_output=True).returncode == 1
+
+
+def test_lines_that_did_not_run_fail_and_are_listed():
+    (module, path) = MEASURED[0], ROOT / f"{MEASURED[0].replace('.', '/')}.py"
+    lines = sorted(lines_of(path))
+    noted = [f"{module}:{line}" for line in lines]
+    whole, *others = rehearsal.line_cases(noted)
+    assert whole.outcome == "pass" and whole.comparisons == len(lines) > 50
+    assert {case.outcome for case in others} == {"fail"}
+    missing = len(lines) // 10
+    short = next(iter(rehearsal.line_cases(noted[missing:])))
+    assert short.outcome == "fail" and f"{lines[0]}, {lines[1]}" in short.reason
+
+
+def test_a_failed_step_fails_the_rehearsal_and_is_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rehearsal, "mac_steps", lambda: [Step("lint", ()), Step("tests", ())])
+    monkeypatch.setattr(rehearsal, "run", lambda step, nox, variables: step.session == "tests")
+    assert rehearsal.rehearse(["lint"], "python", tmp_path) == 0
+    assert rehearsal.rehearse(["lint", "tests"], "python", tmp_path) == 1
+    assert "cannot show" in capsys.readouterr().out
+    assert (tmp_path / "rehearsal.jsonl").stat().st_size
+    with pytest.raises(HarnessError, match="no step 'bench' in the Mac job; it has lint, tests"):
+        rehearsal.rehearse(["bench"], "python", tmp_path)
