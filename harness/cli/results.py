@@ -80,8 +80,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(args: argparse.Namespace) -> int:
     """Print the table and write the files; return 1 when the run did not pass, else 0."""
-    from harness.report import run_table, write_report
-    from harness.report.table import wants_colours
+    from harness.report import run_table, wants_colours, write_report
     from harness.results.merge import merge, write_run
 
     finished = merge(args.runs)
@@ -295,7 +294,7 @@ def _parts(comparison: Comparison, everything: bool) -> Iterator[str]:
 
 def _table(metrics: Sequence[Metric]) -> str:
     """Draw metrics under the id of their case, which is too long for a column."""
-    from harness.report.table import WIDTH, draw_rows, fit
+    from harness.report import WIDTH, draw_rows, fit
     from harness.text import clip
 
     rows = [(m.name, m.base, m.head, m.verdict, m.reason) for m in metrics]
@@ -312,7 +311,7 @@ def _table(metrics: Sequence[Metric]) -> str:
 def _wrap(text: str) -> str:
     import textwrap
 
-    from harness.report.table import WIDTH
+    from harness.report import WIDTH
     from harness.text import one_line
 
     return textwrap.fill(one_line(text), WIDTH, subsequent_indent="    ")

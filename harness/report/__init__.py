@@ -1,26 +1,127 @@
 """Draws a run: a table for the terminal, JUnit XML and an HTML page. No torch.
 
-A drawing is a function from a `Run` to a text. To add one, write it in a module and add a row to
-`DRAWINGS`; `harness report` and every suite then write it beside the stream.
+A drawing is a function from a `Run` to a text. To add one, write it and add a row to `DRAWINGS`;
+`harness report` and every suite then write it beside the stream. `gate` draws a comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shlex
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import IO, Any
 from xml.etree import ElementTree
 
+from tabulate import tabulate
+
 from harness.files import partial_file, writing
-from harness.report.page import html_page
-from harness.report.table import run_table
-from harness.results import OUTCOMES, Case, Run
-from harness.text import printable
+from harness.report.page import Page, Row, Section
+from harness.results import NOT_APPLICABLE, OUTCOMES, Case, Figure, Footer, Header, Run
+from harness.text import clip, one_line, printable
 
-__all__ = ["DRAWINGS", "run_table", "write_report"]
-
+WIDTH = 120
+# header -> widest cell. The last column takes the rest of WIDTH.
+COLUMNS = {"fixture": 18, "mode": 13, "runtime": 18, "check": 30, "outcome": 7}
+LAST_COLUMN = "figure against bound"
+# tabulate makes a column at least this much wider than its header, and puts a gap between two.
+HEADER_PADDING, GAP = 2, 2
+SHOWN_FIGURES = 2
+# A longer reason is cut here; the files hold all of it.
+MAX_REASON = 2000
 # JUnit's counters, by the element that a case holds.
 COUNTERS = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+_SESSIONS = ("operators", "upstream", "installation", "large")
+_CASE_COLUMNS = ("fixture", "mode", "runtime", "check", "seconds", "outcome")
+
+
+def run_table(run: Run, colours: bool = False) -> str:
+    """Return the table of a run, the reason of each case that did not pass, and a last line."""
+    parts = [case_table(run.cases, colours), *_notes(run.cases), summary_line(run.footer, colours)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def case_table(cases: Iterable[Case], colours: bool = False) -> str:
+    """Return a row for each case, grouped by fixture, mode and runtime, with its key figures."""
+    rows: list[list[str]] = []
+    group: tuple[str, ...] = ()
+    for case in sorted(cases, key=lambda c: (c.fixture, c.mode, c.runtime, c.suite, c.check)):
+        same_group = group == (case.fixture, case.mode, case.runtime)
+        group = (case.fixture, case.mode, case.runtime)
+        rows.append(_row(case, same_group))
+    rows = fit(rows, COLUMNS)
+    for row in rows:
+        row[4] = paint(row[4], OUTCOMES[row[4]].colour, colours)
+    return draw_rows([*COLUMNS, LAST_COLUMN], rows) if rows else ""
+
+
+def fit(
+    rows: Iterable[Sequence[str]], columns: Mapping[str, int], width: int = WIDTH
+) -> list[list[str]]:
+    """Cut each cell of rows to the width of its column, and the last to the rest of `width`."""
+    cut = [[*map(clip, row[:-1], columns.values()), row[-1]] for row in rows]
+    used = sum(
+        max(len(header) + HEADER_PADDING, *(len(row[index]) for row in cut)) + GAP
+        for index, header in enumerate(columns if cut else ())
+    )
+    return [[*row[:-1], clip(row[-1], width - used)] for row in cut]
+
+
+def draw_rows(columns: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+    """Draw rows under their headers, all as text, because tabulate would reformat a number."""
+    return tabulate(rows, headers=list(columns), tablefmt="simple", disable_numparse=True)
+
+
+def summary_line(footer: Footer, colours: bool = False) -> str:
+    """Return the verdict, the counts, the comparisons and the seconds of a run in one line."""
+    counts = ", ".join(f"{count} {name}" for name, count in footer.counts.items() if count)
+    verdict = paint("PASSED", 32, colours) if footer.passed else paint("FAILED", 31, colours)
+    return (
+        f"{verdict}: {counts or 'no cases'}; {footer.comparisons:,} comparisons"
+        f" in {footer.seconds:.1f} s"
+    )
+
+
+def key_figures(case: Case) -> str:
+    """Return the first figures to read: those outside their bound, then those with a bound."""
+    ranked = sorted(case.figures.items(), key=lambda item: _rank(item[1]))
+    return "; ".join(f"{name} {figure}" for name, figure in ranked[:SHOWN_FIGURES])
+
+
+def wants_colours(stream: IO[str]) -> bool:
+    """Return whether a stream may show colours: it is a terminal, and NO_COLOR is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def paint(text: str, colour: int, colours: bool) -> str:
+    """Return text in an ANSI colour, or unchanged."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if colours else text
+
+
+def _row(case: Case, same_group: bool) -> list[str]:
+    group = [""] * 3 if same_group else [case.fixture, case.mode, case.runtime]
+    return [*group, case.check, case.outcome, key_figures(case)]
+
+
+def _rank(figure: Figure) -> int:
+    if not figure.within_bound:
+        return 0
+    return 2 if figure.bound is None else 1
+
+
+def _notes(cases: Iterable[Case]) -> Iterator[str]:
+    """Yield a note on each case that did not pass; cases with equal reasons share one."""
+    grouped: defaultdict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case in cases:
+        if case.outcome != "pass":
+            grouped[case.outcome, case.summary].append(case)
+    for (outcome, summary), alike in sorted(grouped.items(), key=lambda item: item[1][0].passes):
+        ids = alike[0].id if len(alike) == 1 else f"{len(alike)} cases, {alike[0].id} and others"
+        text = f"{outcome.upper()} {one_line(ids)}: {clip(summary, MAX_REASON)}"
+        yield textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def junit_xml(run: Run) -> str:
@@ -42,28 +143,6 @@ def junit_xml(run: Run) -> str:
             _add_case(element, case)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-# file name -> text of a run
-DRAWINGS: dict[str, Callable[[Run], str]] = {
-    "table.txt": lambda run: run_table(run) + "\n",
-    "junit.xml": junit_xml,
-    "index.html": html_page,
-}
-
-
-def write_report(run: Run, folder: Path) -> list[Path]:
-    """Write every drawing of a run into a folder and return the paths.
-
-    Raises HarnessError when the folder or a file cannot be written.
-    """
-    folder = Path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in DRAWINGS.items():
-        with partial_file(folder / name) as partial:
-            partial.write_text(draw(run), encoding="utf-8", newline="\n")
-    return [folder / name for name in DRAWINGS]
 
 
 def _count(element: ElementTree.Element, cases: tuple[Case, ...], seconds: float) -> None:
@@ -97,3 +176,134 @@ def _details(case: Case) -> str:
     lines += [f"{name}: {figure}" for name, figure in case.figures.items()]
     lines += [f"{name}: {fact}" for name, fact in case.facts.items()]
     return "\n".join(lines)
+
+
+def html_page(run: Run) -> str:
+    """Return the page of a run: failures first, skips by reason, and commands that repeat cases."""
+    by: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in sorted(run.cases, key=lambda case: case.id):
+        by[case.outcome if case.passes else "bad"].append(case)
+    verdict, _, summary = summary_line(run.footer).partition(": ")
+    sections = [Section("Failures", _CASE_COLUMNS, _page_rows(run, by.pop("bad", [])))]
+    for outcome, title in (("known", "Known defect"), ("skip", "Skipped")):
+        sections += _by_reason(run, title, by.pop(outcome, []))
+    sections[1:1] = [
+        Section("Passed", _CASE_COLUMNS, _page_rows(run, cases)) for _, cases in sorted(by.items())
+    ]
+    return Page(
+        title="Results of " + (", ".join(sorted({case.suite for case in run.cases})) or "a run"),
+        verdict=verdict,
+        tone="good" if run.footer.passed else "bad",
+        summary=summary,
+        sections=sections,
+        circumstances=circumstances(run.header),
+    ).html()
+
+
+def _by_reason(run: Run, title: str, cases: Iterable[Case]) -> Iterator[Section]:
+    """Yield a folded section for each reason, the most frequent first."""
+    alike: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        alike[case.summary].append(case)
+    for reason, group in sorted(alike.items(), key=lambda item: (-len(item[1]), item[0])):
+        rows = _page_rows(run, group, with_reason=False)
+        yield Section(f"{title}: {reason}", _CASE_COLUMNS, rows, folded=True)
+
+
+def _page_rows(run: Run, cases: Iterable[Case], with_reason: bool = True) -> list[Row]:
+    return [
+        Row(
+            cells=(case.fixture, case.mode, case.runtime, case.check, f"{case.seconds:.2f}"),
+            verdict=case.outcome,
+            tone="bad" if not case.passes else "good" if case.outcome == "pass" else "note",
+            reason=case.summary if with_reason else "",
+            key=key_figures(case) or f"{case.comparisons:,} comparisons",
+            command=repeat_command(case, run.header),
+            values={"comparisons": f"{case.comparisons:,}", **case.figures, **case.facts},
+        )
+        for case in cases
+    ]
+
+
+def repeat_command(case: Case, header: Header) -> str:
+    """Return the command that runs a case again, quoted for a shell; "" where there is none.
+
+    A path is not recorded: words in capitals stand for one.
+    """
+    if case.suite == "conformance":
+        return shlex.join(_conformance(case, header))
+    if case.suite == "check":
+        return shlex.join(_check(case, header))
+    return shlex.join(["nox", "-s", case.suite]) if case.suite in _SESSIONS else ""
+
+
+def _conformance(case: Case, header: Header) -> Iterator[str]:
+    label, _, name = case.fixture.rpartition(":")
+    yield from ("harness", "conformance", "--fixture", name)
+    if label or header.options.get("exporter", "default") != "default":
+        yield from ("--exporter", _exporter(label or "executorch", header))
+    yield from _option("mode", case.mode)
+    yield from _option("runtime", case.runtime)
+    yield from ("-k", " and ".join(case.check.split("-")))
+
+
+def _check(case: Case, header: Header) -> Iterator[str]:
+    yield from ("harness", "check")
+    if header.exporters:  # a subject of the project's, or a built-in model
+        (label,) = header.exporters
+        mode = "" if case.mode == NOT_APPLICABLE else f"/{case.mode}"
+        yield f"{_exporter(label, header)}:{case.fixture.rpartition(':')[2]}{mode}"
+    else:
+        yield case.fixture
+        sources = header.options.get("compared with", ())
+        for name in () if isinstance(sources, str) else sources:
+            yield from (f"--{name}", str(name).upper())
+            yield from ("--params", "PARAMS") if name == "checkpoint" else ()
+    yield from _option("runtime", case.runtime)
+    yield from ("--check", case.check)
+
+
+def _option(name: str, value: str) -> Iterator[str]:
+    if value != NOT_APPLICABLE:
+        yield from (f"--{name}", value)
+
+
+def _exporter(label: str, header: Header) -> str:
+    """Return the exporter that a label means in a run, as the command line names it."""
+    version = header.exporters.get(label, {}).get("executorch", "")
+    if label != "executorch" or not version:
+        return label
+    return "executorch@CHECKOUT" if "+" in version else f"executorch@{version}"
+
+
+def circumstances(header: Header) -> dict[str, Any]:
+    """Return what a run depends on, by name."""
+    groups = ("artifact", "versions", "exporter_packages", "machine", "options", "project")
+    named = {
+        f"{group.replace('_', ' ')}: {name}": value
+        for group in groups
+        for name, value in getattr(header, group).items()
+    }
+    return {"started": header.started} | named
+
+
+# file name -> text of a run
+DRAWINGS: dict[str, Callable[[Run], str]] = {
+    "table.txt": lambda run: run_table(run) + "\n",
+    "junit.xml": junit_xml,
+    "index.html": html_page,
+}
+
+
+def write_report(run: Run, folder: Path) -> list[Path]:
+    """Write every drawing of a run into a folder and return the paths.
+
+    Raises HarnessError when the folder or a file cannot be written.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        with partial_file(folder / name) as partial:
+            partial.write_text(draw(run), encoding="utf-8", newline="\n")
+    return [folder / name for name in DRAWINGS]

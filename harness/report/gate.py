@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.files import partial_file, writing
 from harness.measure import GateResult, Metric
-from harness.report.page import Page, Row, Section, circumstances
+from harness.report import circumstances
+from harness.report.page import Page, Row, Section
 from harness.results import Header
 from harness.text import clip
 

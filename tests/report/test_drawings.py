@@ -14,8 +14,8 @@ import pytest
 
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.report import run_table
-from harness.report.page import pieces, repeat_command
+from harness.report import repeat_command, run_table
+from harness.report.page import pieces
 from harness.results import Figure, Finding, case_from_findings, read_run
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.report.table import wants_colours
+from harness.report import wants_colours
 from harness.results import InvalidStream, Writer, read_run
 from harness.results.lines import parse_line
 from tests.results.runs import HEADER, PARITY, SKIPPED, lines_of, write_lines, write_run
