@@ -100,6 +100,8 @@ def report(args: argparse.Namespace) -> int:
         print(json.dumps(finished.footer.to_json() | {"files": [str(file) for file in files]}))
     else:
         print(run_table(finished, colours=wants_colours(sys.stdout)))
+        if shard := finished.header.shard:
+            print(f"This is shard {shard['index']} of {shard['count']}, not the whole run")
     return 0 if finished.footer.passed else 1
 
 

@@ -213,17 +213,16 @@ def case_from_findings(
     """Make a case of findings.
 
     It passes when every finding is ok, every figure is within its bound, and something was
-    compared; otherwise it fails, and its reason names the places. If two findings have a figure or
-    a fact of one name, both are renamed to `name@where`.
+    compared; otherwise it fails, and its reason names the places, and of each place the first
+    figure outside its bound. If two findings have a figure or a fact of one name, both are renamed
+    to `name@where`.
     """
     findings = tuple(findings)
     figures = _merged([(finding.where, finding.figures) for finding in findings])
     facts = _merged([(finding.where, finding.facts) for finding in findings])
     comparisons = sum(finding.comparisons for finding in findings)
     failures = [f"{f.where}: {f.message}" if f.where else f.message for f in findings if not f.ok]
-    failures += [
-        f"{name} is {figure}" for name, figure in figures.items() if not figure.within_bound
-    ]
+    failures += [text for finding in findings if (text := _missed_bounds(finding, figures))]
     if comparisons == 0:
         failures.append("nothing was compared")
     return Case(
@@ -240,6 +239,20 @@ def case_from_findings(
         facts={name: plain_fact(value) for name, value in facts.items()},
         seconds=seconds,
     )
+
+
+def _missed_bounds(finding: Finding, figures: Mapping[str, Figure]) -> str:
+    """Return a sentence on a finding's figures outside their bounds, by the names of the case.
+
+    The first speaks for the others, which often are the same error in other units.
+    """
+    own = set(map(id, finding.figures.values()))
+    missed = {n: f for n, f in figures.items() if id(f) in own and not f.within_bound}
+    if not missed:
+        return ""
+    name, figure = next(iter(missed.items()))
+    more = f", and {len(missed) - 1} more of its figures miss their bounds"
+    return f"{name} is {figure}{more if len(missed) > 1 else ''}"
 
 
 def plain_fact(value: Any) -> Fact:

@@ -181,3 +181,17 @@ def test_two_findings_of_one_name_at_one_place_are_refused():
 def test_findings_that_make_a_failure(findings, reason):
     made = case(*findings)
     assert made.outcome == "fail" and reason in made.reason
+
+
+def test_a_place_is_told_by_the_first_of_its_figures_outside_a_bound():
+    def error(value):
+        return {
+            "error": Figure(value, bound=1.0),
+            "in decibels": Figure(-value, "dB", -1.0, "higher"),
+        }
+
+    findings = [Finding("c", where, comparisons=1, figures=error(9.0)) for where in ("a", "b")]
+    assert case(*findings).failures == (
+        "error@a is 9 (<= 1), and 1 more of its figures miss their bounds",
+        "error@b is 9 (<= 1), and 1 more of its figures miss their bounds",
+    )

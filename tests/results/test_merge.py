@@ -48,6 +48,11 @@ def test_shards_become_one_run_whatever_their_order(three, tmp_path, capsys):
     assert "3 pass, 1 skip" in capsys.readouterr().out
 
 
+def test_a_shard_alone_is_drawn_and_told(three, capsys):
+    assert main(["report", three[1]]) == 0
+    assert "This is shard 2 of 3, not the whole run" in capsys.readouterr().out
+
+
 def test_a_failure_in_one_shard_fails_the_whole(three, write):
     failed = write("c", shard(3), replace(THIRD, outcome="fail", reason="off"))
     assert main(["report", *three[:2], failed]) == 1
