@@ -99,16 +99,13 @@ def html_page(comparison: Comparison) -> str:
     """Return the page: regressions, changes and undecided metrics first, the rest folded."""
     folds = [*dict.fromkeys(_OPEN, False).items(), *dict.fromkeys(_FOLDED, True).items()]
     titles = {**_OPEN, **_FOLDED}
-    notes = [f"Note: {note}" for note in comparison.result.notes]
-    if hint := acceptance(comparison.result):
-        notes.insert(0, hint)
     sides = {
         f"{side}: {name}": value
         for side, described in (("BASE", comparison.base), ("HEAD", comparison.head))
         for name, value in _flat(described)
     }
     return Page(
-        title=f"{comparison.base['name']} against {comparison.head['name']}",
+        title=f"{comparison.head['name']} against {comparison.base['name']}",
         verdict=comparison.verdict,
         tone={"PASSED": "good", "FAILED": "bad"}.get(comparison.verdict, "note"),
         summary=f"{comparison.summary}; in {comparison.seconds:.0f} s",
@@ -118,7 +115,8 @@ def html_page(comparison: Comparison) -> str:
             if (found := comparison.rows(titles[title]))
         ],
         circumstances=sides | circumstances(comparison.header),
-        notes=notes,
+        hint=acceptance(comparison.result),
+        notes=comparison.result.notes,
     ).html()
 
 
@@ -213,10 +211,9 @@ def code(text: str) -> str:
 
 def prose(text: str) -> str:
     """Return a text of others as words of Markdown: no markup, no mention, no link."""
-    text = re.sub(
-        r"([\\`*_{}\[\]()#+.!|~-])", r"\\\1", escape(clip(text, 3 * _MAX_CELL), quote=False)
-    )
-    return re.sub(r"(?<=[@#/])(?=\w|/)", "<wbr>", text)
+    text = escape(clip(text, 3 * _MAX_CELL), quote=False)
+    text = re.sub(r"([\\`*_{}\[\]()#!|~]|^[-+])", r"\\\1", text)
+    return re.sub(r"(?<=[@#/])(?=\w|/)|(?<=www)(?=\.)", "<wbr>", text)
 
 
 # file name -> text of a comparison

@@ -48,7 +48,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows, from the top down."""
+    """What a page shows from the top down; the hint comes before the sections, notes after."""
 
     title: str
     verdict: str
@@ -56,6 +56,7 @@ class Page:
     summary: str
     sections: Sequence[Section]
     circumstances: Mapping[str, Any]
+    hint: str = ""
     notes: Sequence[str] = ()
 
     def html(self) -> str:

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 import harness.report
 from harness.measure import GateResult, Metric
 from harness.measure.verdicts import VERDICTS
-from harness.report.gate import Comparison, html_page, markdown, write_gate
+from harness.report.gate import Comparison, html_page, markdown, prose, write_gate
 from tests.results.runs import HEADER
 
 SCHEMA = Path(harness.report.__file__).with_name("gate.schema.json")
@@ -47,6 +47,11 @@ def test_a_comment_has_the_verdict_first_then_what_fails_then_the_rest_folded():
     assert text.count("harness gate A B --fixture tiny/single") == 1
 
 
+def test_a_comment_keeps_numbers_and_marks_no_list():
+    assert prose("off by 1.5e-05, www.x.y") == "off by 1.5e-05, www<wbr>.x.y"
+    assert prose("- a") == "\\- a" and prose("a@b.c") == "a@<wbr>b.c"
+
+
 @pytest.mark.parametrize("place", ["case", "name", "base", "head", "reason"])
 def test_a_comment_shows_the_texts_of_others_as_text(place):
     text = markdown(comparison(replace(SLOWER, **{place: HOSTILE}), notes=(HOSTILE,), name=HOSTILE))
@@ -79,7 +84,8 @@ def test_the_json_has_all_numbers_and_the_form_of_its_schema(tmp_path):
 
 
 def test_the_page_shows_what_fails_and_what_is_open_first(tmp_path):
-    write_gate(comparison(SAME, BETTER, OPEN, replace(SLOWER, reason=HOSTILE)), tmp_path)
+    metrics = (SAME, BETTER, OPEN, replace(SLOWER, reason=HOSTILE))
+    write_gate(comparison(*metrics, notes=(HOSTILE,)), tmp_path)
     page = (tmp_path / "index.html").read_text()
     titles = re.findall(r"<details( open)?><summary>([^<]*?) \(\d+\)</summary>", page)
     assert titles == [
@@ -87,7 +93,9 @@ def test_the_page_shows_what_fails_and_what_is_open_first(tmp_path):
         (" open", "Undecided"),
         ("", "Better"),
         ("", "The same"),
+        (" open", "Notes"),
     ]
     assert "<img" not in page and "<pre>harness gate A B --fixture tiny/single</pre>" in page
+    assert page.index("Undecided") < page.index("Notes (1)") < page.index("Circumstances")
     assert "UNDECIDED" not in page and ">FAILED: " in page
     assert "ratio" in page and "1.05" in page
