@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from fnmatch import fnmatchcase
 from typing import TypeGuard
@@ -39,14 +39,14 @@ class Margin:
     """How much worse a value may be, and which way worse is.
 
     `better` is "lower", "higher" or "exact"; `percent` is of the base's value; a value that is
-    `of_the_machine` means nothing when the two runs come from different ones. A `bounded` value is
-    judged by the room to its bound, instead of by `percent`.
+    `of_the_machine` means nothing when the two runs come from different ones. If the value has a
+    bound, `by_room` judges it by the room to the bound, instead of by `percent`.
     """
 
     better: str
     percent: float
     of_the_machine: bool = False
-    bounded: bool = False
+    by_room: bool = False
 
 
 # A number whose name ends so has a better direction; a change of any other fact must be accepted.
@@ -119,14 +119,13 @@ def fact_margin(name: str, value: Fact, overrides: Mapping[str, float]) -> Margi
 def figure_margin(name: str, figure: Figure, overrides: Mapping[str, float]) -> Margin:
     """Return the margin of a figure: the override for its name, else the row of its unit.
 
-    A figure with a bound has no margin of its own, unless it is of the machine: without an
-    override, the room to the bound decides.
+    Without an override, the room to the bound decides, unless the figure is of the machine.
     """
     percent, of_the_machine = FIGURES.get(figure.unit, OTHER_FIGURES)
     if plain_name(name) in overrides:
         return Margin(figure.better, overrides[plain_name(name)], of_the_machine)
-    bounded = figure.bound is not None and not of_the_machine and figure.better != "exact"
-    return Margin(figure.better, percent, of_the_machine, bounded)
+    by_room = not of_the_machine and figure.better != "exact"
+    return Margin(figure.better, percent, of_the_machine, by_room)
 
 
 def plain_name(name: str) -> str:
@@ -163,18 +162,22 @@ def fact_verdict(base: Fact, head: Fact, margin: Margin) -> Verdict:
 def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
     """Return the verdict on a measured figure; NaN and infinities in HEAD are regressions.
 
-    A change for the worse that is no larger than the spreads of both runs' samples together is
-    inconclusive: it may be noise.
+    A BASE that has no bound yet is judged by the bound of HEAD. A change for the worse that is no
+    larger than the spreads of both runs' samples together is inconclusive: it may be noise.
     """
     if (base.unit, base.better) != (head.unit, head.better):
         return "regression", "its unit or its better direction changed: give it another name"
     if not base.finite:
+        if not head.finite:
+            return "failing", "not a finite number in both"
         return "inconclusive", "BASE is not a finite number"
     if not head.finite:
         return "regression", "HEAD is not a finite number"
-    if base.within_bound and not head.within_bound:
-        return "regression", f"outside its bound, {with_unit(head.bound or 0, head.unit)}"
-    if margin.bounded:
+    if base.bound is None:
+        base = replace(base, bound=head.bound, floor=head.floor)
+    if base.within_bound and head.bound is not None and not head.within_bound:
+        return "regression", f"outside its bound, {with_unit(head.bound, head.unit)}"
+    if margin.by_room and base.bound is not None:
         judge = _headroom_verdict if base.within_bound else _verdict_beyond_bound
         return judge(base, head)
     verdict, reason = change_verdict(base.value, head.value, margin)

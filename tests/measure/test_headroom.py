@@ -1,5 +1,7 @@
 """A figure with a bound is judged by the room that the base left, above the noise."""
 
+import math
+
 import pytest
 
 from harness.measure.verdicts import figure_margin, figure_verdict
@@ -57,12 +59,15 @@ def test_the_reason_states_the_share_the_bound_and_what_is_tolerated():
         (error(2e-3, 6e-3, 3e-3), error(2e-3, 1.3e-2, 6.5e-3), "changed"),
         (error(2e-7), error(2e-7, bound=1e-4), "changed"),
         (error(2e-7), error(2e-7, bound=None), "changed"),
-        (error(2e-7, bound=None), error(2e-7), "same"),
+        (error(2e-7, bound=None), error(4e-7), "same"),  # of an older run, which had none
+        (error(2e-7, bound=None, floor=None), error(4e-6), "regression"),
+        (error(2e-7, bound=None), error(3e-7, bound=None), "regression"),  # by its margin
+        (error(math.nan), error(math.inf), "failing"),
         (sqnr(130.0), sqnr(130.0, bound=80.0), "changed"),
         (sqnr(130.0), sqnr(130.0, bound=83.0), "same"),
     ],
 )
-def test_a_looser_bound_is_a_change(base, head, wanted):
+def test_bounds_that_differ_or_are_missing(base, head, wanted):
     assert verdict(base, head)[0] == wanted
 
 
