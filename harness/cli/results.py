@@ -18,6 +18,7 @@ import harness
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.export.exporters import Exporter
     from harness.fixtures.sides import Side
     from harness.measure import GateResult, Metric
     from harness.report.gate import Comparison
@@ -230,12 +231,13 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
             _refuse(args, "artifacts, which are timed against a control", "margin")
             _refuse(args, "artifacts", "fixture", "mode")
             args.progress(f"comparing and timing {base.path} and {head.path}")
-            return _compare_artifacts(args, *map(sides.subject_of, (base, head)))
+            exporters = base.exporter, head.exporter
+            return _compare_exports(args, exporters, *map(sides.subject_of, (base, head)))
         case Exporter(), Exporter():
             _refuse(args, "exporters, whose artifacts are timed against a control", "margin")
             modes = args.mode or sides.MODES
             made = sides.pairs(base, head, args.fixture or ["tiny"], modes, args.progress)
-            compare = partial(_compare_exports, args, sides.own_runtimes(base, head))
+            compare = partial(_compare_exports, args, (base, head))
             return sides.compare_pairs(made, compare, args.progress)
     raise HarnessError(
         f"BASE is {sides.kind_of(base)}, HEAD is {sides.kind_of(head)}: give two result files, two "
@@ -256,16 +258,20 @@ def _compare_artifacts(args: argparse.Namespace, base: Subject, head: Subject) -
 
 
 def _compare_exports(
-    args: argparse.Namespace, runtimes: tuple[str, str] | None, base: Subject, head: Subject
+    args: argparse.Namespace,
+    exporters: tuple[Exporter | None, Exporter | None],
+    base: Subject,
+    head: Subject,
 ) -> GateResult:
-    """Compare two artifacts, and the own runtimes of their exporters unless these are one."""
-    from harness.fixtures.sides import time_own_runtimes
+    """Compare two artifacts, and without --runtime the own runtimes of their exporters."""
+    from harness.fixtures.sides import own_runtimes, time_own_runtimes
 
     result = _compare_artifacts(args, base, head)
+    runtimes = None if args.runtime else own_runtimes(*exporters)
     if runtimes is None:
         return result
     own = time_own_runtimes(base, head, runtimes, args.progress)
-    return replace(result, metrics=result.metrics + own.metrics, notes=(*result.notes, *own.notes))
+    return replace(result, metrics=result.metrics + own.metrics, notes=result.notes + own.notes)
 
 
 def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResult:

@@ -160,6 +160,7 @@ def markdown(comparison: Comparison) -> str:
         f"### {comparison.verdict}: {code(comparison.head['name'])} against"
         f" {code(comparison.base['name'])}",
         f"{comparison.summary}; in {comparison.seconds:.0f} s",
+        *_other_versions(comparison),
     ]
     shown = [metric for verdict in _OPEN.values() for metric in comparison.rows(verdict)]
     parts += _markdown_table(shown, _MAX_OPEN)
@@ -176,6 +177,15 @@ def markdown(comparison: Comparison) -> str:
         lines = "\n".join(_first(commands, _MAX_FOLD))
         parts.append(_fold("Repeat it", f"```console\n{lines}\n```"))
     return "\n\n".join(parts) + "\n"
+
+
+def _other_versions(comparison: Comparison) -> Iterator[str]:
+    """Yield a line with the versions in which the two exporters differ, if they do."""
+    base, head = (side.get("versions", {}) for side in (comparison.base, comparison.head))
+    differing = [name for name in {**base, **head} if base.get(name) != head.get(name)]
+    if base and head and differing:
+        changes = (f"{n} {base.get(n, 'none')} to {head.get(n, 'none')}" for n in differing)
+        yield f"Versions: {prose(', '.join(changes))}"
 
 
 def _fold(title: str, text: str) -> str:

@@ -67,6 +67,13 @@ def test_the_page_shows_each_verdict(verdict):
     assert f">{verdict}</span>" in html_page(comparison(replace(SAME, verdict=verdict)))
 
 
+def test_a_comment_names_the_versions_that_differ():
+    both = comparison(SAME)
+    assert "Versions" not in markdown(both)
+    head = {**both.head, "versions": {"torch": "2.14.0"}}
+    assert "\nVersions: torch 2.13.0 to 2.14.0\n" in markdown(replace(both, head=head))
+
+
 def test_a_comment_fits_github():
     metrics = [replace(SLOWER, name=f"name {n}" * 40, reason="long " * 400) for n in range(400)]
     text = markdown(comparison(*metrics, *(replace(m, verdict="better") for m in metrics)))
