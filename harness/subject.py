@@ -1,4 +1,7 @@
-"""An artifact with everything that it is compared with: model, checkpoint, scheme, reference."""
+"""An artifact with everything that it is compared with: model, checkpoint, scheme, reference.
+
+The functions say why a check does not apply to a subject, where several modules of checks need it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import Artifact, open_artifact
+from harness.artifact.delegate import BACKEND
 from harness.errors import ArtifactError, HarnessError
 from harness.generate.layout import describes_model, mode_of
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
     from harness.export.options import ExportOptions
     from harness.generate.session import Session
-    from harness.golden import Golden
+    from harness.golden import Golden, Steps
     from harness.golden.eager import Reference
     from harness.golden.weights import Match
     from harness.models import ModelConfig
@@ -94,7 +98,19 @@ class Subject:
     def reference_weights(self) -> list[Match]:
         """The artifact's weights, each with the parameter of the eager module that it is."""
         module = self.reference_module
-        return module.weight_matches(self.artifact) if module is not None else []
+        return [] if module is None else module.weight_matches(self.artifact, self._inputs)
+
+    @cached_property
+    def _inputs(self) -> dict[str, dict[str, Steps]]:
+        """The seeded calls of each method; tokens follow one another where a checkpoint says so."""
+        from harness.golden.inputs import all_inputs
+
+        given = None
+        if not self.reference_name and self.checkpoint and not self.is_language_model:
+            from harness.golden.language import token_sequences
+
+            given = token_sequences(self.artifact, self.seed)
+        return all_inputs(self.artifact, self.seed, given)
 
     @property
     def has_golden(self) -> bool:
@@ -109,19 +125,12 @@ class Subject:
         Raises HarnessError when the file does not fit the artifact, or the module fails.
         """
         from harness.golden import read_golden
-        from harness.golden.inputs import all_inputs
 
         if self.golden_path:
             return read_golden(self.golden_path, self.artifact)
         if self.reference_module is None:
             return None
-        given = None
-        if not self.reference_name:
-            from harness.golden.language import token_sequences
-
-            given = token_sequences(self.artifact, self.seed)
-        inputs = all_inputs(self.artifact, self.seed, given)
-        return self.reference_module.golden(self.artifact, inputs)
+        return self.reference_module.golden(self.artifact, self._inputs)
 
     @cached_property
     def mode(self) -> str:
@@ -257,3 +266,34 @@ class Subject:
             return f"the {of}'s weights are finite, but the model overflows"
         more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
         return f"the {of}'s weights hold NaN or infinity, in {', '.join(bad[:_MAX_NAMED])}{more}"
+
+
+def language_model(subject: Subject) -> str | None:
+    """Return why an artifact that is no language model of the static runner is skipped, or None.
+
+    Raises HarnessError when it was exported as one: its description is lost.
+    """
+    if subject.is_language_model or subject.options:
+        _ = subject.mode
+        return None
+    return (
+        "judges language models that describe themselves for ExecuTorch's static runner, by "
+        "constants such as 'forward_input_len'"
+    )
+
+
+def program(subject: Subject) -> str | None:
+    """Return why a bare package is skipped, or None."""
+    return None if subject.artifact.pte else "a bare package has no program and no metadata.json"
+
+
+def executable(subject: Subject) -> str | None:
+    """Return why an artifact that only in part is Core ML's cannot be executed, or None."""
+    found = other_backends(subject.artifact)
+    return f"calls delegates of {', '.join(found)}, which are not executed" if found else None
+
+
+def other_backends(artifact: Artifact) -> list[str]:
+    """Return the names of the backends beside Core ML that a program delegates to."""
+    methods = artifact.pte.methods.values() if artifact.pte else ()
+    return sorted({d.backend for m in methods for d in m.delegates} - {BACKEND})

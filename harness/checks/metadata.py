@@ -15,11 +15,10 @@ from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
 from harness.artifact.package import core_ml_shape, described
 from harness.artifact.proto import feature_types
 from harness.artifact.pte import DelegateCall, TensorValue
-from harness.checks.applies import other_backends, program
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.results import Finding
-from harness.subject import Subject
+from harness.subject import Subject, other_backends, program
 
 _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
 # A partitioner that computes in fp16 leaves the values between delegates as the model has them.

@@ -15,14 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.checks.accuracy import CALIBRATED_MULTIPLE, WIDE_TOLERANCE, Error, error, noise_floor
-from harness.checks.applies import executable
 from harness.checks.run import check
 from harness.errors import HarnessError
 from harness.golden import Call, distance, run_steps
 from harness.golden.weights import distinct
 from harness.results import Figure, Finding
 from harness.runtimes import REFERENCE, get_runtime, runtime_row
-from harness.subject import Subject
+from harness.subject import Subject, executable
 
 _FP16_STEPS = 2 * 2.0**-10  # of the largest value
 _FP32_STEPS = 2 * 2.0**-23

@@ -24,7 +24,6 @@ from harness.checks.accuracy import (
     top_agreement,
     trace,
 )
-from harness.checks.applies import executable, language_model
 from harness.checks.run import check
 from harness.generate import generate
 from harness.golden import run_steps
@@ -33,7 +32,7 @@ from harness.mil import observed
 from harness.mil.ranges import LARGEST, RangeMonitor
 from harness.results import Figure, Finding
 from harness.runtimes import REFERENCE
-from harness.subject import Subject
+from harness.subject import Subject, executable, language_model
 
 
 @check("parity", needs=(language_model,), takes_runtime=True)

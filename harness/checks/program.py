@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.artifact.proto import mil_types
-from harness.checks.applies import language_model
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.generate.phase import ConstantReader
 from harness.mil import get_policy, load_function
 from harness.results import Finding
-from harness.subject import Subject
+from harness.subject import Subject, language_model
 
 _FUSED_ATTENTION = ("scaled_dot_product_attention",)
 _STATE = ("read_state", "coreml_update_state", "write_state")

@@ -12,13 +12,12 @@ import torch
 
 from harness.artifact import Artifact, Package, open_artifact
 from harness.artifact.facts import duplicate_bytes, sharing
-from harness.checks.applies import language_model
 from harness.checks.run import check
 from harness.models.config import load_params
 from harness.models.model import rope_tables
 from harness.models.recognise import read_model
 from harness.results import Figure, Finding
-from harness.subject import Subject
+from harness.subject import Subject, language_model
 
 _STRATEGY = "multimethod_weight_sharing_strategy"
 _SLACK = 0.001  # names and headers may differ a little between the two exports

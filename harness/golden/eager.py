@@ -31,8 +31,10 @@ from harness.artifact import Artifact
 from harness.errors import HarnessError
 from harness.generate.interface import signature
 from harness.golden import Call, Expected, Golden, Steps, check_output, distance
+from harness.golden.folding import Computed, replaced
 from harness.golden.inputs import float_dtype
 from harness.golden.weights import (
+    Key,
     Match,
     Parameters,
     has_values,
@@ -40,7 +42,6 @@ from harness.golden.weights import (
     matches,
     most_alike,
     quantized_weights,
-    replaced,
 )
 from harness.pte import Specs
 
@@ -129,26 +130,43 @@ class Reference:
                 found |= {(method, name): t.detach().float() for name, t in floats}
         return found
 
-    def weight_matches(self, artifact: Artifact) -> list[Match]:
+    def weight_matches(
+        self, artifact: Artifact, inputs: Mapping[str, Mapping[str, Steps]]
+    ) -> list[Match]:
         """Return the weights of the artifact, each with the parameter that it is.
 
         A weight that resembles no parameter was computed from several, by a pass that folds
         constants, and has none. If a parameter is missing instead, that is its `difference`.
+        `inputs` are calls by method and sequence.
         """
-        parameters, buffers = self.parameters(artifact.methods), set()
+        parameters, buffers, computed = self.parameters(artifact.methods), set(), set()
         for method in artifact.methods:
             target = self._of(method)
             if isinstance(target, torch.nn.Module):
                 buffers |= {(method, name) for name, _ in target.named_buffers()}
+                computed |= self._computed(method, target, inputs[method])
         found = {match.where: match for match in matches(artifact, parameters)}
-        for match, names in replaced(artifact, list(found.values()), parameters, buffers):
-            lacks = ", ".join(f"'{name}'" for name in names)
-            problem = (
-                "resembles no tensor of the reference, and the artifact has no weight like the "
-                f"reference's {lacks}, of the same size"
-            )
+        values = list(found.values())
+        for match, problem in replaced(artifact, values, parameters, buffers, computed):
             found[match.where] = replace(match, difference=problem)
         return list(found.values())
+
+    @torch.no_grad()
+    def _computed(
+        self, method: str, target: torch.nn.Module, sequences: Mapping[str, Steps]
+    ) -> set[Key]:
+        """Return the parameters that a module computes with before any input."""
+        for steps in sequences.values():
+            module = copy.deepcopy(target).eval()
+            named = [*module.named_parameters(), *module.named_buffers()]
+            mode = Computed({(method, name): tensor for name, tensor in named})
+            try:
+                with mode:
+                    module(*(t.float() if t.is_floating_point() else t for t in steps[0]))
+            except Exception:  # shapes that a description allows may not fit each other
+                continue
+            return mode.keys
+        return {(method, name) for name, _ in target.named_parameters()}
 
     def _holds_its_weights(self, artifact: Artifact) -> bool:
         """Return whether every weight of the artifact is a parameter, changed or not, or a mask."""

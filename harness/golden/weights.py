@@ -8,7 +8,7 @@ that a pass computed from several, unless it has taken the place of a parameter 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,14 @@ Key = tuple[str, str]
 """A method, and a parameter's name in its module."""
 Parameters = dict[Key, torch.Tensor]
 
-_ALIKE = 0.5  # a weight with this part of its values in a parameter is that parameter, changed
+ALIKE = 0.5  # a weight with this part of its values in a parameter is that parameter, changed
 _NEAR = 0.1  # of a parameter's power, which the error of quantizing it does not reach
 _HALF_STEP = 0.51  # a rounded value is half a step off at most
-_ROUNDING = 2.0**-10  # of a value: it and its scale are rounded to fp16 before they are divided
+ROUNDING = 2.0**-10  # of a value: it and its scale are rounded to fp16 before they are divided
 _SCALE_ERROR = 0.005  # by which a block's scale may leave the rule that nearly all follow
 _NEARLY_ALL = 0.9
 _FEW = 2  # values in a mask, or in a bias of zeros: neither is told from another
 _SOME = 4096
-_CORRELATED = 0.5  # a weight that a pass has added to a parameter, as of a LoRA
-_SAME_LINE = 0.9  # a row that a pass has scaled and shifted, as of a batch norm
-_SHORT = 3  # values in a row; any two shorter rows are in line
 
 
 def held_weights(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor, bool]]:
@@ -64,7 +61,7 @@ def every_weight(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor]]:
     for where, weight, _ in _all_quantized(artifact, {}):
         yield where, weight
     for method in artifact.methods if artifact.pte is not None else ():
-        for number, weight in enumerate(_undelegated(artifact, method)):
+        for number, weight in enumerate(undelegated(artifact, method)):
             yield f"method '{method}', constant {number}", weight
 
 
@@ -74,11 +71,11 @@ def most_alike(
     """Return the parameter most like a weight: its name, its values in the weight's shape, and
     where they are equal; None when none is alike. Zeros say nothing.
     """
-    best, most = None, _ALIKE
+    best, most = None, ALIKE
     for name, parameter in parameters.items():
         if parameter.numel() != weight.numel():
             continue
-        for layout in _layouts(parameter):
+        for layout in layouts(parameter):
             want = layout.reshape(weight.shape)
             want = want.half().float() if is_half else want
             equal, counts = weight == want, (want != 0) | (weight != 0)
@@ -136,56 +133,7 @@ def has_values(weight: torch.Tensor) -> bool:
     return bool(some.unique().numel() > _FEW or weight.unique().numel() > _FEW)
 
 
-def replaced(
-    artifact: Artifact, found: Sequence[Match], parameters: Parameters, buffers: set[Key]
-) -> Iterator[tuple[Match, list[str]]]:
-    """Yield the weights that have taken the place of parameters, and the names of these.
-
-    A method lacks these parameters, and has at least as many weights of their size that cannot be
-    made of a parameter. With fewer weights, a pass may have folded several parameters into one, as
-    it does with a bias and a batch norm's statistics.
-    """
-    digests = distinct(parameters)
-    for method in artifact.methods:
-        functions = _functions(artifact, method)
-        own = [match for match in found if match.where.startswith(functions)]
-        of_method = {key: t for key, t in parameters.items() if key[0] == method}
-        known = {digests.get(match.parameter) for match in own if match.parameter}
-        for constant in _undelegated(artifact, method):
-            best = most_alike(constant, of_method, is_half=False)
-            known |= {digests.get(best[0])} if best else set()
-        missing = {digests[k]: k for k in of_method if digests.get(k, None) not in known | {None}}
-        for size in sorted({parameters[key].numel() for key in missing.values()}):
-            lost = [key for key in missing.values() if parameters[key].numel() == size]
-            unknown = [
-                (match, match.weight)
-                for match in own
-                if match.weight is not None and match.count == size and has_values(match.weight)
-            ]
-            related = {
-                (match.where, key)
-                for match, weight in unknown
-                for key, parameter in of_method.items()
-                if (key in lost or parameter.numel() > size) and _made_of(weight, parameter)
-            }
-            strange = [m for m, _ in unknown if m.where not in {where for where, _ in related}]
-            lost = [key for key in lost if key not in {key for _, key in related}]
-            if len(lost) <= len(strange) and lost and not buffers.intersection(lost):
-                for match in strange:
-                    yield match, [name for _, name in lost]
-
-
-def _functions(artifact: Artifact, method: str) -> tuple[str, ...]:
-    if artifact.package is not None:
-        return (f"package 0, function '{method}', ",)
-    packages = artifact.packages
-    return tuple(
-        f"package {packages.index(d.bundle.package)}, function '{d.program_function}', "
-        for d in artifact.delegates[method]
-    )
-
-
-def _undelegated(artifact: Artifact, method: str) -> Iterator[torch.Tensor]:
+def undelegated(artifact: Artifact, method: str) -> Iterator[torch.Tensor]:
     """Yield the float constants of a program's own kernels."""
     for value in artifact.pte.methods[method].values if artifact.pte is not None else ():
         if not isinstance(value, TensorValue) or value.data is None:
@@ -194,38 +142,8 @@ def _undelegated(artifact: Artifact, method: str) -> Iterator[torch.Tensor]:
             yield torch.from_numpy(value.array().copy()).float()
 
 
-def _made_of(weight: torch.Tensor, parameter: torch.Tensor) -> bool:
-    """Return whether a pass may have made a weight of a parameter and others.
-
-    It takes a part, changes the order of the values, scales and shifts all values or those of each
-    row or column, or adds to the values.
-    """
-    if parameter.numel() > weight.numel():
-        flat = weight.half().flatten()
-        if parameter.numel() % len(flat):
-            return False
-        parts = [t.half().reshape(-1, len(flat)) for t in _layouts(parameter)]
-        return any(float((part == flat).float().mean(1).max()) > _ALIKE for part in parts)
-    if torch.equal(weight.half().flatten().sort()[0], parameter.half().flatten().sort()[0]):
-        return True
-    for layout in _layouts(parameter):
-        want = layout.reshape(weight.shape)
-        if _in_line(weight.reshape(1, -1), want.reshape(1, -1)) > _CORRELATED:
-            return True
-        for axis in range(min(2, weight.dim()) if weight.dim() > 1 else 0):
-            rows = [t.transpose(0, axis).flatten(1) for t in (weight, want)]
-            if rows[0].shape[1] >= _SHORT and _in_line(*rows) > _SAME_LINE:
-                return True
-    return False
-
-
-def _in_line(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the mean magnitude of the correlation of two tensors' rows."""
-    one, other = (t.double() - t.double().mean(1, keepdim=True) for t in (one, other))
-    return float(torch.cosine_similarity(one, other, dim=1).abs().mean())
-
-
-def _layouts(parameter: torch.Tensor) -> list[torch.Tensor]:
+def layouts(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """Return a parameter and, of a matrix, its transpose."""
     return [parameter, parameter.T] if parameter.dim() == 2 else [parameter]
 
 
@@ -250,7 +168,7 @@ class QuantizedWeight:
             return ""
         name = self.parameter[1]
         steps = (self.weight - self.original).abs() / self.scale
-        allowed = _HALF_STEP + _ROUNDING * (self.original / self.scale).abs()
+        allowed = _HALF_STEP + ROUNDING * (self.original / self.scale).abs()
         wrong = int((steps > allowed).sum())
         if wrong:
             worst = float(steps.max())

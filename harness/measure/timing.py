@@ -21,7 +21,6 @@ import torch
 from harness.artifact import Artifact, open_artifact
 from harness.checks import check, run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
-from harness.checks.applies import executable
 from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.golden import distance, golden_of_runtime, run_steps
@@ -29,7 +28,7 @@ from harness.golden.inputs import all_inputs
 from harness.results import Figure, Finding
 from harness.runtimes import Runtime, get_runtime, isolated_runtime
 from harness.runtimes.isolated import overhead_ns
-from harness.subject import Subject
+from harness.subject import Subject, executable
 
 WARM_UP_ROUNDS = 1
 CHECK_ROUNDS = 5

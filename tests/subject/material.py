@@ -176,6 +176,31 @@ def lora() -> nn.Module:
     return _Lora().eval()
 
 
+class _Computed(nn.Module):
+    """Multiplies by functions of one parameter each: monotone, and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.a, self.b = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(x @ torch.exp(self.a) / 9) @ torch.cos(3 * self.b))
+
+
+def computed() -> nn.Module:
+    """Return a module that computes its weights."""
+    return _Computed().eval()
+
+
+def normed() -> nn.Module:
+    """Return a layer whose weight is a direction and a length."""
+    torch.manual_seed(10)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    return nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 4)).eval()
+
+
 class _Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -186,13 +186,14 @@ def test_a_weight_that_is_off_by_1_percent_is_found_by_its_checkpoint(
         assert cases["outputs", "mil:widen"]["outcome"] == "fail"
 
 
-def test_the_weights_of_another_checkpoint_are_found(artifact, check, source, tmp_path):
+def test_the_weights_of_another_checkpoint_are_named(artifact, check, source, tmp_path):
     weights = torch.load(source[1], weights_only=True)
     weights["layers.1.attention.wo.weight"] += torch.randn(64, 64) / 100
     torch.save(weights, tmp_path / "other.pth")
     words = ("--checkpoint", tmp_path / "other.pth", *source[2:])
     status, cases = check(artifact("cached.pte")[0], *words)
     assert status == 1 and cases["outputs", "mil:widen"]["outcome"] == "fail"
+    assert "'layers.1.attention.wo.weight'" in cases["reference-weights", "-"]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -309,6 +310,17 @@ def test_a_weight_that_is_wholly_another_is_named_with_the_one_that_is_missing(c
     assert case["facts"] == {"reference tensors": 5, "matched tensors": 4}
 
 
+@pytest.mark.parametrize("noise", [0.003, 0.1])
+def test_a_weight_with_noise_everywhere_is_not_folded(check, tmp_path, noise):
+    module = material.branch()
+    module.a.weight.data += noise * torch.randn(8, 8) / 3
+    path = package(tmp_path / "noisy.mlpackage", module, (2, 8))
+    words = ("--reference", "tests.subject.material:branch", "--check", "reference-weights")
+    status, cases = check(path, *words)
+    reason = cases["reference-weights", "-"]["reason"]
+    assert status == 1 and "'a_weight_to_fp16': is not the reference's 'a.weight'" in reason
+
+
 def test_a_weight_that_is_wholly_another_in_one_of_two_functions_is_found(
     check, tmp_path, monkeypatch
 ):
@@ -326,7 +338,13 @@ def test_a_weight_that_is_wholly_another_in_one_of_two_functions_is_found(
 
 @pytest.mark.parametrize(
     ("reference", "shape"),
-    [("batch_norm", (1, 3, 16, 16)), ("lora", (2, 8)), ("recurrent", (1, 4, 8))],
+    [
+        ("batch_norm", (1, 3, 16, 16)),
+        ("lora", (2, 8)),
+        ("recurrent", (1, 4, 8)),
+        ("computed", (2, 8)),
+        ("normed", (2, 8)),
+    ],
 )
 def test_a_weight_that_was_folded_is_right(check, tmp_path, reference, shape):
     path = package(tmp_path / "folded.mlpackage", getattr(material, reference)(), shape)
