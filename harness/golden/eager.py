@@ -37,11 +37,11 @@ from harness.golden.weights import (
     Key,
     Match,
     Parameters,
+    adopted,
     has_values,
     held_weights,
     matches,
     most_alike,
-    quantized_weights,
 )
 from harness.pte import Specs
 
@@ -85,8 +85,7 @@ class Reference:
         that a description allows may not fit each other.
         """
         half = float_dtype(artifact) == "fp16"
-        quantized = quantized_weights(artifact, self.parameters(artifact.methods))
-        self._adopted = {match.parameter: match.as_parameter for match in quantized}
+        self._adopted = adopted(artifact, self.parameters(artifact.methods))
         folded = half and not self._holds_its_weights(artifact)
         golden: Golden = {}
         for method, sequences in inputs.items():

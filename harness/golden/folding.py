@@ -16,17 +16,18 @@ from torch.utils._pytree import tree_leaves
 from harness.artifact import Artifact
 from harness.golden.weights import (
     ALIKE,
-    ROUNDING,
     Key,
     Match,
     Parameters,
     distinct,
+    functions_within,
     has_values,
     layouts,
     most_alike,
     undelegated,
 )
 
+_ROUNDING = 2.0**-10  # of the largest value: a weight and its parameter in fp16
 _CORRELATED = 0.5  # a weight that a pass has added to a parameter, as of a LoRA
 _SAME_LINE = 0.9  # a row that a pass has scaled and shifted, as of a batch norm
 _SHORT = 3  # values in a row; any two shorter rows are in line
@@ -54,7 +55,9 @@ def replaced(
     """
     digests = distinct(parameters)
     for method in artifact.methods:
-        own = [match for match in found if match.where.startswith(_functions(artifact, method))]
+        own = [
+            match for match in found if match.where.startswith(functions_within(artifact, method))
+        ]
         of_method = {key: t for key, t in parameters.items() if key[0] == method}
         known = {digests.get(match.parameter) for match in own if match.parameter}
         for constant in undelegated(artifact, method):
@@ -126,16 +129,6 @@ def _strange(
                 )
 
 
-def _functions(artifact: Artifact, method: str) -> tuple[str, ...]:
-    if artifact.package is not None:
-        return (f"package 0, function '{method}', ",)
-    packages = artifact.packages
-    return tuple(
-        f"package {packages.index(d.bundle.package)}, function '{d.program_function}', "
-        for d in artifact.delegates[method]
-    )
-
-
 def _relation(weight: torch.Tensor, parameter: torch.Tensor) -> str | None:
     """Return how a pass may have made a weight of a parameter: alone ("exact"), or with others.
 
@@ -159,7 +152,7 @@ def _relation(weight: torch.Tensor, parameter: torch.Tensor) -> str | None:
             one, other = (t.transpose(0, axis).flatten(1) for t in (weight, want))
             pairs += [(one, other, _SAME_LINE)] if one.shape[1] >= _SHORT else []
         for one, other, least in pairs:
-            if one.shape[1] > _SHORT and _off_line(one, other) <= ROUNDING:
+            if one.shape[1] > _SHORT and _off_line(one, other) <= _ROUNDING:
                 return "exact"
             if _in_line(one, other) > least:
                 found = "loose"

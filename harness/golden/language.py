@@ -111,7 +111,7 @@ class LanguageModule(torch.nn.Module):
             halves = self._halves.get(name, False)
             own = halves_of_pairs(weight, config.head_dim) if halves else weight
             # A clone: a tied layer may be quantized in another way than the embedding.
-            _register(self, name, torch.nn.Parameter(own.float().clone(), requires_grad=False))
+            register_parameter(self, name, own.float().clone())
         self._add_rope(held)
 
     def _add_rope(self, held: Sequence[torch.Tensor]) -> None:
@@ -172,14 +172,14 @@ class _Ordered(Operations):
         return self.config.scale
 
 
-def _register(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+def register_parameter(module: torch.nn.Module, name: str, weight: torch.Tensor) -> None:
     """Add a parameter under a name with dots, as modules in modules."""
     *path, last = name.split(".")
     for part in path:
         if part not in dict(module.named_children()):
             module.add_module(part, torch.nn.Module())
         module = module.get_submodule(part)
-    module.register_parameter(last, parameter)
+    module.register_parameter(last, torch.nn.Parameter(weight, requires_grad=False))
 
 
 def _nearer(one: torch.Tensor, other: torch.Tensor, held: Sequence[torch.Tensor]) -> bool:

@@ -8,7 +8,7 @@ that a pass computed from several, unless it has taken the place of a parameter 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,9 @@ Parameters = dict[Key, torch.Tensor]
 ALIKE = 0.5  # a weight with this part of its values in a parameter is that parameter, changed
 _NEAR = 0.1  # of a parameter's power, which the error of quantizing it does not reach
 _HALF_STEP = 0.51  # a rounded value is half a step off at most
-ROUNDING = 2.0**-10  # of a value: it and its scale are rounded to fp16 before they are divided
+# Of a value: it, its scale, their quotient, and the product that an artifact computes again are
+# each rounded to fp16.
+_ROUNDING = 4 * 2.0**-11
 _SCALE_ERROR = 0.005  # by which a block's scale may leave the rule that nearly all follow
 _NEARLY_ALL = 0.9
 _FEW = 2  # values in a mask, or in a bias of zeros: neither is told from another
@@ -133,6 +135,17 @@ def has_values(weight: torch.Tensor) -> bool:
     return bool(some.unique().numel() > _FEW or weight.unique().numel() > _FEW)
 
 
+def functions_within(artifact: Artifact, method: str) -> tuple[str, ...]:
+    """Return how the places of a method's weights begin."""
+    if artifact.package is not None:
+        return (f"package 0, function '{method}', ",)
+    packages = artifact.packages
+    return tuple(
+        f"package {packages.index(d.bundle.package)}, function '{d.program_function}', "
+        for d in artifact.delegates[method]
+    )
+
+
 def undelegated(artifact: Artifact, method: str) -> Iterator[torch.Tensor]:
     """Yield the float constants of a program's own kernels."""
     for value in artifact.pte.methods[method].values if artifact.pte is not None else ():
@@ -151,7 +164,8 @@ def layouts(parameter: torch.Tensor) -> list[torch.Tensor]:
 class QuantizedWeight:
     """A quantized weight, dequantized to fp32, and the parameter that it was made from.
 
-    `scale` has the weight's shape, None where values come from a table.
+    `scale` has the weight's shape, None where values come from a table. `readers` are the types of
+    the operations that read the weight.
     """
 
     where: str
@@ -160,6 +174,7 @@ class QuantizedWeight:
     parameter: Key
     original: torch.Tensor  # in the weight's shape
     as_parameter: torch.Tensor  # the weight in the parameter's shape
+    readers: frozenset[str]
 
     @property
     def difference(self) -> str:
@@ -168,7 +183,7 @@ class QuantizedWeight:
             return ""
         name = self.parameter[1]
         steps = (self.weight - self.original).abs() / self.scale
-        allowed = _HALF_STEP + ROUNDING * (self.original / self.scale).abs()
+        allowed = _HALF_STEP + _ROUNDING * (self.original / self.scale).abs()
         wrong = int((steps > allowed).sum())
         if wrong:
             worst = float(steps.max())
@@ -187,6 +202,40 @@ class QuantizedWeight:
 def quantized_weights(artifact: Artifact, parameters: Parameters) -> list[QuantizedWeight]:
     """Return the quantized weights that are near a parameter."""
     return [match for _, _, match in _all_quantized(artifact, parameters) if match is not None]
+
+
+def adopted(artifact: Artifact, parameters: Parameters) -> Parameters:
+    """Return the values of quantized weights by the parameters of each method that they are.
+
+    Of two equal parameters, as of a tied layer, an embedding is the first.
+    """
+    found: Parameters = {}
+    for match in quantized_weights(artifact, parameters):
+        original = parameters[match.parameter]
+        for method in artifact.methods:
+            if not match.where.startswith(functions_within(artifact, method)):
+                continue
+            equal = [
+                key
+                for key, tensor in parameters.items()
+                if key[0] == method and tensor.shape == original.shape
+                if torch.equal(tensor, original)
+            ]
+            if equal and "gather" in match.readers:
+                found[equal[0]] = match.as_parameter
+            if equal and match.readers != {"gather"}:
+                found[equal[-1]] = match.as_parameter
+    return found
+
+
+def _readers(maker: Any, operations: Sequence[Any]) -> frozenset[str]:
+    names = {output.name for output in maker.outputs}
+    return frozenset(
+        operation.type
+        for operation in operations
+        for value in operation.inputs.values()
+        if names.intersection(argument.name for argument in value.arguments)
+    )
 
 
 Quantized = tuple[str, torch.Tensor, QuantizedWeight | None]
@@ -230,7 +279,15 @@ def _quantized(
             shape = parameters[key].shape
             back = weight.reshape(shape[::-1]).T if turned else weight.reshape(shape)
             scale = _scale(operation, package, weight, place)
-            match = QuantizedWeight(place, weight, scale, key, original, back.contiguous())
+            match = QuantizedWeight(
+                place,
+                weight,
+                scale,
+                key,
+                original,
+                back.contiguous(),
+                _readers(operation, operations),
+            )
             yield place, weight, match
 
 

@@ -224,6 +224,12 @@ def put_half(weights: bytearray, reference: Any, index: int, value: float) -> No
     struct.pack_into("<e", weights, start, value)
 
 
+def halves(weights: bytearray, reference: Any) -> np.ndarray[Any, np.dtype[np.float16]]:
+    """Return the fp16 values of the blob that `reference` names; writing to them writes to it."""
+    _, _, size, start = struct.unpack_from("<IIQQ", weights, reference.offset)
+    return np.frombuffer(weights, np.float16, size // 2, start)
+
+
 def copy_blob(weights: bytearray, reference: Any) -> int:
     """Store the blob that `reference` names again, at the file's end; return its offset."""
     _, _, size, start = struct.unpack_from("<IIQQ", weights, reference.offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.checks import Check, artifact_checks, run_check
+from harness.checks import Check, artifact_checks, run_check, value_checks
 from harness.results import Case
 from harness.runtimes import REFERENCE
 from harness.subject import Subject
@@ -39,7 +39,7 @@ def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]
     The outcome is `error` for an artifact that is too broken to be opened or to be looked at.
     """
     if isinstance(check, str):
-        known = artifact_checks()
+        known = artifact_checks() | value_checks()
         assert check in known, f"no check '{check}': @check registers it in a module of the room"
         check = known[check]
     case = run_check(check, subject, REFERENCE if check.takes_runtime else None, suite="mutants")

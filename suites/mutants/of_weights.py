@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from harness.suites.mutants.edit import Export, Payload, copy_blob, put_half, scale_half
+import numpy as np
+
+from harness.suites.mutants.edit import Export, Payload, copy_blob, halves, put_half, scale_half
 from harness.suites.mutants.of_programs import QUANTIZED, blocks
+
+Halves = np.ndarray[Any, np.dtype[Any]]
 
 
 def constant(payload: Payload, function: str, end: str) -> Any:
@@ -57,6 +62,25 @@ def perturb_a_norm(export: Export) -> None:
     payload = blocks(export)
     reference = constant(payload, export.functions[0], "attention_norm_weight")
     scale_half(payload.weights, reference, 5, 1.01)
+
+
+def redraw_a_norm(export: Export) -> None:
+    """Draw all weights of a norm anew."""
+    _change_norm(export, lambda values: np.random.default_rng(1).uniform(0.5, 1.5, len(values)))
+
+
+def noise_on_a_norm(export: Export) -> None:
+    """Add noise of 3 % to each weight of a norm."""
+    _change_norm(
+        export, lambda values: values * np.random.default_rng(2).normal(1, 0.03, len(values))
+    )
+
+
+def _change_norm(export: Export, change: Callable[[Halves], Halves]) -> None:
+    payload = blocks(export)
+    reference = constant(payload, export.functions[0], "attention_norm_weight")
+    values = halves(payload.weights, reference)
+    values[:] = change(values.astype(np.float64))
 
 
 def add_a_bias(export: Export) -> None:
