@@ -186,7 +186,18 @@ def large(session: nox.Session) -> None:
     """
     install(session, "executorch", "test", "smollm2")
     results = ["--results", f"{RESULTS}/large"]
-    run(session, "pytest", "suites/large", "-s", *results, *session.posargs)
+    Path(RESULTS, "large").mkdir(parents=True, exist_ok=True)
+    times = ["--benchmark-json", f"{RESULTS}/large/times.json"]
+    run(session, "pytest", "suites/large", "-s", *results, *times, *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def hot_paths(session: nox.Session) -> None:
+    """Time the harness's own hot paths with pytest-benchmark; `results/` has the JSON."""
+    install(session, "test", "smollm2")
+    Path(RESULTS).mkdir(exist_ok=True)
+    times = ["--benchmark-json", f"{RESULTS}/hot-paths.json"]
+    run(session, "pytest", "suites/hot_paths", *times, *session.posargs)
 
 
 def benchmarks(session: nox.Session, command: str) -> None:

@@ -1,0 +1,1 @@
+"""Times the harness's own hot paths with pytest-benchmark."""
