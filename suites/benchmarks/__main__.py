@@ -29,6 +29,7 @@ from harness.suites.benchmarks.history import (
     register_machine,
     require_asv,
     run_asv,
+    system_build,
 )
 
 THRESHOLD = 5.0  # percent
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("subject", "a model of `harness models` or a subject of yours; default: tiny"),
         ("mode", "single or multifunction; default: all that a subject has"),
-        ("runtime", "default: all that are timed"),
+        ("runtime", "default: those of harness.toml, or else all that are timed"),
     ):
         run.add_argument(f"--{name}", action="append", metavar=name.upper(), help=text)
     run.add_argument("--rounds", type=int, default=8, help="timed rounds (default: 8)")
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
             type=float,
             default=THRESHOLD,
             metavar="PERCENT",
-            help=f"a smaller step is no regression (default: {THRESHOLD:g})",
+            help=f"ignore smaller steps (default: {THRESHOLD:g})",
         )
         command.add_argument(
             "--accept",
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     """Measure, and file the results under the commit."""
+    from harness.fixtures.project import project
     from harness.results.machine import Header
     from harness.runtimes import runtime_row
     from harness.suites.benchmarks.language_models import ARTIFACT, TIMED, VARIABLE, Settings
@@ -123,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
         subjects=subjects,
         exporters=exporters,
         modes=args.mode or _modes(list(subjects)),
-        runtimes=[runtime_row(name).name for name in args.runtime or TIMED],
+        runtimes=[runtime_row(name).name for name in args.runtime or project().runtimes or TIMED],
         rounds=args.rounds,
     )
     machine = args.machine or machine_class()
@@ -142,7 +144,9 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         versions = {label: _versions(name) for label, name in exporters.items() if name}
         options = {"subjects": list(subjects), "rounds": settings.rounds}
-        repository.note(machine, Header.here(options, versions).to_json())
+        session = Header.here(options, versions).to_json()
+        session["machine"] = {**session["machine"], "build": system_build()}
+        repository.note(machine, session)
     return 0
 
 

@@ -237,7 +237,7 @@ class Pair:
 
 
 def _calls(subject: Subject, runtime: str, rounds: int) -> Figures:
-    """Time loads, and calls of all methods, of a model that is no language model."""
+    """Time loads, and calls of all methods, of a model that is not a language model."""
     from harness.measure.timing import timed_calls
 
     if runtime.startswith("eager"):

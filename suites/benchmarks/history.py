@@ -323,6 +323,15 @@ def machine_class() -> str:
     return re.sub(r"[^a-z0-9.]+", "-", f"{system} {chip}".lower()).strip("-")
 
 
+def system_build() -> str:
+    """Return the build of the operating system: `24D81` of macOS, that of the kernel elsewhere."""
+    if sys.platform != "darwin":
+        return platform.version()
+    command = ["sw_vers", "-buildVersion"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def register_machine(name: str) -> None:
     """Tell asv of a machine that is its class alone.
 

@@ -158,7 +158,7 @@ class PerTokenRatio(PerToken):
 
 
 class Time(PerRuntime):
-    """From a short prompt to the first token; loads; calls of a model that is no language model."""
+    """From a prompt to its first token; loads; calls of what is not a language model."""
 
     unit = "ms"
     track_first_token = of_runtime("first token")

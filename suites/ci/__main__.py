@@ -247,7 +247,7 @@ def history(args: argparse.Namespace) -> int:
 def runtimes_of_the_runner(environment: Mapping[str, str]) -> list[str]:
     """Return the runtimes for this runner; none where those of the project or the suite are right.
 
-    A hosted Mac has no Neural Engine, and its GPU is no device's: Core ML executes on its CPU.
+    A hosted Mac has no Neural Engine, and a virtual GPU: Core ML executes on its CPU.
     """
     from harness.fixtures.project import project
 

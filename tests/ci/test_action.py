@@ -216,6 +216,16 @@ def test_input_is_never_code(origin, tmp_path):
     assert not (runner.clone / "broken").exists()
 
 
+def test_a_night_measures_the_commit_and_pushes_the_history(origin, tmp_path):
+    runner = Runner(tmp_path / "runner", origin("night"), event="schedule")
+    outcomes, printed, summary = runner.run(run="history", machine="linux-hosted")
+    assert outcomes == {"Install the harness": "success", "Measure the commit": "success"}, printed
+    files = git(tmp_path / "models", "ls-tree", "-r", "--name-only", "benchmarks")
+    assert f"models/linux-hosted/{git(runner.clone, 'rev-parse', 'HEAD')[:8]}-py" in files
+    assert "### PASSED: history" in summary and "series compared, 0 regressions" in printed
+    assert (runner.clone / "results" / "history" / "models" / "index.html").is_file()
+
+
 def plan(tmp_path, **inputs):
     """Run the step `plan` of the reusable workflow; return (status, printed, its outputs)."""
     (step,) = MODELS["jobs"]["plan"]["steps"]

@@ -92,7 +92,8 @@ def test_a_users_artifact_has_a_time_a_ratio_and_a_size(measured):
 def test_a_result_says_what_it_depends_on(measured):
     session = results(measured[0])["session"]
     assert {"torch", "coremltools", "executorch"} <= session["versions"].keys()
-    assert {"os", "release", "cpu"} <= session["machine"].keys()
+    assert {"os", "release", "build", "cpu"} <= session["machine"].keys()
+    assert session["machine"]["build"]
     assert session["options"]["rounds"] == 1
 
 
