@@ -84,7 +84,7 @@ def test_a_sound_workflow_has_no_problem(broken):
     ("old", "new", "message"),
     [
         ("steps.install.outputs.python", "steps.instal.outputs.python", '"instal" is not defined'),
-        ("inputs.machine", "inputs.machines", '"machines" is not defined'),
+        ("inputs.token", "inputs.tokens", '"tokens" is not defined'),
         ("# v6.1.0", "", None),  # a comment alone
         ("83679a892e2d95755f2dac6acb0bfd1e9ac5d548", "v6", "is not pinned to a commit"),
     ],
