@@ -29,6 +29,7 @@ from harness.checks.accuracy import (
 )
 from harness.checks.run import Check
 from harness.checks.weights import table_error
+from harness.errors import HarnessError
 from harness.generate.layout import ModelLayout
 from harness.generate.session import Session
 from harness.models.model import Freqs
@@ -105,15 +106,54 @@ def _facts(layout: ModelLayout) -> dict[str, object]:
     return {name: getattr(layout, name) for name in names} | shapes
 
 
+Distances = Iterator[tuple[str, Error, float]]
+"""What was compared, how far it is from what it must be, and how far it may be."""
+
+
+def trace_distances(base: Subject, head: Subject, runtime: str) -> Distances:
+    """Yield how far HEAD's logits and caches are from BASE's, on the same tokens.
+
+    The bounds are parity's for BASE. Raises HarnessError when the two cannot be called alike.
+    """
+    sessions = [subject.session(runtime) for subject in (base, head)]
+    ours, theirs = (session.layout for session in sessions)
+    for what in ("vocab_size", "n_layers", "n_kv_heads", "head_dim"):
+        if getattr(ours, what) != getattr(theirs, what):
+            values = f"{getattr(ours, what)}, HEAD's {getattr(theirs, what)}"
+            raise HarnessError(f"BASE's {what} is {values}: their outputs cannot be compared")
+    tokens = sequence(base)[: theirs.context]
+    count = min(prompt_length(base), len(tokens))
+    want, have = (trace(session, tokens, count) for session in sessions)
+    allowed = tolerances(base, runtime)
+    for part, found in _differences(have, want).items():
+        yield part if part == "caches" else f"logits of {part}", found, allowed[part]
+
+
 def _differences(have: Trace, want: Trace) -> dict[str, Error]:
-    """Return the difference of each part; that of the caches is the largest of all layers."""
-    split = want.n_prefill
+    """Return the difference of each part; that of the caches is the largest of all layers.
+
+    Positions of which one of the two has no logits, or no room in its caches, are left out.
+    """
     pairs = zip((*have.keys, *have.values), (*want.keys, *want.values), strict=True)
+    rows = ((h, w, min(h.shape[1], w.shape[1])) for h, w in pairs)
     return {
-        "prefill": error(have.logits[:split], want.logits[:split]),
-        "decode": error(have.logits[split:], want.logits[split:]),
-        "caches": max((error(h, w) for h, w in pairs), key=_badness),
+        "prefill": _logits_error(have, want, prefill=True),
+        "decode": _logits_error(have, want, prefill=False),
+        "caches": max((error(h[:, :n], w[:, :n]) for h, w, n in rows), key=_badness),
     }
+
+
+def _logits_error(have: Trace, want: Trace, prefill: bool) -> Error:
+    ours, theirs = (
+        {
+            position: row
+            for number, (position, row) in enumerate(zip(x.positions, x.logits, strict=True))
+            if (number < x.n_prefill) == prefill
+        }
+        for x in (have, want)
+    )
+    shared = [position for position in ours if position in theirs]
+    return error(*(torch.stack([rows[p] for p in shared]) for rows in (ours, theirs)))
 
 
 def _badness(found: Error) -> tuple[bool, float]:

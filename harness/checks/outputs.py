@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from harness.checks.accuracy import CALIBRATED_MULTIPLE, WIDE_TOLERANCE, Error, error, noise_floor
 from harness.checks.run import check
 from harness.errors import HarnessError
-from harness.golden import Call, distance, run_steps
+from harness.golden import Call, distance, golden_of_runtime, run_steps
+from harness.golden.inputs import all_inputs
 from harness.golden.weights import distinct
 from harness.results import Figure, Finding
 from harness.runtimes import REFERENCE, get_runtime, runtime_row
@@ -73,7 +74,7 @@ def check_outputs(subject: Subject, runtime: str) -> Iterator[Finding]:
         found = [
             one
             for name, calls in sequences.items()
-            for one in _compared(subject, method, name, calls, runtime)
+            for one in compared_outputs(subject, method, name, calls, runtime)
         ]
         worst = max(found, key=lambda one: one.error.relative / one.bound)
         is_ok = worst.error.relative <= worst.bound
@@ -96,7 +97,7 @@ def check_outputs(subject: Subject, runtime: str) -> Iterator[Finding]:
 
 
 @dataclass(frozen=True)
-class _Compared:
+class Compared:
     """An output of a sequence at its worst step; `bound` is relative to the largest value."""
 
     sequence: str
@@ -105,9 +106,9 @@ class _Compared:
     bound: float
 
 
-def _compared(
+def compared_outputs(
     subject: Subject, method: str, sequence: str, calls: Sequence[Call], runtime: str
-) -> Iterator[_Compared]:
+) -> Iterator[Compared]:
     """Call a method on each step's inputs, and compare each output with the nearest value.
 
     Raises HarnessError for a shape that is not the reference's.
@@ -133,7 +134,32 @@ def _compared(
                 (error(actual.reshape(value.shape), value) for value in expected.values),
                 key=lambda found: found.relative,
             )
-            yield _Compared(sequence, names[index], nearest, bounds[index])
+            yield Compared(sequence, names[index], nearest, bounds[index])
+
+
+def output_distances(
+    base: Subject, head: Subject, runtime: str
+) -> Iterator[tuple[str, Error, float]]:
+    """Yield how far each of HEAD's outputs is from what BASE gives in `double`, with the bounds."""
+    artifact = base.artifact
+    values = golden_of_runtime(artifact, "mil:double", all_inputs(artifact, base.seed))
+    against = Subject(head.artifact.path)
+    against.golden = values
+    assert against.golden is not None
+    for method, sequences in values.items():
+        if method not in head.artifact.methods:
+            raise HarnessError(f"HEAD has no method '{method}'")
+        found = [
+            one
+            for name, calls in sequences.items()
+            for one in compared_outputs(against, method, name, calls, runtime)
+        ]
+        for output in dict.fromkeys(one.output for one in found):
+            worst = max(
+                (one for one in found if one.output == output),
+                key=lambda one: one.error.relative / one.bound,
+            )
+            yield f"{method}: {output}", worst.error, worst.bound
 
 
 def _bounds(subject: Subject, method: str, calls: Sequence[Call], runtime: str) -> dict[int, float]:

@@ -17,7 +17,6 @@ from harness import __version__
 from harness.cli import (
     bisect,
     check,
-    diff,
     export,
     inspect,
     packages,
@@ -87,8 +86,8 @@ COMMANDS = {
     ),
     "diff": Command(
         "show what changed between two artifacts; exit status 1 when something did",
-        diff.add_arguments,
-        diff.run,
+        packages.add_diff_arguments,
+        packages.diff,
         artifacts=("a", "b"),
     ),
     "check": Command(

@@ -20,14 +20,12 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.export.exporters import Exporter
     from harness.fixtures.sides import Side
+    from harness.fixtures.subjects import Located
     from harness.measure import GateResult, Metric
     from harness.report.gate import Comparison
     from harness.subject import Subject
 
 _SUITE = Path(harness.__file__).with_name("suites") / "conformance"
-# header -> widest cell; the reason takes the rest of the line.
-COLUMNS = {"metric": 34, "base": 18, "head": 18, "verdict": 12}
-INDENT = "  "
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
 MERGED = "merged.jsonl"  # where the merged streams have different names
@@ -149,6 +147,12 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
         help="let a change pass that the gate names so, such as `program` (may be repeated)",
     )
     parser.add_argument(
+        "--tier",
+        action="append",
+        choices=["structure", "numbers", "time"],
+        help="compare only this of two artifacts; structure executes nothing (may be repeated)",
+    )
+    parser.add_argument(
         "--allow-inconclusive",
         action="store_true",
         help="exit with 0, not 4, when a metric is undecided and none is worse",
@@ -200,7 +204,7 @@ def _side_word(args: argparse.Namespace, name: str) -> str:
 
 def _gate_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was asked for, apart from the sides and from the output."""
-    names = ("fixture", "mode", "runtime", "margin", "accept", "allow_inconclusive")
+    names = ("fixture", "mode", "runtime", "tier", "margin", "accept", "allow_inconclusive")
     return {name: getattr(args, name) or "default" for name in names}
 
 
@@ -225,14 +229,13 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
 
     match base, head:
         case Path(), Path():
-            _refuse(args, "result files", "runtime", "fixture", "mode")
+            _refuse(args, "result files", "runtime", "tier", "fixture", "mode")
             return _compare_runs(args, base, head)
         case Located(), Located():
             _refuse(args, "artifacts, which are timed against a control", "margin")
             _refuse(args, "artifacts", "fixture", "mode")
-            args.progress(f"comparing and timing {base.path} and {head.path}")
             exporters = base.exporter, head.exporter
-            return _compare_exports(args, exporters, *map(sides.subject_of, (base, head)))
+            return _compare_exports(args, exporters, sides.subject_of(base), _opened(head))
         case Exporter(), Exporter():
             _refuse(args, "exporters, whose artifacts are timed against a control", "margin")
             modes = args.mode or sides.MODES
@@ -251,24 +254,37 @@ def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
             raise HarnessError(f"--{name} is not for two {what}")
 
 
-def _compare_artifacts(args: argparse.Namespace, base: Subject, head: Subject) -> GateResult:
-    from harness.measure.artifacts import compare_artifacts
+def _opened(head: Located) -> Subject | Path:
+    """Return HEAD as a subject, or the path of one that is too damaged to be opened."""
+    from harness.errors import ArtifactError
+    from harness.fixtures.sides import subject_of
 
-    return compare_artifacts(base, head, args.runtime)
+    try:
+        return subject_of(head)
+    except ArtifactError:
+        return Path(head.path)
+
+
+def _compare_artifacts(args: argparse.Namespace, base: Subject, head: Subject | Path) -> GateResult:
+    from harness.measure.artifacts import TIERS, compare_artifacts
+
+    tiers = args.tier or TIERS
+    return compare_artifacts(base, head, args.runtime, tiers, args.progress)
 
 
 def _compare_exports(
     args: argparse.Namespace,
     exporters: tuple[Exporter | None, Exporter | None],
     base: Subject,
-    head: Subject,
+    head: Subject | Path,
 ) -> GateResult:
     """Compare two artifacts, and without --runtime the own runtimes of their exporters."""
     from harness.fixtures.sides import own_runtimes, time_own_runtimes
 
     result = _compare_artifacts(args, base, head)
-    runtimes = None if args.runtime else own_runtimes(*exporters)
-    if runtimes is None:
+    timed = not args.runtime and not isinstance(head, Path) and "time" in (args.tier or ["time"])
+    runtimes = own_runtimes(*exporters) if timed else None
+    if runtimes is None or isinstance(head, Path):
         return result
     own = time_own_runtimes(base, head, runtimes, args.progress)
     return replace(result, metrics=result.metrics + own.metrics, notes=result.notes + own.notes)
@@ -287,33 +303,17 @@ def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResul
 
 def _parts(comparison: Comparison, everything: bool) -> Iterator[str]:
     """Yield the table, the notes, how changes are accepted, and the verdict with the counts."""
-    from harness.report.gate import acceptance
+    from harness.report.gate import acceptance, list_metrics
 
     result = comparison.result
     shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
     if shown:
-        yield _table(shown)
+        yield list_metrics(shown, everything)
     if result.notes:
         yield "\n".join(_wrap(f"Note: {note}") for note in result.notes)
     if hint := acceptance(result):
         yield hint
     yield f"{comparison.verdict}: {comparison.summary}"
-
-
-def _table(metrics: Sequence[Metric]) -> str:
-    """Draw metrics under the id of their case, which is too long for a column."""
-    from harness.report import WIDTH, draw_rows, fit
-    from harness.text import clip
-
-    rows = [(m.name, m.base, m.head, m.verdict, m.reason) for m in metrics]
-    fitted = fit(rows, COLUMNS, WIDTH - len(INDENT))
-    header, rule, *lines = draw_rows([*COLUMNS, "reason"], fitted).splitlines()
-    printed = [INDENT + header, INDENT + rule]
-    for index, (metric, line) in enumerate(zip(metrics, lines, strict=True)):
-        if index == 0 or metric.case != metrics[index - 1].case:
-            printed.append(clip(metric.case, WIDTH))
-        printed.append(INDENT + line)
-    return "\n".join(printed)
 
 
 def _wrap(text: str) -> str:

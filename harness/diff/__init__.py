@@ -9,12 +9,16 @@ from harness.artifact import Artifact
 from harness.artifact.mapped import FolderFiles, is_folder, map_file
 from harness.artifact.pte_reader import program_tables
 from harness.diff.difference import Difference, changed, same_files, without_random
+from harness.diff.expressions import function_digests, method_digests
+from harness.diff.functions import Reader
 from harness.diff.programs import diff_packages, diff_programs
 from harness.errors import HarnessError
 
-__all__ = ["Difference", "diff_artifacts"]
+__all__ = ["Difference", "check_readable", "diff_artifacts"]
 
 _IDENTIFIERS = ("identifier", "key")
+# Ends of the names of metadata and files: the date, and what maps operations to the exporter's.
+_OF_ONE_EXPORT = ("conversion_date", "debug_info.json", "debug_handle_mapping.json")
 
 _Files = Mapping[str, memoryview]
 
@@ -22,8 +26,7 @@ _Files = Mapping[str, memoryview]
 def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
     """Return the differences, from the whole to the parts; none when all bytes are equal.
 
-    Two exports of one model differ at most in identifiers that exporters draw at random
-    (`Difference.is_random`).
+    Those between two exports of one model are marked `is_incidental`.
 
     Raises HarnessError when one artifact is a program and the other a package, and ArtifactError
     when a part that is compared is damaged.
@@ -44,25 +47,34 @@ def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
         found += diff_packages(a.package, b.package)
     else:
         found += diff_programs(a, b)
-    found = [replace(one, is_random=True) if _is_random(one) else one for one in found]
-    if all(one.is_random for one in found):
+    found = [replace(one, is_incidental=True) if _is_incidental(one) else one for one in found]
+    if all(one.is_incidental for one in found):
         found += _diff_tables(*files)
     if found:
         return found
     # A manifest's identifiers, or the order of a message's entries.
     sizes = [sum(map(len, each.values())) for each in files]
-    return [Difference("", "bytes", "identifiers or order", sizes[0], sizes[1], is_random=True)]
+    return [Difference("", "bytes", "identifiers or order", sizes[0], sizes[1], is_incidental=True)]
 
 
-def _is_random(found: Difference) -> bool:
-    """Return whether only an identifier's UUID or digest differs."""
+def check_readable(artifact: Artifact) -> None:
+    """Read every part that is compared; raises ArtifactError for a damaged one."""
+    _ = artifact.constants
+    readers = {package: Reader(package) for package in artifact.packages}
+    for package, reader in readers.items():
+        for function in package.functions:
+            function_digests(reader, function)
+    for method in artifact.methods if artifact.pte else ():
+        method_digests(artifact, method, readers)
+
+
+def _is_incidental(found: Difference) -> bool:
+    """Return whether two exports of one model may differ so."""
+    if found.what.endswith(_OF_ONE_EXPORT):
+        return True
     a, b = found.a, found.b
-    return (
-        found.what in _IDENTIFIERS
-        and isinstance(a, str)
-        and isinstance(b, str)
-        and without_random(a) == without_random(b) != a
-    )
+    named = found.what in _IDENTIFIERS and isinstance(a, str) and isinstance(b, str)
+    return named and without_random(a) == without_random(b) != a
 
 
 def _diff_tables(a: _Files, b: _Files) -> Iterator[Difference]:

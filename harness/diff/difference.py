@@ -22,14 +22,19 @@ class WeightSource:
     result: str | None
     value: Value
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What is equal for the same weight: its package, and its place in the weight file."""
+        return self.package, self.value.blobFileValue.fileName, self.value.blobFileValue.offset
+
 
 @dataclass(frozen=True)
 class Difference:
     """A difference: where it is, and the JSON values of both sides, None where one has nothing.
 
-    `is_random` says that exporters draw the values at random, so that two exports of one model
-    differ in them. `is_name` says that it is about names or an order, and the method computes
-    the same from the same inputs. `sources` are those of a weight.
+    `is_incidental` says that it belongs to the one export, not to the model: identifiers drawn at
+    random, the date, debug data. `is_name` says that it is about names or an order, and the method
+    computes the same from the same inputs. `sources` are those of a weight.
     """
 
     where: str
@@ -37,7 +42,7 @@ class Difference:
     what: str
     a: Any
     b: Any
-    is_random: bool = False
+    is_incidental: bool = False
     is_name: bool = False
     sources: tuple[WeightSource | None, ...] = field(default=(), compare=False, repr=False)
 

@@ -17,38 +17,37 @@ from harness.artifact import Artifact
 from harness.artifact.delegate import Delegate
 from harness.artifact.package import Package
 from harness.artifact.pte import DelegateCall, FreeCall, KernelCall, ListValue, TensorValue, Value
-from harness.diff.functions import COMMUTATIVE, Weights
-from harness.diff.steps import RETURN, Parameter, Step, steps
+from harness.diff.functions import COMMUTATIVE, Reader
+from harness.diff.steps import Parameter, Step
 
 Digests = Mapping[str, str]
 _EFFECTS = ""  # the name under which a function's digests have those of its states
 
 
 def function_digests(
-    weights: Weights, package: Package, name: str, given: Digests = MappingProxyType({})
+    reader: Reader, name: str, given: Digests = MappingProxyType({})
 ) -> dict[str, str]:
     """Return the digest of each output of a function by name, and of what it does to states.
 
     `given` are digests of inputs; an input without one is known by its name. Raises ArtifactError
-    for a weight that is not in the package.
+    for a function or a weight that is not in the package.
     """
-    block = package.operations(name)  # first: to ask for an unknown function would add it
-    function = package.functions[name]
-    known = {value.name: digest("input", value.name) for value in function.inputs} | dict(given)
+    *found, _ = reader.steps(name)
+    inputs = [value.name for value in reader.package.functions[name].inputs]
+    known = {name: given.get(name, digest("input", name)) for name in inputs}
     effects = ""
-    for step in steps(function, block):
-        if step.type == RETURN:
-            break
-        parts = _parameters(weights, name, step, known)
+    for step in found:
+        parts = _parameters(reader, name, step, known)
         made = digest(step.type, *parts, *step.types, effects if step.keeps_order else "")
         effects = made if step.keeps_order else effects
-        known |= {output: digest(made, index) for index, output in enumerate(step.outputs)}
-    return {output: known.get(output, "") for output in block.outputs} | {_EFFECTS: effects}
+        known.update((out, digest(made, n)) for n, out in enumerate(step.outputs))
+    outputs = reader.package.operations(name).outputs
+    return {output: known.get(output, "") for output in outputs} | {_EFFECTS: effects}
 
 
-def _parameters(weights: Weights, function: str, step: Step, known: Digests) -> list[str]:
+def _parameters(reader: Reader, function: str, step: Step, known: Digests) -> list[str]:
     """Return a digest of each parameter; those of a commutative operation are sorted."""
-    contents = iter(weights.of(function, step))
+    contents = iter(reader.weights(function, step))
 
     def one(parameter: Parameter, name: str) -> str:
         held = [next(contents).content for _ in parameter.weights]
@@ -61,7 +60,7 @@ def _parameters(weights: Weights, function: str, step: Step, known: Digests) -> 
 
 
 def method_digests(
-    artifact: Artifact, method: str, weights: Mapping[Package, Weights]
+    artifact: Artifact, method: str, readers: Mapping[Package, Reader]
 ) -> list[str] | None:
     """Return digests of a program's method: of its outputs, in order, and of each of its calls.
 
@@ -75,7 +74,7 @@ def method_digests(
     for call in plan.instructions:
         match call:
             case DelegateCall(index, args) if index in delegates:
-                given = _called(delegates[index], args, plan.values, known, weights)
+                given = _called(delegates[index], args, plan.values, known, readers)
             case DelegateCall(index, args):
                 other = plan.delegates[index]
                 what = digest(other.backend, bytes(other.processed), other.compile_specs)
@@ -100,14 +99,14 @@ def _called(
     args: Sequence[int],
     values: Sequence[Value],
     known: Mapping[int, str],
-    weights: Mapping[Package, Weights],
+    readers: Mapping[Package, Reader],
 ) -> dict[int, str]:
     """Return the digests that a Core ML delegate's call gives; -1 is what it does to states."""
     names, package = delegate.names, delegate.bundle.package
     count = len(names.input_names)
     taken = [_value(values, arg, known) for arg in args[:count]]
     inputs = dict(zip(names.input_names, taken, strict=False))
-    made = function_digests(weights[package], package, delegate.program_function, inputs)
+    made = function_digests(readers[package], delegate.program_function, inputs)
     outputs = dict(zip(args[count:], names.output_names, strict=False))
     given = {arg: made.get(name, digest("no output", name)) for arg, name in outputs.items()}
     # The numbers of arguments count: names beyond them, or arguments beyond the names, are wrong.

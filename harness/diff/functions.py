@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact.package import Package
 from harness.diff.difference import Difference, WeightSource, changed
-from harness.diff.steps import RETURN, Step, by_data_flow, type_text
+from harness.diff.steps import RETURN, Step, by_data_flow, steps, type_text
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Value
@@ -139,8 +139,8 @@ def diff_operations(
         yield Difference(where, "operation", number, len(only_a), len(only_b))
     if alignment.rewired:
         ours, theirs = alignment.rewired[0]
-        name = ", ".join(ours.outputs) or RETURN
-        what = f"inputs of {len(alignment.rewired)} operations, first {name}"
+        more = len(alignment.rewired) - 1
+        what = f"{ours.place} = {ours.type}, inputs" + (f" (and {more} more)" if more else "")
         yield Difference(where, "wiring", what, ", ".join(ours.inputs), ", ".join(theirs.inputs))
     renamed = [(o, p) for o, p in alignment.names.items() if o != p]
     if renamed:
@@ -149,7 +149,7 @@ def diff_operations(
 
 def _replaced(where: str, a: Step, b: Step) -> Difference:
     """Return how an operation differs from the one in its place: the parameters, or all of it."""
-    what = f"{a.number}: {', '.join(a.outputs) or a.type}"
+    what = a.place
     named = [{p.name or "blocks": p.text for p in step.parameters} for step in (a, b)]
     for parts, step in zip(named, (a, b), strict=True):
         if step.types:
@@ -182,27 +182,35 @@ class Weight:
         return f"{self.type}, {self.size:,} bytes, #{self.digest[:8]}"
 
 
-class Weights:
-    """The weights of a package; each is read once for all functions that share it."""
+class Reader:
+    """Reads the functions and weights of a package, each once."""
 
     def __init__(self, package: Package) -> None:
-        self._package = package
+        self.package = package
         self._digests: dict[tuple[str, int], str] = {}
+        self._steps: dict[str, list[Step]] = {}
 
-    def of(self, function: str, step: Step) -> list[Weight]:
+    def steps(self, function: str) -> list[Step]:
+        """Return a function's steps; raises ArtifactError when it does not exist."""
+        if function not in self._steps:
+            block = self.package.operations(function)  # first: `functions` would add the name
+            self._steps[function] = steps(self.package.functions[function], block)
+        return self._steps[function]
+
+    def weights(self, function: str, step: Step) -> list[Weight]:
         """Return the weights that an operation of a function takes.
 
         Raises ArtifactError when one is not in the package.
         """
         made = step.outputs[0] if step.type.startswith(CONSTEXPR) else None
         return [
-            self._weight(name, value, WeightSource(self._package, function, made, value))
+            self._weight(name, value, WeightSource(self.package, function, made, value))
             for name, value in step.weights
         ]
 
     def _weight(self, name: str, value: Value, source: WeightSource) -> Weight:
         key = (value.blobFileValue.fileName, value.blobFileValue.offset)
-        blob = self._package.blob(*key)
+        blob = self.package.blob(*key)
         if key not in self._digests:
             self._digests[key] = hashlib.sha256(blob.data).hexdigest()
         return Weight(name, type_text(value.type), len(blob.data), self._digests[key], source)

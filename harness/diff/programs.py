@@ -18,8 +18,8 @@ from harness.artifact.package import MANIFEST, Package, described
 from harness.artifact.pte import DelegateCall, KernelCall, Pte
 from harness.diff.difference import Difference, changed, reordered, same_files, without_random
 from harness.diff.expressions import function_digests, method_digests
-from harness.diff.functions import Weights, align, diff_operations, diff_weights
-from harness.diff.steps import steps, type_text
+from harness.diff.functions import Reader, align, diff_operations, diff_weights
+from harness.diff.steps import type_text
 
 _MAX_SHOWN = 32  # values of a constant array; a larger one is shown by its digest
 _METADATA = ("shortDescription", "versionString", "author", "license")
@@ -30,7 +30,7 @@ _OF_NAMES = ("names", "order", "program", "operation", "wiring", "weight")
 _OF_NAMES_ALONE = ("input", "output", "description")
 _OF_DELEGATES = ("input names", "output names")
 
-_Weights = Mapping[Package, Weights]
+_Readers = Mapping[Package, Reader]
 
 
 def diff_programs(a: Artifact, b: Artifact) -> Iterator[Difference]:
@@ -40,23 +40,23 @@ def diff_programs(a: Artifact, b: Artifact) -> Iterator[Difference]:
     yield from _diff_constants(a.constants, b.constants)
     yield from changed("", "named data", *map(_other_data, (a, b)))
     pairs: dict[tuple[Bundle, Bundle], Pair] = {}
-    weights = {package: Weights(package) for x in (a, b) for package in x.packages}
+    readers = {package: Reader(package) for x in (a, b) for package in x.packages}
     for name in a.methods:
         if name in b.methods:
             where = f"method '{name}'"
-            digests = [method_digests(x, name, weights) for x in (a, b)]
+            digests = [method_digests(x, name, readers) for x in (a, b)]
             found = [
                 *_diff_method(where, method_facts(a, name), method_facts(b, name)),
                 *changed(where, "program", *(_calls(x.pte, name) for x in (a, b))),
-                *_diff_delegates(a.delegates[name], b.delegates[name], pairs, weights),
+                *_diff_delegates(a.delegates[name], b.delegates[name], pairs, readers),
             ]
             yield from _marked(found, digests[0] == digests[1] and digests[0] is not None)
 
 
 def diff_packages(a: Package, b: Package) -> Iterator[Difference]:
     """Yield the differences between two packages."""
-    weights = {package: Weights(package) for package in (a, b)}
-    pair = Pair(a, b, weights)
+    readers = {package: Reader(package) for package in (a, b)}
+    pair = Pair(a, b, readers)
     yield from pair.package("")
     for name in a.functions:
         if name in b.functions:
@@ -127,7 +127,7 @@ def _diff_delegates(
     a: tuple[Delegate, ...],
     b: tuple[Delegate, ...],
     pairs: dict[tuple[Bundle, Bundle], Pair],
-    weights: _Weights,
+    readers: _Readers,
 ) -> Iterator[Difference]:
     """Yield the differences between delegates of the same index, and between their packages."""
     indexed = [{delegate.index: delegate for delegate in found} for found in (a, b)]
@@ -138,7 +138,7 @@ def _diff_delegates(
         if ours and theirs:
             key = ours.bundle, theirs.bundle
             if key not in pairs:
-                pairs[key] = Pair(ours.bundle.package, theirs.bundle.package, weights)
+                pairs[key] = Pair(ours.bundle.package, theirs.bundle.package, readers)
                 yield from changed(where, "metadata.json", *map(_described, key))
                 yield from changed(where, "file", *map(_other_files, key))
                 yield from pairs[key].package(f"{where}, package")
@@ -190,9 +190,9 @@ def _other_data(artifact: Artifact) -> dict[str, str]:
 class Pair:
     """Two packages; however many methods refer to them, each pair of functions is compared once."""
 
-    def __init__(self, a: Package, b: Package, weights: _Weights) -> None:
+    def __init__(self, a: Package, b: Package, readers: _Readers) -> None:
         self._packages = a, b
-        self._weights = weights[a], weights[b]
+        self._readers = readers[a], readers[b]
         self._seen: set[tuple[str, str]] = set()
         self._same = same_files(a.files, b.files)
 
@@ -211,10 +211,8 @@ class Pair:
         if (self._same and a == b) or (a, b) in self._seen:
             return
         self._seen.add((a, b))
-        digests = [
-            function_digests(weights, package, name)
-            for weights, package, name in zip(self._weights, self._packages, (a, b), strict=True)
-        ]
+        readers = zip(self._readers, (a, b), strict=True)
+        digests = [function_digests(reader, name) for reader, name in readers]
         yield from _marked(self._function(where, a, b), digests[0] == digests[1])
 
     def _function(self, where: str, a: str, b: str) -> Iterator[Difference]:
@@ -229,10 +227,10 @@ class Pair:
         yield from changed(where, "output", *outputs)
         features = [_features(p, name) for p, name in zip(packages, names, strict=True)]
         yield from changed(where, "description", *features)
-        ours, theirs = (steps(f, block) for f, block in zip(functions, blocks, strict=True))
+        ours, theirs = (r.steps(name) for r, name in zip(self._readers, names, strict=True))
         alignment = align(ours, theirs)
         yield from diff_operations(where, ours, theirs, alignment)
-        taken = (partial(w.of, name) for w, name in zip(self._weights, names, strict=True))
+        taken = (partial(r.weights, n) for r, n in zip(self._readers, names, strict=True))
         yield from diff_weights(where, alignment, *taken)
 
 

@@ -82,6 +82,11 @@ class Step:
         return f"{', '.join(self.outputs)} = {self.signature}" if self.outputs else self.signature
 
     @property
+    def place(self) -> str:
+        """The operation's number and results."""
+        return f"{self.number}: {', '.join(self.outputs) or self.type}"
+
+    @property
     def keeps_order(self) -> bool:
         """Whether it reads or writes a state: its order among such operations matters."""
         return any("state " in parameter.text for parameter in self.parameters)

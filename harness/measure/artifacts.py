@@ -1,94 +1,257 @@
-"""The sizes of an artifact, and the gate on two: their parts, the right logits, their speed.
+"""The gate on two artifacts: structure, then numbers, then time, HEAD against BASE in each.
 
-The gate times both in one session; see `comparison`.
+Two artifacts that are each true to their own weights can differ, so neither is held against itself
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from harness.artifact import Artifact
+from harness.artifact.exported import is_exported
 from harness.artifact.facts import artifact_facts
+from harness.artifact.pte_reader import read_pte
 from harness.checks import Check, artifact_checks, check, run_check, value_checks
-from harness.diff import Difference, diff_artifacts
-from harness.errors import HarnessError
-from harness.golden import golden_of_runtime
-from harness.golden.inputs import all_inputs
+from harness.checks.accuracy import Error
+from harness.checks.agreement import trace_distances
+from harness.checks.outputs import output_distances
+from harness.diff import Difference, check_readable
+from harness.errors import ArtifactError, HarnessError
 from harness.measure import GateResult, Metric
 from harness.measure.comparison import time_artifacts
+from harness.measure.structure import structure_metrics
 from harness.measure.timing import check_latency, check_memory
-from harness.measure.verdicts import fact_margin, fact_text, fact_verdict, outcome_verdict
+from harness.measure.verdicts import fact_margin, fact_verdict, outcome_verdict
 from harness.results import Case, Fact, Finding
 from harness.runtimes import default_runtime, usable_runtimes
-from harness.subject import Subject
-from harness.text import clip
+from harness.subject import Subject, executable
+from harness.text import counted
 
-_TELLING = ("option", "operation", "wiring", "weight")  # kinds of differences
-_MAX_NOTES = 4
-_MAX_TEXT = 120  # characters of a value in a message
+TIERS = ("structure", "numbers", "time")
+_NOT_JUDGED = ("error", "crash", "timeout")  # outcomes of a check that could not compare anything
+# What HEAD may have changed knowingly, so that other outputs are a change and no regression.
+_EXPLAINS_OUTPUTS = ("weights", "tables", "constants", "program", "interface", "names", "options")
 
 
 def compare_artifacts(
-    base: Subject | str | Path, head: Subject | str | Path, runtime: str | None = None
+    base: Subject | str | Path,
+    head: Subject | str | Path,
+    runtime: str | None = None,
+    tiers: Iterable[str] = TIERS,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> GateResult:
-    """Compare two artifacts on a runtime, without a name on this machine's default.
+    """Compare two artifacts, executed on a runtime, without a name on this machine's default.
 
-    Language models are held against their oracle. For another model, what BASE gives in `double`
-    is what HEAD must give.
+    `tiers` are those of `TIERS` to compare; only `structure` executes nothing.
 
-    Raises NotInstalledError when the runtime cannot be used here, HarnessError for a bad file.
+    Raises NotInstalledError when the runtime cannot be used here, HarnessError for two artifacts of
+    different kinds, for a damaged BASE, and for an unknown tier.
     """
+    if unknown := [tier for tier in tiers if tier not in TIERS]:
+        raise HarnessError(f"no tier '{unknown[0]}'; choose from {', '.join(TIERS)}")
     (runtime,) = usable_runtimes([runtime or default_runtime()])
-    subjects = Subject.of(base), Subject.of(head)
-    differences = diff_artifacts(*(subject.artifact for subject in subjects))
-    is_language_model = all(subject.is_language_model for subject in subjects)
-    cases = (_parity if is_language_model else _outputs)(*subjects, runtime)
-    metrics = [*_fact_metrics(*subjects), *constant_metrics(differences), _case_metric(*cases)]
-    if all(case.outcome == "pass" for case in cases):
-        metrics += _time_metrics(*subjects, runtime)
-    return GateResult(tuple(metrics), tuple(difference_notes(differences)))
+    opened = _opened(head)
+    if isinstance(opened, ArtifactError):
+        return GateResult((_damaged(opened),), ())
+    gate = _Gate(Subject.of(base), opened, runtime, progress)
+    for tier in TIERS:
+        if tier in tiers:
+            getattr(gate, tier)()
+    return GateResult(tuple(gate.metrics), tuple(gate.notes))
 
 
-def _fact_metrics(base: Subject, head: Subject) -> Iterator[Metric]:
-    ours, theirs = _facts(base), _facts(head)
-    for name in dict.fromkeys([*ours, *theirs]):
-        if name not in theirs:
-            text = "HEAD does not have it"
-            yield Metric("artifact", name, "fact", fact_text(ours[name]), "", "regression", text)
-            continue
-        if name not in ours:
-            yield Metric("artifact", name, "fact", "", fact_text(theirs[name]), "new")
-            continue
-        margin = fact_margin(name, ours[name], {})
-        texts = fact_text(ours[name]), fact_text(theirs[name])
-        verdict, reason = fact_verdict(ours[name], theirs[name], margin)
-        yield Metric("artifact", name, "fact", *texts, verdict, reason)
+def _opened(head: Subject | str | Path) -> Subject | ArtifactError:
+    """Open HEAD; return the error for a program whose packages cannot be found.
+
+    Raises ArtifactError for a path that holds no program at all.
+    """
+    try:
+        return Subject.of(head)
+    except ArtifactError as error:
+        path = head if isinstance(head, str | Path) else head.artifact.path
+        if Path(path).suffix == ".pte":
+            read_pte(Path(path))
+            return error
+        if is_exported(Path(path)):
+            return error
+        raise
 
 
-def constant_metrics(differences: Sequence[Difference]) -> Iterator[Metric]:
-    """Yield the constants that differ, save tables of floats: exporters round these differently."""
-    for found in differences:
-        base, head = _texts(found)
-        if found.kind == "constant" and not (base + head).startswith("float"):
-            name, reason = f"constant {found.what}", "a deterministic fact changed"
-            yield Metric("artifact", name, "fact", base, head, "regression", reason)
+def _damaged(error: ArtifactError) -> Metric:
+    return _regression("artifact", "structure", f"HEAD is damaged: {error}")
 
 
-def difference_notes(differences: Sequence[Difference]) -> Iterator[str]:
-    """Yield what changed in options, operations, wiring and weights: the first of it."""
-    telling = [d for d in differences if d.kind in _TELLING and not d.what.startswith("number ")]
-    for found in telling[:_MAX_NOTES]:
-        base, head = (text or "(none)" for text in _texts(found))
-        where = f"{found.where}: " if found.where else ""
-        yield f"Changed: {where}{found.kind} {found.what}: BASE has {base}; HEAD has {head}"
-    if len(telling) > _MAX_NOTES:
-        yield f"Changed: {len(telling) - _MAX_NOTES} more; `harness diff` shows all"
+class _Gate:
+    """One comparison; each tier adds its metrics and notes."""
+
+    def __init__(
+        self, base: Subject, head: Subject, runtime: str, progress: Callable[[str], None]
+    ) -> None:
+        self.metrics: list[Metric] = []
+        self.notes: list[str] = []
+        self._subjects = base, head
+        self._runtime = runtime
+        self._progress = progress
+
+    def structure(self) -> None:
+        """Compare what both hold, and the checks that execute nothing.
+
+        Raises ArtifactError when BASE is damaged; a damaged HEAD is a regression.
+        """
+        self._progress("comparing programs and weights")
+        try:
+            base, head = (subject.artifact for subject in self._subjects)
+            self.metrics += _size_metrics(base, head)
+            metrics, differences = structure_metrics(*self._subjects)
+            self.metrics += metrics
+            self.notes += _notes(differences)
+        except ArtifactError as error:
+            check_readable(self._subjects[0].artifact)
+            self.metrics.append(_damaged(error))
+        self._run_checks(executing=False)
+
+    def numbers(self) -> None:
+        """Run the checks that execute, and compare what HEAD computes with what BASE does."""
+        self._run_checks(executing=True)
+        self._progress(f"comparing what both compute on {self._runtime}")
+        base, head = self._subjects
+        is_language_model = base.is_language_model and head.is_language_model
+        try:
+            compared = trace_distances if is_language_model else output_distances
+            for where, found, bound in compared(base, head, self._runtime):
+                self.metrics.append(self._output_metric(where, found, bound))
+        except HarnessError as error:
+            self.metrics.append(self._not_compared(str(error)))
+
+    def time(self) -> None:
+        """Time both in turn, when both compute what they should."""
+        wrong = [m for m in self.metrics if m.verdict == "regression" and m.kind != "fact"]
+        if wrong:
+            self.notes.append(f"Not timed: {wrong[0].name} is worse in HEAD")
+            return
+        self._progress(f"timing both on {self._runtime}")
+        try:
+            timed = time_artifacts(*self._subjects, self._runtime, progress=self._progress)
+            self.metrics += [one.metric("time") for one in timed]
+        except HarnessError as error:
+            metric = Metric("time", "all", "figure", "", "", "inconclusive", str(error))
+            self.metrics.append(metric)
+
+    def _run_checks(self, executing: bool) -> None:
+        """Add the outcome of each check that applies; say once why others do not."""
+        skipped: dict[str, list[str]] = {}
+        for found in _checks(self._subjects[0]):
+            executes = found.takes_runtime or executable in found.needs
+            if executes != executing:
+                continue
+            self._progress(f"checking {found.name}")
+            runtime = self._runtime if found.takes_runtime else None
+            base, head = (run_check(found, x, runtime, suite="gate") for x in self._subjects)
+            if base.outcome == head.outcome == "skip":
+                skipped.setdefault(head.reason, []).append(found.name)
+            else:
+                self.metrics.append(_outcome_metric(base, head))
+        for reason, names in skipped.items():
+            self.notes.append(f"Not checked: {', '.join(names)}: {reason}")
+
+    def _output_metric(self, where: str, found: Error, bound: float) -> Metric:
+        verdict, cause = "same", ""
+        if not found.relative <= bound:
+            verdict, cause = self._wrong_outputs()
+        reason = (
+            f"{cause}HEAD is off by {found.relative:.3g} of the largest value; {bound:.3g} is "
+            "allowed"
+        )
+        numbers = {"bound": bound, "values": found.count}
+        if math.isfinite(found.relative):
+            numbers["difference"] = found.relative
+        case = f"what both compute on {self._runtime}"
+        return Metric(case, where, "figure", "", "", verdict, reason, "outputs", numbers)
+
+    def _wrong_outputs(self) -> tuple[str, str]:
+        """Return the verdict on outputs that are not BASE's, and how HEAD's own checks explain it.
+
+        When the oracle finds HEAD wrong, they are worse; when it finds BASE wrong, better.
+        """
+        outcomes = {m.name: m for m in self.metrics if m.kind == "outcome"}
+        parity = outcomes.get("parity")
+        if parity is not None and parity.head != "pass":
+            return "regression", "HEAD is not what its own weights give; "
+        if parity is not None and parity.base != "pass":
+            return "better", "BASE is not what its own weights give; "
+        changes = (m.accept for m in self.metrics if m.verdict == "changed")
+        if any(accept in _EXPLAINS_OUTPUTS for accept in changes):
+            return "changed", ""
+        return "regression", ""
+
+    def _not_compared(self, reason: str) -> Metric:
+        """Return the metric of two artifacts of which one could not be executed.
+
+        It is HEAD's fault when BASE passes its own checks.
+        """
+        case = f"what both compute on {self._runtime}"
+        executing = [m for m in self.metrics if m.kind == "outcome" and m.base != "skip"]
+        if all(metric.base == "pass" for metric in executing):
+            return _regression(case, "outputs", reason)
+        return Metric(case, "outputs", "outcome", "", "", "inconclusive", reason)
 
 
-def _texts(found: Difference) -> tuple[str, str]:
-    """Return both sides of a difference as short texts, "" for a side that has nothing."""
-    base, head = ("" if side is None else clip(str(side), _MAX_TEXT) for side in (found.a, found.b))
-    return base, head
+def _regression(case: str, name: str, reason: str) -> Metric:
+    return Metric(case, name, "outcome", "", "", "regression", reason)
+
+
+def _checks(subject: Subject) -> list[Check[Subject]]:
+    """Return the checks that may apply to both, as `harness check` chooses them."""
+    if subject.is_language_model and not subject.has_golden:
+        return list(artifact_checks().values())
+    return list((artifact_checks() | value_checks()).values())
+
+
+def _outcome_metric(base: Case, head: Case) -> Metric:
+    verdict, reason = outcome_verdict(base, head)
+    if base.outcome in _NOT_JUDGED and head.outcome in _NOT_JUDGED:
+        verdict = "inconclusive"
+    if not head.passes:
+        reason = head.reason
+    return Metric(
+        "the artifact's own checks",
+        base.check,
+        "outcome",
+        base.outcome,
+        head.outcome,
+        verdict,
+        reason,
+    )
+
+
+def _notes(found: Iterable[Difference]) -> Iterator[str]:
+    randoms = sum(one.is_incidental for one in found)
+    names = sum(one.is_name or one.kind == "names" for one in found)
+    if randoms:
+        yield f"Not counted: {counted(randoms, 'random identifier, date or debug file')}"
+    if names:
+        what = counted(names, "difference")
+        yield f"Not counted: {what} of names or order that change no result"
+
+
+def _size_metrics(base: Artifact, head: Artifact) -> Iterator[Metric]:
+    ours, theirs = _size(base), _size(head)
+    verdict, reason = fact_verdict(ours, theirs, fact_margin("pte bytes", ours, {}))
+    yield Metric("artifact", "pte bytes", "fact", f"{ours:,}", f"{theirs:,}", verdict, reason)
+    counts = len(base.packages), len(head.packages)
+    verdict = "same" if counts[0] == counts[1] else "changed"
+    texts = str(counts[0]), str(counts[1])
+    yield Metric("artifact", "packages", "fact", *texts, verdict, accept="program")
+
+
+def _size(artifact: Artifact) -> int:
+    if artifact.package is not None:
+        return artifact.package.size
+    assert artifact.pte is not None
+    return artifact.pte.size
 
 
 @check("sizes")
@@ -118,10 +281,6 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
         )
 
 
-MEASUREMENTS: tuple[Check[Subject], ...] = (check_sizes, check_latency, check_memory)
-"""The checks that record sizes, times and memory."""
-
-
 def _facts(subject: Subject) -> dict[str, Fact]:
     """Return the facts that a change of the exporter must not change unseen."""
     facts = artifact_facts(subject.artifact)
@@ -138,41 +297,5 @@ def _facts(subject: Subject) -> dict[str, Fact]:
     return found
 
 
-def _parity(base: Subject, head: Subject, runtime: str) -> tuple[Case, Case]:
-    """Return the cases of parity; raise HarnessError when nothing could be compared."""
-    check = artifact_checks()["parity"]
-    return _compared(check, base, runtime), _compared(check, head, runtime)
-
-
-def _outputs(base: Subject, head: Subject, runtime: str) -> tuple[Case, Case]:
-    """Return the cases of `outputs`, both against what BASE gives in `double`.
-
-    Raises HarnessError when BASE could not be compared. HEAD may have lost a method or an input.
-    """
-    artifact = base.artifact
-    values = golden_of_runtime(artifact, "mil:double", all_inputs(artifact, base.seed))
-    base.golden = head.golden = values
-    check = value_checks()["outputs"]
-    return _compared(check, base, runtime), run_check(check, head, runtime, suite="gate")
-
-
-def _compared(check: Check[Subject], subject: Subject, runtime: str) -> Case:
-    """Return a check's case; raise HarnessError when nothing could be compared.
-
-    Two artifacts that cannot be executed would otherwise be equally bad, and pass.
-    """
-    case = run_check(check, subject, runtime, suite="gate")
-    if case.outcome not in ("pass", "fail"):
-        raise HarnessError(case.reason)
-    return case
-
-
-def _case_metric(base: Case, head: Case) -> Metric:
-    verdict, reason = outcome_verdict(base, head)
-    return Metric("artifact", base.check, "outcome", base.outcome, head.outcome, verdict, reason)
-
-
-def _time_metrics(base: Subject, head: Subject, runtime: str) -> Iterator[Metric]:
-    """Time both in one session; each timed run checks its own answer."""
-    for timed in time_artifacts(base, head, runtime):
-        yield timed.metric("artifact")
+MEASUREMENTS: tuple[Check[Subject], ...] = (check_sizes, check_latency, check_memory)
+"""The checks that record sizes, times and memory."""

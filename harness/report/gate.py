@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,10 +15,11 @@ from typing import Any
 
 from harness.files import partial_file, writing
 from harness.measure import GateResult, Metric
-from harness.report import circumstances
+from harness.measure.verdicts import VERDICTS
+from harness.report import WIDTH, circumstances
 from harness.report.page import Page, Row, Section
 from harness.results import Header
-from harness.text import clip
+from harness.text import clip, one_line
 
 VERSION = 1  # of gate.schema.json
 HEADLINES = {0: "PASSED", 1: "FAILED", 4: "UNDECIDED"}
@@ -48,6 +50,8 @@ _COLUMNS = ("where", "metric", "BASE", "HEAD", "verdict")
 # A comment on GitHub holds 65,536 characters; gate.json has all rows.
 _MAX_OPEN, _MAX_FOLD = 32_000, 4_000  # characters of the first table, and of each that is folded
 _MAX_CELL = 160
+# In a terminal: metrics shown of a case, as the first few tell the pattern, and a verdict's width.
+_MAX_METRICS, _VERDICT_WIDTH, _INDENT = 12, 13, "  "
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,36 @@ def acceptance(result: GateResult) -> str:
     """Return the sentence on how to accept what changed; "" when nothing waits for that."""
     options = " ".join(f"--accept {shlex.quote(name)}" for name in result.unaccepted)
     return f"To accept what changed: {options}" if options else ""
+
+
+def list_metrics(metrics: Sequence[Metric], everything: bool) -> str:
+    """List metrics under their cases, the worst verdicts first."""
+    ranks = list(VERDICTS)
+    cases: dict[str, list[Metric]] = {}
+    for metric in metrics:
+        cases.setdefault(metric.case, []).append(metric)
+    printed = []
+    for case, group in cases.items():
+        printed.append(clip(case, WIDTH))
+        ranked = sorted(group, key=lambda metric: ranks.index(metric.verdict))
+        shown = ranked if everything else ranked[:_MAX_METRICS]
+        printed += [_metric_line(metric) for metric in shown]
+        if len(shown) < len(ranked):
+            printed.append(f"{_INDENT}{len(ranked) - len(shown)} more (--all)")
+    return "\n".join(printed)
+
+
+def _metric_line(metric: Metric) -> str:
+    values = f"{metric.base or '(none)'} -> {metric.head or '(none)'}"
+    said = [values] if metric.base or metric.head else []
+    said += [metric.reason] if metric.reason else []
+    return textwrap.fill(
+        one_line(f"{metric.name}: {'; '.join(said)}"),
+        WIDTH,
+        initial_indent=f"{_INDENT}{metric.verdict:<{_VERDICT_WIDTH}}",
+        subsequent_indent=_INDENT + " " * (_VERDICT_WIDTH + 4),
+        break_on_hyphens=False,
+    )
 
 
 def markdown(comparison: Comparison) -> str:

@@ -9,6 +9,7 @@ again. To add a mutant, write a function in an `of_*` module that changes an `Ex
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.artifact.delegate import BACKEND, METADATA, PACKAGE, REFERENCE_MAGIC
+from harness.artifact.exported import CONSTANTS, PROGRAM
 from harness.artifact.flatbuffer import (
     BackendDelegateDataReferenceField,
     BackendDelegateField,
@@ -38,12 +40,18 @@ _WEIGHTS = f"{PACKAGE}/{WEIGHTS}"
 
 
 class Payload:
-    """One flattened package; the parts that nobody touches keep their bytes."""
+    """A package with its metadata; the parts that nobody touches keep their bytes."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, files: dict[str, bytes], root: str = "") -> None:
+        self.files = files
+        self._root = root
+
+    @classmethod
+    def unflattened(cls, data: bytes) -> Payload:
+        """Return the payload of a delegate."""
         view = memoryview(data)
-        self._root = root_name(view, "payload")
-        self.files = {name: bytes(f) for name, f in read_flattened(view, "payload").items()}
+        files = {name: bytes(f) for name, f in read_flattened(view, "payload").items()}
+        return cls(files, root_name(view, "payload"))
 
     @cached_property
     def _package(self) -> Package:
@@ -82,6 +90,10 @@ class Payload:
 
     def to_bytes(self) -> bytes:
         """Return the payload, flattened."""
+        return flatten(self.edited(), self._root)
+
+    def edited(self) -> dict[str, bytes]:
+        """Return the files with all changes."""
         touched = vars(self)  # holds a cached property once it has been asked for
         files = dict(self.files)
         if "model" in touched:
@@ -90,7 +102,7 @@ class Payload:
             files[_WEIGHTS] = bytes(self.weights)
         if "metadata" in touched:
             files[METADATA] = json.dumps(self.metadata).encode()
-        return flatten(files, self._root)
+        return files
 
 
 class Export:
@@ -118,7 +130,7 @@ class Export:
         ]
         self._payload_segments = named or self._delegate_segments
         segments = self._segments()
-        self.payloads = [Payload(segments[index]) for index in self._payload_segments]
+        self.payloads = [Payload.unflattened(segments[i]) for i in self._payload_segments]
         self._references: list[bytes] | None = None
 
     @property
@@ -198,6 +210,64 @@ class Export:
             for table in self._program.children(ProgramField.SEGMENTS)
         ]
         return [bytes(self._file[start : start + size]) for start, size in extents]
+
+
+class FolderExport:
+    """An exported folder of our exporter in parts, with the parts of `Export` that it has.
+
+    `program` is the content of `program.json`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.program: dict[str, Any] = json.loads((path / PROGRAM).read_text())
+        self._constants = bytearray((path / CONSTANTS).read_bytes())
+        self._names = list(dict.fromkeys(call["package"] for call in self._calls))
+        self.payloads = [Payload(_files(path / name)) for name in self._names]
+
+    @property
+    def functions(self) -> list[str]:
+        """The names of the ML Program functions, the same in every payload."""
+        return self.payloads[0].functions
+
+    def constant(self, name: str) -> np.ndarray:
+        """Return a constant array; writing to it writes to the file."""
+        entry = self.program["constants"][name]
+        dtype, shape = np.dtype(entry["dtype"]), entry["shape"]
+        count = math.prod(shape)
+        return np.frombuffer(self._constants, dtype, count, entry["offset"]).reshape(shape)
+
+    @property
+    def references(self) -> list[dict[str, Any]]:
+        """The packages and functions of all calls, as a .pte's references have them."""
+        return [
+            {"version": 1, "key": call["package"], "functionName": call["function"]}
+            for call in self._calls
+        ]
+
+    @references.setter
+    def references(self, references: list[dict[str, Any]]) -> None:
+        for call, reference in zip(self._calls, references, strict=True):
+            call |= {"package": reference["key"], "function": reference.get("functionName")}
+
+    @property
+    def _calls(self) -> list[dict[str, Any]]:
+        return [call for method in self.program["methods"].values() for call in method["calls"]]
+
+    def save(self, path: Path) -> Path:
+        """Write the folder."""
+        for folder, payload in zip(self._names, self.payloads, strict=True):
+            for name, content in payload.edited().items():
+                target = path / folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+        (path / CONSTANTS).write_bytes(self._constants)
+        (path / PROGRAM).write_text(json.dumps(self.program, indent=1))
+        return path
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 Mutation = Callable[[Export], None]

@@ -36,13 +36,13 @@ def constant_of(payload: Payload, function: str, operation: Any, parameter: str)
 def masked_scores(payload: Payload, function: str) -> Any:
     """Return the addition that masks the first layer's scores."""
     additions = payload.operations(function, "add")
-    return next(op for op in additions if "_masks_" in op.inputs["y"].arguments[0].name)
+    return next(op for op in additions if "mask" in op.inputs["y"].arguments[0].name)
 
 
 def joined_caches(payload: Payload, function: str) -> list[Any]:
     """Return the operands of each concatenation of a cache and a new value, in this order."""
     values = [op.inputs["values"].arguments for op in payload.operations(function, "concat")]
-    return [both for both in values if any("in_cache_state" in value.name for value in both)]
+    return [both for both in values if any("_cache_" in value.name for value in both)]
 
 
 def touch_everything(export: Export) -> None:
@@ -200,6 +200,6 @@ def read_a_state(export: Export) -> None:
 def take_a_state(export: Export) -> None:
     """Let a function take a cache as a state (ExecuTorch 21855)."""
     function = blocks(export).model.mlProgram.functions[export.functions[0]]
-    cache = next(value for value in function.inputs if "in_cache_state" in value.name)
+    cache = next(value for value in function.inputs if "_cache_" in value.name)
     tensor = cache.type.tensorType.SerializeToString()
     cache.type.stateType.wrappedType.tensorType.ParseFromString(tensor)

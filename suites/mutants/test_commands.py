@@ -9,6 +9,7 @@ import pytest
 from harness.cli import main
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
+from harness.suites.mutants import of_names as names
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants.edit import Export
 from harness.suites.mutants.judge import Mutation
@@ -67,27 +68,45 @@ def test_gate_of_an_artifact_against_itself_passes(command: Command, subject: Su
     assert status in (0, 1, 4)
 
 
-def test_gate_of_a_broken_artifact_is_a_regression(
+def test_gate_of_a_broken_artifact_fails_until_the_change_is_accepted(
     command: Command, subject: Subject, broken: Broken
 ) -> None:
-    status, out, _ = command("gate", subject.artifact.path, broken(programs.leak_fp32), "--json")
-    assert status == 0, "the same operations and logits"
-    status, out, _ = command(
-        "gate", subject.artifact.path, broken(programs.wrong_softmax_axis), "--json"
-    )
+    """What the oracle finds wrong cannot be accepted; what it does not find wrong can."""
+    words = ("--tier", "structure", "--tier", "numbers", "--runtime", "mil:widen")
+    base, head = subject.artifact.path, broken(programs.wrong_softmax_axis)
+    status, out, _ = command("gate", base, head, "--json", *words, "--accept", "program")
     verdicts = {m["name"]: m["verdict"] for m in json.loads(out)["metrics"]}
-    assert status == 1 and verdicts["parity"] == "regression" and "decode" not in verdicts
+    assert status == 1 and verdicts["parity"] == "regression"
+    assert verdicts["logits of decode"] == "regression"
+    head = broken(programs.change_epsilon)
+    status, out, _ = command("gate", base, head, *words)
+    assert status == 1 and "To accept what changed: --accept program --accept outputs" in out
+    assert " = add, y: FLOAT16[] 1e-05 -> FLOAT16[] 0.0001" in out
+    status, out, _ = command("gate", base, head, *words, "--accept", "program")
+    assert status == 1 and "To accept what changed: --accept outputs" in out
 
 
-@pytest.mark.parametrize("sound_base", [True, False])
-def test_gate_of_what_parity_cannot_look_at_is_refused(
-    command: Command, subject: Subject, broken: Broken, sound_base: bool
+def test_gate_of_what_parity_cannot_look_at_fails(
+    command: Command, subject: Subject, broken: Broken
 ) -> None:
-    """Two that are equally broken do not pass: nothing was compared."""
+    """Two that are equally broken do not pass: the oracle has compared nothing."""
     head = broken(programs.change_one_epsilon)
-    base = subject.artifact.path if sound_base else head
-    status, out, err = command("gate", base, head)
-    assert (status, out) == (2, "") and "2 epsilons, not one" in err
+    words = ("--tier", "numbers", "--runtime", "mil:widen", "--all")
+    status, out, _ = command("gate", subject.artifact.path, head, *words)
+    assert status == 1 and "2 epsilons, not one" in out
+    status, out, _ = command("gate", head, head, *words)
+    assert status == 4 and "UNDECIDED" in out and "2 epsilons, not one" in out
+
+
+def test_gate_of_a_head_without_its_data_names_it(
+    command: Command, subject: Subject, broken: Broken
+) -> None:
+    head = broken(names.change_first_reference(key="of_another_export"))
+    status, out, _ = command("gate", subject.artifact.path, head)
+    said = " ".join(out.split())
+    assert status == 1 and "'of_another_export', which the program does not hold" in said
+    status, out, err = command("gate", head, subject.artifact.path)
+    assert (status, out) == (2, "") and "'of_another_export'" in err
 
 
 def test_gate_of_a_run_and_an_artifact_is_refused(

@@ -1,31 +1,123 @@
-"""What the gate says of two artifacts' differences: constants are metrics, the rest is noted."""
+"""The gate on two packages of any model: each difference has a place, a verdict and a name."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.cli import main
 from harness.diff import Difference
-from harness.measure.artifacts import constant_metrics, difference_notes
+from harness.errors import HarnessError
+from harness.measure.artifacts import compare_artifacts
+from harness.measure.structure import accepted_as, value_change
+from tests.mil.programs import save
 
-FUNCTION = "method 'forward', delegate 1, function 'forward'"
-ROWS = Difference("", "constant", "kv_cache_specs", "int64[4, 3] #1", "int64[4, 3] #2")
-TABLE = Difference("", "constant", "freqs_cos", "float16[128, 8] #1", "float16[128, 8] #2")
-NEW = Difference("", "constant", "vocab_size", None, "512")
-SCALE = Difference(FUNCTION, "operation", "first without a counterpart", "mul(#1)", "mul(#2)")
-COUNT = Difference(FUNCTION, "operation", "number without a counterpart", 4, 4)
-KEY = Difference("method 'forward', delegate 1", "delegate", "key", "a", "b")
+WEIGHT = np.random.default_rng(5).standard_normal((8, 8)).astype(np.float32)
 
 
-def test_a_constant_that_differs_is_a_regression_by_its_name():
-    (rows, new) = constant_metrics([ROWS, TABLE, NEW, SCALE])
-    assert (rows.name, rows.verdict) == ("constant kv_cache_specs", "regression")
-    assert (rows.base, rows.head) == ("int64[4, 3] #1", "int64[4, 3] #2")
-    assert (new.base, new.head) == ("", "512")
+def package(build, *shapes):
+    return Path(save(build, list(shapes) or [(2, 8)]).what)
 
 
-def test_an_operation_that_differs_is_noted_and_a_random_key_is_not():
-    (note,) = difference_notes([KEY, ROWS, SCALE, COUNT])
-    assert note == f"Changed: {FUNCTION}: operation first without a counterpart: " + (
-        "BASE has mul(#1); HEAD has mul(#2)"
+def linear(mb, a, weight=WEIGHT):
+    return mb.linear(x=a, weight=weight, name="out")
+
+
+def twice(mb, a):
+    return mb.relu(x=mb.relu(x=linear(mb, a), name="once"), name="again")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return package(linear)
+
+
+def differing(result):
+    return [m for m in result.metrics if m.verdict not in ("same", "skipped")]
+
+
+def test_a_weight_is_named_with_its_values_and_its_outputs_are_a_change(base):
+    weight = WEIGHT.copy()
+    weight[3, 1] *= 1.5
+    result = compare_artifacts(
+        base, package(lambda mb, a: linear(mb, a, weight)), tiers=["structure", "numbers"]
     )
+    assert result.status == 1 and result.unaccepted == ("weights", "outputs")
+    one, outputs = differing(result)
+    assert (one.case, one.name) == ("function 'main'", "weight out_weight_0")
+    assert one.reason.startswith("1 of 64 values differ, by up to 50.00%, the first at [3, 1]: ")
+    assert one.numbers["differing"] == 1
+    assert one.numbers["largest relative change"] == pytest.approx(0.5)
+    assert outputs.name == "main: out" and outputs.numbers["difference"] > 0.01
+    assert result.accepting(result.unaccepted).status == 0
 
 
-def test_many_differences_are_counted():
-    notes = list(difference_notes([SCALE] * 7))
-    assert len(notes) == 5 and notes[-1] == "Changed: 3 more; `harness diff` shows all"
+def test_other_outputs_of_the_same_program_are_a_regression(base, monkeypatch):
+    """Nothing in the structure explains them: the runtime, or a file beside it, is broken."""
+    from harness.checks import outputs
+
+    def off(head, method, name, calls, runtime):
+        for found in compared(head, method, name, calls, runtime):
+            yield replace(found, bound=found.error.largest - 1)
+
+    compared = outputs.compared_outputs
+    monkeypatch.setattr(outputs, "compared_outputs", off)
+    result = compare_artifacts(base, package(linear), tiers=["structure", "numbers"])
+    assert [m.verdict for m in differing(result)] == ["regression"] and result.status == 1
+
+
+def test_fewer_operations_are_no_regression():
+    many, few = package(twice), package(lambda mb, a: mb.relu(x=linear(mb, a), name="again"))
+    result = compare_artifacts(many, few, tiers=["structure"])
+    counts = {m.verdict: m.reason for m in result.metrics if m.name == "operations"}
+    assert counts == {"better": "relu 2 -> 1"}
+    assert "program" in result.unaccepted
+    back = compare_artifacts(few, many, tiers=["structure"])
+    assert [m.verdict for m in back.metrics if m.name == "operations"] == ["changed"]
+
+
+def test_a_head_whose_weights_are_gone_is_a_regression(base, tmp_path):
+    head = shutil.copytree(base, tmp_path / "head.mlpackage")
+    next(head.rglob("weight.bin")).write_bytes(bytes(64))
+    result = compare_artifacts(base, head, tiers=["structure"])
+    assert result.status == 1
+    assert any(
+        "HEAD is damaged: " in m.reason and "head.mlpackage" in m.reason for m in result.metrics
+    )
+    with pytest.raises(HarnessError, match=r"head\.mlpackage"):
+        compare_artifacts(head, base, tiers=["structure"])
+
+
+def test_an_unknown_tier_is_refused(base, capsys):
+    with pytest.raises(HarnessError, match="no tier 'speed'; choose from structure, numbers, time"):
+        compare_artifacts(base, base, tiers=["speed"])
+    assert main(["gate", str(base), str(base), "--tier", "structure"]) == 0
+    assert "PASSED" in capsys.readouterr().out
+
+
+def test_every_kind_of_difference_has_a_name_of_acceptance_or_a_metric_of_its_own():
+    key = Difference("method 'forward', delegate 0", "delegate", "key", "a", "b")
+    opset = Difference("function 'main'", "opset", "opset", "CoreML7", "CoreML8")
+    assert (accepted_as(key), accepted_as(opset)) == ("identifiers", "options")
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "said"),
+    [
+        (
+            [1.0, 2.0],
+            [1.0, 2.5],
+            "1 of 2 values differ, by up to 25.00%, the first at [1]: 2 -> 2.5",
+        ),
+        ([0.0, 4.0], [1.0, 4.0], "by up to 25.00%, the first at [0]: 0 -> 1"),
+        ([1.0], [float("nan")], "by up to infinity, the first at [0]: 1 -> nan"),
+        ([float("nan")], [float("nan")], "the values are equal"),
+        ([1, 2], [1, 3], "1 of 2 values differ, the first at [1]: 2 -> 3"),
+        ([1.0], [1.0, 2.0], "shape [1] -> [2]"),
+    ],
+)
+def test_how_values_differ(base, head, said):
+    assert said in value_change(torch.tensor(base), torch.tensor(head))[0]

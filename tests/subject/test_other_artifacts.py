@@ -391,7 +391,7 @@ def test_the_other_commands_take_them(artifact, name, tmp_path, capsys):
         (["bench", str(path), "--rounds", "1"], 0, "all outputs were checked"),
         (["bisect", str(path)], 0, "strict against double: "),
         (["diff", str(path), changed], 1, "weight"),
-        (["gate", str(path), changed], 1, "regression"),
+        (["gate", str(path), changed], 1, "--accept weights --accept outputs"),
     ):
         assert (main(words), words[0]) == (status, words[0])
         assert printed in capsys.readouterr().out
