@@ -188,8 +188,7 @@ def time_runtimes(
 ) -> list[Timed]:
     """Compare the times of two artifacts, each on a runtime of its own; loads are not compared."""
     say = progress or (lambda stage: None)
-    timed = Race(*_sides(base, head, runtimes), goal or Goal(), seconds).run(say)
-    return [row for row in timed if row.name != "load"]
+    return Race(*_sides(base, head, runtimes), goal or Goal(), seconds, loads=False).run(say)
 
 
 def _sides(base: Subject, head: Subject, runtimes: tuple[str, str]) -> tuple[Side, Side]:
@@ -198,7 +197,10 @@ def _sides(base: Subject, head: Subject, runtimes: tuple[str, str]) -> tuple[Sid
 
 
 class Race:
-    """Times two artifacts in blocks until each metric has a verdict or the seconds are spent."""
+    """Times two artifacts in blocks until each metric has a verdict or the seconds are spent.
+
+    Without `loads`, each artifact is loaded twice in all, before the seconds begin.
+    """
 
     def __init__(
         self,
@@ -207,12 +209,15 @@ class Race:
         goal: Goal,
         seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        loads: bool = True,
     ) -> None:
         self._sides = {"base": base, "second base": base, "head": head, "second head": head}
         self._goal = goal
         self._seconds = seconds
         self._clock = clock
-        self._blocks: dict[str, list[Block]] = {metric: [] for metric in [*base.tokens, "load"]}
+        self._loads = loads
+        metrics = [*base.tokens, "load"] if loads else base.tokens
+        self._blocks: dict[str, list[Block]] = {metric: [] for metric in metrics}
         self._undecided = set(self._blocks)
         self._kept: dict[str, Pass] = {}
 
@@ -224,7 +229,10 @@ class Race:
     def _run(self, say: Callable[[str], None], end: float) -> list[Timed]:
         say("timing: warming up")
         self._time_block(0)  # compiles, which the loads of the next block do not
-        self._kept.clear()
+        if self._loads:
+            self._kept.clear()
+        else:
+            end = self._clock() + self._seconds
         took: list[float] = []
         while _reaches_next_look(took, end - self._clock()):
             start, count = self._clock(), len(took) + 1
@@ -263,7 +271,7 @@ class Race:
                 times[name][metric] = sum(least[metric]) / tokens
         may_keep = all(side.resumable for side in self._sides.values())
         loading = sum(took.get("load", 0.0) for took in times.values()) / 1000
-        if may_keep and loading > self._seconds / USUAL_BLOCKS / 2:
+        if may_keep and (not self._loads or loading > self._seconds / USUAL_BLOCKS / 2):
             self._kept = sessions
         first, second, third, fourth = (times[name] for name in self._sides)
         return {
