@@ -24,7 +24,7 @@ VERDICTS = {
     "inconclusive": "undecided: the two cannot be compared in this, or it is too noisy",
     "accepted": "changed, and accepted by name",
     "better": "better in HEAD",
-    "unjudged": "a time or a memory of another machine: it decides nothing",
+    "unjudged": "a time of another session, or a memory of another machine: it decides nothing",
     "new": "only HEAD has it",
     "skipped": "a case that neither run executed",
     "same": "no worse than the margin allows",
@@ -40,13 +40,15 @@ class Margin:
 
     `better` is "lower", "higher" or "exact"; `percent` is of the base's value; a value that is
     `of_the_machine` means nothing when the two runs come from different ones. If the value has a
-    bound, `by_room` judges it by the room to the bound, instead of by `percent`.
+    bound, `by_room` judges it by the room to the bound, instead of by `percent`. A value that is
+    worse by more than `percent`, but by no more than `unjudged`, decides nothing.
     """
 
     better: str
     percent: float
     of_the_machine: bool = False
     by_room: bool = False
+    unjudged: float = 0.0
 
 
 # A number whose name ends so has a better direction; a change of any other fact must be accepted.
@@ -80,6 +82,10 @@ FIGURES = {
     "%": (1.0, False),
 }
 OTHER_FIGURES = (10.0, False)
+MEMORY = ("bytes", "MB", "MiB")
+# Times of two sessions on one machine, of which one was busy, differ by less than a factor of two:
+# in percent of BASE, by the better direction.
+SESSIONS_PERCENT = {"lower": 100.0, "higher": 50.0, "exact": 0.0}
 # A figure with a bound regresses when it takes more than this share of the room that BASE left
 # between value and bound, and the change exceeds the noise of the precision.
 HEADROOM_PERCENT = 25.0
@@ -125,7 +131,9 @@ def figure_margin(name: str, figure: Figure, overrides: Mapping[str, float]) -> 
     if plain_name(name) in overrides:
         return Margin(figure.better, overrides[plain_name(name)], of_the_machine)
     by_room = not of_the_machine and figure.better != "exact"
-    return Margin(figure.better, percent, of_the_machine, by_room)
+    time = of_the_machine and figure.unit not in MEMORY
+    unjudged = SESSIONS_PERCENT[figure.better] if time else 0.0
+    return Margin(figure.better, percent, of_the_machine, by_room, unjudged)
 
 
 def plain_name(name: str) -> str:
@@ -181,6 +189,10 @@ def figure_verdict(base: Figure, head: Figure, margin: Margin) -> Verdict:
         judge = _headroom_verdict if base.within_bound else _verdict_beyond_bound
         return judge(base, head)
     verdict, reason = change_verdict(base.value, head.value, margin)
+    if verdict == "regression" and margin.unjudged:
+        wide = replace(margin, percent=margin.unjudged)
+        if change_verdict(base.value, head.value, wide)[0] == "same":
+            return "unjudged", f"{reason}; two sessions differ so: time both artifacts in one"
     spread = (base.spread or 0.0) + (head.spread or 0.0)
     if verdict == "regression" and abs(head.value - base.value) <= spread:
         return "inconclusive", f"{reason}, but within the samples' spread"

@@ -53,7 +53,7 @@ def test_a_run_against_itself_passes(gate):
         (with_fact("operations", 598), "operations"),
         (with_fact("pte bytes", 600_000), "pte bytes"),
         (with_figure("decode error", 5e-6), "decode error"),
-        (with_figure("decode", 3.5), "decode"),
+        (with_figure("decode", 6.5), "decode"),
         (replace(PARITY, comparisons=500), "comparisons"),
         (replace(PARITY, figures={}), "decode error"),
         (replace(PARITY, outcome="fail", reason="off"), "outcome"),
@@ -83,6 +83,7 @@ def test_runs_without_a_case_in_common_are_nothing_to_compare(gate):
         (with_figure("decode error", 1e-7), "decode error", "same"),
         (with_figure("decode error", 1e-6), "decode error", "same"),
         (with_figure("decode", 3.1), "decode", "same"),
+        (with_figure("decode", 5.5), "decode", "unjudged"),
         (with_figure("decode", 2.0), "decode", "better"),
     ],
 )
@@ -120,10 +121,11 @@ def test_time_on_another_machine_decides_nothing_and_an_error_does(gate, header)
 def test_a_regression_is_told_before_what_is_undecided(gate):
     slow = Figure(3.5, "ms/token", spread=1.0)
     undecided = replace(PARITY, figures={**PARITY.figures, "decode": slow})
-    assert gate(undecided, SKIPPED)[0] == 4
-    assert gate(undecided, SKIPPED, arguments=["--allow-inconclusive"])[0] == 0
+    margin = ["--margin", "decode=10"]
+    assert gate(undecided, SKIPPED, arguments=margin)[0] == 4
+    assert gate(undecided, SKIPPED, arguments=[*margin, "--allow-inconclusive"])[0] == 0
     both = replace(undecided, facts={**PARITY.facts, "operations": 598})
-    assert gate(both, SKIPPED, arguments=["--allow-inconclusive"])[0] == 1
+    assert gate(both, SKIPPED, arguments=[*margin, "--allow-inconclusive"])[0] == 1
 
 
 def test_a_shard_is_compared_with_the_same_shard_only(gate):
@@ -167,6 +169,7 @@ def test_other_options_make_facts_and_figures_inconclusive(gate):
 
 def test_a_margin_of_ones_own(gate):
     assert gate(with_figure("decode", 3.5), SKIPPED, arguments=["--margin", "decode=20"])[0] == 0
+    assert gate(with_figure("decode", 3.5), SKIPPED, arguments=["--margin", "decode=10"])[0] == 1
     status, message = gate(PARITY, SKIPPED, arguments=["--margin", "decod=20"])
     assert status == 2 and "has this name" in message
 
@@ -202,7 +205,7 @@ def test_two_artifacts_are_compared_whatever_their_names(tmp_path, capsys):
             replace(case, fixture=name, figures={"decode": Figure(speed, "ms/token")}),
             header=replace(HEADER, artifact={"name": name, "sha256": digit * 64, "bytes": 9}),
         )
-        for name, speed, digit in zip(names, (3.0, 4.0), "ab", strict=True)
+        for name, speed, digit in zip(names, (3.0, 7.0), "ab", strict=True)
     ]
     assert main(["gate", *map(str, paths), "--json"]) == 1
     result = json.loads(capsys.readouterr().out)

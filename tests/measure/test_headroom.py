@@ -77,6 +77,20 @@ def test_a_percentage_of_ones_own_replaces_the_room():
 
 
 @pytest.mark.parametrize(
+    ("better", "heads"),
+    [
+        ("lower", {10.5: "same", 19.0: "unjudged", 21.0: "regression", 8.0: "better"}),
+        ("higher", {9.5: "same", 5.5: "unjudged", 4.5: "regression", 12.0: "better"}),
+    ],
+)
+def test_times_of_two_sessions_regress_by_a_factor_of_two(better, heads):
+    for value, wanted in heads.items():
+        base, head = (Figure(v, "ms", better=better) for v in (10.0, value))
+        assert verdict(base, head)[0] == wanted
+        assert verdict(base, head, {"x": 10})[0] == wanted.replace("unjudged", "regression")
+
+
+@pytest.mark.parametrize(
     ("base", "head", "wanted"),
     [
         (error(0.3), error(0.5), "failing"),
