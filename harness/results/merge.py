@@ -96,11 +96,11 @@ def _check_overlaps(runs: Mapping[str, Run]) -> None:
 
 def _merged_header(headers: Sequence[Header]) -> Header:
     """Return the header of a merged run; what differs between its machines is joined."""
-    names = dict.fromkeys(name for header in headers for name in header.machine)
-    values = {
-        name: list(dict.fromkeys(h.machine[name] for h in headers if name in h.machine))
-        for name in names
-    }
+    values: dict[str, list[Any]] = {}
+    for header in headers:
+        for name, value in header.machine.items():
+            if value not in values.setdefault(name, []):
+                values[name].append(value)
     return replace(
         headers[0],
         started=min(header.started for header in headers),
@@ -116,7 +116,9 @@ def _joined(values: Sequence[Any]) -> Any:
         return values[0]
     if all(isinstance(value, str) for value in values):
         return _SEPARATOR.join(sorted(values))
-    return min(values)
+    if all(isinstance(value, int | float) for value in values):
+        return min(values)
+    return values[0]
 
 
 def _name(shard: Mapping[str, int]) -> str:
