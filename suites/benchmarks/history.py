@@ -28,7 +28,7 @@ BRANCH = "benchmarks"
 FOLDER = ".asv"
 BENCHMARKS = Path(__file__).parent
 ROOT = Path(harness.__file__).resolve().parents[1]
-PLUGIN = ".harness.suites.benchmarks.installed"  # asv imports a module whose name begins so
+PLUGIN = ".harness.suites.asv_plugin"  # asv imports a module whose name begins so
 SESSION = "session"  # our key in asv's result files
 TIMEOUT = 3600.0  # seconds for one benchmark
 # Points before and after a step: noise is known from points alone. A size has none.

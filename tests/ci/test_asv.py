@@ -162,6 +162,17 @@ def test_a_machines_class_is_its_system_and_chip(monkeypatch, os_name, release, 
     assert history.machine_class() == name
 
 
+def test_asv_finds_the_benchmarks_in_an_environment_without_asv():
+    """asv imports all modules beside them; it builds an environment for `asv run HEAD^!`."""
+    names = [path.stem for path in history.BENCHMARKS.glob("*.py")]
+    assert {"__main__", "figures", "language_models"} <= set(names)
+    imports = "".join(f"import harness.suites.benchmarks.{name}\n" for name in names)
+    code = f"import sys\nsys.modules['asv'] = None\n{imports}print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_a_runtime_that_is_not_to_be_had_is_skipped_with_its_reason():
     unavailable = dict.fromkeys(RUNTIMES, "this is no Mac")
     cache = {"folder": ".", "unavailable": unavailable}
@@ -191,6 +202,21 @@ def test_a_session_is_measured_once_and_a_failure_stays_one(tmp_path, monkeypatc
         with pytest.raises(HarnessError, match="logits are off"):
             session.measured(BASELINE)
     assert calls == [BASELINE]
+
+
+def test_a_model_that_is_not_a_language_model_has_calls_and_a_size(
+    mixed_program, tmp_path, monkeypatch
+):
+    path = mixed_program[0]
+    settings = f'[subjects.mixed]\nartifact = "{path}"\n'
+    (tmp_path / "harness.toml").write_text(settings, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    session = figures.Session(tmp_path, "mixed", "-", "-", 2)
+    size = ([path.stat().st_size], [])
+    assert session.measured(BASELINE) == {"size": size}
+    found = session.measured("mil:widen")
+    assert found["size"] == size and len(found["calls"][0]) == len(found["load, cached"][0]) == 2
+    assert found["calls"][1] == []
 
 
 def test_wrong_logits_have_no_time(monkeypatch):

@@ -1,7 +1,8 @@
 """An asv plugin: the environment `installed`, a Python in which all is installed already.
 
 asv's own environment `existing` names a series by the path of its Python. A fresh machine, or a
-fresh folder, would then begin another series.
+fresh folder, would then begin another series. This module is not among the benchmarks, because asv
+imports all of those in environments that have no asv.
 """
 
 from __future__ import annotations
