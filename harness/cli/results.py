@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.fixtures.sides import Side
     from harness.fixtures.subjects import Located
     from harness.measure import GateResult, Metric
+    from harness.measure.statistics import Goal
     from harness.report.gate import Comparison
     from harness.subject import Subject
 
@@ -104,6 +105,19 @@ def report(args: argparse.Namespace) -> int:
     return 0 if finished.footer.passed else 1
 
 
+def percent(text: str) -> float:
+    """Return `3%` or `3` as 0.03; raise ValueError for what is not a number."""
+    return float(text.removesuffix("%")) / 100
+
+
+# Of two artifacts: option, unit, type, and what it says. Result files have no such options.
+_TIMING: tuple[tuple[str, str, Callable[[str], float], str], ...] = (
+    ("detect", "PERCENT", percent, "the smallest slowdown to be found (default: 3; a load 10)"),
+    ("tolerate", "PERCENT", percent, "a slowdown that is allowed (default: a third of --detect)"),
+    ("seconds", "N", float, "time two artifacts no longer than this (default: 60)"),
+)
+
+
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness gate`."""
     what = (
@@ -139,6 +153,8 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much worse a figure, or a fact such as a size, may be (may be repeated)",
     )
     parser.add_argument("--runtime", help="where two artifacts are executed and timed")
+    for name, unit, kind, meaning in _TIMING:
+        parser.add_argument(f"--{name}", type=kind, metavar=unit, help=meaning)
     parser.add_argument(
         "--accept",
         action="append",
@@ -204,7 +220,8 @@ def _side_word(args: argparse.Namespace, name: str) -> str:
 
 def _gate_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was asked for, apart from the sides and from the output."""
-    names = ("fixture", "mode", "runtime", "tier", "margin", "accept", "allow_inconclusive")
+    names = ["fixture", "mode", "runtime", "tier", "margin", "accept", "allow_inconclusive"]
+    names += (row[0] for row in _TIMING)
     return {name: getattr(args, name) or "default" for name in names}
 
 
@@ -229,7 +246,8 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
 
     match base, head:
         case Path(), Path():
-            _refuse(args, "result files", "runtime", "tier", "fixture", "mode")
+            timing = (row[0] for row in _TIMING)
+            _refuse(args, "result files", "runtime", "tier", "fixture", "mode", *timing)
             return _compare_runs(args, base, head)
         case Located(), Located():
             _refuse(args, "artifacts, which are timed against a control", "margin")
@@ -250,7 +268,7 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
 
 def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
     for name in names:
-        if getattr(args, name):
+        if getattr(args, name) not in (None, []):
             raise HarnessError(f"--{name} is not for two {what}")
 
 
@@ -269,7 +287,16 @@ def _compare_artifacts(args: argparse.Namespace, base: Subject, head: Subject | 
     from harness.measure.artifacts import TIERS, compare_artifacts
 
     tiers = args.tier or TIERS
-    return compare_artifacts(base, head, args.runtime, tiers, args.progress)
+    return compare_artifacts(base, head, args.runtime, tiers, args.progress, _goal(args))
+
+
+def _goal(args: argparse.Namespace) -> Goal:
+    """Return what timing must find; raise HarnessError for numbers that do not fit."""
+    from harness.measure.statistics import Goal
+
+    names = [row[0] for row in _TIMING if getattr(args, row[0]) is not None]
+    given = {name: getattr(args, name) for name in names}
+    return Goal(**{"tolerate": given.get("detect", Goal.detect) / 3} | given)
 
 
 def _compare_exports(
@@ -286,7 +313,7 @@ def _compare_exports(
     runtimes = own_runtimes(*exporters) if timed else None
     if runtimes is None or isinstance(head, Path):
         return result
-    own = time_own_runtimes(base, head, runtimes, args.progress)
+    own = time_own_runtimes(base, head, runtimes, _goal(args), args.progress)
     return replace(result, metrics=result.metrics + own.metrics, notes=result.notes + own.notes)
 
 

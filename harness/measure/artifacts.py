@@ -22,6 +22,7 @@ from harness.diff import Difference, check_readable
 from harness.errors import ArtifactError, HarnessError
 from harness.measure import GateResult, Metric
 from harness.measure.comparison import time_artifacts
+from harness.measure.statistics import Goal
 from harness.measure.structure import structure_metrics
 from harness.measure.timing import check_latency, check_memory
 from harness.measure.verdicts import fact_margin, fact_verdict, outcome_verdict
@@ -42,10 +43,11 @@ def compare_artifacts(
     runtime: str | None = None,
     tiers: Iterable[str] = TIERS,
     progress: Callable[[str], None] = lambda stage: None,
+    goal: Goal | None = None,
 ) -> GateResult:
     """Compare two artifacts, executed on a runtime, without a name on this machine's default.
 
-    `tiers` are those of `TIERS` to compare; only `structure` executes nothing.
+    `tiers` are those of `TIERS` to compare; only `structure` executes nothing. Times have a `goal`.
 
     Raises NotInstalledError when the runtime cannot be used here, HarnessError for two artifacts of
     different kinds, for a damaged BASE, and for an unknown tier.
@@ -56,7 +58,7 @@ def compare_artifacts(
     opened = _opened(head)
     if isinstance(opened, ArtifactError):
         return GateResult((_damaged(opened),), ())
-    gate = _Gate(Subject.of(base), opened, runtime, progress)
+    gate = _Gate(Subject.of(base), opened, runtime, progress, goal)
     for tier in TIERS:
         if tier in tiers:
             getattr(gate, tier)()
@@ -88,13 +90,19 @@ class _Gate:
     """One comparison; each tier adds its metrics and notes."""
 
     def __init__(
-        self, base: Subject, head: Subject, runtime: str, progress: Callable[[str], None]
+        self,
+        base: Subject,
+        head: Subject,
+        runtime: str,
+        progress: Callable[[str], None],
+        goal: Goal | None,
     ) -> None:
         self.metrics: list[Metric] = []
         self.notes: list[str] = []
         self._subjects = base, head
         self._runtime = runtime
         self._progress = progress
+        self._goal = goal
 
     def structure(self) -> None:
         """Compare what both hold, and the checks that execute nothing.
@@ -133,8 +141,9 @@ class _Gate:
             self.notes.append(f"Not timed: {wrong[0].name} is worse in HEAD")
             return
         self._progress(f"timing both on {self._runtime}")
+        runtimes = self._runtime, self._runtime
         try:
-            timed = time_artifacts(*self._subjects, self._runtime, progress=self._progress)
+            timed = time_artifacts(*self._subjects, runtimes, self._goal, self._progress)
             self.metrics += [one.metric("time") for one in timed]
         except HarnessError as error:
             metric = Metric("time", "all", "figure", "", "", "inconclusive", str(error))

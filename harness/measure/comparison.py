@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,6 @@ from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.measure import Metric
 from harness.measure.statistics import (
-    BLOCKS_PER_LOOK,
-    FIRST_LOOK,
     Block,
     Comparison,
     Goal,
@@ -38,6 +36,7 @@ from harness.measure.statistics import (
     is_look,
     least_steps,
     memory_verdict,
+    reaches_next_look,
 )
 from harness.measure.timing import (
     Calls,
@@ -57,12 +56,11 @@ from harness.subject import Subject
 MIN_PASSES, MAX_PASSES = 3, 16
 MIN_LOADS, MAX_LOADS = 2, 4
 USUAL_BLOCKS = 14  # the blocks that should fit into the seconds
-MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 # A load is one long step, and its least time is seldom undisturbed: its goal is at least this.
 LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5
 
-
+# The gate's word for a verdict; others are the same.
 _VERDICTS = {
     "slower": "regression",
     "larger": "regression",
@@ -158,62 +156,41 @@ class OtherModel:
 def time_artifacts(
     base: Subject,
     head: Subject,
-    runtime: str,
+    runtimes: tuple[str, str],
     goal: Goal | None = None,
-    seconds: float = 60,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], object] | None = None,
 ) -> list[Timed]:
-    """Compare the times and the peak memory of two artifacts on a runtime.
+    """Compare the times and the peak memory of two artifacts, each on a runtime.
 
     All verdicts on times together are wrong with a probability of at most the goal's error. A load
-    has a goal of at least `LOAD_DETECT`. `seconds` limit the times; memory takes as long as
-    starting four processes or more.
+    has a goal of at least `LOAD_DETECT`. Memory takes as long as starting four processes or more.
+    Load and memory of two different runtimes are not compared.
 
     Raises WrongAnswerError when a timed run gives a wrong answer.
     """
     goal, say = goal or Goal(), progress or (lambda stage: None)
-    sides = _sides(base, head, (runtime, runtime))
-    timed = Race(*sides, goal, seconds).run(say)
+    make = LanguageModel if base.is_language_model and head.is_language_model else OtherModel
+    sides = make(base, runtimes[0]), make(head, runtimes[1])
+    timed = Race(*sides, goal, loads=runtimes[0] == runtimes[1]).run(say)
+    if runtimes[0] != runtimes[1]:
+        return timed
     say("measuring peak memory")
     return [*timed, compare_memory(*sides, goal)]
 
 
-def time_runtimes(
-    base: Subject,
-    head: Subject,
-    runtimes: tuple[str, str],
-    goal: Goal | None = None,
-    seconds: float = 60,
-    progress: Callable[[str], None] | None = None,
-) -> list[Timed]:
-    """Compare the times of two artifacts, each on a runtime of its own; loads are not compared."""
-    say = progress or (lambda stage: None)
-    return Race(*_sides(base, head, runtimes), goal or Goal(), seconds, loads=False).run(say)
-
-
-def _sides(base: Subject, head: Subject, runtimes: tuple[str, str]) -> tuple[Side, Side]:
-    make = LanguageModel if base.is_language_model and head.is_language_model else OtherModel
-    return make(base, runtimes[0]), make(head, runtimes[1])
-
-
 class Race:
-    """Times two artifacts in blocks until each metric has a verdict or the seconds are spent.
-
-    Without `loads`, each artifact is loaded twice in all, before the seconds begin.
-    """
+    """Times two artifacts in blocks; without `loads`, it loads each twice before the first one."""
 
     def __init__(
         self,
         base: Side,
         head: Side,
         goal: Goal,
-        seconds: float,
         clock: Callable[[], float] = time.monotonic,
         loads: bool = True,
     ) -> None:
         self._sides = {"base": base, "second base": base, "head": head, "second head": head}
         self._goal = goal
-        self._seconds = seconds
         self._clock = clock
         self._loads = loads
         metrics = [*base.tokens, "load"] if loads else base.tokens
@@ -221,20 +198,16 @@ class Race:
         self._undecided = set(self._blocks)
         self._kept: dict[str, Pass] = {}
 
-    def run(self, say: Callable[[str], None]) -> list[Timed]:
+    @controlled_garbage()
+    def run(self, say: Callable[[str], object]) -> list[Timed]:
         """Return a row for each metric."""
-        with controlled_garbage():
-            return self._run(say, self._clock() + self._seconds)
-
-    def _run(self, say: Callable[[str], None], end: float) -> list[Timed]:
         say("timing: warming up")
         self._time_block(0)  # compiles, which the loads of the next block do not
         if self._loads:
             self._kept.clear()
-        else:
-            end = self._clock() + self._seconds
+        end = self._clock() + self._goal.seconds
         took: list[float] = []
-        while _reaches_next_look(took, end - self._clock()):
+        while reaches_next_look(took, end - self._clock()):
             start, count = self._clock(), len(took) + 1
             for metric, block in self._time_block(count).items():
                 self._blocks[metric].append(block)
@@ -271,7 +244,7 @@ class Race:
                 times[name][metric] = sum(least[metric]) / tokens
         may_keep = all(side.resumable for side in self._sides.values())
         loading = sum(took.get("load", 0.0) for took in times.values()) / 1000
-        if may_keep and (not self._loads or loading > self._seconds / USUAL_BLOCKS / 2):
+        if may_keep and (not self._loads or loading > self._goal.seconds / USUAL_BLOCKS / 2):
             self._kept = sessions
         first, second, third, fourth = (times[name] for name in self._sides)
         return {
@@ -295,15 +268,6 @@ class Race:
             unit = "ms/token" if metric in ("decode", "prefill") else "ms"
             rows.append(Timed(metric, unit, base, head, found))
         return rows
-
-
-def _reaches_next_look(took: Sequence[float], left: float) -> bool:
-    """Whether the blocks up to the next look fit into the seconds that are left."""
-    if len(took) < MIN_BLOCKS_OF_RATE:
-        return left > 0 or not took
-    past = len(took) - FIRST_LOOK
-    missing = -past if past < 0 else BLOCKS_PER_LOOK - past % BLOCKS_PER_LOOK
-    return median(took) * missing <= left
 
 
 def compare_memory(base: Side, head: Side, goal: Goal) -> Timed:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from harness.errors import HarnessError
 
 FIRST_LOOK = 12  # blocks; fewer cannot decide at the usual error
 BLOCKS_PER_LOOK = 4
+MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks of memory means nothing
 
 SETTLED = 0.02  # rounds end when the last ones have shortened no sum of steps by as much
@@ -102,14 +104,15 @@ class Goal:
 
     A head that is slower by `detect` must not be called "same", one that is slower by less than
     `tolerate` must not be called "slower". A verdict is wrong with a probability of at most
-    `error`. Both sizes are shares of base: 0.03 is 3 %.
+    `error`. Both sizes are shares of base: 0.03 is 3 %. Timing ends after `seconds` at the latest.
 
-    Raises HarnessError unless 0 < tolerate < detect < 1 and 0 < error < 1.
+    Raises HarnessError unless 0 < tolerate < detect < 1, 0 < error < 1 and seconds > 0.
     """
 
     detect: float = 0.03
     tolerate: float = 0.01
     error: float = 0.01
+    seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerate < self.detect < 1:
@@ -119,6 +122,8 @@ class Goal:
             )
         if not 0 < self.error < 1:
             raise HarnessError(f"The error is {self.error:.3g}: it must lie between 0 and 1")
+        if not 0 < self.seconds < math.inf:
+            raise HarnessError(f"{self.seconds} seconds of timing were asked for: give more than 0")
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,15 @@ def compare(blocks: Sequence[Block], goal: Goal) -> Comparison:
 def is_look(blocks: int) -> bool:
     """Whether `compare` may decide after this many blocks."""
     return blocks >= FIRST_LOOK and (blocks - FIRST_LOOK) % BLOCKS_PER_LOOK == 0
+
+
+def reaches_next_look(took: Sequence[float], left: float) -> bool:
+    """Whether the blocks up to the next look fit into the seconds that are left."""
+    if len(took) < MIN_BLOCKS_OF_RATE:
+        return left > 0 or not took
+    past = len(took) - FIRST_LOOK
+    missing = -past if past < 0 else BLOCKS_PER_LOOK - past % BLOCKS_PER_LOOK
+    return median(took) * missing <= left
 
 
 def _look(blocks: Sequence[Block], goal: Goal, number: int) -> Comparison:

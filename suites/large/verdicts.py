@@ -125,7 +125,7 @@ def simulate(runs: int) -> str:
             for seed in range(runs):
                 world = World(machine, seed)
                 sides = SimulatedModel(world, 0), SimulatedModel(world, effect)
-                for row in Race(*sides, Goal(), 60, world.clock).run(lambda stage: None):
+                for row in Race(*sides, Goal(), world.clock).run(lambda stage: None):
                     verdicts[row.name][row.found.verdict] += 1
                     blocks += [row.found.blocks] if row.name == "decode" else []
             shares = [
@@ -194,7 +194,7 @@ def measure(args: argparse.Namespace) -> str:
         for _ in range(args.runs):
             for effect, head in heads.items():
                 start = time.monotonic()
-                rows = Race(base, head, Goal(), args.seconds).run(lambda stage: None)
+                rows = Race(base, head, Goal(seconds=args.seconds)).run(lambda stage: None)
                 seconds[effect].append(time.monotonic() - start)
                 record: dict[str, object] = {"effect": effect, "seconds": seconds[effect][-1]}
                 for row in rows:

@@ -48,8 +48,8 @@ class Simulated:
         return {"decode": (self.speed * noise).tolist()}
 
 
-def raced(base, head, goal=None, seconds=20.0):
-    return {row.name: row for row in Race(base, head, goal or Goal(), seconds).run(print)}
+def raced(base, head, seconds=20.0):
+    return {row.name: row for row in Race(base, head, Goal(seconds=seconds)).run(print)}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_artifacts_whose_loads_are_not_timed_are_loaded_twice_and_timed_all_the_
 
 def test_each_side_is_first_as_often_as_the_other():
     log = []
-    race = Race(Simulated(log=log, name="b"), Simulated(log=log, name="head"), Goal(), 5)
+    race = Race(Simulated(log=log, name="b"), Simulated(log=log, name="head"), Goal(seconds=5))
     race._time_block(0)
     assert log[:12] == [
         "b",
@@ -177,4 +177,4 @@ def test_a_wrong_answer_ends_the_timing(monkeypatch):
     decode = Session.decode
     monkeypatch.setattr(Session, "decode", lambda self, token: decode(self, token).roll(1))
     with pytest.raises(WrongAnswerError, match="its time is not a result"):
-        Race(side, side, Goal(), 5).run(print)
+        Race(side, side, Goal(seconds=5)).run(print)
