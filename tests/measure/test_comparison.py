@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from harness.cli import main
 from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
 from harness.measure.comparison import (
@@ -19,6 +20,7 @@ from harness.measure.comparison import (
 from harness.measure.statistics import FIRST_LOOK, ORDERS, Goal, least_steps, memory_verdict
 from harness.measure.timing import Memory, WrongAnswerError
 from harness.subject import Subject
+from tests.results.runs import PARITY, write_run
 
 MB = 1e6
 
@@ -178,3 +180,27 @@ def test_a_wrong_answer_ends_the_timing(monkeypatch):
     monkeypatch.setattr(Session, "decode", lambda self, token: decode(self, token).roll(1))
     with pytest.raises(WrongAnswerError, match="its time is not a result"):
         Race(side, side, Goal(seconds=5)).run(print)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--detect", "x"], "invalid percent value: 'x'"),
+        (["--detect", "200%"], "tolerate less than you want to find"),
+        (["--tolerate", "3"], "tolerate less than you want to find"),
+        (["--seconds", "0"], "give more than 0"),
+    ],
+)
+def test_goals_that_cannot_be_are_refused(capsys, options, message):
+    path = str(exported("tiny", replace(fixture("tiny").options, mode="single")))
+    try:
+        status = main(["gate", path, path, *options])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2 and message in capsys.readouterr().err
+
+
+def test_a_result_file_has_no_seconds(capsys, tmp_path):
+    path = str(write_run(tmp_path / "run.jsonl", PARITY))
+    assert main(["gate", path, path, "--seconds", "5"]) == 2
+    assert "--seconds is not for two result files" in capsys.readouterr().err
