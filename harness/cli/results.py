@@ -111,11 +111,11 @@ def percent(text: str) -> float:
 
 
 # Of two artifacts: option, unit, type, and what it says. Result files have no such options.
-_TIMING: tuple[tuple[str, str, Callable[[str], float], str], ...] = (
-    ("detect", "PERCENT", percent, "the smallest slowdown to be found (default: 3; a load 10)"),
-    ("tolerate", "PERCENT", percent, "a slowdown that is allowed (default: a third of --detect)"),
-    ("seconds", "N", float, "time two artifacts no longer than this (default: 60)"),
-)
+_TIMING: dict[str, tuple[str, Callable[[str], float], str]] = {
+    "detect": ("PERCENT", percent, "the smallest slowdown to be found (default: 3; a load 10)"),
+    "tolerate": ("PERCENT", percent, "a slowdown that is allowed (default: a third of --detect)"),
+    "seconds": ("N", float, "time two artifacts no longer than this (default: 60)"),
+}
 
 
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +153,7 @@ def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
         help="how much worse a figure, or a fact such as a size, may be (may be repeated)",
     )
     parser.add_argument("--runtime", help="where two artifacts are executed and timed")
-    for name, unit, kind, meaning in _TIMING:
+    for name, (unit, kind, meaning) in _TIMING.items():
         parser.add_argument(f"--{name}", type=kind, metavar=unit, help=meaning)
     parser.add_argument(
         "--accept",
@@ -221,7 +221,7 @@ def _side_word(args: argparse.Namespace, name: str) -> str:
 def _gate_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was asked for, apart from the sides and from the output."""
     names = ["fixture", "mode", "runtime", "tier", "margin", "accept", "allow_inconclusive"]
-    names += (row[0] for row in _TIMING)
+    names += _TIMING
     return {name: getattr(args, name) or "default" for name in names}
 
 
@@ -246,8 +246,7 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
 
     match base, head:
         case Path(), Path():
-            timing = (row[0] for row in _TIMING)
-            _refuse(args, "result files", "runtime", "tier", "fixture", "mode", *timing)
+            _refuse(args, "result files", "runtime", "tier", "fixture", "mode", *_TIMING)
             return _compare_runs(args, base, head)
         case Located(), Located():
             _refuse(args, "artifacts, which are timed against a control", "margin")
@@ -294,8 +293,7 @@ def _goal(args: argparse.Namespace) -> Goal:
     """Return what timing must find; raise HarnessError for numbers that do not fit."""
     from harness.measure.statistics import Goal
 
-    names = [row[0] for row in _TIMING if getattr(args, row[0]) is not None]
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name) for name in _TIMING if getattr(args, name) is not None}
     return Goal(**{"tolerate": given.get("detect", Goal.detect) / 3} | given)
 
 
