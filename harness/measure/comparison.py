@@ -158,7 +158,7 @@ def time_artifacts(
     head: Subject,
     runtimes: tuple[str, str],
     goal: Goal | None = None,
-    progress: Callable[[str], object] | None = None,
+    progress: Callable[[str], object] = lambda stage: None,
 ) -> list[Timed]:
     """Compare the times and the peak memory of two artifacts, each on a runtime.
 
@@ -168,14 +168,13 @@ def time_artifacts(
 
     Raises WrongAnswerError when a timed run gives a wrong answer.
     """
-    goal, say = goal or Goal(), progress or (lambda stage: None)
     make = LanguageModel if base.is_language_model and head.is_language_model else OtherModel
     sides = make(base, runtimes[0]), make(head, runtimes[1])
-    timed = Race(*sides, goal, loads=runtimes[0] == runtimes[1]).run(say)
+    timed = Race(*sides, goal or Goal(), loads=runtimes[0] == runtimes[1]).run(progress)
     if runtimes[0] != runtimes[1]:
         return timed
-    say("measuring peak memory")
-    return [*timed, compare_memory(*sides, goal)]
+    progress("measuring peak memory")
+    return [*timed, compare_memory(*sides, goal or Goal())]
 
 
 class Race:
@@ -291,7 +290,7 @@ def bench(
     subject: Subject | str | Path,
     runtimes: Iterable[str] | None = None,
     rounds: int = 5,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], object] = lambda stage: None,
 ) -> dict[str, dict[str, Any]]:
     """Time load, prefill and decode, and measure memory, on each runtime in turn.
 
@@ -307,8 +306,7 @@ def bench(
     # The baseline is a language model in eager PyTorch; another model has none.
     usual = (default_runtime(), BASELINE) if subject.is_language_model else (default_runtime(),)
     names = usable_runtimes(runtimes or usual)
-    if progress is not None:
-        progress(f"timing {' and '.join(names)}, {rounds} rounds")
+    progress(f"timing {' and '.join(names)}, {rounds} rounds")
     if not subject.is_language_model:
         return _bench_calls(subject, names, rounds)
     stopwatch = Stopwatch(subject)

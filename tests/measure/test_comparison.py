@@ -75,7 +75,7 @@ def test_a_slow_load_is_found_where_decoding_is_the_same():
 
 def test_artifacts_whose_loads_are_not_timed_are_loaded_twice_and_timed_all_the_same():
     base, head = Simulated(), Simulated(1.5, name="head")
-    (row,) = Race(base, head, Goal(), 20.0, loads=False).run(print)
+    (row,) = Race(base, head, Goal(seconds=20), loads=False).run(print)
     assert (row.name, row.found.verdict, base.loads, head.loads) == ("decode", "slower", 2, 2)
 
 
