@@ -14,7 +14,7 @@ from harness.checks.run import Check, check, defined_in, run_check
 if TYPE_CHECKING:
     from harness.subject import Subject
 
-__all__ = ["Check", "artifact_checks", "check", "run_check", "value_checks"]
+__all__ = ["Check", "artifact_checks", "check", "core_ml_checks", "run_check", "value_checks"]
 
 
 @cache
@@ -34,3 +34,11 @@ def value_checks() -> dict[str, Check[Subject]]:
     from harness.checks import outputs
 
     return defined_in(outputs)
+
+
+@cache
+def core_ml_checks() -> dict[str, Check[Subject]]:
+    """Return the checks of Core ML itself by name: ours against it, its times and placement."""
+    from harness.checks import core_ml
+
+    return defined_in(core_ml)

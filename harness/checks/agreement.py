@@ -65,7 +65,7 @@ def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findi
     session = Session.open(other.artifact, runtime, subject.tables)
     want = trace(session, sequence(subject), prompt_length(subject))
     allowed = tolerances(subject, runtime)
-    for part, found in _differences(have, want).items():
+    for part, found in differences(have, want).items():
         bound = allowed[part]
         difference = Figure(found.relative, "", bound, floor=noise_floor(bound))
         figures = {f"{part} difference": difference}
@@ -125,11 +125,11 @@ def trace_distances(base: Subject, head: Subject, runtime: str) -> Distances:
     count = min(prompt_length(base), len(tokens))
     want, have = (trace(session, tokens, count) for session in sessions)
     allowed = tolerances(base, runtime)
-    for part, found in _differences(have, want).items():
+    for part, found in differences(have, want).items():
         yield part if part == "caches" else f"logits of {part}", found, allowed[part]
 
 
-def _differences(have: Trace, want: Trace) -> dict[str, Error]:
+def differences(have: Trace, want: Trace) -> dict[str, Error]:
     """Return the difference of each part; that of the caches is the largest of all layers.
 
     Positions of which one of the two has no logits, or no room in its caches, are left out.
@@ -139,7 +139,7 @@ def _differences(have: Trace, want: Trace) -> dict[str, Error]:
     return {
         "prefill": _logits_error(have, want, prefill=True),
         "decode": _logits_error(have, want, prefill=False),
-        "caches": max((error(h[:, :n], w[:, :n]) for h, w, n in rows), key=_badness),
+        "caches": max((error(h[:, :n], w[:, :n]) for h, w, n in rows), key=badness),
     }
 
 
@@ -156,5 +156,6 @@ def _logits_error(have: Trace, want: Trace, prefill: bool) -> Error:
     return error(*(torch.stack([rows[p] for p in shared]) for rows in (ours, theirs)))
 
 
-def _badness(found: Error) -> tuple[bool, float]:
-    return not isfinite(found.relative), found.relative  # NaN compares with nothing
+def badness(found: Error) -> tuple[bool, float]:
+    """Return a key that orders errors from best to worst; NaN compares with nothing."""
+    return not isfinite(found.relative), found.relative

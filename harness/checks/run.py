@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
 from harness.results import NOT_APPLICABLE, Case, Finding, case_from_findings
-from harness.runtimes import get_runtime
+from harness.runtimes import get_runtime, runtime_row
 
 S = TypeVar("S")  # the kind of subject
 
@@ -31,6 +31,11 @@ class Check(Generic[S]):
     find: Callable[..., Iterable[Finding]]
     needs: tuple[Callable[[S], str | None], ...] = ()
     takes_runtime: bool = False
+    kinds: tuple[str, ...] = ()
+
+    def runs_on(self, runtime: str) -> bool:
+        """Return whether the check is about this runtime: one of its `kinds`, or any without."""
+        return not self.kinds or runtime_row(runtime).kind in self.kinds
 
     def inapplicable(self, subject: S) -> str | None:
         """Return why the check does not apply to a subject, or None when it does."""
@@ -46,11 +51,12 @@ def check(
     *,
     needs: tuple[Callable[[Any], str | None], ...] = (),
     takes_runtime: bool = False,
+    kinds: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Iterable[Finding]]], Check[Any]]:
     """Turn a generator of findings into a check, which `defined_in` finds in its module."""
 
     def decorate(find: Callable[..., Iterable[Finding]]) -> Check[Any]:
-        return Check(name, find, needs, takes_runtime)
+        return Check(name, find, needs, takes_runtime, kinds)
 
     return decorate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from harness.checks import Check, artifact_checks, run_check, value_checks
+from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
 from harness.errors import HarnessError
 from harness.results import NOT_APPLICABLE, Case
 from harness.runtimes import RUNTIMES, default_runtime, usable_runtimes
@@ -42,12 +42,13 @@ def check(
 
 def _chosen(names: Iterable[str] | None, subject: Subject) -> list[Check[Subject]]:
     """Return the checks of these names, or those that may apply, in their order."""
-    checks, names = artifact_checks() | value_checks(), list(names or ())
+    checks = artifact_checks() | value_checks() | core_ml_checks()
+    names = list(names or ())
     for name in names:
         if name not in checks:
             raise HarnessError(f"no check '{name}'; choose from {', '.join(checks)}")
     if not names and subject.is_language_model and not subject.has_golden:
-        names = list(artifact_checks())
+        names = [*artifact_checks(), *core_ml_checks()]
     return [check for name, check in checks.items() if not names or name in names]
 
 
@@ -92,7 +93,11 @@ def _cases(
     progress: Callable[[str, int, int], object],
 ) -> Iterator[Case]:
     mode = subject.mode if subject.is_language_model else NOT_APPLICABLE
-    pairs = [(c, runtime) for c in checks for runtime in (runtimes if c.takes_runtime else [None])]
+    pairs = [
+        (c, runtime)
+        for c in checks
+        for runtime in (filter(c.runs_on, runtimes) if c.takes_runtime else [None])
+    ]
     for done, (check, runtime) in enumerate(pairs):
         where = f" on {runtime}" if runtime else ""
         progress(f"checking {check.name}{where}", done, len(pairs))

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -20,7 +20,7 @@ from harness.results.cases import NOT_APPLICABLE, OUTCOMES, Case, Fact, Finding,
 from harness.results.figures import Figure
 from harness.results.known import KnownDefect, read_known
 from harness.results.lines import format_line, parse_line
-from harness.results.machine import Header
+from harness.results.machine import Header, conditions
 
 __all__ = [
     "NOT_APPLICABLE",
@@ -61,6 +61,7 @@ class Footer:
     comparisons: int
     seconds: float
     passed: bool
+    conditions: Mapping[str, str | int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cases: Iterable[Case], seconds: float) -> Footer:
@@ -85,13 +86,14 @@ class Footer:
             "comparisons": self.comparisons,
             "seconds": self.seconds,
             "passed": self.passed,
+            **({"conditions": dict(self.conditions)} if self.conditions else {}),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Footer:
         """Read the footer that `to_json` wrote; `data` has been validated against the schema."""
         names = ("counts", "comparisons", "seconds", "passed")
-        return cls(**{name: data[name] for name in names})
+        return cls(**{name: data[name] for name in names}, conditions=data.get("conditions", {}))
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Stream:
     def finish(self) -> Footer:
         """Write the footer and return it."""
         footer = Footer.of(self._cases.values(), round(time.monotonic() - self._start, 3))
+        footer = replace(footer, conditions=conditions())
         self._write(footer.to_json())
         return footer
 
@@ -269,7 +272,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _check_footer(path: Path, run: Run) -> None:
     expected = Footer.of(run.cases, run.footer.seconds).to_json()
-    for name, value in run.footer.to_json().items():
+    for name, value in replace(run.footer, conditions={}).to_json().items():
         if value != expected[name]:
             raise InvalidStream(
                 f"{path}: the footer says {name} {value}, its cases say {expected[name]}:"

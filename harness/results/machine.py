@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+_LATER = ("exporters", "artifact", "shard", "mac", "conditions")  # fields that may be left out
+_ABSENT = "absent: "
+_MAX_REASON = 120
 PACKAGES = ("coreml-llm-harness", "torch", "executorch", "coremltools", "torchao", "numpy")
 
 
@@ -26,7 +30,7 @@ class Header:
     `exporters` are the versions of what each exporter consists of, by its name in the cases. A run
     about one artifact has its `artifact`: the `name` in the cases, `sha256` and `bytes`. A part of
     a run has its `shard`: `index`, from 1, and `count`. A run that `merge` made of several has
-    their number, `merged`.
+    their number, `merged`. A run on a Mac has the facts of `mac_facts` and `conditions`.
     """
 
     started: str
@@ -38,6 +42,8 @@ class Header:
     artifact: Mapping[str, str | int] = field(default_factory=dict)
     shard: Mapping[str, int] = field(default_factory=dict)
     merged: int = 0
+    mac: Mapping[str, str | int] = field(default_factory=dict)
+    conditions: Mapping[str, str | int] = field(default_factory=dict)
 
     @classmethod
     def here(
@@ -62,6 +68,8 @@ class Header:
             exporters=exporters or {},
             artifact=artifact or {},
             shard=shard or {},
+            mac=mac_facts(),
+            conditions=conditions(),
         )
 
     @property
@@ -86,6 +94,8 @@ class Header:
         rest = {
             "artifact": dict(self.artifact),
             "shard": dict(self.shard),
+            "mac": dict(self.mac),
+            "conditions": dict(self.conditions),
             "merged": self.merged,
         }
         return record | {name: value for name, value in rest.items() if value}
@@ -94,7 +104,7 @@ class Header:
     def from_json(cls, data: Mapping[str, Any]) -> Header:
         """Read the header that `to_json` wrote; `data` has been validated against the schema."""
         names = ("started", "versions", "machine", "options", "project")
-        later = {name: data.get(name, {}) for name in ("exporters", "artifact", "shard")}
+        later = {name: data.get(name, {}) for name in _LATER}
         return cls(**{name: data[name] for name in names}, **later, merged=data.get("merged", 0))
 
 
@@ -124,6 +134,62 @@ def _torch_state() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+
+
+def mac_facts() -> dict[str, str | int]:
+    """Return a Mac's model, cores, memory and build of macOS; nothing elsewhere.
+
+    What a Mac does not tell is "absent: " and the reason: a virtual Mac has no efficiency cores.
+    """
+    if platform.system() != "Darwin":
+        return {}
+    return {
+        "model": _told("sysctl", "-n", "hw.model"),
+        "performance_cores": _told("sysctl", "-n", "hw.perflevel0.physicalcpu"),
+        "efficiency_cores": _told("sysctl", "-n", "hw.perflevel1.physicalcpu"),
+        "gpu_cores": _found(
+            r'"sppci_cores"\s*:\s*"(\d+)"', "system_profiler", "SPDisplaysDataType", "-json"
+        ),
+        "memory_bytes": _told("sysctl", "-n", "hw.memsize"),
+        "os_build": _told("sw_vers", "-buildVersion"),
+    }
+
+
+def conditions() -> dict[str, str | int]:
+    """Return what may slow a Mac down now: its thermal state and low-power mode.
+
+    `thermal_pressure` is 0 for nominal, 1 moderate, 2 heavy and 3 trapping. Nothing elsewhere.
+    """
+    if platform.system() != "Darwin":
+        return {}
+    pressure = "com.apple.system.thermalpressurelevel"
+    return {
+        "thermal_pressure": _found(rf"{pressure} (\d+)", "notifyutil", "-g", pressure),
+        "cpu_speed_limit": _found(r"CPU_Speed_Limit\s*=\s*(\d+)", "pmset", "-g", "therm"),
+        "low_power_mode": _found(r"lowpowermode\s+(\d+)", "pmset", "-g"),
+    }
+
+
+def _found(pattern: str, *command: str) -> str | int:
+    """Return the number that a pattern finds in a command's output."""
+    text = str(_told(*command))
+    if text.startswith(_ABSENT):
+        return text
+    match = re.search(pattern, text)
+    return int(match[1]) if match else f"{_ABSENT}`{' '.join(command)}` does not tell it"
+
+
+def _told(*command: str) -> str | int:
+    """Return a command's output, as a number if it is one, or why there is none."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{_ABSENT}{command[0]} cannot be run ({type(error).__name__})"
+    text = done.stdout.strip()
+    if done.returncode or not text:
+        reason = " ".join(done.stderr.split())[:_MAX_REASON] or f"status {done.returncode}"
+        return f"{_ABSENT}`{' '.join(command)}` failed ({reason})"
+    return int(text) if text.isdecimal() else text
 
 
 def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Runs another runtime in a child process, so that its crash or hang does not end this process.
 
 An artifact has one child for all its methods. It starts when it is first needed, and again after it
-has died; it lives as long as the artifact or one of the methods.
+has died; it lives as long as the artifact or one of the methods. At its end it first unloads its
+methods, because Core ML removes a compiled model when it unloads it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import torch
 
 from harness.artifact import Artifact
 from harness.child import Child, python_path
+from harness.errors import HarnessError
 from harness.export.environments import placed
 from harness.export.executorch import python_path_of
 from harness.pte import TensorSpec
@@ -41,6 +45,7 @@ class Limits:
     load: float = 900.0  # compiling a large model for the Neural Engine takes minutes
     call: float = 120.0
     other: float = 300.0
+    end: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,16 @@ class IsolatedRuntime:
         before, now = self._child(artifact).ask(self._limits.other, "measure").value
         return int(before), int(now)
 
+    def profile(
+        self, artifact: Artifact, method: str, tensors: Sequence[torch.Tensor]
+    ) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """Return the JSON of the runtime's `profile`, and the first call's results.
+
+        Raises as `load` does.
+        """
+        answer = self._child(artifact).ask(self._limits.load, "profile", method, tensors)
+        return answer.value, answer.tensors
+
     def _child(self, artifact: Artifact) -> _ArtifactChild:
         if artifact not in self._children:
             self._children[artifact] = _ArtifactChild(self._setup(artifact), self._limits)
@@ -128,7 +143,7 @@ class IsolatedRuntime:
 
 @functools.cache
 def _why_unavailable(setup: Setup, limits: Limits) -> str | None:
-    process = _Process(setup)
+    process = _Process(setup, limits.end)
     try:
         reason: str | None = process.ask(limits.other, "unavailable").value
         return reason
@@ -175,11 +190,11 @@ class _ArtifactChild:
         start = time.perf_counter_ns()
         with self._turn:
             if self._process is None:
-                self._process = _Process(self._setup)
+                self._process = _Process(self._setup, self._limits.end)
             try:
                 answer = self._process.ask(seconds, verb, method, tensors)
             finally:
-                if not self._process.end.alive:
+                if not self._process.is_alive:
                     self._process = None
                     self._loaded.clear()
         _overhead.ns = overhead_ns() + time.perf_counter_ns() - start - answer.ns
@@ -191,9 +206,14 @@ def _specs(rows: list[tuple[str, list[int], str]]) -> tuple[TensorSpec, ...]:
 
 
 class _Process:
-    """A child process, and the memory in which tensors pass to it and back."""
+    """A child process, and the memory in which tensors pass to it and back.
 
-    def __init__(self, setup: Setup) -> None:
+    On macOS it has a home of its own for caches (Foundation reads CFFIXED_USER_HOME): ExecuTorch's
+    Core ML backend keeps compiled models in `Library/Caches` by the package's identifier, by which
+    an edited copy of an artifact would run as the sound one.
+    """
+
+    def __init__(self, setup: Setup, end_seconds: float) -> None:
         files = anonymous_file(), anonymous_file()
         for file in files:
             finalize(self, os.close, file)
@@ -215,15 +235,23 @@ class _Process:
         # The child installs the stand-in for Core ML if this process has done so.
         if is_installed() or (setup.place and sys.platform != "darwin"):
             path = os.pathsep.join([str(SITE), path])
+        home = tempfile.mkdtemp(prefix="harness-home-")
+        for name in ("Caches", "Application Support"):
+            Path(home, "Library", name).mkdir(parents=True)
         self._child = Child(
             CHILD,
             setup.what,
-            {"PYTHONPATH": path},
+            {"PYTHONPATH": path, "CFFIXED_USER_HOME": home},
             arguments=[json.dumps(described)],
             descriptors=files,
             python=python,
         )
-        self.end = self._child.end
+        self.end = finalize(self, _end, self._child, end_seconds, home)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child has neither died nor been ended."""
+        return self._child.end.alive
 
     def ask(
         self, seconds: float, verb: str, method: str = "", tensors: Sequence[torch.Tensor] = ()
@@ -234,6 +262,15 @@ class _Process:
         answer = self._child.ask(request, asked, seconds)
         copies = tuple(tensor.clone() for tensor in self._received.read(answer["tensors"]))
         return Answer(answer["value"], copies, int(answer["ns"]))
+
+
+def _end(child: Child, seconds: float, home: str) -> None:
+    """Let a child unload its methods, then end it and remove its home."""
+    if child.end.alive:
+        with suppress(HarnessError):  # it has died, or hangs
+            child.ask({"verb": "end", "method": "", "tensors": []}, "asked to end", seconds)
+    child.end()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 _overhead = threading.local()

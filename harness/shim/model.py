@@ -30,7 +30,6 @@ from harness.shim.asset import (
     with_lowest_version,
     write_compiled,
 )
-from harness.shim.features import ArrayFeature, Feature, read_signature
 from harness.shim.launch import POLICY_VARIABLE
 from harness.shim.structure import (
     ComputePlanProxy,
@@ -43,8 +42,11 @@ from harness.shim.structure import (
     model_structure,
 )
 from harness.shim.values import (
+    ArrayFeature,
+    Feature,
     array_of_tensor,
     python_of_outputs,
+    read_signature,
     tensor_of_array,
     tensors_of_inputs,
 )

@@ -83,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "speaking(model): only for models of this name, whose text means something"
     )
     config.addinivalue_line("markers", "prompted: only for models that have prompts")
+    config.addinivalue_line("markers", "core_ml(kinds): only on runtimes of these kinds")
     config.addinivalue_line("markers", "valued: only for artifacts with a reference or golden file")
     config.addinivalue_line(
         "markers", "other_exporters: for all exporters but the first ExecuTorch's"
@@ -165,7 +166,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fixture_name" in metafunc.fixturenames:
         metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")
     if "runtime" in metafunc.fixturenames:
-        metafunc.parametrize("runtime", chosen_runtimes(config), scope="session")
+        runtimes = chosen_runtimes(config)
+        if core_ml := metafunc.definition.get_closest_marker("core_ml"):
+            runtimes = [name for name in runtimes if runtime_row(name).kind in core_ml.args]
+        metafunc.parametrize("runtime", runtimes, scope="session")
 
 
 def _subjects(by: Mapping[str, list[str]], modes: list[str]) -> Iterator[tuple[str, str]]:

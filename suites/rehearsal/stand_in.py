@@ -28,6 +28,7 @@ MEASURED = (
     "harness.runtimes.executorch",
     "harness.runtimes.isolated",
     "harness.runtimes._isolated_child",
+    "harness.checks.core_ml",
 )
 """The modules of the Mac's runtimes."""
 VERSION = ("15.7.1", ("", "", ""), "arm64")
@@ -122,6 +123,8 @@ def _asked_by() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
         name = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if frame.f_code is _usage.__code__:
+            return False
         if _is_apart(frame):
             return True
         if name not in sys.stdlib_module_names and name != "_rehearsal":
@@ -173,22 +176,24 @@ class LineLoader(SourceFileLoader):
     """
 
     def get_code(self, fullname: str) -> CodeType:
-        """Return the module's code, with a call before each statement."""
+        """Return the module's code, with a call before each statement.
+
+        The code itself finds the function that it calls: `python -m` runs it as another module.
+        """
         tree = ast.parse(self.get_data(self.path), self.path)
         for block in blocks(tree):
             block[:] = [new for old in block for new in (_note(old), old) if new is not None]
+        first = next(i for i, statement in enumerate(tree.body) if counts(statement))
+        tree.body[first:first] = ast.parse(
+            f"{_NOTE} = __import__('sys').modules[{__name__!r}].Notes({fullname!r})"
+        ).body
         return compile(ast.fix_missing_locations(tree), self.path, "exec", dont_inherit=True)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the module, which finds the function that notes a line under a private name."""
-        vars(module)[_NOTE] = _Notes(self.name)
-        super().exec_module(module)
 
 
 _NOTE = "__note_line__"
 
 
-class _Notes:
+class Notes:
     """Notes each line of a module once."""
 
     def __init__(self, module: str) -> None:
@@ -197,6 +202,7 @@ class _Notes:
         self._file = os.open(os.environ[LINES], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def __call__(self, line: int) -> None:
+        """Note a line, if it has not been noted."""
         if line not in self._seen:
             self._seen.add(line)
             os.write(self._file, f"{self._module}:{line}\n".encode())

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from weakref import finalize
 
 import torch
 
@@ -68,6 +69,11 @@ class Misbehaving(MilRuntime):
                 Path(self._detail).write_text(tempfile.mkdtemp(), encoding="utf-8")
                 print("a word on stdout", flush=True)
                 print("a word on stderr", file=sys.stderr, flush=True)
+            case "home":
+                caches = Path(os.environ["CFFIXED_USER_HOME"], "Library", "Caches")
+                Path(self._detail).write_text(f"{caches} {caches.is_dir()}", encoding="utf-8")
+            case "keep":
+                finalize(self, Path(self._detail).touch)
             case "allocate":
                 KEPT.append(torch.ones(int(self._detail) // 4))
             case "missing":

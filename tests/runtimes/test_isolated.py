@@ -240,3 +240,29 @@ def test_crash_prone_runtimes_come_isolated(name):
 
 def test_our_own_runtimes_run_in_this_process():
     assert isinstance(get_runtime("mil:widen"), MilRuntime)
+
+
+def test_a_child_unloads_its_methods_before_it_ends(artifact, tmp_path):
+    """Core ML removes a compiled model when it unloads it; a killed process leaves it behind."""
+    mark = tmp_path / "unloaded"
+    runtime = IsolatedRuntime(Misbehaving, "load", "keep", str(mark))
+    method = runtime.load(artifact, "forward")
+    assert not mark.exists()
+    del runtime, method
+    gc.collect()
+    assert mark.exists()
+
+
+def test_every_child_has_caches_of_its_own_which_go_with_it(tmp_path, mixed_program):
+    homes = []
+    for number in range(2):
+        told, opened = tmp_path / str(number), open_artifact(mixed_program[0])
+        runtime = IsolatedRuntime(Misbehaving, "load", "home", str(told))
+        runtime.load(opened, "forward")
+        caches, exists = told.read_text().split()
+        assert exists == "True" and Path(caches).is_dir()
+        del runtime, opened
+        gc.collect()
+        assert not Path(caches).exists()
+        homes.append(caches)
+    assert len(set(homes)) == 2
