@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
@@ -42,7 +42,7 @@ from harness.suites.results import (
 __all__ = ["pytest_runtest_makereport", "record"]
 
 _EXPORTERS = pytest.StashKey[dict[str, Exporter | None]]()
-_SHARD = pytest.StashKey[dict[str, int]]()
+_SHARE = pytest.StashKey[frozenset[tuple[str, str]] | None]()  # the exports of a shard
 _BY = pytest.StashKey[dict[str, list[str]]]()  # for each fixture, its exporters' names in cases
 DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conformance)
 MODES = ("single", "multifunction")
@@ -100,7 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[_EXPORTERS] = exporters
     labels = dict(zip(named, exporters, strict=True))
-    config.stash[_BY] = {
+    by = config.stash[_BY] = {
         fixture: [labels[name] for name in names]
         for fixture, names in zip(fixtures, asked, strict=True)
     }
@@ -114,7 +114,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if found is not None
     }
     folder = config.getoption("results")
-    config.stash[_SHARD] = shard
+    subjects = _subjects(by, chosen(config, "mode", MODES))
+    config.stash[_SHARE] = _share(subjects, **shard) if shard else None
     start_recording(config, "conformance", folder, options, exporters=versions, shard=shard)
 
 
@@ -193,8 +194,7 @@ def has_values(row: Model) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of a subject one after another: only one subject is open at a time.
 
-    A shard has all tests of some models in one mode, of every exporter: they share exports. Raises
-    pytest.UsageError when there are fewer of these than shards.
+    A shard has all tests of some models in one mode, of every exporter: they share exports.
     """
 
     def subject(item: pytest.Item) -> tuple[str, ...]:
@@ -202,16 +202,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return tuple(str(params.get(name, "")) for name in ("fixture_name", "mode"))
 
     items.sort(key=subject)
-    if shard := config.stash[_SHARD]:
-        # A test that applies to no subject has no parameters, and records no case.
-        exports = {item: _export_of(*subject(item)) for item in items if _has_subject(item)}
-        kept = set(_share(sorted(set(exports.values())), **shard))
-        config.hook.pytest_deselected(items=[i for i in items if exports.get(i) not in kept])
-        items[:] = [item for item in items if exports.get(item) in kept]
-
-
-def _has_subject(item: pytest.Item) -> bool:
-    return hasattr(item, "callspec") and isinstance(item.callspec.params.get("fixture_name"), str)
+    if (share := config.stash[_SHARE]) is not None:
+        ours = [item for item in items if _export_of(*subject(item)) in share]
+        config.hook.pytest_deselected(items=[item for item in items if item not in ours])
+        items[:] = ours
 
 
 def _export_of(fixture_name: str, mode: str) -> tuple[str, str]:
@@ -219,14 +213,17 @@ def _export_of(fixture_name: str, mode: str) -> tuple[str, str]:
     return mode, fixture_name.rpartition(":")[2]
 
 
-def _share(exports: Sequence[tuple[str, str]], index: int, count: int) -> Sequence[tuple[str, str]]:
+def _share(
+    subjects: Iterable[tuple[str, str]], index: int, count: int
+) -> frozenset[tuple[str, str]]:
     """Return a shard's exports; raises UsageError when there are fewer of them than shards."""
+    exports = sorted({_export_of(*subject) for subject in subjects})
     if len(exports) < count:
         raise pytest.UsageError(
             f"--shard {index}/{count}: only {len(exports)} exports are to be judged; make"
             f" {len(exports)} shards at most"
         )
-    return exports[index - 1 :: count]
+    return frozenset(exports[index - 1 :: count])
 
 
 @pytest.fixture(scope="session")

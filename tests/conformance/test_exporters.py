@@ -89,8 +89,9 @@ def test_shards_share_the_tests_and_each_export_is_in_one():
             assert len(holding) == 1
 
 
-def test_more_shards_than_exports_are_a_usage_error():
-    done = collected("--shard", "1/3")
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_more_shards_than_exports_are_a_usage_error(workers):
+    done = collected("--shard", "1/3", *workers)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "only 2 exports are to be judged; make 2 shards at most" in done.stderr
 
