@@ -99,7 +99,7 @@ def conformance(args: argparse.Namespace) -> int:
 def _chosen(args: argparse.Namespace, subjects: Sequence[str]) -> list[str]:
     """Return the options of `harness conformance`."""
     runtimes = args.runtimes.split() or runtimes_of_the_runner(os.environ)
-    words = [*_options("fixture", subjects), *_options("exporter", args.exporters.split())]
+    words = [*_options("fixture", subjects), *_options("exporter", _exporters(args))]
     return [*words, *_options("runtime", runtimes), *shlex.split(args.arguments)]
 
 
@@ -133,6 +133,12 @@ def gate(args: argparse.Namespace) -> int:
             paths = (os.path.relpath(path, here) for path in (ours[name], theirs[name]))
             statuses.append(_gate(args, name, *paths))
     return next(status for status in (3, 2, 1, UNDECIDED, 0) if status in statuses)
+
+
+def _exporters(args: argparse.Namespace) -> list[str]:
+    """Return the names of the exporters; a checkout of ExecuTorch judges itself."""
+    here = Path.cwd()
+    return args.exporters.split() or ([f"executorch@{here}"] if _is_executorch(here) else [])
 
 
 def _gate(args: argparse.Namespace, name: str, *words: str) -> int:
@@ -218,7 +224,7 @@ def history(args: argparse.Namespace) -> int:
     if _git("rev-parse", "--is-shallow-repository") == "true":
         _git("fetch", "--unshallow", "origin")
     subjects = args.subjects.split() or list(_subjects(Path.cwd()))
-    exporters = _options("exporter", args.exporters.split())
+    exporters = _options("exporter", _exporters(args))
     words = [*_options("subject", subjects), *exporters]
     words += _options("runtime", args.runtimes.split() or runtimes_of_the_runner(os.environ))
     words += _options("machine", [args.machine] if args.machine else [])

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from harness.files import cache_folder
 from harness.fixtures import model
 from harness.fixtures.cache import exported
 from harness.results import Case, Header, Writer
+from harness.suites.ci.__main__ import _chosen
 from tests.ci.test_asv import git, repository
 
 ROOT = Path(__file__).parent.parent.parent
@@ -224,6 +226,15 @@ def test_a_night_measures_the_commit_and_pushes_the_history(origin, tmp_path):
     assert f"models/linux-hosted/{git(runner.clone, 'rev-parse', 'HEAD')[:8]}-py" in files
     assert "### PASSED: history" in summary and "series compared, 0 regressions" in printed
     assert (runner.clone / "results" / "history" / "models" / "index.html").is_file()
+
+
+def test_a_checkout_of_executorch_judges_itself(tmp_path, monkeypatch):
+    (tmp_path / "src" / "executorch").mkdir(parents=True)
+    (tmp_path / "version.txt").write_text("1.5.0\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    given = Namespace(exporters="", runtimes="", arguments="")
+    assert _chosen(given, ["tiny"])[2:] == ["--exporter", f"executorch@{tmp_path}"]
+    assert _chosen(Namespace(**vars(given) | {"exporters": "coreml"}), ["tiny"])[3:] == ["coreml"]
 
 
 def plan(tmp_path, **inputs):
