@@ -19,11 +19,8 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.suites.benchmarks.history import (
-    BRANCH,
     Judged,
     Regression,
-    Repository,
-    git,
     machine_class,
     publish,
     register_machine,
@@ -31,6 +28,7 @@ from harness.suites.benchmarks.history import (
     run_asv,
     system_build,
 )
+from harness.suites.benchmarks.repository import BRANCH, Repository, git
 
 THRESHOLD = 5.0  # percent
 UNDECIDED = 4  # exit status, as that of `harness gate`

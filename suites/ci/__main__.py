@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.suites.benchmarks.history import BRANCH, FOLDER
+from harness.suites.benchmarks.repository import BRANCH, FOLDER
 from harness.suites.ci.tell import (
     FAILED,
     NOTICE,

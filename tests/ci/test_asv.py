@@ -16,6 +16,7 @@ from harness.fixtures.cache import exported
 from harness.runtimes import BASELINE, RUNTIMES
 from harness.suites.benchmarks import __main__ as commands
 from harness.suites.benchmarks import figures, history, language_models
+from harness.suites.benchmarks import repository as repositories
 
 MACHINE = "macos-15-m1"
 
@@ -164,7 +165,7 @@ def test_a_machines_class_is_its_system_and_chip(monkeypatch, os_name, release, 
 
 def test_asv_finds_the_benchmarks_in_an_environment_without_asv():
     """asv imports all modules beside them; it builds an environment for `asv run HEAD^!`."""
-    names = [path.stem for path in history.BENCHMARKS.glob("*.py")]
+    names = [path.stem for path in repositories.BENCHMARKS.glob("*.py")]
     assert {"__main__", "figures", "language_models"} <= set(names)
     imports = "".join(f"import harness.suites.benchmarks.{name}\n" for name in names)
     code = f"import sys\nsys.modules['asv'] = None\n{imports}print('torch' in sys.modules)"

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from harness.suites.benchmarks import history, language_models
+from harness.suites.benchmarks import language_models
+from harness.suites.benchmarks import repository as repositories
 from tests.ci.test_asv import MACHINE, git, repository, run
 
 TIME, RATIO, SIZE = "PerToken.track_prefill", "PerTokenRatio.track_prefill", "Size.track_bytes"
@@ -29,7 +30,7 @@ def commits(folder, count):
 
 def write(folder, commit, values, machine=MACHINE, torch="2.13.0", parameters=None):
     """Write the result of a commit as asv does, `values` by benchmark."""
-    results = history.Repository(folder).results
+    results = repositories.Repository(folder).results
     rows = {
         f"language_models.{name}": [[value], (parameters or PARAMETERS)[name], "1"]
         for name, value in values.items()
