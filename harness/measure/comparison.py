@@ -3,8 +3,8 @@
 A block (see `statistics`) loads each artifact into two sessions, and the four sessions then run one
 sequence in turn, in changing order. Other work on the machine only adds time, so the least time of
 each step counts: passes are repeated until they no longer find a shorter one, which takes longer on
-a busy machine. When only the load is undecided, loads are repeated instead. Blocks follow until
-each metric has a verdict or the seconds are spent.
+a busy machine. When only the load is undecided, new blocks repeat loads in the same way. Blocks
+follow until each metric has a verdict or the seconds are spent.
 
 Two loads of one artifact may differ in speed, for example by where their weights lie in memory.
 Each block therefore loads anew. Where that takes longer than all else, the first block's sessions
@@ -56,8 +56,6 @@ from harness.subject import Subject
 MIN_PASSES, MAX_PASSES = 3, 16
 MIN_LOADS, MAX_LOADS = 2, 4
 USUAL_BLOCKS = 14  # the blocks that should fit into the seconds
-# A load is one long step, and its least time is seldom undisturbed: its goal is at least this.
-LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5
 
 # The gate's word for a verdict; others are the same.
@@ -163,7 +161,7 @@ def time_artifacts(
     """Compare the times and the peak memory of two artifacts, each on a runtime.
 
     All verdicts on times together are wrong with a probability of at most the goal's error. A load
-    has a goal of at least `LOAD_DETECT`. Memory takes as long as starting four processes or more.
+    has a goal of its own, `Goal.of_load`. Memory takes as long as starting four processes or more.
     Load and memory of two different runtimes are not compared.
 
     Raises WrongAnswerError when a timed run gives a wrong answer.
@@ -196,6 +194,7 @@ class Race:
         self._blocks: dict[str, list[Block]] = {metric: [] for metric in metrics}
         self._undecided = set(self._blocks)
         self._kept: dict[str, Pass] = {}
+        self._second_try = 0  # the number of blocks before loads are repeated
 
     @controlled_garbage()
     def run(self, say: Callable[[str], object]) -> list[Timed]:
@@ -216,6 +215,8 @@ class Race:
                 self._undecided = {r.name for r in rows if r.found.verdict == "inconclusive"}
                 if not self._undecided or (self._kept and self._undecided == {"load"}):
                     return rows
+                if self._undecided == {"load"} and not self._second_try:
+                    self._second_try = count
                 say(f"timing: {count} blocks, {' and '.join(sorted(self._undecided))} undecided")
         return self._rows()
 
@@ -233,7 +234,7 @@ class Race:
 
         if not sessions:
             loads = {name: partial(load, name) for name in self._sides}
-            rounds = (MIN_LOADS, MAX_LOADS) if self._undecided == {"load"} else (1, 1)
+            rounds = (MIN_LOADS, MAX_LOADS) if self._second_try else (1, 1)
             for name, least in least_steps(loads, number, *rounds).items():
                 times[name]["load"] = sum(least["load"])
         # Of decided metrics one pass is left, which checks the answers.
@@ -255,13 +256,10 @@ class Race:
         """Compare what has been timed; the metrics share the error."""
         rows = []
         goal = replace(self._goal, error=self._goal.error / len(self._blocks))
-        slack = replace(
-            goal,
-            detect=max(goal.detect, LOAD_DETECT),
-            tolerate=max(goal.tolerate, LOAD_TOLERATE),
-        )
         for metric, blocks in self._blocks.items():
-            found = compare(blocks, slack if metric == "load" else goal)
+            if metric == "load":  # a second try does without the noise of the first
+                blocks = blocks[self._second_try :] or blocks
+            found = compare(blocks, goal.of_load if metric == "load" else goal)
             base = median(time for block in blocks for time in block.base)
             head = median(time for block in blocks for time in block.head)
             unit = "ms/token" if metric in ("decode", "prefill") else "ms"

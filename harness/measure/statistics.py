@@ -33,6 +33,7 @@ BLOCKS_PER_LOOK = 4
 MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks of memory means nothing
 
+LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03  # at least
 SETTLED = 0.02  # rounds end when the last ones have shortened no sum of steps by as much
 # The order in which a block's sessions take turns: each side is first as often as the other.
 ORDERS = (
@@ -124,6 +125,19 @@ class Goal:
             raise HarnessError(f"The error is {self.error:.3g}: it must lie between 0 and 1")
         if not 0 < self.seconds < math.inf:
             raise HarnessError(f"{self.seconds} seconds of timing were asked for: give more than 0")
+
+    @property
+    def of_load(self) -> Goal:
+        """The goal of a load, which is one long step: its least time is seldom undisturbed.
+
+        A load has two tries, the second with repeated loads, which share the error.
+        """
+        return replace(
+            self,
+            detect=max(self.detect, LOAD_DETECT),
+            tolerate=max(self.tolerate, LOAD_TOLERATE),
+            error=self.error / 2,
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from harness.runtimes import default_runtime
 from harness.subject import Subject
 
 # The times of `tiny`, in fewer steps. A load has steps, too, but they are not timed one by one.
-STEPS, STEP_MS, LOAD_STEPS, LOAD_MS = 8, 2.5, 20, 60.0
+STEPS, STEP_MS, LOAD_MS = 8, 2.5, 60.0
+DRAWN = 256  # passes of which the random numbers are drawn at once
 
 
 @dataclass(frozen=True)
@@ -68,27 +69,39 @@ class World:
         self.machine = machine
         self.random = np.random.default_rng(seed)
         self.seconds = 0.0
-        self.speed = 1.0
+        self._speed = 1.0
         self._is_burst = False
+        self._drawn = self._draw()
 
     def clock(self) -> float:
         """Return the simulated seconds since the start."""
         return self.seconds
 
-    def spend(self, ideal_ms: float, steps: int) -> list[float]:
-        """Return the milliseconds that each of some steps takes, and let them pass."""
-        machine, random = self.machine, self.random
-        self.speed *= float(np.exp(random.normal(0, machine.drift)))
+    def spend(self, ideal_ms: float) -> list[float]:
+        """Return the milliseconds that each of `STEPS` steps takes, and let them pass."""
+        steps, slowed, drift, chance = next(self._drawn)
+        self._speed *= drift
         # A burst lasts four passes on average, and takes its share of the time.
-        ends = 0.25
-        starts = ends * machine.burst / (1 - machine.burst)
-        self._is_burst = random.random() < (1 - ends if self._is_burst else starts)
-        times = ideal_ms * self.speed * np.exp(np.abs(random.normal(0, machine.jitter, steps)))
-        if self._is_burst:
-            times *= random.uniform(1, 4, steps)
-        times *= 1 + (random.random(steps) < machine.tail) * random.pareto(1.5, steps)
-        self.seconds += float(times.sum()) / 1000
-        return [float(took) for took in times]
+        burst, end = self.machine.burst, 0.25
+        self._is_burst = chance < (1 - end if self._is_burst else end * burst / (1 - burst))
+        ideal_ms *= self._speed
+        times = [ideal_ms * factor for factor in (slowed if self._is_burst else steps)]
+        self.seconds += sum(times) / 1000
+        return times
+
+    def _draw(self) -> Iterator[tuple[list[float], list[float], float, float]]:
+        """Yield the factors of a pass's steps, alone and in a burst; the drift; and a chance."""
+        machine, random = self.machine, self.random
+        while True:
+            steps = np.exp(np.abs(random.normal(0, machine.jitter, (DRAWN, STEPS))))
+            outliers = random.random((DRAWN, STEPS)) < machine.tail
+            steps *= 1 + outliers * random.pareto(1.5, (DRAWN, STEPS))
+            slowed = steps * random.uniform(1, 4, (DRAWN, STEPS))
+            drift = np.exp(random.normal(0, machine.drift, DRAWN))
+            chances = random.random(DRAWN)
+            yield from zip(
+                steps.tolist(), slowed.tolist(), drift.tolist(), chances.tolist(), strict=True
+            )
 
 
 class SimulatedModel:
@@ -106,9 +119,9 @@ class SimulatedModel:
         speed = (1 + self._effect) * float(np.exp(world.random.normal(0, world.machine.load)))
 
         def run() -> Steps:
-            return {"decode": world.spend(STEP_MS * speed, STEPS)}
+            return {"decode": world.spend(STEP_MS * speed)}
 
-        return run, sum(world.spend(LOAD_MS / LOAD_STEPS * speed, LOAD_STEPS))
+        return run, sum(world.spend(LOAD_MS / STEPS * speed))
 
     def memory(self) -> Memory:
         """Return the memory of no process."""

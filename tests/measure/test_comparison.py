@@ -204,3 +204,15 @@ def test_a_result_file_has_no_seconds(capsys, tmp_path):
     path = str(write_run(tmp_path / "run.jsonl", PARITY))
     assert main(["gate", path, path, "--seconds", "5"]) == 2
     assert "--seconds is not for two result files" in capsys.readouterr().err
+
+
+def test_a_load_that_single_loads_leave_undecided_is_repeated():
+    class Unsteady(Simulated):
+        def load(self):
+            run, _ = super().load()
+            return run, 5.0 * (3.0 if self.generator.random() < 0.5 else 1.0)
+
+    rows = raced(Unsteady(), Unsteady(name="head"))
+    assert rows["load"].found.verdict == "same" and rows["load"].base < 10
+    steady = raced(Simulated(), Simulated(name="head"))
+    assert steady["load"].found.blocks == FIRST_LOOK
