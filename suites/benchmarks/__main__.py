@@ -153,9 +153,7 @@ def _track(args: argparse.Namespace) -> int:
     repository, _ = _repository(args.exporter)
     judged = publish(repository, **_limits(args, repository))
     for regression in judged.unconfirmed:
-        print(
-            f"the machine's: {_sentence(regression, repository)}; not in its ratio to the control"
-        )
+        print(f"the machine's, as the control changed too: {_sentence(regression, repository)}")
     for regression in judged.regressions:
         print(f"REGRESSION {_sentence(regression, repository)}")
     _summarise(judged, repository)

@@ -31,7 +31,7 @@ class Regression:
     """An upward step of a series that later commits did not take back.
 
     `commits` are those between which it lies: the second is the first slow one, and the first is
-    None when it is its parent. `session` says what else changed with it.
+    None when it is its parent. `changed` says what else did: versions, the machine.
     """
 
     series: str
@@ -74,46 +74,43 @@ def publish(repository: Repository, **settings: object) -> Judged:
 
 
 def _judge(repository: Repository) -> Judged:
+    """Read what asv published; the steps of a ratio only confirm those of its figure."""
     index = read_json(repository.page / "index.json")
+    published = read_json(repository.page / "regressions.json")["regressions"]
     commits = {int(number): commit for number, commit in index["revision_to_hash"].items()}
-    points = _points(repository.page)
-    steps = {
-        (path, number): (name, jumps)
-        for name, path, _, number, _, _, jumps in read_json(repository.page / "regressions.json")[
-            "regressions"
-        ]
-    }
-    sessions = _sessions(repository)
+    points, sessions = _points(repository.page), _sessions(repository)
+    stepped = {(path, number) for _, path, _, number, *_ in published}
     found: dict[bool, list[Regression]] = {True: [], False: []}
-    for (path, number), (name, jumps) in steps.items():
+    for name, path, _, number, _, _, jumps in published:
         benchmark = name.partition("(")[0]
         if "Ratio.track_" in benchmark:
-            continue  # the figure has a step of its own, or only the control changed
-        ratio = benchmark.replace(".track_", "Ratio.track_")
-        control = (path.replace(benchmark, ratio), number)
-        confirmed = control in steps or control not in points
-        machine = next(p[8:] for p in path.split("/") if p.startswith("machine-"))
+            continue
+        control = (path.replace(benchmark, benchmark.replace(".track_", "Ratio.track_")), number)
+        machine = next(part[8:] for part in path.split("/") if part.startswith("machine-"))
         for first, second, before, after in jumps:
-            earlier_points = sum(revision < second for revision in points[path, number])
-            later_points = len(points[path, number]) - earlier_points
+            earlier = sum(revision < second for revision in points[path, number])
             least = _enough(benchmark)
-            if earlier_points < least[0] or later_points < least[1]:
+            if earlier < least[0] or len(points[path, number]) - earlier < least[1]:
                 continue
             known = [n for n, c in commits.items() if n < second and (machine, c) in sessions]
-            # asv leaves the first out when it is the parent of the second.
-            pair = None if first is None else commits[first], commits[second]
-            earlier = sessions.get((machine, commits[max(known)])) if known else None
-            changed = _changes(earlier, sessions.get((machine, pair[1])))
-            unit = index["benchmarks"][benchmark]["unit"]
-            found[confirmed].append(
-                Regression(name, machine, before, after, unit, pair, tuple(changed))
+            last = sessions.get((machine, commits[max(known, default=second)]))
+            regression = Regression(
+                series=name,
+                machine=machine,
+                before=before,
+                after=after,
+                unit=index["benchmarks"][benchmark]["unit"],
+                # asv leaves the first out when it is the parent of the second
+                commits=(None if first is None else commits[first], commits[second]),
+                changed=tuple(_changes(last, sessions.get((machine, commits[second])))),
             )
+            found[control in stepped or control not in points].append(regression)
     measured = {read_json(path)["commit_hash"] for path in repository.result_files()}
     return Judged(
         tuple(found[True]),
         tuple(found[False]),
         len(points),
-        sum(len(found) >= sum(_enough(path)) for (path, _), found in points.items()),
+        sum(len(series) >= sum(_enough(path)) for (path, _), series in points.items()),
         len(measured - set(commits.values())),
     )
 

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 ACTION = YAML(typ="safe").load(ROOT / "action.yml")
 MODELS = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "models.yml")
 
+FILES = ("GITHUB_OUTPUT", "GITHUB_ENV", "GITHUB_STEP_SUMMARY")
 GH = """#!{python}
 import json, pathlib, sys
 words, store = sys.argv[2:], pathlib.Path({store!r})
@@ -103,7 +104,7 @@ class Runner:
         assert not given.keys() - inputs.keys()
         contexts["inputs"] = inputs | {"python": sys.executable} | given
         outcomes, printed = {}, ""
-        files = {name: self.folder / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+        files = {name: self.folder / name for name in FILES}
         for step in ACTION["runs"]["steps"]:
             if "uses" in step or ("if" in step and not evaluate(step["if"], contexts)):
                 continue
@@ -111,8 +112,7 @@ class Runner:
             done = self._shell(step, contexts, files)
             printed += done.stdout
             outcomes[step["name"]] = outcome = "failure" if done.returncode else "success"
-            lines = files["GITHUB_OUTPUT"].read_text(encoding="utf-8").splitlines()
-            outputs = dict(line.split("=", 1) for line in lines)
+            outputs = _pairs(files["GITHUB_OUTPUT"])
             contexts["steps"][step.get("id", "")] = {"outcome": outcome, "outputs": outputs}
         summary = files["GITHUB_STEP_SUMMARY"]
         return outcomes, printed, summary.read_text(encoding="utf-8") if summary.exists() else ""
@@ -125,6 +125,7 @@ class Runner:
             **{name: os.environ[name] for name in ("HOME", "PYTHONPATH") if name in os.environ},
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "HARNESS_CACHE": str(cache_folder()),
+            **_pairs(files["GITHUB_ENV"]),
             "OMP_WAIT_POLICY": "PASSIVE",
             "GITHUB_ACTIONS": "true",
             "GITHUB_REPOSITORY": "me/models",
@@ -143,6 +144,13 @@ class Runner:
 
 
 OPTIONS = replace(model("tiny").options, mode="multifunction")
+
+
+def _pairs(path):
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return dict(line.split("=", 1) for line in lines)
+
+
 SETTINGS = 'runtimes = ["mil:widen"]\n[subjects.shipped]\nartifact = "shipped.pte"\n'
 
 
