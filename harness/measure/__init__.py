@@ -174,7 +174,9 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
     merged = base.header.merged or head.header.merged  # of several machines, perhaps
     gate = _Gate(
         margins=dict(margins or {}),
-        same_machine=base.header.machine == head.header.machine and not merged,
+        same_machine=(base.header.machine, base.header.mac)
+        == (head.header.machine, head.header.mac)
+        and not merged,
         same_options=base.header.options == head.header.options,
     )
     bases = {case.id: case for case in base.cases}
@@ -273,6 +275,7 @@ def _differences(base: Run, head: Run) -> Iterator[str]:
     for group, consequence in (
         ("artifact", "compared all the same"),
         ("machine", "time and memory are not judged"),
+        ("mac", "time and memory are not judged"),
         ("options", "facts and figures are inconclusive"),
         ("versions", "compared all the same"),
         ("exporter_packages", "compared all the same"),

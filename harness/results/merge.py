@@ -96,18 +96,25 @@ def _check_overlaps(runs: Mapping[str, Run]) -> None:
 
 def _merged_header(headers: Sequence[Header]) -> Header:
     """Return the header of a merged run; what differs between its machines is joined."""
-    values: dict[str, list[Any]] = {}
-    for header in headers:
-        for name, value in header.machine.items():
-            if value not in values.setdefault(name, []):
-                values[name].append(value)
     return replace(
         headers[0],
         started=min(header.started for header in headers),
-        machine={name: _joined(found) for name, found in values.items()},
+        machine=_all([header.machine for header in headers]),
+        mac=_all([header.mac for header in headers]),
+        conditions={},
         shard={},
         merged=sum(header.merged or 1 for header in headers),
     )
+
+
+def _all(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one table of several; values of one name that differ are joined."""
+    values: dict[str, list[Any]] = {}
+    for table in tables:
+        for name, value in table.items():
+            if value not in values.setdefault(name, []):
+                values[name].append(value)
+    return {name: _joined(found) for name, found in values.items()}
 
 
 def _joined(values: Sequence[Any]) -> Any:

@@ -104,6 +104,7 @@ OTHERS = [
     SLOW,
     replace(HEADER, machine={**HEADER.machine, "capability": "AVX512"}),
     replace(HEADER, machine={**HEADER.machine, "threads": 1}),
+    replace(HEADER, mac={"model": "Mac14,3"}),
     replace(HEADER, merged=2),
 ]
 

@@ -103,6 +103,13 @@ def test_machines_may_differ_and_are_all_named(three, write):
     assert (run.header.machine["cpu"], run.header.machine["cpus"]) == ("a | another", 1)
 
 
+def test_macs_may_differ_and_their_conditions_before_are_left_out(three, write):
+    first = write("a", shard(1, mac={"model": "A", "cores": 8}, conditions={"heat": 1}), PARITY)
+    last = write("c", shard(3, mac={"model": "B", "cores": 4}), THIRD)
+    header = merge([first, three[1], last]).header
+    assert header.mac == {"model": "A | B", "cores": 4} and not header.conditions
+
+
 def test_streams_that_are_no_shards_are_merged(write):
     run = merge([write("a", HEADER, PARITY), write("b", HEADER, GREEDY)])
     assert len(run.cases) == 2 and run.header.merged == 2
