@@ -94,6 +94,11 @@ class Comparison:
             **self.result.to_json(),
         }
 
+    def commands(self) -> list[str]:
+        """Return the commands that repeat what fails or is undecided, each once."""
+        shown = (metric for verdict in _OPEN.values() for metric in self.rows(verdict))
+        return list(dict.fromkeys(filter(None, map(self.repeat, shown))))
+
     def rows(self, verdict: str) -> list[Metric]:
         """Return the metrics of one verdict."""
         return [metric for metric in self.result.metrics if metric.verdict == verdict]
@@ -114,17 +119,18 @@ def html_page(comparison: Comparison) -> str:
         tone={"PASSED": "good", "FAILED": "bad"}.get(comparison.verdict, "note"),
         summary=f"{comparison.summary}; in {comparison.seconds:.0f} s",
         sections=[
-            Section(title, _COLUMNS, [_row(comparison, m) for m in found], folded)
+            Section(title, _COLUMNS, list(map(_row, found)), folded)
             for title, folded in folds
             if (found := comparison.rows(titles[title]))
         ],
         circumstances=sides | circumstances(comparison.header),
         hint=acceptance(comparison.result),
+        commands=comparison.commands(),
         notes=comparison.result.notes,
     ).html()
 
 
-def _row(comparison: Comparison, metric: Metric) -> Row:
+def _row(metric: Metric) -> Row:
     numbers = {
         name: f"{value:.6g}"
         if isinstance(value, float | int)
@@ -139,7 +145,6 @@ def _row(comparison: Comparison, metric: Metric) -> Row:
         key=f"accept it by --accept {shlex.quote(metric.accept)}"
         if metric.verdict == "changed"
         else "",
-        command=comparison.repeat(metric) if metric.verdict in _TONES else "",
         values=numbers,
     )
 
@@ -207,7 +212,7 @@ def markdown(comparison: Comparison) -> str:
             parts.append(_fold(f"{title} ({len(found)})", table))
     if notes := [f"- {prose(note)}" for note in comparison.result.notes]:
         parts.append(_fold("Notes", "\n".join(_first(notes, _MAX_FOLD))))
-    if commands := list(dict.fromkeys(filter(None, map(comparison.repeat, shown)))):
+    if commands := comparison.commands():
         lines = "\n".join(_first(commands, _MAX_FOLD))
         parts.append(_fold("Repeat it", f"```console\n{lines}\n```"))
     return "\n\n".join(parts) + "\n"

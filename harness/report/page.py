@@ -48,7 +48,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows from the top down; the hint comes before the sections, notes after."""
+    """What a page shows: the verdict and the hint, then sections, then commands and notes."""
 
     title: str
     verdict: str
@@ -57,6 +57,7 @@ class Page:
     sections: Sequence[Section]
     circumstances: Mapping[str, Any]
     hint: str = ""
+    commands: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     def html(self) -> str:
