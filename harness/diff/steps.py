@@ -45,7 +45,7 @@ class Parameter(NamedTuple):
 class Step:
     """An operation; `outputs` are names of values, `types` their declared types.
 
-    `number` counts the operations before it that are no constants, as they were emitted.
+    `number` counts the operations that were emitted before it, without constants.
     """
 
     type: str

@@ -91,6 +91,20 @@ def test_a_head_whose_weights_are_gone_is_a_regression(base, tmp_path):
         compare_artifacts(head, base, tiers=["structure"])
 
 
+def test_a_changed_interface_is_accepted_with_the_outputs_that_it_changes(base):
+    result = compare_artifacts(base, package(linear, (4, 8)), tiers=["structure", "numbers"])
+    assert result.status == 1 and not result.counts["regression"]
+    assert {"interface", "outputs"} <= {*result.unaccepted}
+    assert result.accepting(result.unaccepted).status == 0
+
+
+def test_a_runtime_that_does_not_round_always_runs(base):
+    result = compare_artifacts(base, package(linear), "mil:strict", ["numbers"])
+    cases = {m.case for m in result.metrics if m.kind == "figure"}
+    assert cases == {f"what both compute on mil:{policy}" for policy in ("strict", "widen")}
+    assert result.status == 0
+
+
 def test_an_unknown_tier_is_refused(base, capsys):
     with pytest.raises(HarnessError, match="no tier 'speed'; choose from structure, numbers, time"):
         compare_artifacts(base, base, tiers=["speed"])
