@@ -113,5 +113,6 @@ def test_gate_of_a_head_without_its_data_names_it(
 def test_gate_of_a_run_and_an_artifact_is_refused(
     command: Command, subject: Subject, tmp_path: Path
 ) -> None:
-    status, _, err = command("gate", subject.artifact.path, tmp_path / "run.jsonl")
+    (run := tmp_path / "run.jsonl").write_text("{}\n")
+    status, _, err = command("gate", subject.artifact.path, run)
     assert status == 2 and "give two result files" in err
