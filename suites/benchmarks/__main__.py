@@ -138,13 +138,19 @@ def _run(args: argparse.Namespace) -> int:
     words += [f"--set-commit-hash={repository.commit}", *["--dry-run"] * args.dry_run]
     print(f"benchmarks: {repository.name} at {repository.commit[:12]} on {machine}", flush=True)
     try:
-        run_asv(words, {VARIABLE: settings.to_json()})
+        all_passed = run_asv(words, {VARIABLE: settings.to_json()})
     finally:
         versions = {label: _versions(name) for label, name in exporters.items() if name}
         options = {"subjects": list(subjects), "rounds": settings.rounds}
         session = Header.here(options, versions).to_json()
         session["machine"] = {**session["machine"], "build": system_build()}
-        repository.note(machine, session)
+        figures = repository.note(machine, session)
+    if not all_passed:
+        print("benchmarks: a benchmark failed; asv's output above says why", file=sys.stderr)
+        return 1
+    if not figures and not args.dry_run:
+        print("benchmarks: every benchmark was skipped: nothing was measured", file=sys.stderr)
+        return 1
     return 0
 
 

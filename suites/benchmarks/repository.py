@@ -93,12 +93,19 @@ class Repository:
             if path.name != "machine.json":
                 yield path
 
-    def note(self, machine: str, session: Mapping[str, object]) -> None:
-        """Add versions, machine and options to the results of the checked-out commit."""
+    def note(self, machine: str, session: Mapping[str, object]) -> int:
+        """Add versions, machine and options to the new results of the checked-out commit.
+
+        Returns how many figures these hold.
+        """
+        figures = 0
         for path in self.result_files(machine):
             record = read_json(path)
             if record["commit_hash"] == self.commit and SESSION not in record:
                 write_json(path, {**record, SESSION: session})
+                for values, *_ in record["results"].values():
+                    figures += sum(value == value and value is not None for value in values or ())
+        return figures
 
     def restore(self) -> None:
         """Fetch from the branch what this folder lacks; a result that is here is the newer one."""

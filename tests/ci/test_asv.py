@@ -115,6 +115,16 @@ def test_a_modified_file_is_not_filed_under_the_commit(tmp_path):
     assert "1 files differ from commit" in out and "(file); commit them" in out
 
 
+def test_an_artifact_that_cannot_be_read_fails_and_one_that_is_skipped_measures_nothing(tmp_path):
+    folder = repository(tmp_path / "work")
+    (folder / "bad.pte").write_bytes(exported("tiny", model("tiny").options).read_bytes()[:1000])
+    settings = '[subjects.bad]\nartifact = "bad.pte"\n'
+    (folder / "harness.toml").write_text(settings, encoding="utf-8")
+    words = ["run", "--subject", "bad", "--runtime", "mil:widen", "--bench", "Size"]
+    assert "a benchmark failed" in run(folder, *words, status=1)
+    assert "nothing was measured" in run(folder, *words, "--mode", "single", status=1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
