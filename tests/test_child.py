@@ -143,6 +143,7 @@ def test_an_interrupt_ends_the_child(child):
     assert not child.end.alive
 
 
+@pytest.mark.linux
 def test_limited_memory_is_an_error_in_the_child(child):
     child.ask(["allocate", 1 << 20, 1 << 30], "asked to allocate")
     with pytest.raises(ChildError) as caught:

@@ -68,6 +68,10 @@ class _Sys(ModuleType):
 
     real, shown = "", "darwin"
 
+    def __new__(cls, name: str, doc: str | None = None) -> ModuleType:  # type: ignore[misc]
+        """Return a plain module: importlib makes every module by `type(sys)`."""
+        return ModuleType(name, doc)
+
     @property
     def platform(self) -> str:
         """The platform: that of a Mac for the packages in `APART`."""

@@ -26,6 +26,8 @@ LINUX_ONLY = {
 ALLOWED = {
     "a Mac's platform": "assert __import__('sys').platform == 'darwin'",
     "a library": "import psutil, numba; assert psutil.virtual_memory().total and psutil.LINUX",
+    "another module": "from harness.results import machine\n"
+    "    assert machine.platform.system() == 'Darwin' and type(machine) is not type(sys)",
     "a file": "open(__file__).close()",
     "core ml": "from coremltools.libcoremlpython import _MLModelProxy\n"
     "    from harness.shim import is_installed; assert not is_installed()",
@@ -38,7 +40,9 @@ def test_what_a_mac_does_not_have_fails_and_the_rest_passes(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "__init__.py").touch()
     rows = list((LINUX_ONLY | ALLOWED).values())
-    text = "".join(f"def test_{i}():\n    {row}\n\n" for i, row in enumerate(rows))
+    text = "import sys\n\n" + "".join(
+        f"def test_{i}():\n    {row}\n\n" for i, row in enumerate(rows)
+    )
     (tmp_path / "tests" / "test_mini.py").write_text(text)
     (tmp_path / "programs").mkdir()
     write_programs(tmp_path / "programs")
