@@ -199,17 +199,18 @@ class Race:
     @controlled_garbage()
     def run(self, say: Callable[[str], object]) -> list[Timed]:
         """Return a row for each metric."""
+        start = self._clock()
         say("timing: warming up")
         self._time_block(0)  # compiles, which the loads of the next block do not
         if self._loads:
             self._kept.clear()
-        end = self._clock() + self._goal.seconds
+        end = (start if self._loads else self._clock()) + self._goal.seconds
         took: list[float] = []
         while reaches_next_look(took, end - self._clock()):
-            start, count = self._clock(), len(took) + 1
+            begun, count = self._clock(), len(took) + 1
             for metric, block in self._time_block(count).items():
                 self._blocks[metric].append(block)
-            took.append(self._clock() - start)
+            took.append(self._clock() - begun)
             if is_look(count):
                 rows = self._rows()
                 self._undecided = {r.name for r in rows if r.found.verdict == "inconclusive"}
