@@ -257,7 +257,7 @@ def _print_figures(figures: dict[str, dict[str, Any]], baseline: str) -> None:
         print(tabulate(rows, headers, floatfmt=("", ".3f", *(".3f" for _ in calls), ".0f", ".0f")))
         count = first["samples"]["call"]
         print(
-            f"\nmedians of {count} loads and calls after a warm-up; all outputs were checked; "
+            f"\nlow quartiles of {count} loads and calls after a warm-up; outputs were checked; "
             "memory is that of a process that only loads FILE and calls each method once"
         )
         return
@@ -273,7 +273,7 @@ def _print_figures(figures: dict[str, dict[str, Any]], baseline: str) -> None:
     print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".1f", ".2f", ".0f", ".0f")))
     samples = next(iter(figures.values()))["samples"]
     print(
-        f"\nmedians of {samples['prefill']} loads and prefills and of "
+        f"\nlow quartiles of {samples['prefill']} loads and prefills and of "
         f"{samples['decode']} decode steps, after a warm-up; every run's logits were checked; "
         "memory is that of a process that only loads FILE and runs it once"
     )

@@ -35,6 +35,7 @@ from harness.measure.statistics import (
     compare,
     is_look,
     least_steps,
+    low_quartile,
     memory_verdict,
     reaches_next_look,
 )
@@ -328,8 +329,8 @@ def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str
     for runtime in runtimes:
         timed = timed_calls(subject, runtime, rounds)
         figures[runtime] = {
-            "load_ms": median(timed.loads),
-            "call_ms": {name: median(calls) for name, calls in timed.calls.items()},
+            "load_ms": low_quartile(timed.loads),
+            "call_ms": {name: low_quartile(calls) for name, calls in timed.calls.items()},
             **Calls(subject, runtime, passes=1).memory().figures,
             "samples": {"call": rounds},
         }
@@ -340,10 +341,10 @@ def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[st
     decode = [step for timed in rounds for step in timed.decode]
     prefill = [timed.prefill for timed in rounds]
     return {
-        "load_ms": median(loads),
-        "prefill_ms_per_token": median(prefill),
-        "decode_ms_per_token": median(decode),
-        "decode_tokens_per_second": 1e3 / median(decode),
+        "load_ms": low_quartile(loads),
+        "prefill_ms_per_token": low_quartile(prefill),
+        "decode_ms_per_token": low_quartile(decode),
+        "decode_tokens_per_second": 1e3 / low_quartile(decode),
         **memory.figures,
         "samples": {"prefill": len(prefill), "decode": len(decode)},
     }

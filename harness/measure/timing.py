@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import quantiles
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from harness.artifact import Artifact, open_artifact
@@ -25,6 +25,7 @@ from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.golden import distance, golden_of_runtime, run_steps
 from harness.golden.inputs import all_inputs
+from harness.measure.statistics import low_quartile
 from harness.results import Figure, Finding
 from harness.runtimes import Runtime, get_runtime, isolated_runtime
 from harness.runtimes.isolated import overhead_ns
@@ -295,9 +296,9 @@ def _stopwatch(subject: Subject) -> Stopwatch:
 
 
 def _time(samples: list[float], unit: str) -> Figure:
-    """Return the lowest quartile of samples, with the distance to the highest as its spread."""
-    low, _, high = quantiles(samples, n=4, method="inclusive")
-    return Figure(low, unit, spread=high - low)
+    """Return the low quartile of samples, with the distance to the high one as its spread."""
+    low = low_quartile(samples)
+    return Figure(low, unit, spread=float(np.quantile(samples, 0.75)) - low)
 
 
 @check("latency", needs=(executable,), takes_runtime=True)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from harness.cli import main
 from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
+from harness.measure import comparison
 from harness.measure.comparison import (
     MAX_PASSES,
     MIN_PASSES,
@@ -18,7 +20,7 @@ from harness.measure.comparison import (
     compare_memory,
 )
 from harness.measure.statistics import FIRST_LOOK, ORDERS, Goal, least_steps, memory_verdict
-from harness.measure.timing import Memory, WrongAnswerError
+from harness.measure.timing import Memory, Round, WrongAnswerError
 from harness.subject import Subject
 from tests.results.runs import PARITY, write_run
 
@@ -216,3 +218,11 @@ def test_a_load_that_single_loads_leave_undecided_is_repeated():
     assert rows["load"].found.verdict == "same" and rows["load"].base < 10
     steady = raced(Simulated(), Simulated(name="head"))
     assert steady["load"].found.blocks == FIRST_LOOK
+
+
+def test_bench_gives_low_quartiles_which_a_few_slow_steps_do_not_move():
+    rounds = [Round([4.0, 4.0], 4, [1.0, 1.0, 9.0], torch.zeros(1))] * 3
+    rounds.append(Round([40.0, 4.0], 4, [9.0, 9.0, 9.0], torch.zeros(1)))
+    figures = comparison._figures([7.0, 5.0, 50.0, 5.0, 6.0], rounds, Memory(1, 2))
+    assert figures["load_ms"] == 5.0 and figures["prefill_ms_per_token"] == 2.0
+    assert (figures["decode_ms_per_token"], figures["decode_tokens_per_second"]) == (1.0, 1e3)
