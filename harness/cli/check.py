@@ -13,6 +13,7 @@ from harness.cli.recording import (
     judge_of_known,
     recording,
 )
+from harness.errors import HarnessError
 from harness.text import counted
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage, of any model"
     )
-    parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
-    parser.add_argument("--params", type=Path, help="its params.json or config.json")
+    add_checkpoint_arguments(parser)
     add_reference_arguments(parser)
     parser.add_argument(
         "--runtime",
@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also record sizes, times of load, prefill and decode, and memory",
     )
     add_recording_arguments(parser)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a language model was exported from."""
+    parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
+    parser.add_argument("--params", type=Path, help="its params.json or config.json")
 
 
 def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +68,7 @@ def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
 def add_golden_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness golden`."""
     parser.add_argument("file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage")
+    add_checkpoint_arguments(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--reference", metavar="MODULE:FUNCTION", help=_REFERENCE)
     source.add_argument(
@@ -75,26 +82,31 @@ def add_golden_arguments(parser: argparse.ArgumentParser) -> None:
 
 def golden(args: argparse.Namespace) -> int:
     """Write inputs of each method and what they must give; returns 0."""
-    from harness.artifact import open_artifact
     from harness.golden import check_name, golden_of_runtime, write_golden
-    from harness.golden.eager import Reference
     from harness.golden.inputs import all_inputs
     from harness.runtimes import usable_runtimes
+    from harness.subject import Subject
 
     check_name(args.output)
-    artifact = open_artifact(args.file)
-    if args.reference:
-        reference = Reference.imported(args.reference)
-        values = reference.golden(artifact, all_inputs(artifact, args.seed))
-    else:
-        (runtime,) = usable_runtimes([args.runtime])
-        values = golden_of_runtime(artifact, runtime, all_inputs(artifact, args.seed))
+    subject = Subject(
+        args.file, args.checkpoint, args.params, reference=args.reference, seed=args.seed
+    )
+    values, origin = subject.golden, args.reference or args.checkpoint
+    if values is None and args.checkpoint is not None and "file" not in args.located:
+        raise HarnessError(
+            f"{args.file} describes itself to the static runner: `harness check` compares it with "
+            "its checkpoint; leave out --checkpoint"
+        )
+    if values is None:
+        (origin,) = usable_runtimes([args.runtime])
+        inputs = all_inputs(subject.artifact, args.seed)
+        values = golden_of_runtime(subject.artifact, origin, inputs)
     write_golden(args.output, values)
     sequences = [calls for of_method in values.values() for calls in of_method.values()]
     outputs = sum(len(call.expected) for calls in sequences for call in calls)
     print(
         f"{args.output}: {counted(len(values), 'method')}, {counted(len(sequences), 'sequence')}, "
-        f"{counted(outputs, 'output')}, from {args.reference or args.runtime}"
+        f"{counted(outputs, 'output')}, from {origin}"
     )
     return 0
 

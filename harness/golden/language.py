@@ -229,14 +229,12 @@ def _check_sizes(
     layers = artifact.constants.get("get_n_layers")
     if isinstance(layers, int) and layers != config.n_layers:
         wrong.append(f"its n_layers is {layers}, not {config.n_layers}")
-    sizes = {weight.numel() for weight in held}
-    linears = {name: shape for name, shape in config.linears.items() if len(shape) == 2}
-    absent = [name for name, (rows, columns) in linears.items() if rows * columns not in sizes]
-    if 2 * len(absent) > len(linears):
-        wrong.append(
-            f"no weight has the size of {absent[0]}, {list(linears[absent[0]])}, nor of "
-            f"{len(absent) - 1} more"
-        )
+    axes = {size for weight in held if weight.dim() > 1 for size in weight.shape}
+    wrong += [
+        f"no weight has an axis of its {name}, {size}"
+        for name in ("dim", "q_size", "hidden_dim")  # columns, which no pass joins or cuts
+        if (size := getattr(config, name)) not in axes
+    ]
     if wrong:
         raise HarnessError(
             f"{artifact.path} was not exported from {checkpoint}: {'; '.join(wrong)}; give its own "

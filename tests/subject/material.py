@@ -246,7 +246,11 @@ def _quietly(write: Callable[..., Path]) -> Callable[..., Path]:
 
 @_quietly
 def write_pte(
-    path: Path, modules: dict[str, nn.Module], inputs: Sequence[Any], **kwargs: Any
+    path: Path,
+    modules: dict[str, nn.Module],
+    inputs: Sequence[Any],
+    constants: dict[str, Any] | None = None,
+    **kwargs: Any,
 ) -> Path:
     """Export modules, a method each, by ExecuTorch's Core ML partitioner in fp16."""
     import coremltools as ct
@@ -260,6 +264,7 @@ def write_pte(
     lowered = to_edge_transform_and_lower(
         {name: torch.export.export(module, tuple(inputs)) for name, module in modules.items()},
         partitioner=[CoreMLPartitioner(compile_specs=specs, **kwargs)],
+        constant_methods=constants,
     )
     path.write_bytes(lowered.to_executorch().buffer)
     return path
@@ -385,3 +390,84 @@ def export_llama(path: Path, *options: str) -> Path:
     command += ["--output_name", path.name, *options]
     subprocess.run(command, check=True, capture_output=True, cwd=path.parent)
     return path
+
+
+class _Optimum(nn.Module):
+    """Transformers' Llama with a static cache in buffers, as optimum-executorch exports it.
+
+    The caches are written here: the buffer of the cache of transformers 5.24 that counts tokens
+    becomes a state of integers, which coremltools 9.0 cannot convert.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        import transformers
+
+        torch.manual_seed(11)
+        self.config = transformers.LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        self.llama = transformers.LlamaForCausalLM(self.config).eval()
+        for weight in self.llama.parameters():
+            weight.data += torch.randn(weight.shape) / 10
+        self.register_buffer("inv_freq", 10000.0 ** -(torch.arange(0, 16, 2) / 16))
+        for number in range(2):
+            self.register_buffer(f"key_cache_{number}", torch.zeros(1, 2, 32, 16))
+            self.register_buffer(f"value_cache_{number}", torch.zeros(1, 2, 32, 16))
+
+    def forward(self, input_ids: torch.Tensor, cache_position: torch.Tensor) -> torch.Tensor:
+        """Logits [1, T, vocabulary] of tokens [1, T] at positions [T]."""
+        x = self.llama.model.embed_tokens(input_ids)
+        angles = (cache_position[:, None].to(self.inv_freq) * self.inv_freq).repeat(1, 2)
+        visible = torch.arange(32) <= cache_position[:, None]
+        for number, block in enumerate(self.llama.model.layers):
+            h, attention = block.input_layernorm(x), block.self_attn
+            q, k, v = (
+                project(h).view(1, -1, heads, 16).transpose(1, 2)
+                for project, heads in (
+                    (attention.q_proj, 4),
+                    (attention.k_proj, 2),
+                    (attention.v_proj, 2),
+                )
+            )
+            q, k = (
+                t * angles.cos() + torch.cat((-t[..., 8:], t[..., :8]), -1) * angles.sin()
+                for t in (q, k)
+            )
+            keys, values = (
+                getattr(self, f"key_cache_{number}"),
+                getattr(self, f"value_cache_{number}"),
+            )
+            keys[:, :, cache_position] = k
+            values[:, :, cache_position] = v
+            all_keys, all_values = (t.repeat_interleave(2, 1) for t in (keys, values))
+            mixed = nn.functional.scaled_dot_product_attention(q, all_keys, all_values, visible)
+            x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.post_attention_layernorm(x))
+        return self.llama.lm_head(self.llama.model.norm(x))
+
+
+def optimum() -> nn.Module:
+    """Return the Llama that `export_optimum` exports."""
+    return _Optimum().eval()
+
+
+def export_optimum(path: Path) -> Path:
+    """Export that Llama for one token a call, its caches as states; save its checkpoint beside it.
+
+    Inputs, states and constants are those of optimum-executorch 1.1's recipe `coreml_fp16`.
+    """
+    module = optimum()
+    module.llama.save_pretrained(path.with_suffix(".hf"))
+    return write_pte(
+        path,
+        {"forward": module},
+        (torch.tensor([[1]]), torch.tensor([0])),
+        take_over_mutable_buffer=True,
+        constants={"get_max_seq_len": 32, "get_n_layers": 2, "use_kv_cache": True},
+    )
