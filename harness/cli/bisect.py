@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
     args.progress(f"executing {args.file} beside its reference")
     subject = Subject(args.file, args.checkpoint, args.params)
     given = None if args.inputs is None else _tensors(args.inputs)
-    if args.checkpoint is not None and (given is not None or not subject.is_language_model):
+    if args.checkpoint is not None and given is not None:
         raise HarnessError(
-            f"{args.file}: a checkpoint is compared with an exported language model, a .pte or a "
-            "folder, that is fed a prompt: leave out --checkpoint, or --inputs"
+            f"{args.file}: a checkpoint is compared with a language model that is fed a prompt: "
+            "leave out --checkpoint, or --inputs"
         )
     return _ranges(args, subject, given) if args.ranges else _bisect(args, subject, given)
 

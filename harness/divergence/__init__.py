@@ -16,7 +16,7 @@ import torch
 
 from harness.artifact import Artifact
 from harness.divergence.culprit import Divergence
-from harness.divergence.drive import call, drive
+from harness.divergence.drive import call, drive, drive_calls
 from harness.divergence.model import ModelJudge, ModelReport
 from harness.divergence.precision import PrecisionJudge, PrecisionReport
 from harness.divergence.recording import Part, Recorder
@@ -76,7 +76,8 @@ def bisect(
 ) -> Bisection:
     """Feed a prompt once for each reference, and compare the operations of a part.
 
-    Of another model than a language model, each method is called once. So are the methods of any
+    A language model of another make is fed one, too, if it has a checkpoint. Of another model, each
+    method is called once. So are the methods of any
     artifact for which `given` holds a tensor for each name of an input. In these cases `double` is
     the only reference. Raises HarnessError when the artifact cannot be executed, when it is not of
     a known architecture or not of the checkpoint, and when nothing was compared.
@@ -84,9 +85,9 @@ def bisect(
     subject = Subject.of(subject)
     part.check(subject.artifact)
     precision, model = PrecisionJudge(policy, part), None
-    if not _is_called(subject, given):
+    if given is None and (subject.is_language_model or subject.checkpoint):
         model = ModelJudge(subject, part)
-        drive(subject, model)
+        (drive if subject.is_language_model else drive_calls)(subject, model)
     _feed(subject, precision, part, given)
     if not precision.report.judged or (model is not None and not model.report.compared):
         raise HarnessError(f"{subject.artifact.path}: no operation of {part} was executed")

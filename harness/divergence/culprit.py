@@ -135,6 +135,6 @@ def _divergence(
         if recording.constant(slot) is not None:
             reads[name] = "a constant"
         else:
-            reads[name] = " or ".join(stages[name][:2]) or "not a value of the model"
+            reads[name] = " or ".join(stages.get(name, [])[:2]) or "not a value of the model"
     shape = tuple(result.shape)
     return Divergence(recording.place, step.operation, step.names[0], shape, reads, reason)

@@ -14,6 +14,7 @@ from harness.divergence.recording import Part
 from harness.errors import HarnessError
 from harness.generate.session import Session
 from harness.golden.inputs import seeded_inputs
+from harness.golden.language import token_sequences
 from harness.pte import TensorSpec
 from harness.runtimes.base import Runtime
 from harness.subject import Subject
@@ -39,6 +40,14 @@ def drive(subject: Subject, judge: Runtime) -> None:
     session.prefill(tokens[:count])
     for token in tokens[count:]:
         session.decode(token)
+
+
+def drive_calls(subject: Subject, judge: Runtime) -> None:
+    """Call each method of another make's language model with tokens that follow one another."""
+    for name, sequences in token_sequences(subject.artifact, _SEED).items():
+        method = judge.load(subject.artifact, name)
+        for inputs in next(iter(sequences.values()))[: DECODED + 1]:
+            method(*inputs)
 
 
 def call(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any] | None) -> None:

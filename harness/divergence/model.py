@@ -11,9 +11,13 @@ import torch
 from harness.artifact import Artifact
 from harness.divergence.culprit import Comparison, Divergence, compare
 from harness.divergence.recording import Part, Recorder
-from harness.divergence.stages import TOLERANCE, Catalogue, Graph, distance
+from harness.divergence.stages import TOLERANCE, Catalogue, Graph, Stage, distance
 from harness.errors import HarnessError
+from harness.golden.language import LanguageModule, held_modules
 from harness.mil import get_policy
+from harness.models import Cache, Surroundings
+from harness.models.checkpoint import halves_of_pairs
+from harness.models.model import evaluate
 from harness.runtimes.base import Method
 from harness.subject import Subject
 
@@ -53,9 +57,16 @@ class ModelJudge:
     name = "bisect"
 
     def __init__(self, subject: Subject, part: Part) -> None:
-        config, weights = model_of(subject)
-        self._config = config
-        self.graph = Graph(config, weights, _DTYPES[subject.dtype])
+        dtype, self._config = _DTYPES[subject.dtype], None
+        self._graphs: dict[str, Graph | CallGraph]
+        if subject.is_language_model:
+            self._config, weights = model_of(subject)
+            graph = Graph(self._config, weights, dtype)
+            self._graphs = dict.fromkeys(subject.artifact.methods, graph)
+        else:
+            assert subject.checkpoint is not None and subject.params is not None
+            modules = held_modules(subject.artifact, subject.checkpoint, subject.params)
+            self._graphs = {name: CallGraph(module, dtype) for name, module in modules.items()}
         self.report = ModelReport()
         self._recorder = Recorder(get_policy("double"))
         self._part = part
@@ -67,17 +78,20 @@ class ModelJudge:
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method; raises HarnessError when its sizes are not the model's."""
         loaded = self._recorder.load(artifact, method)
-        _check_sizes(loaded, self._config)
+        if self._config is not None:
+            _check_sizes(loaded, self._config)
         return _Judged(self, loaded)
 
     def judge(self, method: Method, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Answer a call, and compare it unless an earlier call has left the model."""
-        expected = self.graph.run(inputs)
+        graph = self._graphs[method.name]
+        expected = graph.run(inputs)
         report = self.report
-        if report.first is None and not report.output and self._part.has_method(method.name):
-            given = method(*inputs)
+        is_open = report.first is None and not report.output and self._part.has_method(method.name)
+        given = method(*inputs) if is_open else ()
+        if is_open and graph.stages:
             wanted = [r for r in self._recorder.recordings if self._part.has(r.place)]
-            found = compare(wanted, Catalogue(self.graph.stages))
+            found = compare(wanted, Catalogue(graph.stages))
             self._add(found)
             if found.first is None and self._part.function is None:
                 report.output = _wrong_output(method, given, expected)
@@ -88,6 +102,71 @@ class ModelJudge:
         self.report.matched += found.matched
         self.report.excused += found.excused
         self.report.first = found.first
+
+
+class CallGraph:
+    """Computes calls of a method of another make, which keeps its caches in buffers or states."""
+
+    def __init__(self, module: LanguageModule, dtype: torch.dtype) -> None:
+        self._module, config = module, module.config
+        self._graph = _PlacedGraph(config, module.weights(), dtype)
+        self._graph.has_halves = module.has_halves
+        shape = (config.n_kv_heads, module.interface.context, config.head_dim)
+        empty = torch.zeros(shape, dtype=torch.float64)
+        self._caches: list[Cache] = [(empty, empty)] * config.n_layers
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the last call."""
+        return self._graph.stages
+
+    @torch.inference_mode()
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Compute a call of the method; return the logits, in fp64."""
+        interface, graph = self._module.interface, self._graph
+        tokens, start = inputs[interface.tokens][0], interface.position_of(inputs) or 0
+        rows = torch.arange(start, start + len(tokens))
+        # A mask that is given ends at the last token; without one, attention spans the cache.
+        ends_at_token = interface.mask is not None or not interface.remembers
+        end = start + len(tokens) if ends_at_token else interface.context
+        visible = torch.arange(end) <= rows[:, None]
+        mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -torch.inf)
+        around = Surroundings(*self._module.rope(rows.tolist()), mask)
+        past = [(k[:, :end], v[:, :end]) for k, v in self._caches] if interface.remembers else None
+        graph.stages, graph.rows = [], rows
+        graph.tap("positions", rows)
+        logits, keys, values = evaluate(graph, tokens, around, past)
+        self._caches = [
+            (k.index_copy(1, rows, new_k), v.index_copy(1, rows, new_v))
+            for (k, v), new_k, new_v in zip(self._caches, keys, values, strict=True)
+        ]
+        last = graph.tap("logits of the last token", logits[-1:])
+        if not rows.any():
+            graph.stages = []  # RoPE changes nothing at position 0: no rotated value is new there
+        return (logits[None] if interface.full_logits else last,)
+
+
+class _PlacedGraph(Graph):
+    """A graph whose keys and values are written into a cache at `rows`.
+
+    With `has_halves`, values with the columns of heads are stages in Hugging Face's order, too.
+    """
+
+    rows: torch.Tensor
+    has_halves = False
+
+    def tap(self, name: str, value: torch.Tensor, cut: int | None = None) -> torch.Tensor:
+        """Keep a value as a stage, in both orders of a head's columns."""
+        width = value.shape[-1] if value.dim() > 1 and value.is_floating_point() else 0
+        size = self.config.head_dim
+        if self.has_halves and width in (size, self.config.q_size, self.config.kv_size):
+            halves = halves_of_pairs(value.movedim(-1, 0), size).movedim(0, -1)
+            self.stages.append(Stage(f"{name}, by halves", halves, cut))
+        return super().tap(name, value, cut)
+
+    def place(self, name: str, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        self.tap(f"{name}: the cache", past)
+        return self.tap(f"{name}: cache and new", past.index_copy(1, self.rows, new), cut=0)
 
 
 class _Judged:

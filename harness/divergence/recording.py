@@ -12,6 +12,7 @@ from harness.artifact import Artifact, Delegate
 from harness.errors import ArtifactError, HarnessError
 from harness.mil import Function, Policy, load_function, observed
 from harness.mil.block import Step
+from harness.mil.storage import State
 from harness.mil.types import TensorType
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
@@ -119,7 +120,7 @@ class Recorder:
     recordings: list[Recording] = field(default_factory=list)
 
     def load(self, artifact: Artifact, method: str) -> Method:
-        """Load a method, or a function of an .mlpackage; each call begins with states of zeros.
+        """Load a method, or a function of an .mlpackage; its states are zeros, and go on from then.
 
         Raises the HarnessErrors of `MilRuntime.load`.
         """
@@ -133,6 +134,7 @@ class Recorder:
         name = delegate.program_function
         place = Place(method, delegate.index, name)
         function = load_function(delegate.bundle.package, name, self.policy, stateful=True)
+        state = _new_state(function)
         inputs, outputs = delegate.names.input_names, delegate.names.output_names
         if wrong := set(outputs) - set(function.outputs):
             raise ArtifactError(
@@ -142,7 +144,7 @@ class Recorder:
 
         def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             given = dict(zip(inputs, tensors, strict=True))
-            recording, results = record(function, given, place)
+            recording, results = record(function, given, place, state)
             self.recordings.append(recording)
             return [results[name] for name in outputs]
 
@@ -169,15 +171,19 @@ class _RecordedFunction:
         self.outputs = _specs(
             {n: t for n, t in function.outputs.items() if isinstance(t, TensorType)}
         )
-        self._function = function
+        self._function, self._state = function, _new_state(function)
         self._place = place
         self._recordings = recordings
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
-        recording, results = record(self._function, given, self._place)
+        recording, results = record(self._function, given, self._place, self._state)
         self._recordings[:] = [recording]
         return tuple(results[spec.name] for spec in self.outputs)
+
+
+def _new_state(function: Function) -> State | None:
+    return function.new_state() if function.states else None
 
 
 def _specs(declared: Mapping[str, TensorType]) -> tuple[TensorSpec, ...]:
@@ -188,7 +194,7 @@ def _specs(declared: Mapping[str, TensorType]) -> tuple[TensorSpec, ...]:
 
 
 def record(
-    function: Function, inputs: dict[str, torch.Tensor], place: Place
+    function: Function, inputs: dict[str, torch.Tensor], place: Place, state: State | None = None
 ) -> tuple[Recording, dict[str, Any]]:
     """Call a function; return its recording and its results."""
     given = in_core_ml_shapes(function, inputs)
@@ -200,7 +206,7 @@ def record(
             ran.append((step, results))
 
     with observed(observe):
-        outputs = function(given, function.new_state() if function.states else None)
+        outputs = function(given, state)
     declared: dict[str, Any] = {name: kind for name, (_, kind) in function.plan.inputs.items()}
     values: dict[str, Any] = {
         name: function.policy.enter(tensor, function.inputs[name].dtype)
@@ -209,4 +215,5 @@ def record(
     for step, results in ran:
         values |= zip(step.names, results, strict=True)
         declared |= zip(step.names, step.types, strict=True)
-    return Recording(place, function, values, declared, [step for step, _ in ran]), outputs
+    steps = [step for step, _ in ran if step.names]  # one that writes a state gives nothing
+    return Recording(place, function, values, declared, steps), outputs

@@ -64,8 +64,20 @@ class Graph(Operations):
         return evaluate_method(self, inputs)
 
     def tap(self, name: str, value: torch.Tensor, cut: int | None = None) -> torch.Tensor:
-        """Keep a value as a stage."""
+        """Keep a value as a stage, and of masked scores what a guarded softmax asks of them."""
         self.stages.append(Stage(name, value, cut))
+        if name.endswith("scores, masked"):
+            hidden = value == -torch.inf
+            empty = hidden.all(-1, True)
+            zeros = torch.zeros_like(value)
+            for what, asked in (
+                ("hidden", hidden),
+                ("seen", ~hidden),
+                ("any seen", ~empty),
+                ("none seen", empty),
+                ("no attention", zeros),
+            ):
+                self.stages.append(Stage(f"{name}: {what}", asked))
         return value
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -172,7 +184,8 @@ def _close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def _is_piece(tensor: torch.Tensor, stage: Stage) -> bool:
     """Return whether a tensor is a range of a stage along the axis by which it may be cut."""
-    if stage.cut is None or not 0 < tensor.numel() < stage.tensor.numel():
+    is_shorter = 0 < tensor.numel() < stage.tensor.numel()
+    if stage.cut is None or tensor.dtype == torch.bool or not is_shorter:
         return False
     whole = stage.tensor if stage.cut == 0 else stage.tensor.movedim(-1, 0)
     whole = whole.reshape(len(whole), -1)  # [n, elements per index of the axis]

@@ -122,7 +122,7 @@ class Reference:
         """Return the parameters and buffers of each method's module, fp32."""
         found: Parameters = {}
         for method in methods:
-            target = self._of(method)
+            target = self.module(method)
             if isinstance(target, torch.nn.Module):
                 named = [*target.named_parameters(), *target.named_buffers()]
                 floats = [(name, t) for name, t in named if t.is_floating_point()]
@@ -140,7 +140,7 @@ class Reference:
         """
         parameters, buffers, computed = self.parameters(artifact.methods), set(), set()
         for method in artifact.methods:
-            target = self._of(method)
+            target = self.module(method)
             if isinstance(target, torch.nn.Module):
                 buffers |= {(method, name) for name, _ in target.named_buffers()}
                 computed |= self._computed(method, target, inputs[method])
@@ -223,7 +223,7 @@ class Reference:
         half_weights: bool,
         mode: _Rounding | None,
     ) -> Results:
-        target = copy.deepcopy(self._of(method))
+        target = copy.deepcopy(self.module(method))
         if isinstance(target, torch.nn.Module):
             target = target.eval()
             if half_weights:
@@ -251,7 +251,8 @@ class Reference:
             results.append(tuple(leaf.detach().clone() for leaf in leaves))
         return results
 
-    def _of(self, method: str) -> Callable[..., Any]:
+    def module(self, method: str) -> Callable[..., Any]:
+        """Return what the reference calls for a method."""
         target = self._target
         if isinstance(target, Mapping):
             if method not in target:

@@ -17,7 +17,8 @@ from harness.errors import HarnessError
 from harness.generate.interface import Interface, read_interface
 from harness.golden import Steps
 from harness.golden.eager import Reference
-from harness.golden.weights import every_weight
+from harness.golden.inputs import float_dtype
+from harness.golden.weights import adopted, every_weight
 from harness.models import ModelConfig
 from harness.models.checkpoint import halves_of_pairs, load_checkpoint, pairs_of_halves
 from harness.models.config import load_params
@@ -86,6 +87,25 @@ def _sequences(interface: Interface, seed: int) -> Iterator[tuple[str, Steps]]:
         yield name, tuple(steps)
 
 
+def held_modules(artifact: Artifact, checkpoint: Path, params: Path) -> dict[str, LanguageModule]:
+    """Return the module of each method in fp64, with numbers as the artifact holds them.
+
+    They are rounded to its dtype, and those of quantized weights are its own; raises what
+    `checkpoint_reference` raises.
+    """
+    reference = checkpoint_reference(artifact, checkpoint, params)
+    quantized = adopted(artifact, reference.parameters(artifact.methods))
+    half, found = float_dtype(artifact) == "fp16", {}
+    for method in artifact.methods:
+        module = reference.module(method)
+        assert isinstance(module, LanguageModule)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            held = tensor.half() if half else tensor
+            tensor.data = quantized.get((method, name), held).double()
+        found[method] = module
+    return found
+
+
 class LanguageModule(torch.nn.Module):
     """A model that takes the inputs of an artifact's method, and remembers the tokens it was given.
 
@@ -100,7 +120,7 @@ class LanguageModule(torch.nn.Module):
         held: Sequence[torch.Tensor],
     ) -> None:
         super().__init__()
-        self._config, self._interface = config, interface
+        self.config, self.interface = config, interface
         self._tokens: dict[int, int] = {}  # by position
         rotated = config.rotated_weights
         self._halves = {
@@ -115,8 +135,8 @@ class LanguageModule(torch.nn.Module):
         self._add_rope(held)
 
     def _add_rope(self, held: Sequence[torch.Tensor]) -> None:
-        length, half = self._interface.context, self._config.head_dim // 2
-        cos, sin = rope_tables(self._config, length)
+        length, half = self.interface.context, self.config.head_dim // 2
+        cos, sin = rope_tables(self.config, length)
         tables = [_near_table(table, held) for table in (cos, sin)]
         frequencies = torch.atan2(sin[1], cos[1]) if length > 1 else torch.zeros(half)
         found = next((t for t in held if _are_frequencies(t, frequencies)), None)
@@ -128,7 +148,7 @@ class LanguageModule(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits of a call, in the shape of the method's output."""
-        interface = self._interface
+        interface = self.interface
         tokens = inputs[interface.tokens][0].tolist()
         position = interface.position_of(inputs)
         if position is None:
@@ -137,8 +157,8 @@ class LanguageModule(torch.nn.Module):
             self._tokens.clear()
         self._tokens |= dict(enumerate(tokens, position))
         known = [p for p in sorted(self._tokens) if p < position + len(tokens)]
-        around = whole_sequence(self._config, self._rope(known), len(known), self._dtype)
-        ops = _Ordered(self._config, self._weights(), self._dtype)
+        around = whole_sequence(self.config, self.rope(known), len(known), self._dtype)
+        ops = _Ordered(self.config, self.weights(), self._dtype)
         given = torch.tensor([self._tokens[p] for p in known])
         logits = evaluate(ops, given, around)[0][-len(tokens) :]
         return logits[None] if interface.full_logits else logits[-1:]
@@ -147,7 +167,13 @@ class LanguageModule(torch.nn.Module):
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def _rope(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def has_halves(self) -> bool:
+        """Whether the artifact rotates halves of a head, as Hugging Face's models do."""
+        return any(self._halves.values())
+
+    def rope(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines of positions, each [positions, D/2]."""
         buffers = dict(self.named_buffers())
         if "inv_freq" in buffers:
             places = torch.tensor(positions, dtype=self._dtype)
@@ -155,10 +181,10 @@ class LanguageModule(torch.nn.Module):
             return angles.cos(), angles.sin()
         return buffers["freqs_cos"][positions], buffers["freqs_sin"][positions]
 
-    def _weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> dict[str, torch.Tensor]:
         """Return the parameters with rows in Meta's order."""
         return {
-            name: pairs_of_halves(weight, self._config.head_dim)
+            name: pairs_of_halves(weight, self.config.head_dim)
             if self._halves.get(name)
             else weight
             for name, weight in self.named_parameters()

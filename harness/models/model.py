@@ -109,8 +109,10 @@ class Operations:
 
     def join(self, name: str, past: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         """Append new keys or values [..., K, T, D] to a cache [..., K, C, D], if there is one."""
-        if past is None:
-            return new
+        return new if past is None else self.place(name, past, new)
+
+    def place(self, name: str, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Append to a cache that exists."""
         self.tap(f"{name}: the cache", past)
         return self.tap(f"{name}: cache and new", torch.cat((past, new), -2), cut=0)
 

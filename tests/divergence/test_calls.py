@@ -134,7 +134,7 @@ def test_what_cannot_be_called_is_refused(package, tmp_path, capsys):
 
     tiny = Subjects(lambda stage: None).get("tiny", "single")
     pair = ("--checkpoint", tiny.checkpoint, "--params", tiny.params)
-    assert "leave out --checkpoint, or --inputs" in refused(package, *pair)
+    assert "input 'a' (float16 [2, 16]) has no role in one" in refused(package, *pair)
     assert "no function 'x'; there are main" in refused(package, "--function", "x")
     assert "in.st" in refused(package, "--inputs", tmp_path / "in.st")
     (tmp_path / "in.st").write_bytes(b"nothing")

@@ -200,6 +200,20 @@ def test_a_weight_that_is_off_by_1_percent_is_found_by_its_checkpoint(
         assert cases["outputs", "mil:widen"]["outcome"] == "fail"
 
 
+@LLAMAS
+def test_a_bisection_names_the_operation_that_leaves_the_checkpoint(
+    artifact, source, name, tmp_path, capsys
+):
+    path = artifact(name)[0]
+    words = [*map(str, source_of(path, source))]
+    assert main(["bisect", str(path), *words]) == 0
+    assert "match its values" in capsys.readouterr().out
+    if name != "quantized.pte":  # there the graph takes over the quantized values
+        changed = with_a_weight_changed(path, tmp_path / name)
+        assert main(["bisect", str(changed), *words]) == 1
+        assert "differs from logits of the last token by" in capsys.readouterr().out
+
+
 def test_the_weights_of_another_checkpoint_are_named(artifact, check, source, tmp_path):
     weights = torch.load(source[1], weights_only=True)
     weights["layers.1.attention.wo.weight"] += torch.randn(64, 64) / 100
