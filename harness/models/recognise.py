@@ -4,7 +4,8 @@ Quantized weights have no names in an ML Program, so this module recognises them
 linear operations that read the same value are one group. Each architecture has its own order of
 groups and norms, such as queries, keys and values; attention output; gate and up; down; ...;
 logits. A linear layer that was split by rows is joined again, in program order. A norm is
-recognised by its `rsqrt`, because coremltools removes the product with a weight of ones.
+recognised by its root, because coremltools removes the product with a weight of ones: ExecuTorch's
+own RMSNorm multiplies by `rsqrt`, `torch.nn.RMSNorm` becomes a division by `sqrt`.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
     last_source = None
     scalars: dict[str, float] = {}  # the result of adding, or dividing, a scalar constant -> it
     roots: set[str] = set()  # the results of rsqrt
-    normed: dict[str, int] = {}  # a product with such a result -> the number of its norm
+    divisors: set[str] = set()  # the results of sqrt, and products with them
+    normed: dict[str, int] = {}  # a product with a root, a quotient by a divisor -> its norm
     for operation in block.operations:
         names = {
             key: argument.arguments[0].name
@@ -115,6 +117,8 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                 if operation.type == "mul" and roots & {names["x"], names["y"]}:
                     normed[operation.outputs[0].name] = len(parts.norms)
                     parts.norms.append(None)
+                elif operation.type == "mul" and divisors & {names["x"], names["y"]}:
+                    divisors.add(operation.outputs[0].name)
                 for constant in (constants.get("x"), constants.get("y")):
                     if constant is None or not constant.is_floating_point():
                         continue
@@ -125,6 +129,9 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                         scalars[operation.outputs[0].name] = float(constant)
                 if operation.type == "add" and names["y"] in scalars:  # an epsilon, rescaled
                     scalars[operation.outputs[0].name] = scalars[names["y"]]
+            case "real_div" if names["y"] in divisors:
+                normed[operation.outputs[0].name] = len(parts.norms)
+                parts.norms.append(None)
             case "real_div":
                 constant = constants["x"]
                 if constant is not None and constant.dim() == 0:
@@ -134,6 +141,9 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
             case "rsqrt" if names["x"] in scalars:
                 parts.epsilons.append(scalars[names["x"]])
                 roots.add(operation.outputs[0].name)
+            case "sqrt" if names["x"] in scalars:
+                parts.epsilons.append(scalars[names["x"]])
+                divisors.add(operation.outputs[0].name)
             case "cast" if names["x"] in normed:
                 normed[operation.outputs[0].name] = normed[names["x"]]
             case "cast" if names["x"] in roots:

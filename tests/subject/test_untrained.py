@@ -9,7 +9,9 @@ from harness.artifact import open_artifact
 from harness.checks import artifact_checks, run_check
 from harness.fixtures.cache import exported, fixture
 from harness.fixtures.small_llama import export_small, subject, write_model
-from harness.models.recognise import read_model
+from harness.mil.function import load_function
+from harness.mil.policy import get_policy
+from harness.models.recognise import _collect, _Parts, read_model
 from harness.subject import Subject
 
 
@@ -67,6 +69,26 @@ def test_an_untrained_model_passes(untrained):
         check = artifact_checks()[name]
         case = run_check(check, judged, "mil:strict" if check.takes_runtime else None, suite="test")
         assert case.outcome == "pass", case.reason
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_a_norm_of_pytorch_is_read_with_and_without_its_weight(tmp_path, weight):
+    """coremltools divides by `sqrt`: queries and keys of Qwen3, as ExecuTorch exports them."""
+    import coremltools as ct
+
+    norm = torch.nn.RMSNorm(8, eps=1e-6)
+    torch.nn.init.constant_(norm.weight, weight)
+    model = torch.nn.Sequential(norm, torch.nn.ReLU())
+    program = torch.export.export(model, (torch.ones(2, 8),)).run_decompositions({})
+    fp32 = ct.precision.FLOAT32
+    made = ct.convert(program, minimum_deployment_target=ct.target.iOS18, compute_precision=fp32)
+    made.save(str(tmp_path / "norm.mlpackage"))
+    (package,) = open_artifact(tmp_path / "norm.mlpackage").packages
+    function = load_function(package, "main", get_policy("widen"))
+    _collect(function, package.operations("main"), parts := _Parts())
+    assert parts.epsilons == pytest.approx([1e-6])
+    (found,) = parts.norms
+    assert found is None if weight == 1 else found.tolist() == [weight] * 8
 
 
 def test_an_export_that_was_to_share_nothing_has_not_failed_to_share(tmp_path):
