@@ -2,9 +2,10 @@
 
 The tolerance is calibrated. If the executor computes with more precision than the artifact has
 (`widen`, `double`), it is 1e-5 of the largest logit. If a runtime computes in the artifact's own
-precision, it is twice the error of eager PyTorch in that precision on the same tokens, up to a
-ceiling. The eager model reads the whole sequence at once, without the artifact's program, caches or
-indices: a fault of the artifact raises its error and leaves its tolerance as it is.
+precision, it is twice the error of eager PyTorch in that precision on the same tokens, at least one
+step of that precision, up to a ceiling. The eager model reads the whole sequence at once, without
+the artifact's program, caches or indices: a fault of the artifact raises its error and leaves its
+tolerance as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ CALIBRATED_MULTIPLE = 2.0
 CEILINGS = {"fp16": 0.125, "fp32": 1e-3}
 """The largest tolerance of a runtime that rounds, by the artifact's dtype, as a share of the
 largest logit: 256 roundings of fp16, 2**-11 each. Sound models of 12 layers get 5 % of it."""
+STEPS = {"fp16": 2.0**-10, "fp32": 2.0**-23}
+"""The least tolerance of a runtime that rounds: the distance of two numbers of the artifact's dtype
+beside the largest logit. Eager PyTorch is off by less in a model whose layers add nothing."""
 PARTS = ("prefill", "decode", "caches")
 SEED = 20_26
 _BEST_SQNR = 400.0  # dB; above the resolution of fp64, and finite when nothing differs
@@ -294,7 +298,8 @@ def _calibrated(relative: float, subject: Subject) -> float:
             f"eager PyTorch in {subject.dtype} gives NaN or infinity where the reference is "
             f"finite: the model overflows {subject.dtype}, and no tolerance can be measured"
         )
-    return min(CALIBRATED_MULTIPLE * relative, CEILINGS[subject.dtype])
+    allowed = max(CALIBRATED_MULTIPLE * relative, STEPS[subject.dtype])
+    return min(allowed, CEILINGS[subject.dtype])
 
 
 def allowed_on(subject: Subject, runtime: str, tokens: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -30,7 +30,7 @@ BY_EXECUTORCH = (
     "executorch:varied-unshared",
     "executorch:varied-heads/multifunction",
     "executorch:varied-wide-heads/single",
-    "executorch:varied-qwen3/multifunction",
+    "executorch:varied-qwen3/single",
     "executorch:varied-long/single",
     "executorch@1.3.1:varied-normal/multifunction",
     "executorch@1.5.1:varied-ones/multifunction",
