@@ -88,14 +88,9 @@ class Timed:
 
 
 class Side(Protocol):
-    """An artifact on a runtime.
-
-    `tokens` has the tokens of a pass by which each metric is divided. A session of a `resumable`
-    side may make any number of passes, of another `MAX_PASSES`.
-    """
+    """An artifact on a runtime; `tokens` are those of a pass, by which each metric is divided."""
 
     tokens: dict[str, int]
-    resumable: bool
 
     def load(self) -> tuple[Pass, float]:
         """Load the artifact from its file; return what runs it, and the milliseconds."""
@@ -106,8 +101,6 @@ class Side(Protocol):
 
 class LanguageModel:
     """Prefill and decode of a language model; each pass compares its logits with the oracle's."""
-
-    resumable = True
 
     def __init__(self, subject: Subject, runtime: str) -> None:
         self._path, self._runtime = subject.artifact.path, runtime
@@ -136,10 +129,8 @@ class LanguageModel:
 class OtherModel:
     """A call of each method of a model that is not a language model; outputs are compared."""
 
-    resumable = False  # states go on from pass to pass, and outputs with them
-
     def __init__(self, subject: Subject, runtime: str) -> None:
-        self._calls = Calls(subject, runtime, MAX_PASSES)
+        self._calls = Calls(subject, runtime)
         self.tokens = {f"{method} call": 1 for method in self._calls.methods}
 
     def load(self) -> tuple[Pass, float]:
@@ -244,9 +235,8 @@ class Race:
         for name, least in least_steps(sessions, number, *rounds).items():
             for metric, tokens in self._sides[name].tokens.items():
                 times[name][metric] = sum(least[metric]) / tokens
-        may_keep = all(side.resumable for side in self._sides.values())
         loading = sum(took.get("load", 0.0) for took in times.values()) / 1000
-        if may_keep and (not self._loads or loading > self._goal.seconds / USUAL_BLOCKS / 2):
+        if not self._loads or loading > self._goal.seconds / USUAL_BLOCKS / 2:
             self._kept = sessions
         first, second, third, fourth = (times[name] for name in self._sides)
         return {
@@ -331,7 +321,7 @@ def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str
         figures[runtime] = {
             "load_ms": low_quartile(timed.loads),
             "call_ms": {name: low_quartile(calls) for name, calls in timed.calls.items()},
-            **Calls(subject, runtime, passes=1).memory().figures,
+            **Calls(subject, runtime).memory().figures,
             "samples": {"call": rounds},
         }
     return figures

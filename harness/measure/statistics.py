@@ -34,6 +34,7 @@ MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks of memory means nothing
 
 LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03  # at least
+MIN_MS = 80.0  # of four actions together
 SETTLED = 0.02  # rounds end when the last ones have shortened no sum of steps by as much
 # The order in which a block's sessions take turns: each side is first as often as the other.
 ORDERS = (
@@ -77,12 +78,15 @@ def least_steps(
 ) -> dict[str, dict[str, list[float]]]:
     """Take four actions in turn, named as in `ORDERS`; return the least time of each step.
 
-    The rounds end when the last `min_rounds` - 1 of them have shortened no metric of any action.
-    `number` is that of the block: it decides who is first.
+    The rounds end when the last `min_rounds` - 1 of them have shortened no metric of any action,
+    and have taken `MIN_MS`: of a call that takes less, many are needed. `number` is that of the
+    block: it decides who is first.
     """
     least: dict[str, dict[str, list[float]]] = {}
     sums: list[list[float]] = []
-    for turn in range(max_rounds):
+    spent, is_over = 0.0, False
+    while not is_over:
+        turn = len(sums)
         for name in ORDERS[(number + turn) % len(ORDERS)]:
             steps = actions[name]()
             before = least.get(name, steps)
@@ -90,12 +94,14 @@ def least_steps(
                 metric: [min(times) for times in zip(before[metric], steps[metric], strict=True)]
                 for metric in steps
             }
+            spent += sum(map(sum, steps.values()))
         sums.append([sum(least[name][metric]) for name in actions for metric in least[name]])
-        if turn + 1 >= min_rounds and all(
+        is_settled = turn + 1 >= min_rounds and all(
             now > (1 - SETTLED) * earlier
             for now, earlier in zip(sums[-1], sums[-min_rounds], strict=True)
-        ):
-            break
+        )
+        is_enough = spent >= MIN_MS or max_rounds == 1
+        is_over = is_enough and (is_settled or turn + 1 >= max_rounds)
     return least
 
 

@@ -23,7 +23,7 @@ from harness.checks import check, run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
 from harness.errors import HarnessError
 from harness.generate.session import Session
-from harness.golden import distance, golden_of_runtime, run_steps
+from harness.golden import distance, golden_of_runtime
 from harness.golden.inputs import all_inputs
 from harness.measure.statistics import low_quartile
 from harness.results import Figure, Finding
@@ -146,7 +146,7 @@ def timed_calls(subject: Subject, runtime: str, rounds: int) -> TimedCalls:
 
     Raises WrongAnswerError when outputs are wrong; see `Calls`.
     """
-    timed = Calls(subject, runtime, WARM_UP_ROUNDS + rounds)
+    timed = Calls(subject, runtime)
     loads = [milliseconds(timed.load) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
     call = loads[0][0]
     called = [call() for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
@@ -158,14 +158,11 @@ class Calls:
     """Times calls of each method of an artifact of any model, on its largest golden inputs.
 
     The outputs must be those of the subject's reference; without one, those of our executor in
-    `double`. Each timed call must repeat the outputs of that run: of its first calls after a load,
-    because states go on from call to call.
-
+    `double`. A timed call must repeat those of the same call after another load: states go on.
     Raises WrongAnswerError when they are others.
     """
 
-    def __init__(self, subject: Subject, runtime: str, passes: int) -> None:
-        """Check the outputs once; at most `passes` passes will follow a load."""
+    def __init__(self, subject: Subject, runtime: str) -> None:
         self._path, self._runtime = subject.artifact.path, runtime
         if subject.golden is None:
             inputs = all_inputs(subject.artifact, subject.seed)
@@ -174,16 +171,14 @@ class Calls:
         if case.outcome != "pass":
             raise WrongAnswerError(f"{self._path} on {runtime}: {case.reason}")
         self.compared = case.comparisons
-        self._inputs, self._wanted = {}, {}
-        for name, sequences in subject.golden.items():
-            largest = max((calls[0].inputs for calls in sequences.values()), key=_elements)
-            self._inputs[name] = largest
-            self._wanted[name] = run_steps(subject.artifact, name, runtime, [largest] * passes)
-
-    @property
-    def methods(self) -> list[str]:
-        """The names of the methods."""
-        return list(self._inputs)
+        self._inputs = {
+            name: max((c[0].inputs for c in calls.values()), key=lambda g: sum(map(torch.numel, g)))
+            for name, calls in subject.golden.items()
+        }
+        self.methods = list(self._inputs)
+        self._wanted: dict[str, list[Tensors]] = {name: [] for name in self._inputs}
+        load = get_runtime(runtime).load
+        self._others = {name: load(subject.artifact, name) for name in self.methods}
 
     def load(self) -> Callable[[], dict[str, float]]:
         """Load all methods; return a function that calls each once and gives the milliseconds."""
@@ -203,10 +198,19 @@ class Calls:
             step, took = next(number), {}
             for name, method in methods.items():
                 outputs, took[name] = milliseconds(partial(method, *self._inputs[name]))
-                self._require_equal(outputs, self._wanted[name][step], name)
+                self._require_equal(outputs, self._expected(name, step), name)
             return took
 
         return call
+
+    def _expected(self, method: str, step: int) -> Tensors:
+        """Return what the other load gives at a step; equal outputs are kept once."""
+        wanted = self._wanted[method]
+        while len(wanted) <= step:
+            found = tuple(t.clone() for t in self._others[method](*self._inputs[method]))
+            is_old = wanted and all(map(torch.equal, found, wanted[-1]))
+            wanted.append(wanted[-1] if is_old else found)
+        return wanted[step]
 
     def _require_equal(self, given: Tensors, wanted: Tensors, method: str) -> None:
         for output, expected in zip(given, wanted, strict=True):
@@ -215,10 +219,6 @@ class Calls:
                     f"{self._path} on {self._runtime}: a timed call of method '{method}' gives "
                     f"other outputs than the call that was checked; its time is not a result"
                 )
-
-
-def _elements(tensors: Tensors) -> int:
-    return sum(tensor.numel() for tensor in tensors)
 
 
 class Stopwatch:
@@ -344,7 +344,7 @@ def check_memory(subject: Subject, runtime: str) -> Iterator[Finding]:
         stopwatch = _stopwatch(subject)
         compared, memory = stopwatch.compared, stopwatch.memory(runtime)
     else:
-        calls = Calls(subject, runtime, passes=1)
+        calls = Calls(subject, runtime)
         compared, memory = calls.compared, calls.memory()
     figures = {"peak": Figure(memory.peak, "bytes")}
     yield Finding("memory", "", comparisons=compared, figures=figures)

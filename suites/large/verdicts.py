@@ -107,8 +107,6 @@ class World:
 class SimulatedModel:
     """An artifact that is slower than the usual one by `effect`."""
 
-    resumable = True
-
     def __init__(self, world: World, effect: float) -> None:
         self.tokens = {"decode": STEPS}
         self._world, self._effect = world, effect

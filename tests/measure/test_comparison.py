@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,7 +32,6 @@ class Simulated:
     """Steps of 1 ms times `speed`, with a little noise, and every tenth one disturbed."""
 
     tokens = {"decode": 8}
-    resumable = True
 
     def __init__(self, speed=1.0, load_ms=5.0, running=0.0, log=None, name=""):
         self.speed, self.load_ms, self.running = speed, load_ms, running
@@ -108,18 +108,18 @@ def test_passes_go_on_while_they_find_shorter_steps():
 
     def steady():
         counts["steady"] += 1
-        return {"decode": [1.0]}
+        return {"decode": [30.0]}
 
     def falling():
         counts["falling"] += 1
-        return {"decode": [2.0 / counts["falling"]]}
+        return {"decode": [60.0 / counts["falling"]]}
 
     sessions = dict.fromkeys(ORDERS[0], steady)
     least_steps(sessions, 0, MIN_PASSES, MAX_PASSES)
     assert counts["steady"] == 4 * MIN_PASSES
     sessions["head"] = falling
     least = least_steps(sessions, 0, MIN_PASSES, MAX_PASSES)
-    assert counts["falling"] == MAX_PASSES and least["head"] == {"decode": [2.0 / MAX_PASSES]}
+    assert counts["falling"] == MAX_PASSES and least["head"] == {"decode": [60.0 / MAX_PASSES]}
 
 
 def test_the_seconds_end_what_cannot_be_decided():
@@ -226,3 +226,14 @@ def test_bench_gives_low_quartiles_which_a_few_slow_steps_do_not_move():
     figures = comparison._figures([7.0, 5.0, 50.0, 5.0, 6.0], rounds, Memory(1, 2))
     assert figures["load_ms"] == 5.0 and figures["prefill_ms_per_token"] == 2.0
     assert (figures["decode_ms_per_token"], figures["decode_tokens_per_second"]) == (1.0, 1e3)
+
+
+def test_a_short_call_is_repeated_more_often():
+    counts = dict.fromkeys(ORDERS[0], 0)
+
+    def call(name):
+        counts[name] += 1
+        return {"forward call": [0.5]}
+
+    least_steps({name: partial(call, name) for name in ORDERS[0]}, 0, MIN_PASSES, MAX_PASSES)
+    assert set(counts.values()) == {40}, "80 ms in all"

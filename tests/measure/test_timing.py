@@ -132,7 +132,7 @@ def test_a_call_that_gives_other_outputs_than_the_checked_one_has_no_time(
     mixed_program, monkeypatch
 ):
     subject = Subject(mixed_program[0])
-    calls = Calls(subject, "mil:widen", 3)
+    calls = Calls(subject, "mil:widen")
     assert calls.methods == ["forward"] and calls.compared > 0
     call = calls.load()
     assert call()["forward"] > 0
@@ -143,7 +143,7 @@ def test_a_call_that_gives_other_outputs_than_the_checked_one_has_no_time(
     with pytest.raises(WrongAnswerError, match="method 'forward' gives other outputs"):
         call()
     with pytest.raises(WrongAnswerError, match="is off by 0.01 of its largest"):
-        Calls(subject, "mil:widen", 1)
+        Calls(subject, "mil:widen")
 
 
 def test_a_wrong_answer_has_no_memory_either(stopwatch, bent):
