@@ -229,8 +229,7 @@ class Stopwatch:
         self._tokens = sequence(subject)
         if len(self._tokens) < 2:
             raise HarnessError(
-                f"{subject.artifact.path}: a context of 1 token leaves nothing to decode, "
-                "so there is nothing to time"
+                f"{subject.artifact.path}: a context of 1 token leaves nothing to decode"
             )
         self._n_prompt = prompt_length(subject)
         logits, _, _ = subject.reference(torch.tensor(self._tokens))
@@ -275,10 +274,11 @@ class Stopwatch:
         """The number of logits that each round compares."""
         return self._wanted.numel()
 
-    def run(self, session: Session, runtime: str) -> Round:
+    def run(self, session: Session, runtime: str, decode: bool = True) -> Round:
         """Time one round of a session that `runtime` executes; raises what `round` raises."""
-        timed = timed_round(session, self._tokens, self._n_prompt)
-        found = error(timed.logits, self._wanted)
+        end = None if decode else self._n_prompt
+        timed = timed_round(session, self._tokens[:end], self._n_prompt)
+        found = error(timed.logits, self._wanted[: len(timed.logits)])
         allowed = max(tolerances(self._subject, runtime).values())
         if not found.relative <= allowed:
             raise WrongAnswerError(
