@@ -54,7 +54,7 @@ from harness.runtimes import BASELINE, default_runtime, usable_runtimes
 from harness.subject import Subject
 
 # Rounds of a block: see `least_steps`.
-MIN_PASSES, MAX_PASSES = 3, 16
+MIN_PASSES, MAX_PASSES = 3, 8
 MIN_LOADS, MAX_LOADS = 2, 4
 USUAL_BLOCKS = 14  # the blocks that should fit into the seconds
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5

@@ -118,7 +118,7 @@ class Goal:
 
     detect: float = 0.03
     tolerate: float = 0.01
-    error: float = 0.01
+    error: float = 0.02
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
