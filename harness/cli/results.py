@@ -112,7 +112,7 @@ def percent(text: str) -> float:
 
 # Of two artifacts: option, unit, type, and what it says. Result files have no such options.
 _TIMING: dict[str, tuple[str, Callable[[str], float], str]] = {
-    "detect": ("PERCENT", percent, "the smallest slowdown to be found (default: 3; a load 10)"),
+    "detect": ("PERCENT", percent, "the smallest slowdown to be found (default: 3; a load 20)"),
     "tolerate": ("PERCENT", percent, "a slowdown that is allowed (default: a third of --detect)"),
     "seconds": ("N", float, "time two artifacts no longer than this (default: 60)"),
 }

@@ -33,7 +33,7 @@ BLOCKS_PER_LOOK = 4
 MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks of memory means nothing
 
-LOAD_DETECT, LOAD_TOLERATE = 0.1, 0.03  # at least
+LOAD_DETECT, LOAD_TOLERATE = 0.2, 0.05  # at least
 MIN_MS = 80.0  # of four actions together
 SETTLED = 0.02  # rounds end when the last ones have shortened no sum of steps by as much
 # The order in which a block's sessions take turns: each side is first as often as the other.

@@ -71,7 +71,7 @@ def test_disturbed_steps_do_not_hide_a_verdict(speed, verdict):
 
 
 def test_a_slow_load_is_found_where_decoding_is_the_same():
-    rows = raced(Simulated(), Simulated(load_ms=6.0, name="head"))
+    rows = raced(Simulated(), Simulated(load_ms=6.5, name="head"))
     assert (rows["load"].found.verdict, rows["decode"].found.verdict) == ("slower", "same")
 
 
