@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 
 import harness.checks
-from harness.checks import Check, artifact_checks, run_check, value_checks
+from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
 from harness.checks.run import defined_in
 from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
 from harness.results import Finding
@@ -87,5 +87,5 @@ def test_a_check_that_does_not_apply_is_skipped_with_the_first_reason():
 def test_every_check_that_a_module_of_the_room_defines_is_run():
     names = [module.name for module in pkgutil.iter_modules(harness.checks.__path__)]
     modules = [importlib.import_module(f"harness.checks.{name}") for name in names]
-    every = artifact_checks() | value_checks()
+    every = artifact_checks() | value_checks() | core_ml_checks()
     assert defined_in(*modules) == every and len(every) >= 16

@@ -102,6 +102,7 @@ def test_a_figure_beyond_its_bound_is_a_finding(check, broken, source):
         "prefill error",
         "decode error",
         "caches error",
+        "KL divergence",
     ]
 
 
@@ -232,7 +233,7 @@ def test_a_check_that_does_not_apply_says_why_once(check, mixed_program):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--checkpoint", "x.pth", "--params", "y.json"), "give --reference module:function"),
+        (("--checkpoint", "x.pth", "--params", "y.json"), "cannot read y.json: No such file"),
         (("--reference", "no_such_module:f"), "cannot be loaded: ModuleNotFoundError"),
         (("--reference", "json"), "give module:function"),
         (("--reference", "json:dumps", "--golden", "g.npz"), "give one"),

@@ -12,6 +12,7 @@ from harness.export.exporters import Exporter, get_exporter
 from harness.fixtures import sides
 from harness.fixtures.subjects import Located
 from harness.measure import GateResult, Metric
+from harness.measure.statistics import Goal
 from harness.suites.versions.checkouts import SCALE, SLEEP, write_checkout
 from tests.results.runs import PARITY, write_run
 
@@ -162,7 +163,8 @@ def test_runtimes_are_timed_when_they_differ(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has this runtime")
 def test_a_runtime_that_is_not_here_is_noted():
-    result = sides.time_own_runtimes(None, None, ("coreml:cpu_only",) * 2, lambda stage: None)
+    names = ("coreml:cpu_only",) * 2
+    result = sides.time_own_runtimes(None, None, names, Goal(), lambda stage: None)
     assert result.metrics == () and "were not timed: runtime coreml" in result.notes[0]
 
 

@@ -291,7 +291,9 @@ def test_core_ml_is_unavailable_elsewhere_and_an_unknown_runtime_is_named(
     capsys: pytest.CaptureFixture[str], tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(harness.artifact, "open_artifact", lambda path: None)
+        model = eager_model("single", 4, CONTEXT)
+        artifact = FakeArtifact(Path("model.pte"), model.constants, tuple(model.methods))
+        patch.setattr(harness.artifact, "open_artifact", lambda path: artifact)
         patch.setattr("harness.runtimes.coreml.platform.system", lambda: "Linux")
         assert call(tokenizer, "--runtime", "coreml:cpu_only") == 3
         assert "Core ML is part of macOS" in sentence(capsys)

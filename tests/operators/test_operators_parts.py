@@ -1,5 +1,6 @@
 """The parts of the operators' suite that work without Core ML: lists, counts, comparisons."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from harness.suites.operators.plugin import IMPOSSIBLE, OperatorsRecorder
 from harness.suites.operators.selection import sample
 from harness.suites.operators.tally import Result, case_of, opset_table, rows_of
 from harness.suites.operators.watch import HALF_BOUND, within_half
+from tests.results.runs import HEADER
 
 FILE = "iOS15/test_x.py"
 
@@ -129,8 +131,8 @@ def test_the_share_is_of_those_that_predicted():
 
 @pytest.fixture
 def results(tmp_path):
-    options = {"everything": False, "sample": 1}
-    return OperatorsRecorder("operators", tmp_path / "operators", options, {})
+    header = replace(HEADER, options={"everything": False, "sample": 1, "native": False})
+    return OperatorsRecorder("operators", tmp_path / "operators", header)
 
 
 def test_a_test_that_ends_its_process_fails(results, tmp_path):
