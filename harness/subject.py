@@ -76,6 +76,57 @@ class Subject:
         """Return a subject as it is, and that of a path without a reference."""
         return given if isinstance(given, Subject) else cls(given)
 
+    def with_references_of(self, other: Subject) -> Subject:
+        """Return this subject with the references that only the other has; itself without any.
+
+        An artifact of another kind gives none. A golden file that does not fit is not taken, nor
+        are options of another quantization. Raises HarnessError for a damaged artifact.
+        """
+        if vars(self).get("golden") or self.is_language_model != other.is_language_model:
+            return self
+        taken = Subject(
+            self.artifact.path,
+            self.checkpoint or other.checkpoint,
+            self.params or other.params,
+            self.options or other._options_for(self),
+            self.unshared,
+            *(self.reference_name, self.golden_path, self.seed),
+        )
+        if not (self.reference_name or self.golden_path) and other._values_fit(self.artifact):
+            taken.reference_name, taken.golden_path = other.reference_name, other.golden_path
+            taken.seed = other.seed
+        return taken if taken.references != self.references else self
+
+    @property
+    def references(self) -> dict[str, object]:
+        """What the artifact is held against, by name, without what is not given."""
+        found: dict[str, object] = {
+            "checkpoint": self.checkpoint,
+            "params": self.params,
+            "options": self.options,
+        }
+        found |= {"reference": self.reference_name, "golden": self.golden_path}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _options_for(self, other: Subject) -> ExportOptions | None:
+        """Return the options of this export if the other artifact has the same quantization."""
+        from harness.models.quantize import read_scheme
+
+        if self.options is None or not self.is_language_model:
+            return None
+        schemes = {read_scheme(one.artifact, one.dtype) for one in (self, other)}
+        return self.options if len(schemes) == 1 else None
+
+    def _values_fit(self, artifact: Artifact) -> bool:
+        """Return whether there is a reference or a golden file, and the file fits an artifact."""
+        from harness.golden import read_golden
+
+        try:
+            file = self.golden_path and read_golden(self.golden_path, artifact)
+        except HarnessError:
+            return False
+        return bool(self.reference_name or file)
+
     @property
     def is_language_model(self) -> bool:
         """Whether it describes a language model of ExecuTorch's static runner, if only in part."""

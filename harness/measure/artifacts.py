@@ -17,7 +17,8 @@ from harness.artifact.pte_reader import read_pte
 from harness.checks import Check, artifact_checks, check, run_check, value_checks
 from harness.checks.accuracy import Error
 from harness.checks.agreement import trace_distances
-from harness.checks.outputs import output_distances
+from harness.checks.outputs import module, output_distances, values
+from harness.checks.weights import checkpoint, unshared_export
 from harness.diff import Difference, check_readable
 from harness.errors import ArtifactError, HarnessError
 from harness.measure import GateResult, Metric
@@ -58,7 +59,9 @@ def compare_artifacts(
     opened = _opened(head)
     if isinstance(opened, ArtifactError):
         return GateResult((_damaged(opened),), ())
-    gate = _Gate(Subject.of(base), opened, runtime, progress, goal)
+    sides, notes = _held_against_the_same(Subject.of(base), opened)
+    gate = _Gate(*sides, runtime, progress, goal)
+    gate.notes += notes
     for tier in TIERS:
         if tier in tiers:
             getattr(gate, tier)()
@@ -80,6 +83,25 @@ def _opened(head: Subject | str | Path) -> Subject | ArtifactError:
         if is_exported(Path(path)):
             return error
         raise
+
+
+def _held_against_the_same(
+    base: Subject, head: Subject
+) -> tuple[tuple[Subject, Subject], list[str]]:
+    """Return both sides, each with the references that only the other had, and notes on these.
+
+    A side that is too damaged keeps its own: its checks say what is wrong.
+    """
+    try:
+        sides = base.with_references_of(head), head.with_references_of(base)
+    except HarnessError:
+        return (base, head), []
+    ours, theirs = (
+        ", ".join(key for key in after.references if key not in before.references)
+        for before, after in zip((base, head), sides, strict=True)
+    )
+    notes = [f"BASE is held against HEAD's {ours}"] if ours else []
+    return sides, [*notes, f"HEAD is held against BASE's {theirs}"] if theirs else notes
 
 
 def _damaged(error: ArtifactError) -> Metric:
@@ -162,7 +184,8 @@ class _Gate:
             self._progress(f"checking {found.name}")
             runtime = self._runtime if found.takes_runtime else None
             base, head = (run_check(found, x, runtime, suite="gate") for x in self._subjects)
-            if base.outcome == head.outcome == "skip":
+            no_reference = head.outcome == "skip" and _lacks_reference(found, self._subjects[1])
+            if base.outcome == head.outcome == "skip" or no_reference:
                 skipped.setdefault(head.reason, []).append(found.name)
             else:
                 self.metrics.append(_outcome_metric(base, head))
@@ -190,13 +213,18 @@ class _Gate:
         outcomes = {m.name: m for m in self.metrics if m.kind == "outcome"}
         parity = outcomes.get("parity")
         if parity is not None and parity.head != "pass":
-            return "regression", "HEAD is not what its own weights give; "
+            return "regression", f"HEAD is not what {self._judge(1)}; "
         if parity is not None and parity.base != "pass":
-            return "better", "BASE is not what its own weights give; "
+            return "better", f"BASE is not what {self._judge(0)}; "
         changes = (m.accept for m in self.metrics if m.verdict == "changed")
         if any(accept in _EXPLAINS_OUTPUTS for accept in changes):
             return "changed", ""
         return "regression", ""
+
+    def _judge(self, side: int) -> str:
+        """Return what the oracle's weights come from, with its verb."""
+        has_checkpoint = self._subjects[side].checkpoint is not None
+        return "the checkpoint gives" if has_checkpoint else "its own weights give"
 
     def _not_compared(self, case: str, reason: str) -> Metric:
         """Return the metric of two artifacts that could not be called alike.
@@ -224,21 +252,25 @@ def _checks(subject: Subject) -> list[Check[Subject]]:
     return list((artifact_checks() | value_checks()).values())
 
 
+def _lacks_reference(found: Check[Subject], subject: Subject) -> bool:
+    """Return whether a check does not apply because the subject has no reference."""
+    try:
+        failing = next((need for need in found.needs if need(subject)), None)
+        without_module = failing is module and subject.reference_module is None
+    except HarnessError:
+        return False
+    return without_module or failing in (checkpoint, unshared_export, values)
+
+
 def _outcome_metric(base: Case, head: Case) -> Metric:
     verdict, reason = outcome_verdict(base, head)
     if base.outcome in _NOT_JUDGED and head.outcome in _NOT_JUDGED:
         verdict = "inconclusive"
     if not head.passes:
         reason = head.reason
-    return Metric(
-        "the artifact's own checks",
-        base.check,
-        "outcome",
-        base.outcome,
-        head.outcome,
-        verdict,
-        reason,
-    )
+    outcomes = base.outcome, head.outcome
+    case = "the artifact's own checks"
+    return Metric(case, base.check, "outcome", *outcomes, verdict, reason)
 
 
 def _notes(found: Iterable[Difference]) -> Iterator[str]:

@@ -11,8 +11,13 @@ import torch
 from harness.cli import main
 from harness.diff import Difference
 from harness.errors import HarnessError
+from harness.fixtures.sides import subject_of
+from harness.fixtures.subjects import locate
 from harness.measure.artifacts import compare_artifacts
 from harness.measure.structure import accepted_as, value_change
+from harness.subject import Subject
+from harness.suites.mutants.edit import Export
+from harness.suites.mutants.of_weights import perturb_a_norm
 from tests.mil.programs import save
 
 WEIGHT = np.random.default_rng(5).standard_normal((8, 8)).astype(np.float32)
@@ -89,6 +94,56 @@ def test_a_head_whose_weights_are_gone_is_a_regression(base, tmp_path):
     )
     with pytest.raises(HarnessError, match=r"head\.mlpackage"):
         compare_artifacts(head, base, tiers=["structure"])
+
+
+def outcomes(result):
+    return {m.name: (m.base, m.head, m.verdict) for m in result.metrics if m.kind == "outcome"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The export of tiny/single with its references, and a copy of the file alone."""
+    located = locate("tiny/single")
+    copy = tmp_path_factory.mktemp("tiny") / "copy.pte"
+    shutil.copyfile(located.path, copy)
+    return subject_of(located), copy
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_a_side_without_references_is_held_against_those_of_the_other(tiny, is_base):
+    sides = tiny if is_base else tiny[::-1]
+    result = compare_artifacts(*sides, tiers=["structure"])
+    assert result.status == 0 and not differing(result)
+    assert outcomes(result)["weights"] == outcomes(result)["tables"] == ("pass", "pass", "same")
+    side, owner = ("HEAD", "BASE") if is_base else ("BASE", "HEAD")
+    assert f"{side} is held against {owner}'s checkpoint, params, options" in result.notes
+
+
+def test_a_head_that_is_not_what_the_checkpoint_of_base_gives_is_a_regression(tiny, tmp_path):
+    """Without the checkpoint, it would be true to its own weights."""
+    base = Subject(tiny[1], tiny[0].checkpoint, tiny[0].params)
+    export = Export(tiny[1])
+    perturb_a_norm(export)
+    head = export.save(tmp_path / "head.pte")
+    assert "weights" not in outcomes(compare_artifacts(tiny[1], head, tiers=["structure"]))
+    result = compare_artifacts(base, head, tiers=["structure", "numbers"])
+    assert (
+        outcomes(result)["weights"] == outcomes(result)["parity"] == ("pass", "fail", "regression")
+    )
+    assert any(
+        m.reason.startswith("HEAD is not what the checkpoint gives; ") for m in result.metrics
+    )
+
+
+def test_a_golden_file_is_for_both_where_it_fits(base, tmp_path):
+    golden = tmp_path / "golden.safetensors"
+    assert main(["golden", str(base), "-o", str(golden)]) == 0
+    result = compare_artifacts(Subject(base, golden=golden), base, tiers=["numbers"])
+    assert outcomes(result)["outputs"] == ("pass", "pass", "same") and result.status == 0
+    other = package(linear, (4, 8))
+    result = compare_artifacts(Subject(base, golden=golden), other, tiers=["structure", "numbers"])
+    assert "outputs" not in outcomes(result) and not result.counts["regression"]
+    assert any(note.startswith("Not checked: outputs") for note in result.notes)
 
 
 def test_a_changed_interface_is_accepted_with_the_outputs_that_it_changes(base):
