@@ -20,6 +20,7 @@ from harness.errors import HarnessError
 from harness.golden import Call, distance, golden_of_runtime, run_steps
 from harness.golden.inputs import all_inputs
 from harness.golden.weights import distinct
+from harness.pte import same_shape
 from harness.results import Figure, Finding
 from harness.runtimes import REFERENCE, get_runtime, runtime_row
 from harness.subject import Subject, executable
@@ -124,7 +125,7 @@ def compared_outputs(
             )
         for index, expected in call.expected.items():
             actual, wanted = results[index], expected.values[0]
-            if actual.numel() != wanted.numel():
+            if not same_shape(actual.shape, wanted.shape):
                 raise HarnessError(
                     f"method '{method}', sequence '{sequence}', step {step}: output "
                     f"'{names[index]}' has shape {list(actual.shape)}, the reference's has "

@@ -11,7 +11,7 @@ golden file, which keeps either. A golden file is safetensors or npz; a tensor's
 INPUT and OUTPUT are names, or positions from 0. The steps of a sequence are called one after the
 other, and states go on from step to step; each sequence begins with states of zeros. Only `in` and
 `out` are needed: without `rounding`, the cost is measured on the artifact (see `checks.outputs`).
-A `rounding` is one number from 0 to `MAX_ROUNDING`.
+A `rounding` is one number from 0 to `MAX_ROUNDING`. An `or` is near its `out`: see `_check_spread`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from harness.errors import HarnessError
 from harness.files import partial_file
 from harness.generate.interface import signature
 from harness.mil.shapes import allowed_shapes, check_shapes
-from harness.pte import Specs, TensorSpec
+from harness.pte import Specs, TensorSpec, same_shape
 from harness.runtimes import get_runtime, runtime_row
 
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
 MAX_TENSORS = 100_000
 MAX_ROUNDING = 0.1  # a larger cost of precision would let any output pass
+_MAX_SPREAD = 2  # times what precision costs; sound references reach a fiftieth of it
+_MIN_SPREAD = 2 * 2.0**-10  # of the largest value: two steps of fp16
 
 Steps = tuple[tuple[torch.Tensor, ...], ...]
 """The inputs of the calls of a sequence, in declared order."""
@@ -120,15 +122,34 @@ def run_steps(
 
 
 def check_output(value: torch.Tensor, spec: TensorSpec, where: str) -> None:
-    """Raise HarnessError unless an output can be compared with a value of these elements.
+    """Raise HarnessError unless an output can be compared with a value: finite, of its shape.
 
     A flexible size is -1, and only the check that executes the artifact knows it.
     """
     if value.is_complex():
         raise HarnessError(f"{where} is {_name(value)}; the artifact's is {spec.dtype}")
-    if -1 not in spec.shape and value.numel() != math.prod(spec.shape):
+    if not (same_shape(value.shape, spec.shape) or spec.fits(value.shape)):
         raise HarnessError(
             f"{where} has shape {list(value.shape)}; the artifact's has {list(spec.shape)}"
+        )
+    if not value.isfinite().all():
+        raise HarnessError(f"{where} holds NaN or infinity, and nothing can be compared with it")
+
+
+def _check_spread(expected: Expected, where: str) -> None:
+    """Raise HarnessError when another value is farther away than rounded constants can move it.
+
+    The check allows twice this distance, so a file with another `or` would let any output pass.
+    """
+    shapes = [list(value.shape) for value in expected.values]
+    if shapes[-1] != shapes[0]:
+        raise HarnessError(f"{where} has shape {shapes[-1]}, and 'out' has {shapes[0]}")
+    cost = expected.rounding
+    allowed = MAX_ROUNDING if cost is None else max(_MAX_SPREAD * cost, _MIN_SPREAD)
+    if expected.spread > allowed:
+        raise HarnessError(
+            f"{where} is off by {expected.spread:.4g} of the largest value of 'out'; "
+            f"{allowed:.4g} is allowed: it must differ by the rounding of constants only"
         )
 
 
@@ -136,10 +157,7 @@ def _check_input(value: torch.Tensor, spec: TensorSpec, where: str) -> None:
     is_float = spec.dtype.startswith("float")
     if value.is_complex() or value.is_floating_point() != is_float:
         raise HarnessError(f"{where} is {_name(value)}; the artifact takes {spec.dtype}")
-    fits = len(value.shape) == len(spec.shape) and all(
-        declared in (-1, size) for size, declared in zip(value.shape, spec.shape, strict=True)
-    )
-    if not fits:
+    if not spec.fits(value.shape):
         raise HarnessError(
             f"{where} has shape {list(value.shape)}; the artifact takes {list(spec.shape)}"
         )
@@ -167,6 +185,7 @@ def write_golden(path: str | Path, golden: Golden) -> None:
                     tensors[f"{prefix}/out/{index}"] = first
                     if others:
                         tensors[f"{prefix}/or/{index}"] = others[-1]
+                        _check_spread(expected, f"{path}: {prefix}/or/{index}")
                     if expected.rounding is not None:
                         name = f"{prefix}/rounding/{index}"
                         tensors[name] = torch.tensor(expected.rounding, dtype=torch.float64)
@@ -263,11 +282,12 @@ def _call(
     for index, value in found["out"].items():
         values = (value, found["or"][index]) if index in found["or"] else (value,)
         spec = out_specs[index]
-        for one in values:
-            check_output(one, spec, f"{where}: output '{spec.name}'")
+        for kind, one in zip(("out", "or"), values, strict=False):
+            check_output(one, spec, f"{where}/{kind}/{index}: output '{spec.name}'")
         rounding = found["rounding"].get(index)
         cost = None if rounding is None else _rounding(rounding, f"{where}/rounding/{index}")
         expected[index] = Expected(values, cost)
+        _check_spread(expected[index], f"{where}/or/{index}")
     return Call(tuple(inputs[i] for i in range(len(in_specs))), expected)
 
 

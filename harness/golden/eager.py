@@ -113,10 +113,7 @@ class Reference:
             )
         for index, spec in enumerate(outputs):
             value = call.expected[index].values[0]
-            where = f"{self.name}: for method '{method}', its output {index}"
-            check_output(value, spec, where)
-            if not value.isfinite().all():
-                raise HarnessError(f"{where} holds NaN or infinity")
+            check_output(value, spec, f"{self.name}: for method '{method}', its output {index}")
 
     def parameters(self, methods: tuple[str, ...]) -> Parameters:
         """Return the parameters and buffers of each method's module, fp32."""

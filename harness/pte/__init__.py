@@ -5,6 +5,7 @@ This module has a method's inputs and outputs, with the names that its delegates
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.artifact import Artifact
@@ -23,8 +24,19 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Return whether a shape has the declared sizes."""
+        return len(shape) == len(self.shape) and all(
+            declared in (-1, size) for size, declared in zip(shape, self.shape, strict=True)
+        )
+
 
 Specs = tuple[TensorSpec, ...]
+
+
+def same_shape(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two shapes are equal; () is (1,), as Core ML has no scalars."""
+    return tuple(one) == tuple(other) or {tuple(one), tuple(other)} == {(), (1,)}
 
 
 def method_signature(artifact: Artifact, method: str) -> tuple[Specs, Specs]:

@@ -10,11 +10,13 @@ import torch
 
 from harness.artifact import open_artifact
 from harness.checks import artifact_checks, run_check
+from harness.cli import main
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
 from harness.golden import Call, Expected, golden_of_runtime, read_golden, write_golden
 from harness.golden.eager import Reference
 from harness.golden.inputs import all_inputs
+from harness.pte import same_shape
 from harness.subject import Subject
 
 
@@ -91,6 +93,28 @@ BAD = {
         INPUTS | {"forward/0.0/out/1": ONE[:1]},
         "has shape [1, 8]; the artifact's has [2, 8]",
     ),
+    "an output of as many elements": (
+        INPUTS | {"forward/0.0/out/1": ONE.reshape(1, 16)},
+        "has shape [1, 16]; the artifact's has [2, 8]",
+    ),
+    "an output of NaN": (
+        INPUTS | {"forward/0.0/out/1": ONE * np.nan},
+        "forward/0.0/out/1: output '",
+    ),
+    "another value of infinity": (
+        INPUTS | {"forward/0.0/out/1": ONE, "forward/0.0/or/1": ONE + np.inf},
+        "holds NaN or infinity, and nothing can be compared",
+    ),
+    "another value far away": (
+        INPUTS | {"forward/0.0/out/1": ONE + 1, "forward/0.0/or/1": ONE + 1.2},
+        "forward/0.0/or/1 is off by 0.2 of the largest value of 'out'; 0.1 is allowed",
+    ),
+    "another value farther away than precision costs": (
+        INPUTS
+        | {"forward/0.0/out/1": ONE + 1, "forward/0.0/or/1": ONE + 1.003}
+        | {"forward/0.0/rounding/1": np.array(0.001)},
+        "is off by 0.003 of the largest value of 'out'; 0.002 is allowed",
+    ),
     "several roundings": (
         INPUTS | {"forward/0.0/out/1": ONE, "forward/0.0/rounding/1": ONE},
         "forward/0.0/rounding/1 must be one real number",
@@ -102,6 +126,38 @@ BAD = {
     )
     for value in (1e9, -1.0, np.nan, np.inf)
 }
+
+
+MOVED = {
+    "one element": lambda out: out.index_put((torch.tensor(0), torch.tensor(0)), out[0, 0] + 0.3),
+    "all": lambda out: out + 50,
+    "scaled": lambda out: out * 100,
+    "by rounding": lambda out: out.half(),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_only_rounding_may_move_the_other_value(artifact, golden, tmp_path, capsys, name):
+    """A tolerance of twice the distance would let any output pass."""
+    (call,) = golden["forward"]["sequence0"]
+    moved = {
+        index: Expected((one.values[0], MOVED[name](one.values[0]).float()), one.rounding)
+        for index, one in call.expected.items()
+    }
+    changed = {"forward": {"sequence0": (Call(call.inputs, moved),)}}
+    file = tmp_path / "golden.npz"
+    if name == "by rounding":
+        write_golden(file, changed)
+        assert main(["check", str(artifact.path), "--golden", str(file)]) == 0
+        return
+    with pytest.raises(HarnessError, match="it must differ by the rounding of constants only"):
+        write_golden(file, changed)
+    write_golden(file, {"forward": {"sequence0": (call,)}})
+    arrays = dict(np.load(file))
+    arrays |= {f"forward/sequence0.0/or/{i}": one.values[1].numpy() for i, one in moved.items()}
+    np.savez(file, **arrays)
+    assert main(["check", str(artifact.path), "--golden", str(file)]) == 2
+    assert "it must differ by the rounding of constants only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -157,6 +213,11 @@ def returns_too_few_values(x, y):
     return x[:1], y[:1]
 
 
+def returns_another_shape(x, y):
+    """Return outputs of as many elements as the program's."""
+    return x.flatten(), y.flatten()
+
+
 def returns_nan(x, y):
     """Return outputs that nothing can be compared with."""
     return x * torch.nan, y
@@ -200,6 +261,7 @@ def raises(x, y):
         ("tests.subject.test_golden:ONE", "is a ndarray; give an nn.Module"),
         ("tests.subject.test_golden:BAD", "has no method 'forward', only "),
         ("tests.subject.test_golden:returns_too_few_values", "its output 0 has shape [1, 8]; the"),
+        ("tests.subject.test_golden:returns_another_shape", "its output 0 has shape [16]; the"),
         ("tests.subject.test_golden:returns_nan", "its output 0 holds NaN or infinity"),
         ("tests.subject.test_golden:returns_text", "it returns no tensor but a str"),
         ("tests.subject.test_golden:returns_a_module", "no tensor but a Identity; a function that"),
@@ -224,3 +286,17 @@ def test_a_function_that_takes_the_inputs_is_a_reference(artifact):
     )
     call = golden["forward"]["sequence0"][0]
     assert torch.equal(call.expected[0].values[0], call.inputs[0].double() - call.inputs[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((2, 8), (2, 8), True),
+        ((), (1,), True),
+        ((1, 8), (8,), False),
+        ((1, 1), (1,), False),
+        ((1, 8), (2, 4), False),
+    ],
+)
+def test_only_a_scalar_has_two_shapes(one, other, same):
+    assert same_shape(one, other) == same_shape(other, one) == same
