@@ -140,7 +140,9 @@ class CallGraph:
             (k.index_copy(1, rows, new_k), v.index_copy(1, rows, new_v))
             for (k, v), new_k, new_v in zip(self._caches, keys, values, strict=True)
         ]
-        last = graph.tap("logits of the last token", logits[-1:])
+        if not interface.full_logits:
+            graph.tap_last_token()
+        last = logits[-1:]
         if not rows.any():
             graph.stages = []  # RoPE changes nothing at position 0: no rotated value is new there
         return (logits[None] if interface.full_logits else last,)
@@ -163,6 +165,12 @@ class _PlacedGraph(Graph):
             halves = halves_of_pairs(value.movedim(-1, 0), size).movedim(0, -1)
             self.stages.append(Stage(f"{name}, by halves", halves, cut))
         return super().tap(name, value, cut)
+
+    def tap_last_token(self) -> None:
+        """Keep the last token's rows of what follows the last layer."""
+        layers = [i for i, s in enumerate(self.stages) if s.name.endswith("after feed forward")]
+        for stage in self.stages[layers[-1] :]:
+            self.tap(f"{stage.name} of the last token", stage.tensor[-1:], stage.cut)
 
     def place(self, name: str, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         self.tap(f"{name}: the cache", past)
