@@ -127,8 +127,8 @@ COMMANDS = {
     ),
     "conformance": Command(
         "export the named models, check and execute every artifact",
-        results.add_conformance_arguments,
-        results.conformance,
+        check.add_conformance_arguments,
+        check.conformance,
         passes_on=True,
     ),
     "report": Command(

@@ -1,4 +1,4 @@
-"""`harness check FILE`: every check that applies to an artifact, on the runtimes that are here."""
+"""`harness check`, `golden` and `conformance`: every check that applies, on the runtimes here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import harness
 from harness.cli.recording import (
     add_recording_arguments,
     artifact_name,
@@ -19,6 +20,7 @@ from harness.text import counted
 if TYPE_CHECKING:
     from harness.results import Case
 
+_SUITE = Path(harness.__file__).with_name("suites") / "conformance"
 _REFERENCE = "execute this Python function of yours, which returns the eager PyTorch module"
 
 
@@ -197,3 +199,29 @@ def _summary(cases: list[Case]) -> str:
         f"{counted(len(cases) - skipped, 'check')}, {failed} failed, {skipped} skipped"
         f"{f', {known} known' if known else ''}; {counted(compared, 'comparison')}"
     )
+
+
+def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `harness conformance`; pytest reads them all."""
+    options = ("--fixture F", "--exporter E", "--mode M", "--runtime R", "--shard K/N")
+    parser.usage = f"harness conformance {' '.join(f'[{option}]' for option in options)} ..."
+    parser.epilog = (
+        "Each option may be repeated, and pytest's own options are passed on. Results are written "
+        "to `results/`, or to the folder of --results."
+    )
+
+
+def conformance(args: argparse.Namespace) -> int:
+    """Run pytest on the suite; return 0 when all passed, 1 on a failure, 2 for a wrong option.
+
+    Raises KeyboardInterrupt when the user interrupted pytest.
+    """
+    import pytest
+
+    status = pytest.main([str(_SUITE), "-p", "no:cacheprovider", *args.words])
+    usage = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if status in usage:
+        return 2
+    if status == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    return int(status != pytest.ExitCode.OK)

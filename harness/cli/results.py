@@ -1,4 +1,4 @@
-"""`harness conformance`, `report` and `gate`: make a result file, draw it, compare two."""
+"""`harness report` and `gate`: draw a result file, compare two of them or two artifacts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import harness
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -26,36 +25,9 @@ if TYPE_CHECKING:
     from harness.report.gate import Comparison
     from harness.subject import Subject
 
-_SUITE = Path(harness.__file__).with_name("suites") / "conformance"
 # Verdicts that are counted, and listed only when asked for.
 QUIET = ("same", "skipped")
 MERGED = "merged.jsonl"  # where the merged streams have different names
-
-
-def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `harness conformance`; pytest reads them all."""
-    options = ("--fixture F", "--exporter E", "--mode M", "--runtime R", "--shard K/N")
-    parser.usage = f"harness conformance {' '.join(f'[{option}]' for option in options)} ..."
-    parser.epilog = (
-        "Each option may be repeated, and pytest's own options are passed on. Results are written "
-        "to `results/`, or to the folder of --results."
-    )
-
-
-def conformance(args: argparse.Namespace) -> int:
-    """Run pytest on the suite; return 0 when all passed, 1 on a failure, 2 for a wrong option.
-
-    Raises KeyboardInterrupt when the user interrupted pytest.
-    """
-    import pytest
-
-    status = pytest.main([str(_SUITE), "-p", "no:cacheprovider", *args.words])
-    usage = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if status in usage:
-        return 2
-    if status == pytest.ExitCode.INTERRUPTED:
-        raise KeyboardInterrupt
-    return int(status != pytest.ExitCode.OK)
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -243,6 +215,7 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
     from harness.export.exporters import Exporter
     from harness.fixtures import sides
     from harness.fixtures.subjects import Located
+    from harness.measure.verdicts import check_acceptable
 
     match base, head:
         case Path(), Path():
@@ -251,10 +224,12 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
         case Located(), Located():
             _refuse(args, "artifacts, which are timed against a control", "margin")
             _refuse(args, "artifacts", "fixture", "mode")
+            check_acceptable(args.accept)
             exporters = base.exporter, head.exporter
             return _compare_exports(args, exporters, sides.subject_of(base), _opened(head))
         case Exporter(), Exporter():
             _refuse(args, "exporters, whose artifacts are timed against a control", "margin")
+            check_acceptable(args.accept)
             modes = args.mode or sides.MODES
             made = sides.pairs(base, head, args.fixture or ["tiny"], modes, args.progress)
             compare = partial(_compare_exports, args, (base, head))
@@ -318,12 +293,15 @@ def _compare_exports(
 def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResult:
     from harness.fixtures.project import project
     from harness.measure import compare_runs
-    from harness.measure.verdicts import parse_margins
+    from harness.measure.verdicts import check_acceptable, parse_margins, plain_name
     from harness.results import read_run
 
     args.progress(f"comparing {base} and {head}")
     margins = {**project().margins, **parse_margins(args.margin)}
-    return compare_runs(read_run(base), read_run(head), margins)
+    result = compare_runs(read_run(base), read_run(head), margins)
+    facts = {plain_name(metric.name) for metric in result.metrics if metric.kind == "fact"}
+    check_acceptable(args.accept, sorted(facts))
+    return result
 
 
 def _parts(comparison: Comparison, everything: bool) -> Iterator[str]:

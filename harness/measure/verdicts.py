@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeGuard
 
@@ -93,6 +94,27 @@ HEADROOM_PERCENT = 25.0
 NOISE_IN_DECIBELS = 3.0
 # The name by which a looser bound is accepted.
 BOUNDS = "bounds"
+# The names by which changes are accepted: of artifacts, and of any two result files.
+ACCEPTABLE = (
+    *("weights", "tables", "constants", "program", "options", "interface", "names", "identifiers"),
+    *("metadata", "outputs", BOUNDS),
+)
+
+
+def check_acceptable(names: Iterable[str], facts: Sequence[str] = ()) -> None:
+    """Raise HarnessError for a name by which no change can be accepted.
+
+    Those of artifacts hold for result files, too, as one command line may serve both; result files
+    have `facts` besides.
+    """
+    known = (*ACCEPTABLE, *facts)
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise HarnessError(
+                f"--accept {name}: no change has this name{hint}; choose from {', '.join(known)}"
+            )
 
 
 def parse_margins(words: Iterable[str]) -> dict[str, float]:

@@ -152,6 +152,17 @@ def test_a_regression_cannot_be_accepted_and_a_name_of_no_change_is_noted():
     assert result.status == 1 and "--accept program: there is no change" in result.notes[0]
 
 
+def test_a_name_by_which_nothing_can_be_accepted_is_refused(gate):
+    status, message = gate(PARITY, SKIPPED, arguments=["--accept", "nonsense"])
+    assert status == 2 and "--accept nonsense: no change has this name" in message
+    assert (
+        "weights, tables, constants, " in message and "bounds, " in message and "opset" in message
+    )
+    _, message = gate(PARITY, SKIPPED, arguments=["--accept", "opse"])
+    assert "did you mean 'opset'?" in message
+    assert gate(PARITY, SKIPPED, arguments=["--accept", "opset", "--accept", "weights"])[0] == 0
+
+
 def test_the_option_that_would_accept_is_printed(tmp_path, capsys, monkeypatch):
     result = GateResult((metric("changed", "weights"),), ())
     monkeypatch.setattr("harness.measure.compare_runs", lambda *given: result)

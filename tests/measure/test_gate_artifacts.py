@@ -13,8 +13,10 @@ from harness.diff import Difference
 from harness.errors import HarnessError
 from harness.fixtures.sides import subject_of
 from harness.fixtures.subjects import locate
+from harness.measure import structure
 from harness.measure.artifacts import compare_artifacts
 from harness.measure.structure import accepted_as, value_change
+from harness.measure.verdicts import ACCEPTABLE, BOUNDS
 from harness.subject import Subject
 from harness.suites.mutants.edit import Export
 from harness.suites.mutants.of_weights import perturb_a_norm
@@ -171,6 +173,16 @@ def test_every_kind_of_difference_has_a_name_of_acceptance_or_a_metric_of_its_ow
     key = Difference("method 'forward', delegate 0", "delegate", "key", "a", "b")
     opset = Difference("function 'main'", "opset", "opset", "CoreML7", "CoreML8")
     assert (accepted_as(key), accepted_as(opset)) == ("identifiers", "options")
+    named = {*filter(None, structure._ACCEPTED_AS.values())}
+    assert {*ACCEPTABLE} == named | {"tables", "outputs", BOUNDS}
+
+
+def test_a_name_by_which_no_artifact_changes_is_refused(base, capsys):
+    words = ["gate", str(base), str(base), "--tier", "structure", "--accept"]
+    assert main([*words, "nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("--accept nonsense", *ACCEPTABLE))
+    assert main([*words, "metadata"]) == 0
 
 
 @pytest.mark.parametrize(
