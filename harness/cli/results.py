@@ -297,8 +297,8 @@ def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResul
     from harness.results import read_run
 
     args.progress(f"comparing {base} and {head}")
-    margins = {**project().margins, **parse_margins(args.margin)}
-    result = compare_runs(read_run(base), read_run(head), margins)
+    margins = parse_margins(args.margin)
+    result = compare_runs(read_run(base), read_run(head), margins, project().margins)
     facts = {plain_name(metric.name) for metric in result.metrics if metric.kind == "fact"}
     check_acceptable(args.accept, sorted(facts))
     return result

@@ -154,16 +154,22 @@ class GateResult:
         }
 
 
-def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = None) -> GateResult:
+def compare_runs(
+    base: Run,
+    head: Run,
+    margins: Mapping[str, float] | None = None,
+    usual: Mapping[str, float] | None = None,
+) -> GateResult:
     """Compare two runs.
 
     `margins` maps the name of a figure, or of a fact with a better direction, to the percent of
-    the base's value by which it may be worse; others have the defaults of `verdicts.py`.
+    the base's value by which it may be worse. Others have the `usual` ones, such as a project's,
+    of which one that applies to nothing is noted, or the defaults of `verdicts.py`.
 
     In two runs about one artifact each, the artifacts are compared whatever their names are.
 
-    Raises HarnessError when nothing could be compared, for different shards, and for a margin that
-    applies to nothing.
+    Raises HarnessError when nothing could be compared, for different shards, and when one of
+    `margins` applies to nothing.
     """
     for name, run in {"BASE": base, "HEAD": head}.items():
         if run.header.shard and base.header.shard != head.header.shard:
@@ -173,7 +179,7 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
             )
     merged = base.header.merged or head.header.merged  # of several machines, perhaps
     gate = _Gate(
-        margins=dict(margins or {}),
+        margins={**(usual or {}), **(margins or {})},
         same_machine=(base.header.machine, base.header.mac)
         == (head.header.machine, head.header.mac)
         and not merged,
@@ -194,12 +200,11 @@ def compare_runs(base: Run, head: Run, margins: Mapping[str, float] | None = Non
         if id not in bases
     ]
     unused = gate.margins.keys() - gate.used
-    if unused:
-        raise HarnessError(
-            f"--margin {', '.join(sorted(unused))}: no figure, and no fact with a better direction,"
-            " of the two runs has this name"
-        )
-    return GateResult(tuple(metrics), tuple(_differences(base, head)))
+    no_metric = "no figure, and no fact with a better direction, of the two runs has this name"
+    if wrong := unused & (margins or {}).keys():
+        raise HarnessError(f"--margin {', '.join(sorted(wrong))}: {no_metric}")
+    notes = [f"The margin of {name} is not used: {no_metric}" for name in sorted(unused)]
+    return GateResult(tuple(metrics), (*_differences(base, head), *notes))
 
 
 def _cases_by_bases_name(base: Run, head: Run) -> Iterator[Case]:

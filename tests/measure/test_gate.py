@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from harness.cli import main
+from harness.fixtures.project import EXAMPLE
 from harness.measure import GateResult, Metric
 from harness.results import Figure
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
@@ -184,6 +185,27 @@ def test_a_margin_of_ones_own(gate):
     assert gate(with_figure("decode", 3.5), SKIPPED, arguments=["--margin", "decode=10"])[0] == 1
     status, message = gate(PARITY, SKIPPED, arguments=["--margin", "decod=20"])
     assert status == 2 and "has this name" in message
+
+
+def test_a_margin_of_the_project_that_matches_nothing_is_noted(gate, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "harness.toml").write_text('[margins]\ndecod = 1\n"decode" = 20\n')
+    assert gate(with_figure("decode", 3.5), SKIPPED)[0] == 0
+    assert gate(with_figure("decode", 3.5), SKIPPED, arguments=["--margin", "decode=10"])[0] == 1
+    assert main(["gate", "base.jsonl", "base.jsonl"]) == 0
+    assert "Note: The margin of decod is not used: no figure" in capsys.readouterr().out
+    assert gate(PARITY, SKIPPED, arguments=["--margin", "decod=10"])[0] == 2
+
+
+def test_the_margin_of_the_example_applies(gate, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = EXAMPLE.read_text().splitlines()
+    start = lines.index("# [margins]")
+    text = "\n".join(line.removeprefix("# ") for line in lines[start : start + 2])
+    (tmp_path / "harness.toml").write_text(text)
+    assert "pte bytes" in text and gate(PARITY, SKIPPED)[0] == 0
+    assert main(["gate", "base.jsonl", "base.jsonl"]) == 0
+    assert "is not used" not in capsys.readouterr().out
 
 
 def test_a_bad_margin_is_refused(gate):
