@@ -7,14 +7,14 @@ or a dict of those by method; each takes the method's inputs in declared order.
 The reference computes in fp64 with weights rounded to the artifact's dtype. Constants in its code
 may be rounded too, as coremltools stores them, or not: either is right. The same module with each
 result rounded to fp16 shows what the artifact's own precision costs. Where the artifact's weights
-are quantized, the reference computes with their values.
+are quantized, the reference computes with their values. Weights that only a function knows stay
+as they are; the check then measures on the artifact what precision costs.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -32,6 +32,7 @@ from harness.errors import HarnessError
 from harness.generate.interface import signature
 from harness.golden import Call, Expected, Golden, Steps, check_output, distance
 from harness.golden.folding import Computed, replaced
+from harness.golden.functions import Function, is_factory, with_its_modules
 from harness.golden.inputs import float_dtype
 from harness.golden.weights import (
     Key,
@@ -70,7 +71,7 @@ class Reference:
         sys.path.insert(0, str(Path.cwd()))
         try:
             found = getattr(importlib.import_module(module_name), attribute)
-            return cls(origin, found() if _is_factory(found) else found)
+            return cls(origin, found() if is_factory(found) else found)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's own code raises anything, SystemExit too
@@ -182,12 +183,17 @@ class Reference:
             rounded = self._run(method, steps, torch.float32, False, None)
         if folded:
             others.append(self._run(method, steps, torch.float64, False, None))
+        target = self.module(method)
+        # Weights that nobody sees keep their precision: the check measures what that costs.
+        unrounded = half and (
+            not isinstance(target, torch.nn.Module) or (folded and isinstance(target, Function))
+        )
         calls = []
         for number, inputs in enumerate(steps):
             expected = {}
             for index, value in enumerate(exact[number]):
                 values = (value, *(other[number][index] for other in others))
-                cost = distance(rounded[number][index], value)
+                cost = None if unrounded else distance(rounded[number][index], value)
                 expected[index] = Expected(values, cost)
             calls.append(Call(inputs, expected))
         return tuple(calls)
@@ -262,28 +268,12 @@ class Reference:
                 f"{self.name}: is a {type(target).__name__}; give an nn.Module, a "
                 "callable, or a dict of those by method"
             )
-        return target
+        return with_its_modules(target)
 
 
 def _error(origin: str, what: str, error: BaseException) -> HarnessError:
     text = " ".join(str(error).split())[:300]
     return HarnessError(f"{origin}: {what}: {type(error).__name__}: {text}")
-
-
-def _is_factory(found: object) -> bool:
-    """Return whether to call what was named: a class, or a function without parameters."""
-    if isinstance(found, torch.nn.Module | Mapping) or not callable(found):
-        return False
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if isinstance(found, type):
-        return True
-    if any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        return False
-    return all(p.default is not p.empty or p.kind in variable for p in parameters)
 
 
 class _Rounding(TorchDispatchMode):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.artifact import open_artifact
-from harness.checks import artifact_checks, run_check
+from harness.checks import artifact_checks, run_check, value_checks
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
@@ -18,6 +18,7 @@ from harness.golden.eager import Reference
 from harness.golden.inputs import all_inputs
 from harness.pte import same_shape
 from harness.subject import Subject
+from tests.subject import material
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +301,57 @@ def test_a_function_that_takes_the_inputs_is_a_reference(artifact):
 )
 def test_only_a_scalar_has_two_shapes(one, other, same):
     assert same_shape(one, other) == same_shape(other, one) == same
+
+
+NET = material.mlp()
+
+
+def named(x):
+    """Compute with a module among the file's own names."""
+    return NET(x)
+
+
+def closed():
+    """Return a function that closes over its module."""
+    net = material.mlp()
+    return {"forward": lambda x: net(x)}
+
+
+class Hidden:
+    """Computes with a module that only its attribute holds."""
+
+    def __init__(self):
+        self.net = material.mlp()
+
+    def __call__(self, x):
+        """Call the module in the dtype of its weights."""
+        return self.net(x.float())
+
+
+hidden = {"forward": Hidden()}
+
+
+@pytest.fixture(scope="module")
+def perceptrons(tmp_path_factory):
+    """Return a sound .pte in fp16, and one of which a weight is 0.1 too large."""
+    folder = tmp_path_factory.mktemp("perceptrons")
+    sound, broken = material.mlp(), material.mlp()
+    broken[2].weight.data[0, 0] += 0.1
+    return [
+        material.write_pte(folder / f"{number}.pte", {"forward": module}, (torch.randn(2, 8),))
+        for number, module in enumerate((sound, broken))
+    ]
+
+
+@pytest.mark.parametrize("name", ["named", "closed", "hidden"])
+def test_a_function_around_a_module_is_a_reference(perceptrons, name):
+    subjects = [Subject(path, reference=f"{__name__}:{name}") for path in perceptrons]
+    check = value_checks()["outputs"]
+    sound, broken = (run_check(check, one, "mil:widen", suite="test") for one in subjects)
+    assert (sound.outcome, broken.outcome) == ("pass", "fail"), sound.reason
+    is_measured = "a function, cannot be rounded" in broken.reason
+    assert is_measured == (name == "hidden"), broken.reason
+    if name != "hidden":  # its weights are rounded, as those of a module are
+        assert "1e-05 is allowed" in broken.reason
+        found = run_check(value_checks()["reference-weights"], subjects[1], suite="test")
+        assert found.outcome == "fail" and "values of '" in found.reason
