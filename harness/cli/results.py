@@ -157,6 +157,7 @@ def gate(args: argparse.Namespace) -> int:
     from harness.results import Header
 
     start = time.monotonic()
+    _goal(args)  # wrong numbers are refused before anything is exported
     words = [_side_word(args, name) for name in ("base", "head")]
     header = Header.here(_gate_options(args), executes=False)
     base, head = (side(word, args.progress) for word in words)
@@ -216,6 +217,7 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
     from harness.fixtures import sides
     from harness.fixtures.subjects import Located
     from harness.measure.verdicts import check_acceptable
+    from harness.runtimes import default_runtime, usable_runtimes
 
     match base, head:
         case Path(), Path():
@@ -230,6 +232,7 @@ def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
         case Exporter(), Exporter():
             _refuse(args, "exporters, whose artifacts are timed against a control", "margin")
             check_acceptable(args.accept)
+            usable_runtimes([args.runtime or default_runtime()])
             modes = args.mode or sides.MODES
             made = sides.pairs(base, head, args.fixture or ["tiny"], modes, args.progress)
             compare = partial(_compare_exports, args, (base, head))

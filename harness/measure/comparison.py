@@ -82,7 +82,8 @@ class Timed:
         """Return it as a metric of the gate."""
         texts = with_unit(self.base, self.unit), with_unit(self.head, self.unit)
         verdict = _VERDICTS.get(self.found.verdict, self.found.verdict)
-        reason = f"{self.found.verdict}: {self.found.reason}"
+        is_said = verdict == self.found.verdict  # the gate's word is the same
+        reason = self.found.reason if is_said else f"{self.found.verdict}: {self.found.reason}"
         numbers = self.found.numbers()
         return Metric(case, self.name, "figure", *texts, verdict, reason, numbers=numbers)
 

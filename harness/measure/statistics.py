@@ -124,8 +124,9 @@ class Goal:
     def __post_init__(self) -> None:
         if not 0 < self.tolerate < self.detect < 1:
             raise HarnessError(
-                f"A slowdown of {self.detect:.3g} is to be found and one of {self.tolerate:.3g} is "
-                "tolerated: give numbers between 0 and 1, and tolerate less than you want to find"
+                f"A slowdown of {100 * self.detect:.3g} % is to be found and one of "
+                f"{100 * self.tolerate:.3g} % is tolerated: give numbers between 0 and 100 %, "
+                "and tolerate less than you want to find"
             )
         if not 0 < self.error < 1:
             raise HarnessError(f"The error is {self.error:.3g}: it must lie between 0 and 1")
@@ -214,7 +215,8 @@ def compare(blocks: Sequence[Block], goal: Goal) -> Comparison:
             break
     else:
         if not looks:
-            reason = f"{len(blocks)} blocks are too few: {FIRST_LOOK} are needed"
+            found_count = f"{len(blocks)} {'block is' if len(blocks) == 1 else 'blocks are'}"
+            reason = f"{found_count} too few, {FIRST_LOOK} are needed{_more(goal)}"
             found = replace(_look(blocks, goal, 1), verdict="inconclusive", reason=reason)
     return found
 
@@ -253,7 +255,12 @@ def _verdict(head: Estimate, control: Estimate, goal: Goal) -> tuple[str, str]:
         return ("slower" if head.ratio > 1 else "faster"), f"by {head.ratio - 1:+.1%}"
     if head.is_within(goal.detect):
         return "same", f"within {goal.detect:.2g}"
-    return "inconclusive", "the times are too noisy"
+    return "inconclusive", f"the times are too noisy{_more(goal)}"
+
+
+def _more(goal: Goal) -> str:
+    """Return the hint on how to get more blocks."""
+    return f": give more time, such as --seconds {5 * goal.seconds:g}"
 
 
 def estimate(log_ratios: Floats, tail: float) -> Estimate:

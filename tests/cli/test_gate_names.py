@@ -85,6 +85,11 @@ REFUSED = [
     (["run.jsonl", "absent.jsonl"], "there is no file absent.jsonl"),
     (["executorch@nowhere", "coreml"], "executorch@nowhere: give a version"),
     (["folder", "model.pte"], "folder"),
+    (["coreml", "coreml", "--runtime", "mil:wide"], "mil:wide"),
+    (
+        ["coreml", "coreml", "--detect", "2", "--tolerate", "5%"],
+        "A slowdown of 2 % is to be found and one of 5 % is tolerated",
+    ),
 ]
 
 

@@ -88,7 +88,8 @@ def test_what_must_be_found_is_not_called_the_same():
 
 def test_noise_decides_nothing():
     found = compare(blocks(1.0, noise=0.5), GOAL)
-    assert (found.verdict, found.reason) == ("inconclusive", "the times are too noisy")
+    reason = "the times are too noisy: give more time, such as --seconds 300"
+    assert (found.verdict, found.reason) == ("inconclusive", reason)
 
 
 def test_one_disturbed_block_decides_nothing_either_way():
@@ -153,7 +154,7 @@ def test_bad_times_are_refused(time):
     "numbers", [(0.01, 0.03, 0.01), (0.03, 0.03, 0.01), (1.5, 0.1, 0.01), (0.03, 0, 0.01)]
 )
 def test_bad_goals_are_refused(numbers):
-    with pytest.raises(HarnessError, match="tolerate less than you want to find"):
+    with pytest.raises(HarnessError, match="%, and tolerate less than you want to find"):
         Goal(*numbers)
     with pytest.raises(HarnessError, match="The error is 2"):
         Goal(error=2)
