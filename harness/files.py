@@ -10,9 +10,10 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +24,21 @@ from harness.errors import HarnessError
 _TORCH_WRITER = "inline_container"
 _CACHE = "coreml-llm-harness"
 _MACOS_FILE = ".DS_Store"  # macOS puts it into each folder that somebody looks at
+
+
+@contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """Send to standard error what a user's code prints in the block, its child processes too.
+
+    Standard output holds a command's own text, which may be JSON.
+    """
+    with redirect_stdout(sys.stderr), ExitStack() as stack:
+        with suppress(OSError):  # a descriptor that is closed takes no text
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 1)
+            os.dup2(2, 1)
+        yield
 
 
 @dataclass(frozen=True)

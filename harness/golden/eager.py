@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.artifact import Artifact
 from harness.errors import HarnessError
+from harness.files import printing_to_stderr
 from harness.generate.interface import signature
 from harness.golden import Call, Expected, Golden, Steps, check_output, distance
 from harness.golden.folding import Computed, replaced
@@ -70,8 +71,9 @@ class Reference:
             raise HarnessError(f"{origin}: give module:function, as in models:load")
         sys.path.insert(0, str(Path.cwd()))
         try:
-            found = getattr(importlib.import_module(module_name), attribute)
-            return cls(origin, found() if is_factory(found) else found)
+            with printing_to_stderr():
+                found = getattr(importlib.import_module(module_name), attribute)
+                return cls(origin, found() if is_factory(found) else found)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's own code raises anything, SystemExit too
@@ -158,7 +160,7 @@ class Reference:
             named = [*module.named_parameters(), *module.named_buffers()]
             mode = Computed({(method, name): tensor for name, tensor in named})
             try:
-                with mode:
+                with printing_to_stderr(), mode:
                     module(*(t.float() if t.is_floating_point() else t for t in steps[0]))
             except Exception:  # shapes that a description allows may not fit each other
                 continue
@@ -241,7 +243,7 @@ class Reference:
         for inputs in steps:
             given = [t.to(dtype) if t.is_floating_point() else t.clone() for t in inputs]
             # The exporters decompose attention too, and then round its scale.
-            with sdpa_kernel(SDPBackend.MATH), mode or nullcontext():
+            with printing_to_stderr(), sdpa_kernel(SDPBackend.MATH), mode or nullcontext():
                 found = target(*given)
             leaves = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
             if not leaves:

@@ -305,6 +305,14 @@ def test_a_users_module_that_makes_nothing_is_one_sentence(toy, capsys, code, se
     assert "harness inspect: toy: " in err and sentence in err and "Traceback" not in err
 
 
+def test_what_a_users_module_prints_is_not_among_the_results(toy, capfd):
+    toy.write_text("print('importing')\n" + TOY_MODULE.replace("FIRST", "1)\n    print('building'"))
+    assert main(["check", "toy", "--runtime", "mil:widen", "--json"]) == 0
+    printed = capfd.readouterr()
+    assert all(map(json.loads, printed.out.splitlines()))
+    assert {"importing", "building"} <= {*printed.err.splitlines()}
+
+
 def test_the_schema_has_the_options_of_an_export(folder):
     Draft202012Validator.check_schema(SCHEMA_JSON)
     properties = SCHEMA_JSON["$defs"]["subject"]["properties"]["options"]["properties"]

@@ -1,7 +1,9 @@
 """Golden files: what they hold, and what is said of bad ones; references that are no module."""
 
+import json
 import math
 import pickle
+import subprocess
 import zipfile
 
 import numpy as np
@@ -355,3 +357,20 @@ def test_a_function_around_a_module_is_a_reference(perceptrons, name):
         assert "1e-05 is allowed" in broken.reason
         found = run_check(value_checks()["reference-weights"], subjects[1], suite="test")
         assert found.outcome == "fail" and "values of '" in found.reason
+
+
+def talks():
+    """Return a module that prints, as this function does, and as a program that it starts does."""
+    print("making")
+    subprocess.run(["echo", "of a child"], check=True)
+    net = material.mlp()
+    net.register_forward_pre_hook(lambda module, given: print("calling"))
+    return net
+
+
+def test_what_a_users_code_prints_is_not_among_the_results(perceptrons, capfd):
+    words = [str(perceptrons[0]), "--reference", f"{__name__}:talks"]
+    assert main(["check", *words, "--runtime", "mil:widen", "--json"]) == 0
+    printed = capfd.readouterr()
+    _, *cases, _ = map(json.loads, printed.out.splitlines())
+    assert len(cases) > 1 and {"making", "of a child", "calling"} <= {*printed.err.splitlines()}
