@@ -200,11 +200,19 @@ def _gate_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _repeat(args: argparse.Namespace, words: Sequence[str], metric: Metric) -> str:
     """Return the command that compares again what a metric is of; only its model of exporters'."""
-    command = ["harness", "gate", *words]
+    given = {name: getattr(args, name) for name in ("tier", "runtime", "margin", "accept")}
     model, slash, mode = metric.case.partition(": ")[0].partition("/")
     if slash and mode in ("single", "multifunction"):
-        command += ["--fixture", model, "--mode", mode]
-    return shlex.join([*command, *(["--runtime", args.runtime] if args.runtime else [])])
+        given |= {"fixture": model, "mode": mode}
+    for name, (_, kind, _) in _TIMING.items():
+        value = getattr(args, name)
+        if value is not None:
+            given[name] = f"{100 * value:.12g}%" if kind is percent else f"{value:.12g}"
+    command = ["harness", "gate", *words]
+    for name, values in given.items():
+        for value in values if isinstance(values, list) else [values]:
+            command += [f"--{name}", value] if value else []
+    return shlex.join([*command, *(["--allow-inconclusive"] if args.allow_inconclusive else [])])
 
 
 def _compare(args: argparse.Namespace, base: Side, head: Side) -> GateResult:
@@ -261,7 +269,8 @@ def _opened(head: Located) -> Subject | Path:
 
 
 def _compare_artifacts(args: argparse.Namespace, base: Subject, head: Subject | Path) -> GateResult:
-    from harness.measure.artifacts import TIERS, compare_artifacts
+    from harness.measure.artifacts import compare_artifacts
+    from harness.measure.verdicts import TIERS
 
     tiers = args.tier or TIERS
     return compare_artifacts(base, head, args.runtime, tiers, args.progress, _goal(args))

@@ -26,13 +26,12 @@ from harness.measure.comparison import time_artifacts
 from harness.measure.statistics import Goal
 from harness.measure.structure import structure_metrics
 from harness.measure.timing import check_latency, check_memory
-from harness.measure.verdicts import fact_margin, fact_verdict, outcome_verdict
+from harness.measure.verdicts import TIERS, fact_margin, fact_verdict, outcome_verdict
 from harness.results import Case, Fact, Finding
 from harness.runtimes import REFERENCE, default_runtime, usable_runtimes
 from harness.subject import Subject, executable
 from harness.text import counted
 
-TIERS = ("structure", "numbers", "time")
 _NOT_JUDGED = ("error", "crash", "timeout")  # outcomes of a check that could not compare anything
 # What HEAD may have changed knowingly, so that other outputs are a change and no regression.
 _EXPLAINS_OUTPUTS = ("weights", "tables", "constants", "program", "interface", "names", "options")

@@ -92,6 +92,8 @@ SESSIONS_PERCENT = {"lower": 100.0, "higher": 50.0, "exact": 0.0}
 HEADROOM_PERCENT = 25.0
 # Decibels measure a mean square, which noise changes less than a largest error.
 NOISE_IN_DECIBELS = 3.0
+# What the gate compares of two artifacts, in this order.
+TIERS = ("structure", "numbers", "time")
 # The name by which a looser bound is accepted.
 BOUNDS = "bounds"
 # The names by which changes are accepted: of artifacts, and of any two result files.

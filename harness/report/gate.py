@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.files import partial_file, writing
 from harness.measure import GateResult, Metric
-from harness.measure.verdicts import VERDICTS
+from harness.measure.verdicts import TIERS, VERDICTS
 from harness.report import WIDTH, circumstances
 from harness.report.page import Page, Row, Section
 from harness.results import Header
@@ -76,9 +76,12 @@ class Comparison:
 
     @property
     def summary(self) -> str:
-        """The number of metrics with each verdict."""
+        """The number of metrics with each verdict, and the tiers that were left out."""
         counts = ", ".join(f"{count} {name}" for name, count in self.result.counts.items() if count)
-        return f"{len(self.result.metrics)} metrics: {counts}"
+        summary = f"{len(self.result.metrics)} metrics: {counts}"
+        chosen = self.header.options.get("tier")
+        left = [tier for tier in TIERS if tier not in chosen] if isinstance(chosen, list) else []
+        return f"{summary}; not judged: {', '.join(left)}" if left else summary
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as the JSON object that gate.schema.json describes."""

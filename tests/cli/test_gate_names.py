@@ -1,6 +1,8 @@
 """BASE and HEAD of the gate are named in many ways; what is no pair is refused with a sentence."""
 
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from harness.fixtures.subjects import Located
 from harness.measure import GateResult, Metric
 from harness.measure.statistics import Goal
 from harness.suites.versions.checkouts import SCALE, SLEEP, write_checkout
+from tests.mil.programs import save
 from tests.results.runs import PARITY, write_run
 
 TOML = """
@@ -115,6 +118,40 @@ def test_a_comparison_is_written_for_people_and_for_programs(project, capsys):
     ]
 
 
+REPEATED = (
+    "harness gate base.mlpackage head.mlpackage --tier structure --tier numbers --runtime "
+    "mil:strict --accept program --accept names --detect 4% --tolerate 0.7% --seconds 12.5 "
+    "--allow-inconclusive"
+)
+
+
+def test_a_comment_repeats_what_was_typed_and_names_the_tiers_that_were_left_out(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, shape in (("base", (2, 8)), ("head", (4, 8))):
+        model = save(lambda mb, a: mb.relu(x=a, name="out"), [shape])
+        shutil.copytree(model.what, f"{name}.mlpackage")
+    assert main([*REPEATED.split()[1:], "--results", "out"]) == 1
+    assert "; not judged: time\n" in capsys.readouterr().out
+    comment = Path("out/gate.md").read_text()
+    assert f"\n{REPEATED}\n" in comment and "; not judged: time; in " in comment
+    words = shlex.split(REPEATED)[1:]
+    assert main([*words[:3], *words[5:], "--results", "out"]) == 1, "with one tier less"
+    assert "not judged: structure, time" in Path("out/gate.md").read_text()
+
+
+def test_a_pair_that_is_not_timed_is_not_said_to_be(monkeypatch):
+    monkeypatch.setattr(sides, "subject_of", lambda located: located)
+    said = []
+    result = GateResult((SAME,), ())
+    sides.compare_pairs(
+        [sides.Pair("a/single", EXPORTED, EXPORTED)], lambda *_: result, said.append
+    )
+    assert said == ["comparing a/single"]
+
+
+SAME = Metric("artifact", "decode", "figure", "1", "2", "same")
 EXPORTED = Located(Path("model.pte"), {}, "model.pte")
 FAILED = HarnessError("the export failed while lowering")
 
