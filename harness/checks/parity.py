@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -24,8 +26,9 @@ from harness.checks.accuracy import (
     top_agreement,
     trace,
 )
-from harness.checks.run import check
+from harness.checks.run import Check, check
 from harness.generate import generate
+from harness.generate.tokenizer import load_tokenizer
 from harness.golden import run_steps
 from harness.golden.inputs import all_inputs
 from harness.mil import observed
@@ -33,6 +36,9 @@ from harness.mil.ranges import LARGEST, RangeMonitor
 from harness.results import Figure, Finding
 from harness.runtimes import REFERENCE
 from harness.subject import Subject, executable, language_model
+
+GREEDY_PROMPTS = "greedy-prompts"
+_NEW_TOKENS = 32  # after each prompt
 
 
 @check("parity", needs=(language_model,), takes_runtime=True)
@@ -95,6 +101,15 @@ def greedy_findings(
             comparisons=agreement.decided,
             facts={"tokens": agreement.rows, "decided": agreement.decided},
         )
+
+
+def greedy_prompts(prompts: Sequence[str], tokenizer: Path) -> Check[Subject]:
+    """Return a check of the greedy tokens after prompts; raise HarnessError for a bad tokenizer."""
+    loaded = load_tokenizer(tokenizer)
+    encode = loaded.encode_chat if loaded.chat_template else loaded.encode
+    tokens = {prompt: encode(prompt) for prompt in prompts}
+    find = partial(greedy_findings, prompts=tokens, new_tokens=_NEW_TOKENS)
+    return Check(GREEDY_PROMPTS, find, (language_model,), takes_runtime=True)
 
 
 @check("residues", needs=(language_model,), takes_runtime=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
@@ -35,18 +35,25 @@ def check(
     """
     names = usable_runtimes(runtimes) if runtimes else _usual_runtimes()
     subject = Subject.of(subject)
-    chosen = [*_chosen(checks, subject), *more]
+    more = tuple(more)
+    chosen = [*_chosen(checks, subject, {check.name for check in more}), *more]
     _refuse(subject)
     return _cases(subject, chosen, names, name, progress or (lambda *_: None))
 
 
-def _chosen(names: Iterable[str] | None, subject: Subject) -> list[Check[Subject]]:
-    """Return the checks of these names, or those that may apply, in their order."""
+def _chosen(
+    names: Iterable[str] | None, subject: Subject, others: Collection[str]
+) -> list[Check[Subject]]:
+    """Return the checks of these names, or those that may apply, in their order.
+
+    Names of `others` are known, and their checks are left to the caller.
+    """
     checks = artifact_checks() | value_checks() | core_ml_checks()
     names = list(names or ())
     for name in names:
-        if name not in checks:
-            raise HarnessError(f"no check '{name}'; choose from {', '.join(checks)}")
+        if name not in checks and name not in others:
+            known = ", ".join((*checks, *others))
+            raise HarnessError(f"no check '{name}'; choose from {known}")
     if not names and subject.is_language_model and not subject.has_golden:
         names = [*artifact_checks(), *core_ml_checks()]
     return [check for name, check in checks.items() if not names or name in names]

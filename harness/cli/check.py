@@ -18,7 +18,9 @@ from harness.errors import HarnessError
 from harness.text import counted
 
 if TYPE_CHECKING:
+    from harness.checks import Check
     from harness.results import Case
+    from harness.subject import Subject
 
 _SUITE = Path(harness.__file__).with_name("suites") / "conformance"
 _REFERENCE = "execute this Python function of yours, which returns the eager PyTorch module"
@@ -130,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     )
     no_reference = not (subject.is_language_model or subject.has_golden)
     runtimes = args.runtime or project().runtimes
-    more = MEASUREMENTS if args.measure else ()
+    more = [*_prompted(args), *(MEASUREMENTS if args.measure else ())]
     name, judge, cases = artifact_name(args), judge_of_known(args), []
     found = check(subject, runtimes, args.check, args.progress, name=name, more=more)
     with recording(args, _options(args)) as record:
@@ -147,6 +149,15 @@ def run(args: argparse.Namespace) -> int:
             print(f"results: {args.results}")
     passed = any(case.outcome == "pass" for case in cases)
     return 0 if passed and all(case.passes for case in cases) else 1
+
+
+def _prompted(args: argparse.Namespace) -> Iterator[Check[Subject]]:
+    """Yield the check of greedy tokens after a subject's prompts, unless others are asked for."""
+    from harness.checks.parity import GREEDY_PROMPTS, greedy_prompts
+
+    located = args.located.get("file")
+    if located and located.prompts and (not args.check or GREEDY_PROMPTS in args.check):
+        yield greedy_prompts(located.prompts, Path(located.files["tokenizer"]))
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

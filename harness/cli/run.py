@@ -87,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.prompt:
         raise HarnessError("--prompt is empty: give the text to continue")
     if args.tokenizer is None:
-        raise HarnessError("--tokenizer is needed: give the model's tokenizer.json or its folder")
+        raise HarnessError(
+            "--tokenizer is needed: give the model's tokenizer.json or its folder, or declare the "
+            "tokenizer of a subject in harness.toml"
+        )
     from harness.generate.tokenizer import check_vocabulary, load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)

@@ -21,6 +21,8 @@ from harness.export.exporters import Exporter
 from harness.fixtures import Model
 from harness.fixtures.matrix import matrix
 from harness.fixtures.project import project
+from harness.fixtures.subjects import tokenizer_of
+from harness.generate.tokenizer import load_tokenizer
 from harness.results import Case
 from harness.runtimes import REFERENCE, RUNTIMES, runtime_row
 from harness.suites.conformance.cases import Judge
@@ -95,6 +97,9 @@ def pytest_configure(config: pytest.Config) -> None:
         exporters = chosen_exporters(named, _show(config))
         chosen_runtimes(config)
         known_defects()
+        for row in (row_of(name) for name in fixtures if name != "matrix"):
+            if row.prompts and row.files:
+                load_tokenizer(tokenizer_of(row))
         shard = parse_shard(config.getoption("shard"))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None

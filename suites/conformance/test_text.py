@@ -3,20 +3,18 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
 from harness.checks import Check
-from harness.checks.parity import greedy_findings
-from harness.fixtures import model
+from harness.checks.parity import greedy_prompts
 from harness.fixtures.cache import fixture
-from harness.generate.tokenizer import load_tokenizer
+from harness.fixtures.subjects import tokenizer_of
 from harness.results import Finding
 from harness.runtimes import REFERENCE
 from harness.subject import Subject
 from harness.suites.conformance.cases import Judge
-from harness.suites.conformance.subjects import SubjectName
+from harness.suites.conformance.subjects import SubjectName, row_of
 
 NEW_TOKENS = 32
 QUESTION = "What is the capital of France?"
@@ -47,9 +45,5 @@ def test_it_names_paris(judge: Judge, fixture_name: str) -> None:
 @pytest.mark.prompted
 def test_greedy_tokens_after_prompts_are_the_oracles(judge: Judge, fixture_name: str) -> None:
     """The two must agree on every prompt wherever the oracle's margin exceeds the error bound."""
-    name = SubjectName.parse(fixture_name).model
-    tokenizer = load_tokenizer(fixture(name).tokenizer)
-    encode = tokenizer.encode_chat if tokenizer.chat_template else tokenizer.encode
-    prompts = {prompt: encode(prompt) for prompt in model(name).prompts}
-    find = partial(greedy_findings, runtime=REFERENCE, prompts=prompts, new_tokens=NEW_TOKENS)
-    judge(Check("greedy-prompts", find), REFERENCE)
+    row = row_of(fixture_name)
+    judge(greedy_prompts(row.prompts, tokenizer_of(row)), REFERENCE)

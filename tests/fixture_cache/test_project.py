@@ -313,6 +313,54 @@ def test_what_a_users_module_prints_is_not_among_the_results(toy, capfd):
     assert {"importing", "building"} <= {*printed.err.splitlines()}
 
 
+WITH_TEXT = SHIPPED + 'tokenizer = "weights/tokenizer.model"\nprompts = ["Today is Friday."]\n'
+
+
+def test_an_artifact_has_a_tokenizer_and_prompts(folder, capsys):
+    write(folder / "harness.toml", WITH_TEXT)
+    prompt = ["--prompt", "Today is Friday. Tomorrow is", "--max-new-tokens", "4"]
+    assert main(["run", "shipped", *prompt]) == 0
+    assert "Saturday" in capsys.readouterr().out
+    words = ["check", "shipped", "--runtime", "mil:widen", "--json", "--check"]
+    assert main([*words, "greedy-prompts"]) == 0
+    _, case, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (case["check"], case["outcome"]) == ("greedy-prompts", "pass")
+    assert case["comparisons"] > 4
+    assert main([*words, "program"]) == 0
+    assert "greedy-prompts" not in capsys.readouterr().out
+
+
+def test_prompts_find_a_model_that_continues_them_in_another_way(folder, capsys):
+    """The artifact is that of the checkpoint of other layers."""
+    import torch
+
+    weights = torch.load(folder / "weights" / "checkpoint.pth", weights_only=True)
+    weights["output.weight"] = weights["output.weight"].flip(0)
+    torch.save(weights, folder / "other.pth")
+    text = WITH_TEXT.replace("weights/checkpoint.pth", "other.pth")
+    write(folder / "harness.toml", text)
+    words = ["--runtime", "mil:widen", "--check", "greedy-prompts"]
+    assert main(["check", "shipped", *words]) == 1
+    assert "tokens are not the oracle's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "shipped", "--check", "greedy-prompts"],
+        ["run", "shipped", "--prompt", "x"],
+        ["conformance", "--fixture", "shipped", "-k", "prompts"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_tokenizer_that_does_not_exist_is_one_sentence(folder, words):
+    write(folder / "harness.toml", WITH_TEXT.replace("tokenizer.model", "absent.model"))
+    command = [sys.executable, "-m", "harness", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "absent.model" in done.stderr, done
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_the_schema_has_the_options_of_an_export(folder):
     Draft202012Validator.check_schema(SCHEMA_JSON)
     properties = SCHEMA_JSON["$defs"]["subject"]["properties"]["options"]["properties"]
