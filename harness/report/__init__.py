@@ -296,14 +296,19 @@ DRAWINGS: dict[str, Callable[[Run], str]] = {
 
 
 def write_report(run: Run, folder: Path) -> list[Path]:
-    """Write every drawing of a run into a folder and return the paths.
+    """Write every drawing of a run into a folder and return the paths, as `write_texts` does."""
+    return write_texts({name: draw(run) for name, draw in DRAWINGS.items()}, folder)
+
+
+def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write texts by file name into a folder, each whole or not at all, and return the paths.
 
     Raises HarnessError when the folder or a file cannot be written.
     """
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in DRAWINGS.items():
+    for name, text in texts.items():
         with partial_file(folder / name) as partial:
-            partial.write_text(draw(run), encoding="utf-8", newline="\n")
-    return [folder / name for name in DRAWINGS]
+            partial.write_text(text, encoding="utf-8", newline="\n")
+    return [folder / name for name in texts]

@@ -13,10 +13,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from harness.files import partial_file, writing
 from harness.measure import GateResult, Metric
 from harness.measure.verdicts import TIERS, VERDICTS
-from harness.report import WIDTH, circumstances
+from harness.report import WIDTH, circumstances, write_texts
 from harness.report.page import Page, Row, Section
 from harness.results import Header
 from harness.text import clip, one_line
@@ -277,13 +276,5 @@ DRAWINGS: dict[str, Callable[[Comparison], str]] = {
 
 
 def write_gate(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every drawing of a comparison into a folder and return the paths.
-
-    Raises HarnessError when the folder or a file cannot be written.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in DRAWINGS.items():
-        with partial_file(folder / name) as partial:
-            partial.write_text(draw(comparison), encoding="utf-8", newline="\n")
-    return [folder / name for name in DRAWINGS]
+    """Write every drawing of a comparison into a folder and return the paths."""
+    return write_texts({name: draw(comparison) for name, draw in DRAWINGS.items()}, folder)
