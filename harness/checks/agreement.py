@@ -153,6 +153,9 @@ def _logits_error(have: Trace, want: Trace, prefill: bool) -> Error:
         for x in (have, want)
     )
     shared = [position for position in ours if position in theirs]
+    if not shared:
+        part = "prefill" if prefill else "decode"
+        raise HarnessError(f"the two give logits of no common position in {part}")
     return error(*(torch.stack([rows[p] for p in shared]) for rows in (ours, theirs)))
 
 

@@ -81,7 +81,7 @@ def check_outputs(subject: Subject, runtime: str) -> Iterator[Finding]:
             for name, calls in sequences.items()
             for one in compared_outputs(subject, method, name, calls, runtime)
         ]
-        worst = max(found, key=lambda one: one.error.relative / one.bound)
+        worst = max(found, key=excess)
         is_ok = worst.error.relative <= worst.bound
         is_measured = any(
             expected.rounding is None
@@ -116,6 +116,11 @@ class Compared:
     output: str
     error: Error
     bound: float
+
+
+def excess(one: Compared) -> tuple[bool, float]:
+    """Return a key that orders outputs from best to worst; NaN compares with nothing."""
+    return not math.isfinite(one.error.relative), one.error.relative / one.bound
 
 
 def compared_outputs(
@@ -167,10 +172,7 @@ def output_distances(
             for one in compared_outputs(against, method, name, calls, runtime)
         ]
         for output in dict.fromkeys(one.output for one in found):
-            worst = max(
-                (one for one in found if one.output == output),
-                key=lambda one: one.error.relative / one.bound,
-            )
+            worst = max((one for one in found if one.output == output), key=excess)
             yield f"{method}: {output}", worst.error, worst.bound
 
 

@@ -153,7 +153,10 @@ class _Gate:
             case = f"what both compute on {runtime}"
             self._progress(f"comparing {case}")
             try:
-                for where, found, bound in compared(base, head, runtime):
+                distances = list(compared(base, head, runtime))
+                if not sum(found.count for _, found, _ in distances):
+                    raise HarnessError("neither has an output that could be compared")
+                for where, found, bound in distances:
                     self.metrics.append(self._output_metric(case, where, found, bound))
             except HarnessError as error:
                 self.metrics.append(self._not_compared(case, str(error)))

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.measure.verdicts import ACCEPTABLE
 from harness.suites.benchmarks.repository import BRANCH, FOLDER
 from harness.suites.ci.tell import (
     FAILED,
@@ -145,12 +146,22 @@ def _gate(args: argparse.Namespace, name: str, *words: str) -> int:
     """Run one comparison, and tell what it found."""
     folder = args.results / "gate" / name.replace("/", "-").replace(":", "-")
     more = shlex.split(args.gate_arguments)
+    if name != "results":
+        more = _of_artifacts(more)
     status = _harness("gate", *words, "--results", str(folder.absolute()), *more)
     if (folder / "gate.json").exists():
         tell_gate(folder, args.results)
     else:
         annotate(FAILED, f"gate: {name}", "it could not compare; the log above says why")
     return status
+
+
+def _of_artifacts(words: Sequence[str]) -> list[str]:
+    """Return the gate's words without the names of facts, which only result files can accept."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--accept", action="append", default=[])
+    accepted, others = parser.parse_known_args(words)
+    return [*others, *_options("accept", [n for n in accepted.accept if n in ACCEPTABLE])]
 
 
 def _artifacts(args: argparse.Namespace, folder: Path, subjects: Sequence[str]) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from harness.files import cache_folder
 from harness.fixtures import model
 from harness.fixtures.cache import exported
 from harness.results import Case, Header, Writer
-from harness.suites.ci.__main__ import _chosen
+from harness.suites.ci.__main__ import _chosen, _of_artifacts
 from tests.ci.test_asv import git, repository
 
 ROOT = Path(__file__).parent.parent.parent
@@ -208,6 +208,11 @@ def test_a_token_that_may_not_comment_is_told_of_and_no_failure(origin, tmp_path
     outcomes, printed, _ = runner.run(run="")
     assert outcomes["Comment on the pull request"] == "success"
     assert "::warning title=no comment::gh failed" in printed and "pull-requests: write" in printed
+
+
+def test_names_of_facts_are_accepted_of_result_files_only():
+    words = ["--accept", "weights", "--accept=opset", "--seconds", "90", "--accept", "loads"]
+    assert _of_artifacts(words) == ["--seconds", "90", "--accept", "weights"]
 
 
 def test_a_model_that_is_new_is_compared_with_nothing(origin, tmp_path):

@@ -3,11 +3,15 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from harness.checks.accuracy import error
+from harness.checks.agreement import _logits_error
+from harness.checks.outputs import Compared, excess
 from harness.cli import main
 from harness.diff import Difference
 from harness.errors import HarnessError
@@ -202,3 +206,31 @@ def test_a_name_by_which_no_artifact_changes_is_refused(base, capsys):
 )
 def test_how_values_differ(base, head, said):
     assert said in value_change(torch.tensor(base), torch.tensor(head))[0]
+
+
+def test_numbers_that_compare_nothing_do_not_pass(monkeypatch):
+    path = package(linear)
+    assert compare_artifacts(path, path, "mil:widen", ["numbers"]).status == 0
+    monkeypatch.setattr("harness.measure.artifacts.output_distances", lambda *given: iter(()))
+    result = compare_artifacts(path, path, "mil:widen", ["numbers"])
+    assert result.status != 0
+    assert "neither has an output that could be compared" in result.metrics[-1].reason
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_output_that_is_not_a_number_is_the_worst_of_all(bad):
+    values = [torch.ones(4), torch.ones(4)]
+    wanted = [torch.ones(4), torch.ones(4)]
+    wanted[bad] = wanted[bad] * torch.nan
+    found = [Compared("s", str(i), error(values[i], wanted[i]), 1e-5) for i in range(2)]
+    assert max(found, key=excess).output == str(bad)
+
+
+def test_logits_of_no_common_position_are_not_compared():
+    one, other = (
+        SimpleNamespace(positions=[0, place], logits=torch.ones(2, 4), n_prefill=1)
+        for place in (1, 2)
+    )
+    assert _logits_error(one, other, prefill=True).count == 4
+    with pytest.raises(HarnessError, match="no common position in decode"):
+        _logits_error(one, other, prefill=False)
