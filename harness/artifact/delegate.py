@@ -1,8 +1,10 @@
 """A Core ML delegate's payload: a flattened package, or a reference to one; and its metadata.
 
 A reference is `CMJR` and JSON `{"version", "key", "functionName"}`; the program's named data holds
-the package once, under `key`. With a flattened package comes no function name: the delegate asks
-Core ML for none. `metadata.json` lists, in order, the names by which a delegate passes arguments.
+the package once, under `key`. ExecuTorch's draft (pull request 16552) wrote the JSON alone, with
+`method` for `functionName`; no release reads that. With a flattened package comes no function name:
+the delegate asks Core ML for none. `metadata.json` lists, in order, the names by which a delegate
+passes arguments.
 It has three forms: single (`inputNames`, `outputNames`, `identifier`), multifunction (`identifier`,
 `methods`), and multifunction of ExecuTorch's draft, with a `default_method`.
 Sources: ExecuTorch's `runtime/delegate/coreml_backend_delegate.mm`, `coreml_preprocess.py` and
@@ -35,6 +37,7 @@ class Reference:
     version: int
     key: str
     function: str | None
+    is_draft: bool = False
 
 
 def parse_reference(data: memoryview, what: str) -> Reference | None:
@@ -43,7 +46,7 @@ def parse_reference(data: memoryview, what: str) -> Reference | None:
     Raises ArtifactError, naming `what`, when a payload that starts like one cannot be parsed.
     """
     if bytes(data[:4]) != REFERENCE_MAGIC:
-        return None
+        return _parse_draft(data, what)
     try:
         content = json.loads(bytes(data[4:MAX_REFERENCE_BYTES]))
     except (ValueError, RecursionError):
@@ -59,6 +62,28 @@ def parse_reference(data: memoryview, what: str) -> Reference | None:
         f"{what}: starts with {REFERENCE_MAGIC.decode()} but is not a reference: JSON with "
         "'version' 1, 'key' (text) and 'functionName' (text) must follow"
     )
+
+
+def _parse_draft(data: memoryview, what: str) -> Reference | None:
+    """Return a reference of the draft dialect: all of the payload is one JSON object with a key.
+
+    A flattened package may start with a JSON file, too, but its tree follows.
+    """
+    if bytes(data[:1]) != b"{" or len(data) > MAX_REFERENCE_BYTES:
+        return None
+    try:
+        content = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        return None
+    match content:
+        case {"version": 1, "key": str(key), "method": str(method)}:
+            return Reference(1, key, method, is_draft=True)
+        case {"key": _}:
+            raise ArtifactError(
+                f"{what}: a reference without {REFERENCE_MAGIC.decode()}, of ExecuTorch's draft, "
+                "needs 'version' 1, 'key' (text) and 'method' (text)"
+            )
+    return None
 
 
 @dataclass(frozen=True)

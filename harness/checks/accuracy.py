@@ -11,7 +11,7 @@ tolerance as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -239,24 +239,35 @@ def _measure(subject: Subject, runtime: str) -> Measured:
 
 
 def _errors(have: Trace, wanted: Trace) -> Errors:
-    """Measure a trace against one whose caches may hold more positions."""
+    """Measure a trace against one of the same rows, whose caches may hold more positions."""
     split = wanted.n_prefill
-    pairs = zip((*have.keys, *have.values), (*wanted.keys, *wanted.values), strict=True)
     return Errors(
         error(have.logits[:split], wanted.logits[:split]),
         error(have.logits[split:], wanted.logits[split:]),
-        _caches_error((cache, full[:, : cache.shape[1]]) for cache, full in pairs),
+        caches_error((*have.keys, *have.values), (*wanted.keys, *wanted.values)),
     )
 
 
-def _caches_error(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Error:
-    """Measure all caches as one tensor, each relative to its own largest expected magnitude."""
-    have, want = [], []
-    for cache, expected in pairs:
-        scale = expected.abs().max().double() or 1.0
-        have.append(cache.double().flatten() / scale)
-        want.append(expected.double().flatten() / scale)
-    return error(torch.cat(have), torch.cat(want))
+def distances(have: Trace, wanted: Trace) -> dict[str, Error]:
+    """Measure logits and caches of a trace against one that has every row."""
+    return {
+        "logits": error(have.logits, wanted.logits[have.positions]),
+        "caches": caches_error((*have.keys, *have.values), (*wanted.keys, *wanted.values)),
+    }
+
+
+def caches_error(have: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> Error:
+    """Measure all caches as one tensor, each relative to its own largest expected magnitude.
+
+    The caches [heads, positions, head_dim] hold the first positions of the expected ones.
+    """
+    found, expected = [], []
+    for cache, full in zip(have, wanted, strict=True):
+        want = full[:, : cache.shape[1]].double()
+        scale = want.abs().max() or 1.0
+        found.append(cache.double().flatten() / scale)
+        expected.append(want.flatten() / scale)
+    return error(torch.cat(found), torch.cat(expected))
 
 
 def tolerances(subject: Subject, runtime: str) -> dict[str, float]:

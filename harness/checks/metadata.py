@@ -38,6 +38,14 @@ def check_references(subject: Subject) -> Iterator[Finding]:
             yield Finding("references", delegate.where, ok, message, comparisons=1)
     if (pte := subject.artifact.pte) is not None:
         yield Finding("references", "the file", facts={"pte bytes": pte.size})
+        drafts = sum(
+            delegate.reference is not None and delegate.reference.is_draft
+            for delegates in subject.artifact.delegates.values()
+            for delegate in delegates
+        )
+        if drafts:
+            facts = {"references of the draft dialect, which no release reads": drafts}
+            yield Finding("references", "the file's references", facts=facts)
         others = other_backends(subject.artifact)  # these may use named data of their own
         for key in sorted(set(pte.named_data) - used) if not others else ():
             yield Finding("references", key, False, "no delegate refers to this named data", 1)

@@ -14,7 +14,9 @@ from harness.checks.accuracy import (
     SEED,
     Error,
     Measured,
+    Trace,
     allowed_on,
+    distances,
     error,
     kl_bound,
     kl_divergence,
@@ -27,7 +29,9 @@ from harness.checks.accuracy import (
     trace,
 )
 from harness.checks.run import Check, check
+from harness.errors import HarnessError
 from harness.generate import generate
+from harness.generate.session import Session
 from harness.generate.tokenizer import load_tokenizer
 from harness.golden import run_steps
 from harness.golden.inputs import all_inputs
@@ -39,6 +43,7 @@ from harness.subject import Subject, executable, language_model
 
 GREEDY_PROMPTS = "greedy-prompts"
 _NEW_TOKENS = 32  # after each prompt
+LIMITS = (0, 127, 128, 255, 256, 32767, 32768, 65535, 65536)  # of ids in 8, 16 and 17 bits
 
 
 @check("parity", needs=(language_model,), takes_runtime=True)
@@ -114,7 +119,10 @@ def greedy_prompts(prompts: Sequence[str], tokenizer: Path) -> Check[Subject]:
 
 @check("residues", needs=(language_model,), takes_runtime=True)
 def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Compare prompts of every length up to two chunks, and a full context's last position."""
+    """Compare prompts of every length up to two chunks and of the whole context, and its last step.
+
+    A prompt with one token more must be refused.
+    """
     session = subject.session(runtime)
     layout = session.layout
     generator = torch.Generator().manual_seed(SEED + 1)
@@ -146,6 +154,79 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         comparisons=found.count,
         figures={"last position error": _bounded(found, allowed)},
     )
+    session.reset()
+    found = error(session.prefill(text), logits[-1])
+    yield Finding(
+        "residues",
+        f"a prompt of the whole context, {layout.context} tokens",
+        comparisons=found.count,
+        figures={"whole context error": _bounded(found, allowed)},
+    )
+    session.reset()
+    yield Finding(
+        "residues",
+        f"a prompt of {layout.context + 1} tokens",
+        ok=_refuses(session, [*text, 0]),
+        message="it is longer than the context, but it is not refused",
+        comparisons=1,
+    )
+
+
+def _refuses(session: Session, tokens: list[int]) -> bool:
+    """Return whether a session refuses a prompt and feeds nothing of it."""
+    try:
+        session.prefill(tokens)
+    except HarnessError:
+        return session.position == 0
+    return False
+
+
+@check("token-ids", needs=(language_model,), takes_runtime=True)
+def check_token_ids(subject: Subject, runtime: str) -> Iterator[Finding]:
+    """Compare ids at the limits of 8, 16 and 17 bits, the last id, and id 0 at every place.
+
+    Core ML takes ids as int32, and programs narrow them to 16 bits. Id 0 also fills the rest of a
+    chunk. Each sequence is fed as a prompt, and again token by token.
+    """
+    vocabulary = subject.session(runtime).layout.vocab_size
+    limits = [token for token in LIMITS if token < vocabulary]
+    others = torch.randint(1, vocabulary, (2,), generator=torch.Generator().manual_seed(SEED + 2))
+    a, b = others.tolist()
+    yield from _fed_both_ways(
+        subject,
+        runtime,
+        {
+            "limits": list(dict.fromkeys([*limits, vocabulary - 1])),
+            "id 0 within": [a, 0, 0, b],
+            "id 0 at both ends": [0, a, b, 0],
+            "id 0 only": [0, 0, 0, 0],
+        },
+    )
+
+
+def _fed_both_ways(
+    subject: Subject, runtime: str, sequences: dict[str, list[int]]
+) -> Iterator[Finding]:
+    """Compare logits and caches of sequences, as prompts and token by token, with the oracle's."""
+    session = subject.session(runtime)
+    for name, ids in sequences.items():
+        text = ids[: session.layout.context]
+        tokens = torch.tensor(text)
+        wanted = Trace(list(range(len(text))), 0, *subject.reference(tokens))
+        allowed = max(
+            *tolerances(subject, runtime).values(),
+            allowed_on(subject, runtime, tokens, wanted.logits),
+        )
+        for n_prompt, how in ((len(text), "prompt"), (1, "steps")):
+            session.reset()
+            found = distances(trace(session, text, n_prompt), wanted)
+            for part, off in found.items():
+                yield Finding(
+                    "token-ids",
+                    f"{name}, {how}",
+                    comparisons=off.count,
+                    figures={f"{name} {how} {part} error": _bounded(off, allowed)},
+                )
 
 
 def _bounded(found: Error, bound: float) -> Figure:

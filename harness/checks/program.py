@@ -13,10 +13,9 @@ from typing import Any
 from harness.artifact.proto import mil_types
 from harness.checks.run import check
 from harness.errors import ArtifactError
-from harness.generate.phase import ConstantReader
 from harness.mil import get_policy, load_function
 from harness.results import Finding
-from harness.subject import Subject, language_model
+from harness.subject import Subject
 
 _FUSED_ATTENTION = ("scaled_dot_product_attention",)
 _STATE = ("read_state", "coreml_update_state", "write_state")
@@ -96,36 +95,3 @@ def _wide_operations(operations: Any) -> Iterator[str]:
             dtype = mil_types().get(tensor.dataType)
             if dtype is not None and dtype.name == "FLOAT32":
                 yield f"{operation.type} '{output.name}'"
-
-
-@check("cache-rows", needs=(language_model,))
-def check_cache_rows(subject: Subject) -> Iterator[Finding]:
-    """Check that each row of `kv_cache_specs` pairs inputs and outputs of one layer's caches.
-
-    Inputs and outputs are in layer order, so the four numbers of a row must have the same rank in
-    their columns. ExecuTorch 1.4 sorts rows by the cache's name as text ("l10,h0" before "l2,h0")
-    but numbers the outputs in layer order: with eleven or more layers, a runner that trusts the
-    rows stores one layer's keys in another layer's cache.
-    """
-    reader = ConstantReader(subject.artifact.constants)
-    names = [name for name in subject.artifact.constants if name.endswith("kv_cache_specs")]
-    for name in names:
-        rows = reader.table(name, 5)
-        columns = list(zip(*rows, strict=True))[:4]  # key in, key out, value in, value out
-        ranks = zip(*(_ranks(column) for column in columns), strict=True)
-        crossed = sum(len(set(row)) > 1 for row in ranks)
-        yield Finding(
-            "cache-rows",
-            name,
-            ok=crossed == 0,
-            message=f"{crossed} of {len(rows)} rows pair one layer's input with another layer's "
-            "output",
-            comparisons=len(rows),
-            facts={"crossed rows": crossed},
-        )
-
-
-def _ranks(column: tuple[int, ...]) -> list[int]:
-    """Return the rank of each number in its column."""
-    ranks = {number: rank for rank, number in enumerate(sorted(column))}
-    return [ranks[number] for number in column]

@@ -127,8 +127,8 @@ COMMANDS = {
     ),
     "conformance": Command(
         "export the named models, check and execute every artifact",
-        check.add_conformance_arguments,
-        check.conformance,
+        check.add_suite_arguments,
+        check.run_suite,
         passes_on=True,
     ),
     "report": Command(

@@ -1,8 +1,9 @@
-"""`harness check`, `golden` and `conformance`: every check that applies, on the runtimes here."""
+"""`harness check`, `golden`, and the suites `conformance` and `generation`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from harness.cli.recording import (
     judge_of_known,
     recording,
 )
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NotInstalledError
 from harness.text import counted
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from harness.results import Case
     from harness.subject import Subject
 
-_SUITE = Path(harness.__file__).with_name("suites") / "conformance"
+_SUITES = Path(harness.__file__).with_name("suites")
 _REFERENCE = "execute this Python function of yours, which returns the eager PyTorch module"
 
 
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
             if not args.json and case.outcome != "skip":
                 print("\n      ".join([_line(case), *_failures(case)]), flush=True)
     if not args.json:
-        print("\n".join([*_skip_lines(cases), "", _summary(cases)]))
+        print("\n".join([*_skip_lines(cases), *_note_lines(cases), "", _summary(cases)]))
         if no_reference and not args.check:
             print("no output was compared with a reference: give --reference or --golden")
         if args.results is not None:
@@ -199,6 +200,15 @@ def _skip_lines(cases: list[Case]) -> Iterator[str]:
         yield f"skip  {', '.join(dict.fromkeys(checks))}: {reason}"
 
 
+def _note_lines(cases: list[Case]) -> Iterator[str]:
+    """Yield what a runner must be told beside the file."""
+    from harness.checks.contract import NOT_IN_FILE
+
+    for case in cases:
+        if missing := case.facts.get(NOT_IN_FILE):
+            yield f"note  a runner of this file needs, beside it: {missing}"
+
+
 def _summary(cases: list[Case]) -> str:
     failed = sum(not case.passes for case in cases)
     skipped = sum(case.outcome == "skip" for case in cases)
@@ -212,24 +222,30 @@ def _summary(cases: list[Case]) -> str:
     )
 
 
-def add_conformance_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `harness conformance`; pytest reads them all."""
+def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of a suite; pytest reads them all."""
     options = ("--fixture F", "--exporter E", "--mode M", "--runtime R", "--shard K/N")
-    parser.usage = f"harness conformance {' '.join(f'[{option}]' for option in options)} ..."
+    parser.usage = f"{parser.prog} {' '.join(f'[{option}]' for option in options)} ..."
     parser.epilog = (
         "Each option may be repeated, and pytest's own options are passed on. Results are written "
-        "to `results/`, or to the folder of --results."
+        "below `results/`, or to the folder of --results."
     )
 
 
-def conformance(args: argparse.Namespace) -> int:
-    """Run pytest on the suite; return 0 when all passed, 1 on a failure, 2 for a wrong option.
+def run_suite(args: argparse.Namespace) -> int:
+    """Run pytest on the suite of the command's name.
 
-    Raises KeyboardInterrupt when the user interrupted pytest.
+    Return 0 when all passed, 1 on a failure, 2 for a wrong option. Raises NotInstalledError without
+    a package that the suite needs, and KeyboardInterrupt when the user interrupted pytest.
     """
     import pytest
 
-    status = pytest.main([str(_SUITE), "-p", "no:cacheprovider", *args.words])
+    if args.command == "generation" and importlib.util.find_spec("hypothesis") is None:
+        raise NotInstalledError(
+            "the suite needs hypothesis, which is not installed: pip install "
+            "'coreml-llm-harness[test]'"
+        )
+    status = pytest.main([str(_SUITES / args.command), "-p", "no:cacheprovider", *args.words])
     usage = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
     if status in usage:
         return 2

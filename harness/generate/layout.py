@@ -85,10 +85,17 @@ def mode_of(constants: Constants) -> Mode:
     )
 
 
+def described_methods(constants: Constants) -> dict[str, str]:
+    """Return the methods that the constants describe, by the prefix of these constants' names.
+
+    They are `forward`, and `prefill` in multifunction mode.
+    """
+    return dict(_PREFIXES[mode_of(constants)].values())
+
+
 def method_names(constants: Constants) -> tuple[str, ...]:
-    """Return the methods that generation needs: `forward`, and `prefill` in multifunction mode."""
-    rows = _PREFIXES[mode_of(constants)].values()
-    return tuple(dict.fromkeys(method for _, method in rows))
+    """Return the methods that generation needs."""
+    return tuple(described_methods(constants).values())
 
 
 def parse_layout(constants: Constants, methods: Mapping[str, Method]) -> ModelLayout:

@@ -54,7 +54,7 @@ class Session:
     """
 
     def __init__(self, methods: Mapping[str, Method], layout: ModelLayout) -> None:
-        self.layout = layout
+        self.layout, self.methods = layout, methods
         single = layout.prefill == layout.decode
         prefill = _bind(methods, layout.prefill)
         decode = prefill if single else _bind(methods, layout.decode)

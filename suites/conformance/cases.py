@@ -13,8 +13,9 @@ from harness.suites.conformance.subjects import Subjects
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges one subject by one check."""
+    """Judges one subject by one check, for a suite."""
 
+    suite: str
     record: Callable[[Case], None]
     subjects: Subjects
     fixture_name: str
@@ -26,7 +27,7 @@ class Judge:
             check,
             lambda: self.subjects.get(self.fixture_name, self.mode),
             runtime,
-            suite="conformance",
+            suite=self.suite,
             fixture=self.fixture_name,
             mode=self.mode,
         )

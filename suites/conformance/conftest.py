@@ -1,8 +1,9 @@
-"""Options, subjects and the result stream of the conformance suite.
+"""Options, subjects and the result stream of the suites that judge subjects.
 
-Every test is one case: it asks `judge` to run a check on a subject. The stream records the case,
-and pytest hears of its failure. At the end `results/` holds the stream, JUnit XML and a page, and
-the terminal shows a table.
+They are `conformance` and `generation`, whose conftest takes the hooks from here. Every test is one
+case: it asks `judge` to run a check on a subject. The stream records the case, and pytest hears of
+its failure. At the end `results/` holds the stream, JUnit XML and a page, and the terminal shows a
+table.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
@@ -43,6 +45,7 @@ from harness.suites.results import (
 
 __all__ = ["pytest_runtest_makereport", "record"]
 
+_SUITE = pytest.StashKey["Suite"]()
 _EXPORTERS = pytest.StashKey[dict[str, Exporter | None]]()
 _SHARE = pytest.StashKey[frozenset[tuple[str, str]] | None]()  # the exports of a shard
 _BY = pytest.StashKey[dict[str, list[str]]]()  # for each fixture, its exporters' names in cases
@@ -50,8 +53,30 @@ DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conform
 MODES = ("single", "multifunction")
 
 
+@dataclass(frozen=True)
+class Suite:
+    """A suite that judges subjects: its name, and what it takes if no option says otherwise.
+
+    Only with `unshared` does a subject come with the same export without weight sharing.
+    """
+
+    name: str
+    fixtures: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    results: str
+    unshared: bool
+
+
+CONFORMANCE = Suite("conformance", ("tiny",), DEFAULT_RUNTIMES, "results", unshared=True)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("conformance")
+    add_options(parser, CONFORMANCE)
+
+
+def add_options(parser: pytest.Parser, suite: Suite) -> None:
+    """Add the options that choose subjects and runtimes, and `--results`."""
+    group = parser.getgroup(suite.name)
     group.addoption("--fixture", action="append", help="NAME, NAME+b4w, or matrix")
     group.addoption("--mode", action="append", choices=("single", "multifunction"))
     group.addoption(
@@ -63,7 +88,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--runtime", action="append", help="a runtime, kind:option")
     group.addoption("--shard", metavar="K/N", help="part K of N; harness report merges the results")
-    add_results_option(group)
+    add_results_option(group, suite.results)
 
 
 def chosen(config: pytest.Config, name: str, default: tuple[str, ...]) -> list[str]:
@@ -76,22 +101,33 @@ def chosen_runtimes(config: pytest.Config) -> list[str]:
     The reference is always one of them: fp16's own error hides small faults from the others.
     Raises HarnessError for an unknown name.
     """
-    names = chosen(config, "runtime", project().runtimes or DEFAULT_RUNTIMES)
+    default = config.stash[_SUITE].runtimes
+    names = chosen(config, "runtime", project().runtimes or default)
     return list(dict.fromkeys((*(runtime_row(name).name for name in names), REFERENCE)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    configure(config, CONFORMANCE)
+
+
+def configure(config: pytest.Config, suite: Suite) -> None:
+    """Choose exporters, subjects and runtimes, and start to record.
+
+    Raises UsageError for an option that is wrong.
+    """
+    config.stash[_SUITE] = suite
     config.addinivalue_line(
         "markers", "speaking(model): only for models of this name, whose text means something"
     )
     config.addinivalue_line("markers", "prompted: only for models that have prompts")
+    config.addinivalue_line("markers", "tokenized: only for models that have a tokenizer")
     config.addinivalue_line("markers", "core_ml(kinds): only on runtimes of these kinds")
     config.addinivalue_line("markers", "valued: only for artifacts with a reference or golden file")
     config.addinivalue_line(
         "markers", "other_exporters: for all exporters but the first ExecuTorch's"
     )
     try:
-        fixtures = chosen(config, "fixture", ("tiny",))
+        fixtures = chosen(config, "fixture", suite.fixtures)
         asked = [exporters_of(name, config.getoption("exporter")) for name in fixtures]
         named = list(dict.fromkeys(name for names in asked for name in names))
         exporters = chosen_exporters(named, _show(config))
@@ -121,7 +157,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("results")
     subjects = _subjects(by, chosen(config, "mode", MODES))
     config.stash[_SHARE] = _share(subjects, **shard) if shard else None
-    start_recording(config, "conformance", folder, options, exporters=versions, shard=shard)
+    start_recording(config, suite.name, folder, options, exporters=versions, shard=shard)
 
 
 def parse_shard(text: str | None) -> dict[str, int]:
@@ -151,8 +187,9 @@ def _show(config: pytest.Config) -> Progress:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every chosen subject.
 
-    A test marked `speaking` runs on models whose text means something, one marked `prompted` on
-    those that have prompts, and one marked `valued` on artifacts with a reference or a golden file.
+    A test marked `speaking` runs on models whose text means something, one marked `prompted` or
+    `tokenized` on those that have prompts or a tokenizer, and one marked `valued` on artifacts with
+    a reference or a golden file.
     One marked `other_exporters` runs on the exports of all exporters but the first ExecuTorch's,
     when that is chosen.
     """
@@ -162,6 +199,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         by = {name: by[name] for name in by if name.startswith(speaking.args[0])}
     if metafunc.definition.get_closest_marker("prompted"):
         by = {name: by[name] for name in by if name != "matrix" and row_of(name).prompts}
+    if metafunc.definition.get_closest_marker("tokenized"):
+        by = {name: by[name] for name in by if name != "matrix" and row_of(name).tokenizer}
     if metafunc.definition.get_closest_marker("valued"):
         by = {name: by[name] for name in by if name != "matrix" and has_values(row_of(name))}
     if metafunc.definition.get_closest_marker("other_exporters"):
@@ -239,13 +278,19 @@ def subjects(pytestconfig: pytest.Config) -> Subjects:
         name: found for name, found in pytestconfig.stash[_EXPORTERS].items() if found is not None
     }
     return Subjects(
-        lambda stage: terminal.write_line(f"  {stage}") if terminal else None, exporters
+        lambda stage: terminal.write_line(f"  {stage}") if terminal else None,
+        exporters,
+        pytestconfig.stash[_SUITE].unshared,
     )
 
 
 @pytest.fixture
 def judge(
-    record: Callable[[Case], None], subjects: Subjects, fixture_name: str, mode: str
+    pytestconfig: pytest.Config,
+    record: Callable[[Case], None],
+    subjects: Subjects,
+    fixture_name: str,
+    mode: str,
 ) -> Judge:
     """Run one check of this test's subject, record the case, and fail when it fails."""
-    return Judge(record, subjects, fixture_name, mode)
+    return Judge(pytestconfig.stash[_SUITE].name, record, subjects, fixture_name, mode)

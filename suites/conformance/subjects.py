@@ -96,9 +96,14 @@ class Subjects:
         self,
         progress: Progress,
         exporters: Mapping[str, Exporter] | None = None,
+        unshared: bool = True,
     ) -> None:
-        """Create it empty; `exporters` by the name in subjects' names, by default all of ours."""
+        """Create it empty; `exporters` by the name in subjects' names, by default all of ours.
+
+        With `unshared`, a multifunction subject comes with the same export without sharing.
+        """
         self._progress = progress
+        self._unshared = unshared
         self._exporters = exporters or {}
         self._opened: dict[tuple[str, str], Subject] = {}
         self._failed: dict[tuple[str, str], HarnessError] = {}
@@ -116,8 +121,7 @@ class Subjects:
     def get(self, fixture_name: str, mode: str) -> Subject:
         """Return a subject, exporting it unless it is in the cache.
 
-        A multifunction subject that shares weights comes with the same export without sharing. An
-        export that failed is not tried again.
+        An export that failed is not tried again.
         """
         key = (fixture_name, mode)
         if key in self._failed:
@@ -153,7 +157,7 @@ class Subjects:
         source = fixture(name.model, self._progress)
 
         path, unshared = self._export(name.model, options, name.exporter), None
-        if mode == "multifunction" and options.weight_sharing != "none":
+        if self._unshared and mode == "multifunction" and options.weight_sharing != "none":
             alone = replace(options, weight_sharing="none")
             unshared = self._export(name.model, alone, name.exporter)
         return Subject(path, source.checkpoint, source.params, options, unshared)

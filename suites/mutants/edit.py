@@ -148,6 +148,13 @@ class Export:
     def references(self, references: list[dict[str, Any]]) -> None:
         self._references = [REFERENCE_MAGIC + json.dumps(r).encode() for r in references]
 
+    def write_drafts(self) -> None:
+        """Write the references in the draft dialect: JSON alone, with `method`."""
+        self._references = [
+            json.dumps({"version": 1, "key": r["key"], "method": r["functionName"]}).encode()
+            for r in self.references
+        ]
+
     def constant(self, name: str) -> np.ndarray:
         """Return a constant method's tensor; writing to it writes to the file."""
         value = self._pte.constant(self._pte.methods[name])

@@ -45,6 +45,23 @@ def swap_in_rows(column: int) -> Mutation:
     return mutate
 
 
+def exchange_columns(one: int, other: int, rows: slice = slice(None)) -> Mutation:
+    """Exchange two columns of `kv_cache_specs`, in some of its rows."""
+
+    def mutate(export: Export) -> None:
+        for table in tensors(export, "kv_cache_specs"):
+            table[rows, [one, other]] = table[rows, [other, one]]
+
+    return mutate
+
+
+def name_the_sines_twice(export: Export) -> None:
+    """Give the sines' index the value of the cosines'."""
+    for prefix in PREFIXES["single" if len(export.functions) == 1 else "multifunction"]:
+        sines = export.constant(f"{prefix}freqs_sin_input_index")
+        sines[:] = export.constant(f"{prefix}freqs_cos_input_index")
+
+
 def longer_mask(export: Export) -> None:
     """Declare a mask that covers one position more than the cache has."""
     for rows in tensors(export, "mask_specs"):

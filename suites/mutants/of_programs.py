@@ -186,6 +186,21 @@ def leak_fp32(export: Export) -> None:
     operation.outputs[0].type.tensorType.dataType = proto_module("MIL_pb2").FLOAT32
 
 
+def narrow_ids(export: Export) -> None:
+    """Narrow the ids of tokens to 8 bits, where the converter narrows them to 16."""
+    found = 0
+    for payload in export.payloads:
+        for function in export.functions:
+            for operation in payload.operations(function, "cast"):
+                dtype = constant_of(payload, function, operation, "dtype").strings.values
+                source = operation.inputs["x"].arguments[0].name
+                if dtype[0] == "int16" and "tokens" in source:
+                    dtype[0] = "int8"
+                    operation.outputs[0].type.tensorType.dataType = proto_module("MIL_pb2").INT8
+                    found += 1
+    assert found == len(export.functions)
+
+
 def fuse_attention(export: Export) -> None:
     """Give a softmax the name of the fused attention."""
     operation = blocks(export).operations(export.functions[0], "softmax")[0]

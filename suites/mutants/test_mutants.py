@@ -166,7 +166,12 @@ OF_PROGRAMS = [
     ("add is sub", programs.retype("add", "sub", 1), BOTH, NUMBERS),
     ("silu is sigmoid", programs.retype("silu", "sigmoid", 0), BOTH, NUMBERS),
     ("the mask's sign", programs.subtract_the_mask, BOTH, NUMBERS),
-    ("the mask ignored", programs.ignore_the_mask, BOTH, NUMBERS),
+    (
+        "the mask ignored",
+        programs.ignore_the_mask,
+        BOTH,
+        NUMBERS | {"roles": "cache position 0 moves outputs though its column is closed"},
+    ),
     ("the softmax axis", programs.wrong_softmax_axis, BOTH, NUMBERS),
     (
         "new keys before cached ones",
@@ -175,20 +180,26 @@ OF_PROGRAMS = [
         NUMBERS | {"residues": "error is"},
     ),
     ("another layer's cache", programs.cache_of_another_layer, BOTH, NUMBERS),
-    ("RoPE of halves", programs.rotate_halves, BOTH, NUMBERS),
+    ("RoPE of halves", programs.rotate_halves, BOTH, NUMBERS | {"roles": "another layout"}),
     ("RoPE joined as halves", programs.join_as_halves, BOTH, {"parity": "caches error is"}),
     (
         "the last position ignored",
         programs.ignore_the_last_position,
         MULTI,
-        NUMBERS | {"residues": "error is"},
+        NUMBERS
+        | {"residues": "error is", "roles": r"method 'prefill', .*does not move the logits"},
+    ),
+    (
+        "ids of 8 bits",
+        programs.narrow_ids,
+        BOTH,
+        {"token-ids": "limits prompt (logits|caches) error"},
     ),
     ("fp32 leaks", programs.leak_fp32, BOTH, {"program": "fp32 results in an fp16 export: silu"}),
     ("fused attention", programs.fuse_attention, BOTH, {"program": "fused attention"}),
     ("a state is read", programs.read_a_state, BOTH, {"program": "states.*read_state"}),
     ("a state is taken", programs.take_a_state, BOTH, {"program": "states.*in_cache_state"}),
 ]
-CROSSED = {"cache-rows": "another layer's"}
 OF_CONSTANTS = [
     ("one row of a table", constants.one_table_row, BOTH, {"tables": "sin error over allowed is"}),
     (
@@ -197,10 +208,54 @@ OF_CONSTANTS = [
         BOTH,
         {"tables": "cos error over allowed is"},
     ),
-    ("the tables' inputs swapped", constants.cosines_for_sines, BOTH, NUMBERS),
-    ("two rows' key inputs swapped", constants.swap_in_rows(0), BOTH, NUMBERS | CROSSED),
-    ("two rows' key outputs swapped", constants.swap_in_rows(1), BOTH, NUMBERS | CROSSED),
-    ("two rows' value outputs swapped", constants.swap_in_rows(3), BOTH, NUMBERS | CROSSED),
+    (
+        "the tables' inputs swapped",
+        constants.cosines_for_sines,
+        BOTH,
+        NUMBERS | {"roles": "do not rotate keys .*exchanged"},
+    ),
+    (
+        "an index of two tables",
+        constants.name_the_sines_twice,
+        BOTH,
+        {"owners": "input 2 .*has 2 owners: .*freqs_cos.*freqs_sin.*input 3 .*has no owner"},
+    ),
+    (
+        "a row's key and value inputs swapped",
+        constants.exchange_columns(0, 2, slice(1)),
+        BOTH,
+        NUMBERS | {"cache-rows": "row 0: input 8, its key cache, acts as a value cache"},
+    ),
+    (
+        "key and value inputs swapped",
+        constants.exchange_columns(0, 2),
+        BOTH,
+        NUMBERS | {"cache-rows": "row 3: input 11, its key cache, acts as a value cache"},
+    ),
+    (
+        "key and value updates swapped",
+        constants.exchange_columns(1, 3),
+        BOTH,
+        NUMBERS | {"cache-rows": "row 0: the rotation moves output 1, its update of values"},
+    ),
+    (
+        "two rows' key inputs swapped",
+        constants.swap_in_rows(0),
+        BOTH,
+        NUMBERS | {"cache-rows": "row 0: input 5 is the key cache of layer 1, but output 1 is"},
+    ),
+    (
+        "two rows' key outputs swapped",
+        constants.swap_in_rows(1),
+        BOTH,
+        NUMBERS | {"cache-rows": "input 4 is the key cache of layer 0.* the update of layer 1"},
+    ),
+    (
+        "two rows' value outputs swapped",
+        constants.swap_in_rows(3),
+        BOTH,
+        NUMBERS | {"cache-rows": "input 8 is the value cache of layer 0.* the update of layer 1"},
+    ),
     ("a longer mask", constants.longer_mask, BOTH, {"parity": "they must agree"}),
     ("longer caches", constants.longer_everything, BOTH, {"parity": "mask_specs.* makes it"}),
 ]
@@ -218,7 +273,7 @@ def test_the_control_passes_every_check(mutant: MakeMutant, mode: str) -> None:
     applicable = [
         name for name, check in artifact_checks().items() if not check.inapplicable(subject)
     ]
-    assert len(applicable) >= 11
+    assert len(applicable) >= 14
     assert {name: judged(subject, name).outcome for name in applicable} == dict.fromkeys(
         applicable, "pass"
     )

@@ -6,6 +6,7 @@ import pytest
 
 from harness.artifact import MethodMetadata, parse_metadata
 from harness.artifact.delegate import Reference, parse_reference
+from harness.artifact.flattened import flatten
 from harness.errors import ArtifactError
 
 NAMES = {"inputNames": ["x", "y"], "outputNames": ["z"]}
@@ -67,8 +68,26 @@ def test_a_reference_names_key_and_function():
     assert parsed == Reference(1, "k", "f")
 
 
+def draft(content):
+    return parse_reference(memoryview(json.dumps(content).encode()), "here")
+
+
+def test_a_reference_of_the_draft_has_no_magic_and_names_a_method():
+    assert draft({"version": 1, "key": "k", "method": "m"}) == Reference(1, "k", "m", is_draft=True)
+
+
+@pytest.mark.parametrize(
+    "content", [{"version": 2, "key": "k", "method": "m"}, {"version": 1, "key": "k"}, {"key": 1}]
+)
+def test_a_bad_reference_of_the_draft_is_refused(content):
+    with pytest.raises(ArtifactError, match="here: a reference without CMJR.*'method'"):
+        draft(content)
+
+
 def test_a_package_is_not_a_reference():
-    assert parse_reference(memoryview(b"PK\3\4"), "here") is None
+    flattened = flatten({"metadata.json": b'{"key": "k"}', "model.mlpackage/a": b"a"})
+    for data in (b"PK\3\4", b"{", b"[]", b'{"nodes": 1}', flattened):
+        assert parse_reference(memoryview(data), "here") is None
 
 
 @pytest.mark.parametrize(
