@@ -8,8 +8,8 @@
         print(text, end="")
 
 `generate_text` decodes the tokens of `generate`, which calls `session.prefill` once, then
-`session.decode` for every token; each of them calls a method of the artifact. Only `session` and
-`make_sampler` import torch.
+`session.decode` for every token; each of them calls a method of the artifact. With a `Lookahead`
+(lookahead.py), one call can give several tokens. Only `session` and `make_sampler` import torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.errors import HarnessError
+from harness.generate.lookahead import Lookahead, lookahead_steps
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +56,9 @@ class Feeder(Protocol):
 class GeneratedToken:
     """A new token; `seconds` is the time of the prefill for the first one, else of a decode step.
 
-    Only the last token has a `finish`, the reason why it is the last: it is a stop token (yielded,
-    but without text), it is the last one requested, or the context is full and the token cannot be
-    fed.
+    Tokens of one call of lookahead decoding share its time. Only the last token has a `finish`, the
+    reason why it is the last: it is a stop token (yielded, but without text), it is the last one
+    requested, or the context is full and the token cannot be fed.
     """
 
     token: int
@@ -107,17 +108,28 @@ def generate(
     max_new_tokens: int,
     stop_tokens: Collection[int] = (),
     sampler: Sampler = greedy,
+    lookahead: Lookahead | None = None,
 ) -> Iterator[GeneratedToken]:
     """Feed the prompt, then yield up to `max_new_tokens` tokens; the last has a `finish`.
 
-    Generation continues at the session's position: reset the session for a new sequence. Raises
-    HarnessError for an empty prompt, and for one longer than the remaining context.
+    Generation continues at the session's position: reset the session for a new sequence. With
+    `lookahead`, the tokens are the same, from fewer calls. Raises HarnessError for an empty prompt,
+    for one longer than the remaining context, and for a lookahead that the artifact or the sampler
+    does not allow.
     """
-    step = partial(session.prefill, prompt_tokens)
-    for count in range(1, max_new_tokens + 1):
-        start = time.perf_counter()
-        token = sampler(step())
-        seconds = time.perf_counter() - start
+    if lookahead is None:
+        steps = _steps(session, prompt_tokens, sampler)
+    elif sampler is not greedy:
+        raise HarnessError(
+            "lookahead decoding is greedy: it accepts the token with the largest logit, and "
+            "cannot sample; leave out the temperature, or lookahead"
+        )
+    else:
+        feeder = lookahead.check(session)
+        steps = lookahead_steps(
+            feeder, lookahead, prompt_tokens, max_new_tokens, stop_tokens, sampler
+        )
+    for count, (token, seconds) in zip(range(1, max_new_tokens + 1), steps, strict=False):
         finish: Finish | None = None
         if token in stop_tokens:
             finish = "stop_token"
@@ -128,6 +140,17 @@ def generate(
         yield GeneratedToken(token, seconds, finish)
         if finish is not None:
             return
+
+
+def _steps(
+    session: Feeder, prompt_tokens: Sequence[int], sampler: Sampler
+) -> Iterator[tuple[int, float]]:
+    """Feed the prompt, then each token that was yielded; yield tokens with their seconds."""
+    step = partial(session.prefill, prompt_tokens)
+    while True:
+        start = time.perf_counter()
+        token = sampler(step())
+        yield token, time.perf_counter() - start
         step = partial(session.decode, token)
 
 
@@ -137,6 +160,7 @@ def generate_text(
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     sampler: Sampler = greedy,
+    lookahead: Lookahead | None = None,
 ) -> Iterator[tuple[str, GeneratedToken]]:
     """Generate as `generate` does, up to a stop token; yield the new text with each token.
 
@@ -144,7 +168,7 @@ def generate_text(
     """
     stream = TextStream(tokenizer.decode, before=prompt_tokens)
     stops = tokenizer.stop_tokens
-    for step in generate(session, prompt_tokens, max_new_tokens, stops, sampler):
+    for step in generate(session, prompt_tokens, max_new_tokens, stops, sampler, lookahead):
         text = "" if step.finish == "stop_token" else stream.push(step.token)
         yield text + (stream.end() if step.finish else ""), step
 

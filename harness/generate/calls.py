@@ -27,7 +27,7 @@ def open_session(artifact: Artifact, runtime: Runtime) -> Session | CallSession:
 
 
 class CallSession:
-    """One sequence; `layout` says how the method is called.
+    """One sequence; `layout` says how the method is called, `calls` how often it was.
 
     Where no number of tokens fits, a call is padded, if it returns the logits of each token. Later
     calls overwrite what padding left in the caches.
@@ -50,6 +50,29 @@ class CallSession:
         self._method = self._runtime.load(self._artifact, self.layout.method)
         self._caches: dict[int, torch.Tensor] = {}
         self._tokens: list[int] = []
+        self.calls = 0
+
+    def rewind(self, position: int) -> None:
+        """Forget all tokens but the first `position` ones: feed these again, to new states.
+
+        Raises HarnessError for a position that is negative or after the tokens that were fed, and
+        for a number of tokens that the method cannot be called with.
+        """
+        if not 0 <= position <= self.position:
+            raise HarnessError(
+                f"position {position} is not from 0 to {self.position}, the number of tokens that "
+                "were fed: a session can only go back"
+            )
+        tokens, calls = self._tokens[:position], self.calls
+        self.reset()
+        self.calls = calls
+        if tokens:
+            self.prefill(tokens)
+
+    @property
+    def position(self) -> int:
+        """The number of tokens that have been fed."""
+        return len(self._tokens)
 
     @property
     def room(self) -> int:
@@ -105,6 +128,7 @@ class CallSession:
                 f"method '{self.layout.method}' cannot be called with {len(tokens)} tokens at "
                 f"position {position}: {self._takes(lengths)}"
             )
+        self.calls += 1
         padded = [*tokens, *[0] * (fitting[0] - len(tokens))]
         outputs = self._method(*self.layout.arguments(padded, position, self._caches))
         self._caches = {given: outputs[made] for given, made in self.layout.caches}

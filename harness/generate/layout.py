@@ -40,8 +40,9 @@ class ModelLayout:
     """How to call a language model; every index and shape is valid for its methods.
 
     `context` is the number of positions that can be fed. A token at position p attends to the p
-    positions before it: the cache holds `cache_len` of them, the call's own input the rest. No
-    position is beyond the RoPE tables. `freqs_cos` and `freqs_sin` are [positions, width].
+    positions before it: the cache holds `cache_len` of them, the call's own input the rest. A layer
+    whose caches are shorter attends to a sliding window. No position is beyond the RoPE tables.
+    `freqs_cos` and `freqs_sin` are [positions, width].
     """
 
     mode: Mode
@@ -58,7 +59,7 @@ class ModelLayout:
 
     @property
     def cache_len(self) -> int:
-        """The number of positions that a cache holds, the same in both phases."""
+        """The number of positions that the longest caches hold, the same in both phases."""
         return self.prefill.cache_len
 
     @property
@@ -120,9 +121,11 @@ def parse_layout(constants: Constants, methods: Mapping[str, Method]) -> ModelLa
         )
         for phase, (prefix, method) in _PREFIXES[mode].items()
     }
-    prefill, decode = phases["prefill"], phases["decode"]
+    crossed = _crossed_rows(phases["decode"].caches)
+    prefill, decode = (
+        replace(phases[name], caches=_by_layer(phases[name].caches)) for name in _PREFIXES[mode]
+    )
     _require_one_set_of_caches(prefill, decode)
-    crossed = _crossed_rows(decode.caches)
     return ModelLayout(
         mode=mode,
         vocab_size=vocab_size,
@@ -132,8 +135,8 @@ def parse_layout(constants: Constants, methods: Mapping[str, Method]) -> ModelLa
         context=min(cos.shape[0], decode.cache_len + decode.input_len),
         freqs_cos=cos,
         freqs_sin=sin,
-        prefill=replace(prefill, caches=_by_layer(prefill.caches)),
-        decode=replace(decode, caches=_by_layer(decode.caches)),
+        prefill=prefill,
+        decode=decode,
         crossed_rows=crossed,
     )
 
@@ -142,6 +145,8 @@ def _require_one_set_of_caches(prefill: Phase, decode: Phase) -> None:
     for what, ours, theirs in (
         ("cache length", prefill.cache_len, decode.cache_len),
         ("number of layers", len(prefill.caches), len(decode.caches)),
+        ("list of masks", sorted(prefill.masks), sorted(decode.masks)),
+        ("list of cache lengths", *([c.length for c in p.caches] for p in (prefill, decode))),
     ):
         if ours != theirs:
             raise HarnessError(

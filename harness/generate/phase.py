@@ -31,37 +31,45 @@ LOGITS_OUTPUT = 0
 
 @dataclass(frozen=True)
 class LayerCache:
-    """The indices of one layer's caches as inputs, and of their updates as outputs."""
+    """The indices of one layer's caches as inputs, and of their updates as outputs.
+
+    `length` is the number of positions that the caches hold.
+    """
 
     k_in: int
     k_out: int
     v_in: int
     v_out: int
+    length: int
 
 
 @dataclass(frozen=True)
 class Phase:
     """The indices of one method's inputs and outputs, both numbered from 0.
 
-    Inputs: tokens [1, input_len]; mask [1, input_len, cache_len + input_len], columns for the cache
-    first; cos and sin [input_len, width]; caches [1, n_kv_heads, cache_len, head_dim]; and, if the
-    method returns the last token's logits only, `last_valid_token_pos` [1].
+    Inputs: tokens [1, input_len]; for each length of a cache a mask [1, input_len, length +
+    input_len], columns for the cache first; cos and sin [input_len, width]; caches [1, n_kv_heads,
+    length, head_dim]; and, if the method returns the last token's logits only,
+    `last_valid_token_pos` [1].
     Outputs: logits [1, input_len, vocab], or [1, vocab] or [1, 1, vocab] of the last valid token;
     cache updates [1, n_kv_heads, input_len, head_dim].
     """
 
     method: str
     input_len: int
-    cache_len: int
     n_inputs: int
-    mask: int
+    masks: Mapping[int, int]  # the input by the length of the caches that it covers
     cos: int
     sin: int
     last_valid_token_pos: int | None
     caches: tuple[LayerCache, ...]
     tokens_dtype: str
-    mask_dtype: str
     cache_dtype: str
+
+    @property
+    def cache_len(self) -> int:
+        """The length of the longest caches, which hold every position."""
+        return max(self.masks)
 
     @property
     def full_logits(self) -> bool:
@@ -86,20 +94,22 @@ def parse_phase(
         )
     method = methods[method_name]
     input_len = reader.integer(f"{prefix or 'forward_'}input_len")
-    mask, cache_len = _mask(reader, prefix, method_name)
-    caches = _caches(reader, prefix, method_name, cache_len)
+    masks = _masks(reader, prefix, method_name)
+    caches = _caches(reader, prefix, method_name, masks)
     cos, sin = (reader.index(f"{prefix}freqs_{name}_input_index") for name in ("cos", "sin"))
 
     check = _SpecChecker(method)
     heads, head_dim = cache_shape
     length = f"{prefix or 'forward_'}input_len"
     check.input(TOKENS_INPUT, length, INTEGERS, (1, input_len))
-    check.input(mask, f"{prefix}mask_specs", FLOATS, (1, input_len, cache_len + input_len))
+    for cache_len, mask in masks.items():
+        check.input(mask, f"{prefix}mask_specs", FLOATS, (1, input_len, cache_len + input_len))
     check.input(cos, f"{prefix}freqs_cos_input_index", FLOATS, (input_len, rope_width))
     check.input(sin, f"{prefix}freqs_sin_input_index", FLOATS, (input_len, rope_width))
     for layer in caches:
+        shape = (1, heads, layer.length, head_dim)
         for index in (layer.k_in, layer.v_in):
-            check.input(index, f"{prefix}kv_cache_specs", FLOATS, (1, heads, cache_len, head_dim))
+            check.input(index, f"{prefix}kv_cache_specs", FLOATS, shape)
         for index in (layer.k_out, layer.v_out):
             check.output(index, f"{prefix}kv_cache_specs", FLOATS, (1, heads, input_len, head_dim))
     last = check.remaining_input()
@@ -108,44 +118,45 @@ def parse_phase(
     else:
         check.input(last, "last_valid_token_pos", frozenset({"int64"}), (1,))
         check.output(LOGITS_OUTPUT, "vocab_size", FLOATS, (1, vocab_size), (1, 1, vocab_size))
-    mask_dtype = method.inputs[mask].dtype
+    floating = caches[0].k_in if caches else next(iter(masks.values()))
     return Phase(
         method=method_name,
         input_len=input_len,
-        cache_len=cache_len,
         n_inputs=len(method.inputs),
-        mask=mask,
+        masks=masks,
         cos=cos,
         sin=sin,
         last_valid_token_pos=last,
         caches=caches,
         tokens_dtype=method.inputs[TOKENS_INPUT].dtype,
-        mask_dtype=mask_dtype,
-        cache_dtype=method.inputs[caches[0].k_in].dtype if caches else mask_dtype,
+        cache_dtype=method.inputs[floating].dtype,
     )
 
 
-def _mask(reader: ConstantReader, prefix: str, method: str) -> tuple[int, int]:
+def _masks(reader: ConstantReader, prefix: str, method: str) -> dict[int, int]:
+    """Return the input of each mask by the length of its caches."""
     rows = reader.table(f"{prefix}mask_specs", 2)
-    if len(rows) != 1 or rows[0][1] < 0:
+    lengths = [length for _, length in rows]
+    least = 1 if len(rows) > 1 else 0  # a window of nothing would be no window
+    if not rows or min(lengths) < least or len(set(lengths)) < len(rows):
         raise HarnessError(
-            f"{method}: constant '{prefix}mask_specs' is {[list(row) for row in rows]}; only "
-            "models with one mask, for one cache length, can be run (no sliding window)"
+            f"{method}: constant '{prefix}mask_specs' is {[list(row) for row in rows]}; one mask "
+            "for each length of a cache is expected: rows of its input and this length"
         )
-    return rows[0][0], rows[0][1]
+    return {length: index for index, length in rows}
 
 
 def _caches(
-    reader: ConstantReader, prefix: str, method: str, cache_len: int
+    reader: ConstantReader, prefix: str, method: str, masks: Mapping[int, int]
 ) -> tuple[LayerCache, ...]:
     rows = reader.table(f"{prefix}kv_cache_specs", 5)
     for row in rows:
-        if row[4] != cache_len:
+        if row[4] not in masks:
             raise HarnessError(
                 f"{method}: constant '{prefix}kv_cache_specs' gives a cache length of {row[4]}, "
-                f"'{prefix}mask_specs' one of {cache_len}; they must agree"
+                f"'{prefix}mask_specs' one of {' or '.join(map(str, masks))}; they must agree"
             )
-    return tuple(LayerCache(*row[:4]) for row in rows)
+    return tuple(LayerCache(*row) for row in rows)
 
 
 class _SpecChecker:

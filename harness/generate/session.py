@@ -5,6 +5,9 @@ caches, in place, at the positions of the valid tokens only. Tokens beyond the e
 not stored: they are the *tail* and are fed again with the next tokens, since the tokens of one call
 see each other. A single-method export, whose caches hold `max_context - input_len` positions,
 therefore runs to its last position without wrapping around.
+
+A call of a full-logit method may also have a tree of tokens: each sees its ancestors, at the
+position of its depth. `feed_tree` stores nothing; `keep` stores the tokens that turn out right.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ import torch
 
 from harness.artifact import Artifact, open_artifact
 from harness.errors import HarnessError, NotInstalledError
+from harness.generate.caches import Caches, CacheStyle
+from harness.generate.inputs import BoundMethod
 from harness.generate.layout import ModelLayout, method_names, parse_layout
-from harness.generate.phase import LOGITS_OUTPUT, TOKENS_INPUT, Phase
+from harness.generate.phase import LOGITS_OUTPUT, Phase
 from harness.runtimes import default_runtime, get_runtime
 
 if TYPE_CHECKING:
@@ -29,48 +34,40 @@ if TYPE_CHECKING:
 
 PhaseName = Literal["prefill", "decode"]
 
-DTYPES = {
-    name: getattr(torch, name)
-    for name in ("float16", "float32", "float64", "bfloat16", "int32", "int64")
-}
-
 
 @dataclass(frozen=True)
-class _Bound:
-    """A phase, its method, and the session's own inputs, which are written in place."""
+class _Tree:
+    """A call's tree of tokens, and its outputs; the rows of the tree begin at row `first`."""
 
-    phase: Phase
-    method: Method
-    tokens: torch.Tensor  # [1, input_len]
-    mask: torch.Tensor  # [1, input_len, cache_len + input_len], 0 where visible, -inf where not
-    last_valid_token_pos: torch.Tensor  # [1]
+    tokens: Sequence[int]
+    outputs: Sequence[torch.Tensor]
+    first: int
 
 
 class Session:
     """One sequence on loaded methods; call `reset()` before the next one, so that no cache leaks.
 
-    A floating cache starts in the declared dtype and is widened once to the dtype of the method's
-    updates.
+    `calls` is the number of calls of a method since the last reset.
     """
 
-    def __init__(self, methods: Mapping[str, Method], layout: ModelLayout) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        layout: ModelLayout,
+        style: CacheStyle = "smart_mask",
+    ) -> None:
         self.layout, self.methods = layout, methods
-        single = layout.prefill == layout.decode
-        prefill = _bind(methods, layout.prefill)
-        decode = prefill if single else _bind(methods, layout.decode)
-        self._bound: dict[PhaseName, _Bound] = {"prefill": prefill, "decode": decode}
-        # A chunk's padding may extend beyond the tables: it then reads the last row again.
-        longest = max(layout.prefill.input_len, layout.decode.input_len)
-        self._cos, self._sin = (
-            torch.cat([table, table[-1:].expand(longest, -1)])
-            for table in (layout.freqs_cos, layout.freqs_sin)
-        )
-        shape = (1, layout.n_kv_heads, layout.cache_len, layout.head_dim)
-        dtype = DTYPES[layout.prefill.cache_dtype]
-        self._keys = [torch.zeros(shape, dtype=dtype) for _ in range(layout.n_layers)]
-        self._values = [torch.zeros(shape, dtype=dtype) for _ in range(layout.n_layers)]
-        self._stored = 0
-        self._tail: list[int] = []
+        tables = layout.freqs_cos, layout.freqs_sin
+        prefill = BoundMethod(methods[layout.prefill.method], layout.prefill, tables)
+        decode = prefill
+        if layout.decode != layout.prefill:
+            decode = BoundMethod(methods[layout.decode.method], layout.decode, tables)
+        self._bound: dict[PhaseName, BoundMethod] = {"prefill": prefill, "decode": decode}
+        self._caches = Caches(layout, style)
+        self._tokens: list[int] = []
+        self._stored = 0  # of the tokens; the others are the tail
+        self._tree: _Tree | None = None
+        self.calls = 0
 
     @classmethod
     def open(
@@ -78,13 +75,15 @@ class Session:
         artifact: Artifact | str | Path,
         runtime: Runtime | str | None = None,
         tables: Freqs | None = None,
+        style: CacheStyle = "smart_mask",
     ) -> Self:
         """Load an artifact's methods on a runtime, parse its layout, and start a session.
 
         `artifact` may be a path, `runtime` a name; without it, this machine's default runtime
-        executes. `tables`, cosines and sines of the same length, replace the artifact's own. Raises
-        NotInstalledError if the runtime cannot be used here, and HarnessError if the artifact does
-        not describe a language model.
+        executes. `tables`, cosines and sines of the same length, replace the artifact's own;
+        `style` says where caches hold a position (`caches.py`). Raises NotInstalledError if the
+        runtime cannot be used here, and HarnessError if the artifact does not describe a language
+        model.
         """
         if isinstance(artifact, str | Path):
             artifact = open_artifact(artifact)
@@ -106,12 +105,17 @@ class Session:
             layout = parse_layout(artifact.constants, methods)
         if tables is not None:
             layout = replace(layout, freqs_cos=tables[0], freqs_sin=tables[1])
-        return cls(methods, layout)
+        return cls(methods, layout, style)
 
     @property
     def position(self) -> int:
         """The number of tokens that have been fed."""
-        return self._stored + len(self._tail)
+        return len(self._tokens)
+
+    @property
+    def tail(self) -> list[int]:
+        """The tokens for which no cache has room: each call feeds them again."""
+        return self._tokens[self._stored :]
 
     @property
     def room(self) -> int:
@@ -119,21 +123,40 @@ class Session:
         return self.layout.context - self.position
 
     def keys(self, layer: int) -> torch.Tensor:
-        """Copy a layer's stored keys, [n_kv_heads, min(position, cache_len), head_dim]."""
-        return self._keys[layer][0, :, : self._stored].clone()
+        """Copy a layer's stored keys, [n_kv_heads, min(position, its cache's length), head_dim].
+
+        They are in the order of their positions; a sliding window holds the newest ones.
+        """
+        return self._caches.in_order(self._caches.keys, layer)
 
     def values(self, layer: int) -> torch.Tensor:
-        """Copy a layer's stored values, [n_kv_heads, min(position, cache_len), head_dim]."""
-        return self._values[layer][0, :, : self._stored].clone()
+        """Copy a layer's stored values, in the order and shape of `keys`."""
+        return self._caches.in_order(self._caches.values, layer)
 
     def reset(self) -> None:
-        """Forget the sequence: empty caches, closed masks, position 0."""
-        for cache in (*self._keys, *self._values):
-            cache.zero_()
-        for bound in self._bound.values():
-            bound.mask[..., : self.layout.cache_len] = float("-inf")
-        self._stored = 0
-        self._tail = []
+        """Forget the sequence: empty caches, closed masks, position 0, no calls."""
+        self.rewind(0)
+        self.calls = 0
+
+    def rewind(self, position: int) -> None:
+        """Forget all tokens but the first `position` ones; the next token is fed there.
+
+        If a sliding window has lost what that token sees, the first tokens are fed again. Raises
+        HarnessError for a position that is negative or after the tokens that were fed.
+        """
+        if not 0 <= position <= self.position:
+            raise HarnessError(
+                f"position {position} is not from 0 to {self.position}, the number of tokens that "
+                "were fed: a session can only go back"
+            )
+        tokens, kept = self._tokens[:position], min(position, self._stored)
+        is_held = self._caches.can_forget(kept)
+        self._stored = kept if is_held else 0
+        self._tokens = tokens if is_held else []
+        self._tree = None
+        self._caches.forget(self._stored)
+        if not is_held:
+            self.prefill(tokens)
 
     def prefill(self, tokens: Sequence[int]) -> torch.Tensor:
         """Feed a prompt of any length in chunks; return the logits [vocab] of its last token."""
@@ -164,13 +187,53 @@ class Session:
         """
         bound = self._bound[phase]
         self._require_feedable(tokens, bound.phase)
-        window = [*self._tail, *tokens]
-        outputs = bound.method(*self._arguments(bound, window))
-        self._store(bound.phase, outputs, window)
+        n_tail = len(self.tail)
+        outputs = self._call(bound, tokens)
+        self._store(bound.phase, outputs, tokens, 0)
         logits = outputs[LOGITS_OUTPUT]
         if not bound.phase.full_logits:
             return logits.reshape(1, -1)
-        return logits[0, len(window) - len(tokens) : len(window)]
+        return logits[0, n_tail : n_tail + len(tokens)]
+
+    def tree_rows(self) -> int:
+        """Return how many tokens a call of `feed_tree` takes, those of the tail included.
+
+        Raises HarnessError if the export returns the last token's logits only.
+        """
+        if not self.layout.full_logits:
+            raise HarnessError(
+                f"method '{self.layout.prefill.method}' returns the logits of the last token only: "
+                "lookahead decoding needs those of every token, as a single-method export has them"
+            )
+        return self.layout.prefill.input_len
+
+    def feed_tree(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
+        """Call the method with a tree of tokens; return the logits [len(tokens), vocab] of each.
+
+        `parents` has the index of each token's parent, which comes before it; -1 stands for the
+        last token that was fed. Nothing is stored until `keep`. Raises HarnessError for more tokens
+        than the method takes, and for an unknown token.
+        """
+        bound = self._bound["prefill"]
+        self.tree_rows()
+        self._require_callable(tokens, bound.phase)
+        first = len(self.tail)
+        after_tail = (first + parent for parent in parents)
+        outputs = self._call(bound, tokens, [*range(-1, first - 1), *after_tail])
+        self._tree = _Tree(tokens, outputs, first)
+        return outputs[LOGITS_OUTPUT][0, first : first + len(tokens)]
+
+    def keep(self, row: int) -> None:
+        """Feed the token of a row of the last `feed_tree`, from its outputs and without a call.
+
+        The rows must be a path: each is a child of the row that was kept before it. Raises
+        HarnessError without room, and if anything else was fed since.
+        """
+        if self._tree is None:
+            raise HarnessError("no tree was fed last, so none of its tokens can be kept")
+        self._require_room(1)
+        phase, tree = self._bound["prefill"].phase, self._tree
+        self._store(phase, tree.outputs, [tree.tokens[row]], tree.first + row)
 
     def _prefill(self, tokens: Sequence[int]) -> list[torch.Tensor]:
         if not tokens:
@@ -179,7 +242,7 @@ class Session:
         logits = []
         start = 0
         while start < len(tokens):
-            size = self.layout.prefill.input_len - len(self._tail)
+            size = self.layout.prefill.input_len - len(self.tail)
             logits.append(self.feed(tokens[start : start + size], "prefill"))
             start += size
         return logits
@@ -194,7 +257,10 @@ class Session:
 
     def _require_feedable(self, tokens: Sequence[int], phase: Phase) -> None:
         self._require_room(len(tokens))
-        longest = phase.input_len - len(self._tail)
+        self._require_callable(tokens, phase)
+
+    def _require_callable(self, tokens: Sequence[int], phase: Phase) -> None:
+        longest = phase.input_len - len(self.tail)
         if not 1 <= len(tokens) <= longest:
             raise HarnessError(
                 f"method '{phase.method}' takes 1 to {longest} tokens at position "
@@ -206,58 +272,25 @@ class Session:
                     f"token {token} is outside the model's vocabulary of {self.layout.vocab_size}"
                 )
 
-    def _arguments(self, bound: _Bound, window: list[int]) -> list[torch.Tensor]:
-        """Return the inputs in order; `window` starts at the first position that is not stored."""
-        phase, start = bound.phase, self._stored
-        bound.tokens.zero_()
-        bound.tokens[0, : len(window)] = torch.tensor(window, dtype=bound.tokens.dtype)
-        bound.last_valid_token_pos[0] = len(window) - 1
-        inputs = {
-            TOKENS_INPUT: bound.tokens,
-            phase.mask: bound.mask,
-            phase.cos: self._cos[start : start + phase.input_len],
-            phase.sin: self._sin[start : start + phase.input_len],
-        }
-        if phase.last_valid_token_pos is not None:
-            inputs[phase.last_valid_token_pos] = bound.last_valid_token_pos
-        for layer, cache in enumerate(phase.caches):
-            inputs[cache.k_in] = self._keys[layer]
-            inputs[cache.v_in] = self._values[layer]
-        return [inputs[index] for index in range(phase.n_inputs)]
+    def _call(
+        self, bound: BoundMethod, tokens: Sequence[int], parents: Sequence[int] | None = None
+    ) -> Sequence[torch.Tensor]:
+        """Call a method with the tail and with tokens after it."""
+        self._tree = None
+        self.calls += 1
+        return bound([*self.tail, *tokens], self._stored, self._caches, parents)
 
-    def _store(self, phase: Phase, outputs: Sequence[torch.Tensor], window: list[int]) -> None:
-        """Store the updates for which the caches have room; the rest of the window is the tail."""
-        count = min(len(window), self.layout.cache_len - self._stored)
-        for layer, cache in enumerate(phase.caches):
-            self._keys[layer] = self._write(self._keys[layer], outputs[cache.k_out], count)
-            self._values[layer] = self._write(self._values[layer], outputs[cache.v_out], count)
-        self._unmask(count)
+    def _store(
+        self, phase: Phase, outputs: Sequence[torch.Tensor], tokens: Sequence[int], first: int
+    ) -> None:
+        """Store the updates from row `first` on for which the caches have room.
+
+        Tokens for which they have none join the tail.
+        """
+        self._tokens += tokens
+        count = min(self.position, self.layout.cache_len) - self._stored
+        self._caches.store(phase, outputs, self._stored, first, count)
         self._stored += count
-        self._tail = window[count:]
-
-    def _write(self, cache: torch.Tensor, update: torch.Tensor, count: int) -> torch.Tensor:
-        """Write the first `count` positions; return the cache, widened if the update is wider."""
-        cache = cache.to(torch.promote_types(cache.dtype, update.dtype))
-        cache[:, :, self._stored : self._stored + count] = update[:, :, :count]
-        return cache
-
-    def _unmask(self, count: int) -> None:
-        """Show `count` more positions of the caches to all later steps, in both phases."""
-        for bound in self._bound.values():
-            bound.mask[..., self._stored : self._stored + count] = 0
-
-
-def _bind(methods: Mapping[str, Method], phase: Phase) -> _Bound:
-    n = phase.input_len
-    mask = torch.full((1, n, phase.cache_len + n), float("-inf"), dtype=DTYPES[phase.mask_dtype])
-    mask[..., phase.cache_len :] = torch.full((n, n), float("-inf")).triu(diagonal=1)
-    return _Bound(
-        phase=phase,
-        method=methods[phase.method],
-        tokens=torch.zeros(1, n, dtype=DTYPES[phase.tokens_dtype]),
-        mask=mask,
-        last_valid_token_pos=torch.zeros(1, dtype=torch.int64),
-    )
 
 
 def _refuse_states(artifact: Artifact) -> None:

@@ -29,10 +29,15 @@ def small_config(n_layers: int = 2) -> ModelConfig:
     )  # fmt: skip
 
 
-def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
+def random_weights(config: ModelConfig, layers: float = 1.0) -> dict[str, torch.Tensor]:
+    """Return seeded weights; those of the layers are multiplied by `layers`.
+
+    With a small `layers`, the next token depends on the last one most, so that text repeats itself.
+    """
     generator = torch.Generator().manual_seed(1)
     return {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64) * 0.5
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        * (0.5 * layers if name.startswith("layers.") else 0.5)
         for name, shape in config.weight_shapes.items()
     }
 
@@ -75,11 +80,16 @@ class EagerModel:
 
 
 def eager_model(
-    mode: str, input_len: int, context: int, n_layers: int = 2, dtype: torch.dtype = torch.float64
+    mode: str,
+    input_len: int,
+    context: int,
+    n_layers: int = 2,
+    dtype: torch.dtype = torch.float64,
+    layers: float = 1.0,
 ) -> EagerModel:
     """Return a random model, the same in both modes, declared fp16 and computing in `dtype`."""
     config = small_config(n_layers)
-    weights = random_weights(config)
+    weights = random_weights(config, layers)
     model = StaticModel(config, weights, dtype)
     tables = [table.numpy() for table in rope_tables(config, context)]
     constants: Constants = {

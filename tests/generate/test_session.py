@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
+from harness.generate.caches import Slots
 from harness.generate.session import Session
 from tests.generate.eager_llama import VOCAB, EagerModel, eager_model
 
@@ -129,12 +130,15 @@ def test_an_fp16_export_carried_wider_keeps_its_caches_wide() -> None:
 def test_buffers_are_written_in_place_and_calls_are_no_more_than_needed(model: EagerModel) -> None:
     session = model.session()
     session.prefill(sequence(6))
-    addresses = [cache.data_ptr() for cache in (*session._keys, *session._values)]
+    caches = session._caches
+    addresses = [cache.data_ptr() for cache in (*caches.keys, *caches.values)]
     session.decode(1)
+    assert session.calls == 2 + 1
     session.reset()
     session.decode(1)
-    assert addresses == [cache.data_ptr() for cache in (*session._keys, *session._values)]
+    assert addresses == [cache.data_ptr() for cache in (*caches.keys, *caches.values)]
     assert sum(method.calls for method in model.methods.values()) == 2 + 2
+    assert session.calls == 1
 
 
 def test_a_prompt_longer_than_the_context_is_refused(model: EagerModel) -> None:
@@ -167,44 +171,83 @@ def test_a_chunk_longer_than_the_method_is_refused(model: EagerModel) -> None:
         model.session().feed(sequence(5), "prefill")
 
 
-class MaskThatNeverChanges(Session):
+@pytest.mark.parametrize("back", range(CONTEXT + 1))
+def test_a_sequence_that_is_rewound_goes_on_like_a_new_one(model: EagerModel, back: int) -> None:
+    session, tokens, other = model.session(), sequence(CONTEXT, seed=5), sequence(CONTEXT, seed=6)
+    session.prefill(tokens)
+    session.rewind(back)
+    joined = [*tokens[:back], *other[back:]]
+    assert_caches_equal_the_oracle(session, model, joined[:back]) if back else None
+    expected, _, _ = model.oracle(torch.tensor(joined))
+    for position in range(back, CONTEXT):
+        assert session.position == position
+        assert_close(session.decode(joined[position]), expected[position])
+    assert_caches_equal_the_oracle(session, model, joined)
+
+
+@pytest.mark.parametrize("position", [-1, 7])
+def test_a_session_can_only_be_rewound_to_where_it_was(model: EagerModel, position: int) -> None:
+    session = model.session()
+    session.prefill(sequence(6))
+    with pytest.raises(HarnessError, match=f"position {position} is not from 0 to 6"):
+        session.rewind(position)
+    assert session.position == 6
+
+
+def test_sessions_on_the_same_methods_do_not_disturb_each_other(model: EagerModel) -> None:
+    layout = model.session().layout
+    texts = {Session(model.methods, layout): sequence(CONTEXT, seed) for seed in (7, 8, 9)}
+    for position in range(CONTEXT):
+        for session, tokens in texts.items():
+            expected, _, _ = model.oracle(torch.tensor(tokens[: position + 1]))
+            assert_close(session.decode(tokens[position]), expected[-1])
+    for session, tokens in texts.items():
+        assert_caches_equal_the_oracle(session, model, tokens)
+
+
+_SEEN, _WRITE = Slots.seen, Slots.write
+
+
+def mask_that_never_changes(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
     """ExecuTorch 9101: the step that opens the mask has no effect."""
-
-    def _unmask(self, count: int) -> None:
-        pass
+    return torch.zeros(len(positions), slots.length, dtype=torch.bool)
 
 
-class MaskOneShort(Session):
-    def _unmask(self, count: int) -> None:
-        super()._unmask(count - 1)
+def mask_one_short(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
+    return _SEEN(slots, positions) & (slots.held[0, 0] != slots.held.max())
 
 
-class PaddingInTheCache(Session):
-    """ExecuTorch 21384: the whole chunk is stored and made visible, including its padding."""
-
-    def _unmask(self, count: int) -> None:
-        room = self.layout.cache_len - self._stored
-        super()._unmask(min(self.layout.prefill.input_len, room))
+def padding_is_seen(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
+    """ExecuTorch 21384: the whole chunk is made visible, including its padding."""
+    chunks = -(-int((slots.held >= 0).sum()) // INPUT_LEN)
+    return (torch.arange(slots.length) < chunks * INPUT_LEN).expand(len(positions), -1)
 
 
-class CacheOneLate(Session):
-    def _write(self, cache: torch.Tensor, update: torch.Tensor, count: int) -> torch.Tensor:
-        return super()._write(cache, update.roll(1, dims=2), count)
+def cache_one_late(slots: Slots, cache: torch.Tensor, update: torch.Tensor, position: int) -> None:
+    rows = update if cache is slots.held else update.roll(1, dims=2)
+    _WRITE(slots, cache, rows, position)
+
+
+BROKEN = [
+    ("seen", mask_that_never_changes),
+    ("seen", mask_one_short),
+    ("seen", padding_is_seen),
+    ("write", cache_one_late),
+]
+
+
+@pytest.mark.parametrize(("name", "broken"), BROKEN)
+def test_a_broken_session_differs_from_the_oracle(
+    model: EagerModel, name: str, broken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slots, name, broken)
+    with pytest.raises(AssertionError, match="not close"):
+        follow(model.session(), model, sequence(10), [4, 3, 1, 1, 1])
 
 
 class ResetThatKeepsTheMask(Session):
     def reset(self) -> None:
-        self._stored, self._tail = 0, []
-
-
-BROKEN = [MaskThatNeverChanges, MaskOneShort, PaddingInTheCache, CacheOneLate]
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_session_differs_from_the_oracle(model: EagerModel, broken: type[Session]) -> None:
-    session = broken(model.methods, model.session().layout)
-    with pytest.raises(AssertionError, match="not close"):
-        follow(session, model, sequence(10), [4, 3, 1, 1, 1])
+        self._stored, self._tokens = 0, []
 
 
 def test_a_reset_that_leaks_the_last_prompt_differs_from_the_oracle(model: EagerModel) -> None:

@@ -300,6 +300,21 @@ def test_text_ends_at_the_context_and_a_longer_prompt_is_refused(artifact):
         session.prefill([64])
 
 
+@pytest.mark.parametrize("name", ["cached.pte", "ranged.mlpackage"])
+def test_a_session_that_is_rewound_goes_on_like_a_new_one(artifact, name):
+    made, runtime = open_artifact(artifact(name)[0]), get_runtime("mil:widen")
+    session, new = open_session(made, runtime), open_session(made, runtime)
+    session.prefill([5, 17, 60, 3, 22])
+    session.rewind(3)
+    new.prefill([5, 17, 60])
+    assert (session.position, session.room) == (new.position, new.room)
+    for token in (9, 33):
+        torch.testing.assert_close(session.decode(token), new.decode(token))
+    assert session.calls > new.calls
+    with pytest.raises(HarnessError, match="position 6 is not from 0 to 5"):
+        session.rewind(6)
+
+
 @pytest.mark.parametrize("name", ["cached.pte", "optimum.pte"])
 def test_a_golden_file_keeps_what_a_checkpoint_gives(artifact, check, source, name, tmp_path):
     path, file = artifact(name)[0], tmp_path / "golden.safetensors"
