@@ -7,15 +7,15 @@ Files beside the vocabulary's own file complete it: `tokenizer_config.json` (`bo
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from harness.errors import HarnessError
-from harness.generate.vocabulary import Vocabulary, read_bounded, read_vocabulary
+from harness.generate.isolated import IsolatedVocabulary, render_chat
+from harness.generate.vocabulary import Vocabulary
+from harness.reading import parse_json, read_file
 
 MAX_SETTINGS_BYTES = 8 << 20  # bytes; tokenizer_config.json repeats every added token
 MAX_TEMPLATE_BYTES = 256 << 10
@@ -59,7 +59,7 @@ class Tokenizer:
                 "chat_template.jinja): run without --chat"
             )
         message = {"role": "user", "content": _require_utf8(text)}
-        rendered = _render_chat(self.chat_template, [message], dict(self.special_tokens))
+        rendered = render_chat(self.chat_template, [message], self.special_tokens)
         return self.vocabulary.encode(_require_utf8(rendered), parse_special=True)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -80,7 +80,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     that name tokens which the vocabulary lacks.
     """
     path = _tokenizer_file(Path(path))
-    vocabulary = read_vocabulary(path)
+    vocabulary = IsolatedVocabulary(path)
     settings = _read_settings(path.parent / "tokenizer_config.json")
     generation = _read_settings(path.parent / "generation_config.json")
     special = {
@@ -130,8 +130,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        settings = json.loads(read_bounded(path, MAX_SETTINGS_BYTES))
-    except (ValueError, RecursionError) as error:
+        settings = parse_json(read_file(path, MAX_SETTINGS_BYTES, "a file of a tokenizer"))
+    except ValueError as error:
         raise HarnessError(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):
         raise HarnessError(f"{path}: must hold a JSON object")
@@ -172,7 +172,8 @@ def _end_ids(generation: Mapping[str, Any], vocabulary: Vocabulary, path: Path) 
 def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     file = path.parent / "chat_template.jinja"
     if file.is_file():
-        template: object = read_bounded(file, MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
+        data = read_file(file, MAX_TEMPLATE_BYTES, "a chat template")
+        template: object = data.decode("utf-8", errors="replace")
     else:
         template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
@@ -193,36 +194,3 @@ def _require_utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise HarnessError("the prompt is not valid UTF-8: check the terminal's encoding") from None
     return text
-
-
-def _render_chat(template: str, messages: list[Message], special_tokens: dict[str, str]) -> str:
-    """Render messages in a model's chat format, up to the beginning of the answer.
-
-    The template has the names of Hugging Face's `apply_chat_template`: `messages`,
-    `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`, and a
-    `tojson` that does not escape for HTML. Raises HarnessError with the template's own error.
-    """
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, **special_tokens
-        )
-    except Exception as error:  # a template's expressions may raise any exception
-        raise HarnessError(
-            f"the tokenizer's chat template cannot be rendered: {error}; run without --chat"
-        ) from error
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> NoReturn:
-    raise ValueError(message)
