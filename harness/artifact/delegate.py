@@ -14,7 +14,6 @@ Sources: ExecuTorch's `runtime/delegate/coreml_backend_delegate.mm`, `coreml_pre
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +24,6 @@ from harness.artifact.limits import MAX_METADATA_BYTES, MAX_REFERENCE_BYTES
 from harness.artifact.mapped import SubFiles
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
-from harness.reading import parse_json
-from harness.text import listed
 
 BACKEND = "CoreMLBackend"
 METADATA, PACKAGE = "metadata.json", "model.mlpackage"
@@ -51,8 +48,8 @@ def parse_reference(data: memoryview, what: str) -> Reference | None:
     if bytes(data[:4]) != REFERENCE_MAGIC:
         return _parse_draft(data, what)
     try:
-        content = parse_json(data[4:MAX_REFERENCE_BYTES])
-    except ValueError:
+        content = json.loads(bytes(data[4:MAX_REFERENCE_BYTES]))
+    except (ValueError, RecursionError):
         content = None
     match content:
         case {"version": 1, "key": str(key)}:
@@ -121,7 +118,7 @@ class ModelMetadata:
         methods = self.methods or {}
         if name not in methods:
             raise ArtifactError(
-                f"{what}: metadata.json has no method '{name}', only {listed(sorted(methods))}"
+                f"{what}: metadata.json has no method '{name}', only {', '.join(sorted(methods))}"
             )
         return methods[name]
 
@@ -148,8 +145,8 @@ def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
             f"{what}: metadata.json has {len(data)} bytes; {MAX_METADATA_BYTES} are allowed"
         )
     try:
-        content = parse_json(data)
-    except ValueError as error:
+        content = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{what}: metadata.json is not JSON ({error})") from None
     match content:
         case {"methods": {**methods}, "identifier": str(identifier), **rest} if methods:
@@ -159,8 +156,8 @@ def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
             default = rest.get("default_method")
             if default is not None and (not isinstance(default, str) or default not in parsed):
                 raise ArtifactError(
-                    f"{what}: metadata.json's default_method is {default!r:.200}, "
-                    f"but its methods are {listed(sorted(parsed))}"
+                    f"{what}: metadata.json's default_method is {default!r}, "
+                    f"but its methods are {', '.join(sorted(parsed))}"
                 )
             return ModelMetadata(identifier, methods=parsed, default_method=default)
         case {"inputNames": list(), "outputNames": list(), "identifier": str(identifier)}:
@@ -177,10 +174,11 @@ def _parse_method(content: Any, what: str) -> MethodMetadata:
             for key, names in (("inputNames", inputs), ("outputNames", outputs)):
                 if not all(isinstance(name, str) for name in names):
                     raise ArtifactError(f"{what}: metadata.json's {key} must hold names only")
-                if twice := [name for name, count in Counter(names).items() if count > 1]:
+                if len(set(names)) != len(names):
+                    twice = sorted({name for name in names if names.count(name) > 1})
                     raise ArtifactError(
-                        f"{what}: metadata.json's {key} names {listed(sorted(twice))} twice; "
-                        "arguments are passed by these names, so each must occur once"
+                        f"{what}: metadata.json's {key} names {', '.join(twice)} twice; arguments "
+                        "are passed by these names, so each must occur once"
                     )
             return MethodMetadata(tuple(inputs), tuple(outputs))
     raise ArtifactError(f"{what}: metadata.json needs lists 'inputNames' and 'outputNames'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,11 +168,10 @@ def _function_facts(package: Package, name: str) -> FunctionFacts:
     produced = {o.name: o.type for op in block.operations for o in op.outputs}
     operations = Counter(op.type for op in block.operations)
     states = package.states(name)
-    stateful = frozenset(states)
     return FunctionFacts(
         name=name,
         opset=function.opset,
-        inputs=tuple(_tensor(n, t) for n, t in declared.items() if n not in stateful),
+        inputs=tuple(_tensor(n, t) for n, t in declared.items() if n not in states),
         states=tuple(_tensor(n, declared[n].stateType.wrappedType) for n in states),
         outputs=tuple(_tensor(n, (declared | produced).get(n)) for n in block.outputs),
         operations=dict(operations.most_common()),
@@ -217,3 +217,16 @@ def duplicate_bytes(package: Package) -> int:
     }
     contents = {(b.dtype, hashlib.sha256(b.data).digest()): len(b.data) for b in blobs.values()}
     return sum(len(blob.data) for blob in blobs.values()) - sum(contents.values())
+
+
+def content_digest(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 and the bytes of a file, or of the names and contents of a folder's."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+    digest, size = hashlib.sha256(), 0
+    for member in sorted(member for member in path.rglob("*") if member.is_file()):
+        content, length = content_digest(member)
+        digest.update(f"{member.relative_to(path).as_posix()!r} {content}\n".encode())
+        size += length
+    return digest.hexdigest(), size

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.artifact.limits import MAX_TREE_BYTES, MAX_TREE_DEPTH
-from harness.artifact.mapped import cut, require_distinct
+from harness.artifact.mapped import cut
 from harness.errors import ArtifactError
 
 _FILE, _FOLDER = 0, 1  # the kinds of node
@@ -57,7 +57,6 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
     walk(len(nodes) - 1, ())
     if sum(map(len, files.values())) > len(data):
         raise ArtifactError(f"{what}: its files overlap; it is damaged")
-    require_distinct(files, what)
     return dict(sorted(files.items(), key=lambda item: offsets[item[0]]))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import mmap
 import stat
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness.artifact.limits import MAX_PACKAGE_FILES
@@ -54,21 +53,6 @@ def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
     return data[offset : offset + size]
 
 
-def require_distinct(paths: Iterable[str], what: str) -> None:
-    """Raise ArtifactError, naming `what`, for two paths that are one on a Mac.
-
-    Its file systems ignore case and the composition of accents, unless somebody chose otherwise.
-    """
-    seen: dict[str, str] = {}
-    for path in paths:
-        other = seen.setdefault(unicodedata.normalize("NFD", path.casefold()), path)
-        if other != path:
-            raise ArtifactError(
-                f"{what}: its files {other!r} and {path!r} differ in case or accents only: "
-                "on a Mac, one replaces the other; rename one"
-            )
-
-
 class FolderFiles(Mapping[str, memoryview]):
     """The regular files below a folder by path, each mapped when it is first read.
 
@@ -84,7 +68,6 @@ class FolderFiles(Mapping[str, memoryview]):
         except OSError as error:
             raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
         self._paths = {path.relative_to(folder).as_posix(): path for path in paths}
-        require_distinct(self._paths, str(folder))
 
     def __getitem__(self, name: str) -> memoryview:
         if name not in self._mapped:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,6 @@ from harness.artifact.limits import MAX_MANIFEST_BYTES
 from harness.artifact.mapped import FolderFiles, is_folder
 from harness.artifact.proto import parse_model
 from harness.errors import ArtifactError
-from harness.reading import parse_json
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Block, Function, Value
@@ -68,9 +66,9 @@ class Package:
         if manifest is None:
             raise ArtifactError(f"{self.what}: not an .mlpackage (no Manifest.json)")
         try:
-            content = parse_json(manifest[:MAX_MANIFEST_BYTES])
+            content = json.loads(bytes(manifest[:MAX_MANIFEST_BYTES]))
             path = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ArtifactError(f"{self.what}: Manifest.json names no root model") from None
         if f"Data/{path}" not in self.files:
             raise ArtifactError(f"{self.what}: Manifest.json names '{path}', which does not exist")
@@ -103,7 +101,7 @@ class Package:
         is not multifunction describes its only function, or of several the default one.
         """
         if self.is_multifunction:
-            count = len(self._descriptions.get(function, ()))
+            count = sum(entry.name == function for entry in self.model.description.functions)
         else:
             count = int(function == self.default_function or len(self.functions) == 1)
         if count != 1:
@@ -111,15 +109,7 @@ class Package:
                 f"{self.what}: its function '{function}' is described {count} times, not once; "
                 "convert the model again"
             )
-        return self._descriptions[function][0] if self.is_multifunction else self.model.description
-
-    @cached_property
-    def _descriptions(self) -> Mapping[str, Sequence[FunctionDescription]]:
-        """The descriptions of each function by name; there should be one."""
-        found: defaultdict[str, list[FunctionDescription]] = defaultdict(list)
-        for entry in self.model.description.functions:
-            found[entry.name].append(entry)
-        return found
+        return described(self.model.description, function)
 
     def operations(self, function: str) -> Block:
         """Return the block that a function has for its opset.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from harness import __version__
 from harness.cli import (
+    bench,
     bisect,
     check,
     export,
@@ -24,6 +25,7 @@ from harness.cli import (
     results,
     run,
     shim,
+    text,
 )
 from harness.cli.output import checked_output, discard_output, hush_libraries
 from harness.cli.progress import Progress
@@ -114,10 +116,22 @@ COMMANDS = {
         run.run,
         artifacts=("file",),
     ),
+    "text": Command(
+        "measure perplexity, and divergence from the oracle, on a text",
+        text.add_arguments,
+        text.run,
+        artifacts=("file",),
+    ),
+    "lm-eval": Command(
+        "run tasks of lm-evaluation-harness on an artifact",
+        text.add_lm_eval_arguments,
+        text.lm_eval,
+        passes_on=True,
+    ),
     "bench": Command(
         "time load, prefill and decode, and measure memory",
-        run.add_bench_arguments,
-        run.bench,
+        bench.add_arguments,
+        bench.run,
         artifacts=("file",),
     ),
     "gate": Command(
@@ -158,11 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parsed(argv)
     command = COMMANDS[args.command]
     try:
-        if not command.passes_on:
-            _require_words(argv)
         with (
             Progress(command.description, args.quiet) as args.progress,
-            checked_output(args.progress.hide, exactly=command.passes_on),
+            checked_output(args.progress.hide),
         ):
             if not args.verbose:
                 hush_libraries()
@@ -170,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return command.run(args)
     except HarnessError as error:
         # A name in a hostile file must not reach the terminal as control characters.
-        sentence = printable(str(error))
+        sentence = printable(str(error), keep="\n")
         print(f"harness {args.command}: {sentence}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
@@ -184,17 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return HarnessError.exit_status
 
 
-def _require_words(argv: Sequence[str]) -> None:
-    """Raise HarnessError for an empty argument, as of a shell's unset variable, and for NUL."""
-    for before, word in zip(["", *argv], argv, strict=False):
-        option, equals, value = word.partition("=")
-        if not word or (option.startswith("--") and equals and not value):
-            name = option or (before if before.startswith("-") else "an argument")
-            raise HarnessError(f"{name} is empty: give a value, or leave it out")
-        if "\0" in word:
-            raise HarnessError(f"{word}: no path or name can hold NUL")
-
-
 def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
     """Put paths in the place of subjects' names, and their files where the user gave none.
 
@@ -205,6 +206,8 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
         word = getattr(args, name)
         if Path(word).is_file() or Path(word).suffix == ".mlpackage":
             continue
+        if not str(word):
+            raise HarnessError("the name of a file or subject is empty")
         from harness.fixtures.subjects import locate
 
         if (found := locate(str(word), args.progress)) is None:

@@ -1,7 +1,7 @@
-"""`harness run` and `harness bench`: execute an artifact, for its text or for its times.
+"""`harness run`: continue prompts with an artifact.
 
-The text is printed as it comes. Standard output holds the text only, or with `--json` one object;
-standard error holds the rest. Times are those of one runtime, or of several in turn.
+The text is printed as it comes. Standard output holds the texts only, or with `--json` one object
+for each prompt; standard error holds the rest. Each prompt starts from empty caches.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.output import print_exactly
 from harness.errors import HarnessError
-from harness.text import harmless, printable
+from harness.text import clip
 
 if TYPE_CHECKING:
     from harness.generate import GeneratedToken
     from harness.generate.calls import CallSession
+    from harness.generate.lookahead import Lookahead
     from harness.generate.session import Session
     from harness.generate.tokenizer import Tokenizer
 
 INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
+_SHOWN = 60  # characters of a prompt, before the text of each of several
 
 # Option, the condition that it must meet, and the condition in words. NaN meets none.
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -36,77 +38,131 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 _FINISH = {
     "stop_token": "the model ended its text",
+    "stop_text": "a text of --stop",
     "max_new_tokens": "the number of tokens asked for",
     "context": "the context is full",
     "interrupted": "interrupted",
 }
 
 
-_MEMORY = (
-    ("peak_memory_bytes", "peak MB", 1e6),
-    ("memory_before_load_bytes", "of them libraries", 1e6),
-)
-# A figure's key in the JSON, the title of its column, and the divisor of the column's numbers. The
-# baseline's name takes the place of {}.
-_COLUMNS = (
-    ("load_ms", "load ms", 1),
-    ("prefill_ms_per_token", "prefill ms/token", 1),
-    ("decode_ms_per_token", "decode ms/token", 1),
-    ("decode_tokens_per_second", "tokens/s", 1),
-    ("decode_speed_over_{}", "times {}", 1),
-    *_MEMORY,
-)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "file",
         metavar="FILE",
         help="a .pte, an exported folder or an .mlpackage of a language model",
     )
-    parser.add_argument(
+    add(
         "--tokenizer",
         metavar="T",
-        help="its file, or a folder; needed unless FILE is a subject's name",
+        help="tokenizer.json, tokenizer.model, or their folder; needed unless FILE is a subject's "
+        "name",
     )
-    parser.add_argument("--prompt", required=True, metavar="S", help="the text to continue")
-    parser.add_argument("--chat", action="store_true", help="put S into the model's chat format")
-    parser.add_argument("--runtime", metavar="R", help="what executes it")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: greedy")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling")
-    parser.add_argument("--json", action="store_true", help="print one object instead of the text")
+    repeated: dict[str, Any] = {"action": "append", "default": []}
+    add("--prompt", **repeated, metavar="S", help="a text to continue; may be repeated")
+    add(
+        "--prompts",
+        **repeated,
+        metavar="F",
+        help="a file with a prompt in each line, or '-': standard input; in a .jsonl file, a line "
+        'is a JSON string or {"prompt": "..."}, so that a prompt may have line breaks',
+    )
+    add("--chat", action="store_true", help="put each prompt into the model's chat format")
+    add("--runtime", metavar="R", help="what executes it")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="of each prompt (128)")
+    add(
+        "--stop",
+        **repeated,
+        metavar="S",
+        help="end at this text and do not print it; may be repeated",
+    )
+    add(
+        "--lookahead",
+        metavar="N,W,G",
+        help="decode several tokens in one call: the n-gram size, the window, and the number of "
+        "n-grams to verify; greedy, and for full-logit artifacts (single)",
+    )
+    add("--temperature", type=float, default=0.0, metavar="X", help="0: greedy")
+    add("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling")
+    add("--seed", type=int, default=0, metavar="N", help="of the sampling, for each prompt")
+    add(
+        "--stats",
+        choices=("line", "json"),
+        default="line",
+        help="speeds on standard error, for each prompt: a line, or a JSON object",
+    )
+    add("--json", action="store_true", help="print an object for each prompt instead of its text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate text; return 0, or 130 when interrupted."""
+    """Generate text for each prompt; return 0, or 130 when interrupted."""
     for name, holds, sentence in _BOUNDS:
         value = getattr(args, name)
         if not holds(value):
             raise HarnessError(f"--{name.replace('_', '-')} must be {sentence}, not {value}")
-    if not args.prompt:
+    if "" in args.stop:
+        raise HarnessError("--stop is empty: give the text that ends the generation")
+    if "" in args.prompt:
         raise HarnessError("--prompt is empty: give the text to continue")
+    prompts = [*args.prompt, *_read_prompts(args.prompts)]
+    if not prompts:
+        raise HarnessError("no prompt: give --prompt TEXT, or --prompts FILE with a line or more")
     if args.tokenizer is None:
         raise HarnessError(
             "--tokenizer is needed: give the model's tokenizer.json or its folder, or declare the "
             "tokenizer of a subject in harness.toml"
         )
+    from harness.generate.lookahead import Lookahead
     from harness.generate.tokenizer import check_vocabulary, load_tokenizer
 
-    tokenizer = load_tokenizer(args.tokenizer)
-    prompt = tokenizer.encode_chat(args.prompt) if args.chat else tokenizer.encode(args.prompt)
+    lookahead = None if args.lookahead is None else Lookahead.parse(args.lookahead)
+    tokenizer = load_tokenizer(args.tokenizer).stopping_at(args.stop)
+    encode = tokenizer.encode_chat if args.chat else tokenizer.encode
+    tokens = [encode(prompt) for prompt in prompts]
     session, runtime = _open(args)
+    _check_lengths(tokens, session)
     args.progress.hide()  # text follows, piece by piece
     _warn(check_vocabulary(tokenizer, session.layout.vocab_size))
     _warn(_crossed(session))
-    result = _generate(args, session, tokenizer, prompt)
-    if args.json:
-        print(json.dumps({"file": args.file, "runtime": runtime, **result.facts(session)}))
-    else:
-        print(f"\n{result.summary(runtime)}", file=sys.stderr)
-    return INTERRUPTED if result.finish == "interrupted" else 0
+    for number, prompt in enumerate(prompts):
+        if number:
+            session.reset()
+        if len(prompts) > 1 and not args.json:
+            said = clip(json.dumps(prompt, ensure_ascii=False), _SHOWN)
+            print(f"prompt {number + 1} of {len(prompts)}: {said}", file=sys.stderr, flush=True)
+        result = _Result(tokens[number], runtime)
+        result.take(_generate(args, session, tokenizer, tokens[number], lookahead), session, args)
+        _report(args, result, session, number, len(prompts))
+        if result.finish == "interrupted":
+            return INTERRUPTED
+    return 0
+
+
+def _read_prompts(files: list[str]) -> Iterator[str]:
+    """Yield the prompts of files; lines that are blank have none."""
+    from harness.generate.tokenizer import read_text
+
+    for file in files:
+        lines = read_text(file, "a file of prompts").split("\n")
+        count = 0
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                count += 1
+                plain = not file.endswith(".jsonl")
+                yield line.rstrip("\r") if plain else _json_prompt(line, f"{file}, line {number}")
+        if not count:
+            raise HarnessError(f"{file}: it has no prompt: write one in each line")
+
+
+def _json_prompt(line: str, where: str) -> str:
+    try:
+        match json.loads(line):
+            case str(text) | {"prompt": str(text)} if text:
+                return text
+    except (ValueError, RecursionError) as error:
+        raise HarnessError(f"{where}: not JSON: {error}") from None
+    raise HarnessError(f'{where}: write a JSON string or {{"prompt": "..."}}, which is not empty')
 
 
 def _open(args: argparse.Namespace) -> tuple[Session | CallSession, str]:
@@ -119,87 +175,154 @@ def _open(args: argparse.Namespace) -> tuple[Session | CallSession, str]:
     return open_session(artifact, runtime), runtime.name
 
 
+def _check_lengths(prompts: list[list[int]], session: Session | CallSession) -> None:
+    """Raise HarnessError before any text is generated if a prompt cannot be fed."""
+    for number, prompt in enumerate(prompts, 1):
+        which = f"prompt {number} of {len(prompts)}: " if len(prompts) > 1 else ""
+        if not prompt:
+            raise HarnessError(f"{which}the prompt is empty: it has no tokens to feed")
+        if len(prompt) > session.room:
+            raise HarnessError(
+                f"{which}a prompt of {len(prompt)} tokens is longer than the model's context of "
+                f"{session.room}: shorten it, or export with a longer context"
+            )
+
+
 def _generate(
     args: argparse.Namespace,
     session: Session | CallSession,
     tokenizer: Tokenizer,
     prompt: list[int],
-) -> _Result:
+    lookahead: Lookahead | None,
+) -> Iterator[tuple[str, GeneratedToken, bool]]:
+    """Yield the text that each token completes, the token, and whether a stop text came."""
     from harness.generate import generate_text, make_sampler
+    from harness.generate.tokenizer import StopTexts
 
-    result = _Result(prompt)
+    stops = StopTexts(args.stop)
     sampler = make_sampler(args.temperature, args.top_p, args.seed)
-    try:
-        for text, step in generate_text(session, tokenizer, prompt, args.max_new_tokens, sampler):
-            result.add(step, text)
-            if not args.json:
-                _print_now(text)
-    except KeyboardInterrupt:
-        result.finish = "interrupted"
-    return result
+    pieces = generate_text(session, tokenizer, prompt, args.max_new_tokens, sampler, lookahead)
+    for piece, step in pieces:
+        text = stops.push(piece) + (stops.end() if step.finish else "")
+        yield text, step, stops.found
+        if stops.found:
+            return
 
 
 @dataclass
 class _Result:
-    """The generated tokens and text, and the seconds of each step."""
+    """The generated tokens and text of a prompt, and the seconds and calls of its steps.
+
+    `first_token` is the time from the prompt to the first token, in seconds.
+    """
 
     prompt: list[int]
+    runtime: str
     tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
+    first_token: float | None = None
+    prefill_calls: int = 0
+    calls: int = 0
 
-    def add(self, step: GeneratedToken, text: str) -> None:
-        self.tokens.append(step.token)
-        self.seconds.append(step.seconds)
-        self.finish = step.finish
-        self.text += text
+    def take(
+        self,
+        pieces: Iterator[tuple[str, GeneratedToken, bool]],
+        session: Session | CallSession,
+        args: argparse.Namespace,
+    ) -> None:
+        """Add all pieces, and print each at once unless an object is printed at the end."""
+        start = time.perf_counter()
+        try:
+            for text, step, is_stopped in pieces:
+                if self.first_token is None:
+                    self.first_token = time.perf_counter() - start
+                    self.prefill_calls = session.calls
+                self.tokens.append(step.token)
+                self.seconds.append(step.seconds)
+                self.text += text
+                self.finish = "stop_text" if is_stopped else step.finish
+                if not args.json:
+                    _print_now(text)
+        except KeyboardInterrupt:
+            self.finish = "interrupted"
+        self.calls = session.calls
 
-    def speeds(self) -> dict[str, dict[str, float | int | None]]:
-        """Return tokens, seconds and speed of prefill and decode; None where nothing ran."""
+    def stats(self) -> dict[str, Any]:
+        """Return the speeds; None where nothing ran.
+
+        `tokens_per_call` counts the tokens and calls of decoding, those after the first token.
+        """
+        decoded, calls = len(self.tokens[1:]), self.calls - self.prefill_calls
         runs = {
             "prefill": (len(self.prompt) if self.seconds else 0, sum(self.seconds[:1])),
-            "decode": (len(self.seconds[1:]), sum(self.seconds[1:])),
+            "decode": (decoded, sum(self.seconds[1:])),
         }
         return {
-            phase: {
-                "tokens": tokens,
-                "seconds": seconds,
-                "tokens_per_second": tokens / seconds if tokens else None,
-                "ms_per_token": 1000 * seconds / tokens if tokens else None,
-            }
-            for phase, (tokens, seconds) in runs.items()
+            "time_to_first_token_seconds": self.first_token,
+            **{
+                phase: {
+                    "tokens": tokens,
+                    "seconds": seconds,
+                    "tokens_per_second": tokens / seconds if tokens else None,
+                    "ms_per_token": 1000 * seconds / tokens if tokens else None,
+                }
+                for phase, (tokens, seconds) in runs.items()
+            },
+            "calls": self.calls,
+            "tokens_per_call": decoded / calls if decoded and calls else None,
         }
 
-    def facts(self, session: Session | CallSession) -> dict[str, Any]:
-        """Return the object of `--json`, without the file and the runtime."""
-        return {
-            "mode": session.layout.mode,
-            "context": session.layout.context,
-            "prompt_tokens": self.prompt,
-            "tokens": self.tokens,
-            "text": self.text,
-            "finish": self.finish,
-            **self.speeds(),
-        }
-
-    def summary(self, runtime: str) -> str:
+    def summary(self) -> str:
         """Return the last line: the speed of both phases, and why the text ended."""
-        speeds = []
-        for phase, speed in self.speeds().items():
-            if speed["tokens"]:
-                speeds.append(
+        stats = self.stats()
+        parts = []
+        for phase in ("prefill", "decode"):
+            if (speed := stats[phase])["tokens"]:
+                parts.append(
                     f"{phase} {speed['tokens']} tokens, {speed['tokens_per_second']:.1f} tokens/s "
                     f"({speed['ms_per_token']:.2f} ms/token)"
                 )
+        if (ratio := stats["tokens_per_call"] or 0) > 1:
+            parts.append(f"{ratio:.2f} tokens per call")
         ended = f"ended: {_FINISH[self.finish or 'interrupted']}"
-        return "; ".join([f"{runtime}: {', '.join(speeds) or 'nothing ran'}", ended])
+        return "; ".join([f"{self.runtime}: {', '.join(parts) or 'nothing ran'}", ended])
+
+
+def _report(
+    args: argparse.Namespace,
+    result: _Result,
+    session: Session | CallSession,
+    number: int,
+    count: int,
+) -> None:
+    """Print what is known of a prompt once its text has ended."""
+    facts = {"prompt": number + 1, "runtime": result.runtime, "finish": result.finish}
+    whole = {
+        "file": args.file,
+        **facts,
+        "mode": session.layout.mode,
+        "context": session.layout.context,
+        "prompt_tokens": result.prompt,
+        "tokens": result.tokens,
+        "text": result.text,
+        **result.stats(),
+    }
+    if args.json:
+        print(json.dumps(whole), flush=True)
+    else:  # the text has no line break at its end
+        print(file=sys.stdout if count > 1 else sys.stderr, flush=True)
+    if args.stats == "json":
+        print(json.dumps({**facts, **result.stats()}), file=sys.stderr)
+    elif not args.json:
+        print(result.summary(), file=sys.stderr)
 
 
 def _print_now(text: str) -> None:
-    """Print a piece of text as the model wrote it, except that it must not drive a terminal."""
-    print_exactly(harmless(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    encoding = sys.stdout.encoding or "utf-8"
+    printable = text.encode(encoding, errors="replace").decode(encoding)  # a C locale has no é
+    print(printable, end="", flush=True)
 
 
 def _crossed(session: Session | CallSession) -> str | None:
@@ -215,70 +338,4 @@ def _crossed(session: Session | CallSession) -> str | None:
 
 def _warn(sentence: str | None) -> None:
     if sentence is not None:
-        print(f"harness run: warning: {printable(sentence)}", file=sys.stderr)
-
-
-def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `harness bench`."""
-    parser.add_argument(
-        "file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage, of any model"
-    )
-    parser.add_argument(
-        "--runtime",
-        action="append",
-        help="where to execute it (default: this machine's, beside eager PyTorch in fp32); "
-        "several are timed in turn",
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-
-
-def bench(args: argparse.Namespace) -> int:
-    """Print the figures and return 0; raise HarnessError when a run gives wrong logits."""
-    from harness.measure import comparison
-    from harness.runtimes import BASELINE
-
-    args.progress(f"reading {args.file}")
-    figures = comparison.bench(args.file, args.runtime, args.rounds, args.progress)
-    if args.json:
-        print(json.dumps({"runtimes": figures}, indent=2))
-    else:
-        _print_figures(figures, BASELINE)
-    return 0
-
-
-def _print_figures(figures: dict[str, dict[str, Any]], baseline: str) -> None:
-    from tabulate import tabulate
-
-    first = next(iter(figures.values()))
-    peaks = {name: [row[key] / by for key, _, by in _MEMORY] for name, row in figures.items()}
-    if "call_ms" in first:
-        rows = [
-            (name, row["load_ms"], *row["call_ms"].values(), *peaks[name])
-            for name, row in figures.items()
-        ]
-        calls = [f"{method} ms" for method in first["call_ms"]]
-        headers = ("runtime", "load ms", *calls, *(title for _, title, _ in _MEMORY))
-        print(tabulate(rows, headers, floatfmt=("", ".3f", *(".3f" for _ in calls), ".0f", ".0f")))
-        count = first["samples"]["call"]
-        print(
-            f"\nlow quartiles of {count} loads and calls after a warm-up; outputs were checked; "
-            "memory is that of a process that only loads FILE and calls each method once"
-        )
-        return
-    columns = [
-        (key.format(baseline.replace(":", "_")), title.format(baseline.replace(":", " ")), by)
-        for key, title, by in _COLUMNS
-    ]
-    rows = [
-        (runtime, *(row[key] and row[key] / by for key, _, by in columns))
-        for runtime, row in figures.items()
-    ]
-    headers = ("runtime", *(title for _, title, _ in columns))
-    print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".1f", ".2f", ".0f", ".0f")))
-    samples = next(iter(figures.values()))["samples"]
-    print(
-        f"\nlow quartiles of {samples['prefill']} loads and prefills and of "
-        f"{samples['decode']} decode steps, after a warm-up; every run's logits were checked; "
-        "memory is that of a process that only loads FILE and runs it once"
-    )
+        print(f"harness run: warning: {sentence}", file=sys.stderr)

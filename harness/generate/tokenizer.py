@@ -1,24 +1,28 @@
 """A model's tokenizer: its vocabulary, its tokens for the start and end of a text, its chat format.
 
 Files beside the vocabulary's own file complete it: `tokenizer_config.json` (`bos_token`,
-`eos_token`, `add_bos_token`, `chat_template`), `chat_template.jinja`, and `generation_config.json`
-(`eos_token_id`).
+`eos_token`, `add_bos_token`, `chat_template`), `special_tokens_map.json` where that lacks a token,
+`chat_template.jinja`, and `generation_config.json` or `config.json` (`eos_token_id`).
+
+`StopTexts` ends a text that grows piece by piece where a given text occurs in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import datetime
+import json
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.errors import HarnessError
-from harness.generate.isolated import IsolatedVocabulary, render_chat
-from harness.generate.vocabulary import Vocabulary
-from harness.reading import parse_json, read_file
+from harness.generate.vocabulary import Vocabulary, read_bounded, read_vocabulary
 
 MAX_SETTINGS_BYTES = 8 << 20  # bytes; tokenizer_config.json repeats every added token
 MAX_TEMPLATE_BYTES = 256 << 10
+MAX_TEXT_BYTES = 64 << 20  # of prompts, and of a text that is measured
 SMALLEST_SHARE = 0.9  # exporters pad a vocabulary to a round number, by at most a few hundred
 
 Message = dict[str, str]  # "role" and "content"
@@ -26,12 +30,13 @@ Message = dict[str, str]  # "role" and "content"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`stop_tokens` end a text or a turn; `size` is one more than the largest id."""
+    """`stop_tokens` end a text or a turn; `prefix`, such as BOS, begins each text."""
 
     path: Path
     vocabulary: Vocabulary
     bos: int | None
-    add_bos: bool
+    eos: int | None
+    prefix: tuple[int, ...]
     stop_tokens: frozenset[int]
     special_tokens: Mapping[str, str]  # by their names in a chat template: "bos_token", "eos_token"
     chat_template: str | None
@@ -41,26 +46,40 @@ class Tokenizer:
         """One more than the largest id."""
         return self.vocabulary.size
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text with the prefix of the model's training (such as BOS)."""
-        tokens = self.vocabulary.encode(_require_utf8(text), parse_special=False)
-        if self.add_bos and self.bos is not None and tokens[:1] != [self.bos]:
-            return [self.bos, *tokens]
-        return tokens
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Return the ids of a text after the prefix, which a text that begins with it has already.
+
+        With `parse_special`, the names of special tokens in the text become their ids.
+        """
+        tokens = self.vocabulary.encode(_require_utf8(text), parse_special)
+        prefix = list(self.prefix)
+        return tokens if tokens[: len(prefix)] == prefix else [*prefix, *tokens]
 
     def encode_chat(self, text: str) -> list[int]:
         """Return the ids of a user's message in the model's chat format, up to the answer.
 
         Raises HarnessError when the tokenizer has no chat template, or it cannot be rendered.
         """
+        rendered = self.render_chat([{"role": "user", "content": _require_utf8(text)}])
+        return self.vocabulary.encode(rendered, parse_special=True)
+
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Return messages in the model's chat format.
+
+        It ends where the model's answer begins, or without `add_generation_prompt` where the last
+        message ends, so that the model continues it. Raises HarnessError as `encode_chat` does.
+        """
         if self.chat_template is None:
             raise HarnessError(
                 f"{self.path}: no chat template beside it (in tokenizer_config.json or "
                 "chat_template.jinja): run without --chat"
             )
-        message = {"role": "user", "content": _require_utf8(text)}
-        rendered = render_chat(self.chat_template, [message], self.special_tokens)
-        return self.vocabulary.encode(_require_utf8(rendered), parse_special=True)
+        special = dict(self.special_tokens)
+        text = _render_chat(self.chat_template, messages, special, add_generation_prompt)
+        if not add_generation_prompt and messages:
+            last = messages[-1]["content"].strip()
+            text = text[: text.rindex(last) + len(last)] if last in text else text
+        return _require_utf8(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of ids; raises HarnessError for an id that the tokenizer lacks."""
@@ -72,6 +91,74 @@ class Tokenizer:
                 )
         return self.vocabulary.decode(tokens)
 
+    def stopping_at(self, texts: Collection[str]) -> Tokenizer:
+        """Return this tokenizer with the special tokens among `texts` as further stop tokens.
+
+        Special tokens have no text that `StopTexts` could find.
+        """
+        ids = {index for text in texts if (index := self.vocabulary.id_of(text)) is not None}
+        special = {index for index in ids if not self.vocabulary.decode([index])}
+        return replace(self, stop_tokens=self.stop_tokens | special)
+
+
+class StopTexts:
+    """Ends a text before the first of several texts that is complete in it, whatever the pieces.
+
+    `found` says whether one is complete. The end of a piece that may begin one is held back.
+    """
+
+    def __init__(self, texts: Collection[str]) -> None:
+        self.found = False
+        self._texts = [text for text in texts if text]
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Return the text that is now certain to come before a stop text."""
+        if self.found:
+            return ""
+        text = self._held + piece
+        starts = ((text.find(stop), len(stop)) for stop in self._texts)
+        places = [(start + length, start) for start, length in starts if start >= 0]
+        self.found = bool(places)
+        end = min(places)[1] if places else len(text) - self._begun(text)
+        self._held = "" if places else text[end:]
+        return text[:end]
+
+    def end(self) -> str:
+        """Return the text that was held back, when no more follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def _begun(self, text: str) -> int:
+        """Return the length of the longest end of a text that begins a stop text."""
+        lengths = range(min(len(text), max(map(len, self._texts), default=0)), 0, -1)
+        begun = (n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._texts))
+        return next(begun, 0)
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Return the text of a UTF-8 file, or of standard input for `-`, without a byte order mark.
+
+    Raises HarnessError, which names `what` the file is, if it is unreadable, too large or not text.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise HarnessError(f"{name}: cannot be read ({error.strerror})") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise HarnessError(f"{name}: larger than {MAX_TEXT_BYTES} bytes: {what} is shorter")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HarnessError(
+            f"{name}: byte {error.start} is not UTF-8: {what} is a text in UTF-8"
+        ) from None
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer file, or the one in a folder, with the settings beside it.
@@ -80,24 +167,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     that name tokens which the vocabulary lacks.
     """
     path = _tokenizer_file(Path(path))
-    vocabulary = IsolatedVocabulary(path)
+    vocabulary = read_vocabulary(path)
     settings = _read_settings(path.parent / "tokenizer_config.json")
-    generation = _read_settings(path.parent / "generation_config.json")
-    special = {
-        name: text
-        for name in ("bos_token", "eos_token")
-        if (text := _token_text(settings, name, path)) is not None
-    }
-    ids = {name: _require_id(vocabulary, name, text, path) for name, text in special.items()}
-    ends = set(vocabulary.end_tokens) | set(_end_ids(generation, vocabulary, path))
-    if "eos_token" in ids:
-        ends.add(ids["eos_token"])
+    special: dict[str, str] = {}
+    ids = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
+    for name in ids:
+        file = _file_that_names(name, path.parent, settings)
+        if file is None:
+            continue
+        text = _token_text(_read_settings(file), name, file)
+        ids[name] = None if text is None else _require_id(vocabulary, text, name, file, path)
+        special |= {} if text is None else {name: text}
+    bos, eos = ids["bos_token"], ids["eos_token"]
+    ends = vocabulary.end_tokens | set(_end_ids(vocabulary, path))
     return Tokenizer(
         path=path,
         vocabulary=vocabulary,
-        bos=ids.get("bos_token", vocabulary.bos),
-        add_bos=settings.get("add_bos_token") is True,
-        stop_tokens=frozenset(ends),
+        bos=bos,
+        eos=eos,
+        prefix=_prefix(vocabulary, bos, settings.get("add_bos_token")),
+        stop_tokens=frozenset(ends if eos is None else {*ends, eos}),
         special_tokens=special,
         chat_template=_chat_template(path, settings),
     )
@@ -130,50 +219,74 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        settings = parse_json(read_file(path, MAX_SETTINGS_BYTES, "a file of a tokenizer"))
-    except ValueError as error:
+        settings = json.loads(read_bounded(path, MAX_SETTINGS_BYTES))
+    except (ValueError, RecursionError) as error:
         raise HarnessError(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):
         raise HarnessError(f"{path}: must hold a JSON object")
     return settings
 
 
-def _token_text(settings: Mapping[str, Any], name: str, path: Path) -> str | None:
+def _file_that_names(name: str, folder: Path, settings: Mapping[str, Any]) -> Path | None:
+    """Return the file that has a special token's name, or null for one that the model lacks."""
+    if name in settings:
+        return folder / "tokenizer_config.json"
+    file = folder / "special_tokens_map.json"
+    return file if name in _read_settings(file) else None
+
+
+def _token_text(settings: Mapping[str, Any], name: str, file: Path) -> str | None:
     match settings.get(name):
         case None:
             return None
         case str(text) | {"content": str(text)}:
             return text
-    raise HarnessError(f"{path.parent / 'tokenizer_config.json'}: {name} is not a token's text")
+    raise HarnessError(f"{file}: {name} is not a token's text")
 
 
-def _require_id(vocabulary: Vocabulary, name: str, text: str, path: Path) -> int:
+def _require_id(vocabulary: Vocabulary, text: str, name: str, file: Path, path: Path) -> int:
     index = vocabulary.id_of(text)
     if index is None:
         raise HarnessError(
-            f"{path}: no token {text!r}, which tokenizer_config.json beside it names as {name}: "
+            f"{path}: no token {text!r}, which {file.name} beside it names as {name}: "
             "the two files belong to different models"
         )
     return index
 
 
-def _end_ids(generation: Mapping[str, Any], vocabulary: Vocabulary, path: Path) -> list[int]:
-    value = generation.get("eos_token_id", [])
-    ids = value if isinstance(value, list) else [value]
-    for index in ids:
-        if not isinstance(index, int) or not 0 <= index < vocabulary.size:
-            raise HarnessError(
-                f"{path.parent / 'generation_config.json'}: eos_token_id {index!r} is not an id of "
-                f"{path.name}, which has {vocabulary.size} tokens"
-            )
-    return ids
+def _prefix(vocabulary: Vocabulary, bos: int | None, add_bos: object) -> tuple[int, ...]:
+    """Return the tokens before a text.
+
+    Settings add BOS, and take it from a `tokenizer.model`; a `tokenizer.json` itself says whether
+    it puts BOS there, and transformers does what it says.
+    """
+    rest = tuple(index for index in vocabulary.prefix if index != vocabulary.bos)
+    if bos is None or bos in rest or add_bos is False:
+        return rest
+    return (bos, *rest) if add_bos is True or vocabulary.bos is not None else rest
+
+
+def _end_ids(vocabulary: Vocabulary, path: Path) -> list[int]:
+    """Return the ids that end a text by generation_config.json, or else by config.json."""
+    for name in ("generation_config.json", "config.json"):
+        value = _read_settings(path.parent / name).get("eos_token_id")
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        for index in ids:
+            if not isinstance(index, int) or not 0 <= index < vocabulary.size:
+                raise HarnessError(
+                    f"{path.parent / name}: eos_token_id {index!r} is not an id of {path.name}, "
+                    f"which has {vocabulary.size} tokens"
+                )
+        return ids
+    return []
 
 
 def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     file = path.parent / "chat_template.jinja"
     if file.is_file():
-        data = read_file(file, MAX_TEMPLATE_BYTES, "a chat template")
-        template: object = data.decode("utf-8", errors="replace")
+        template: object = read_bounded(file, MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
     else:
         template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
@@ -194,3 +307,41 @@ def _require_utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise HarnessError("the prompt is not valid UTF-8: check the terminal's encoding") from None
     return text
+
+
+def _render_chat(
+    template: str,
+    messages: Sequence[Message],
+    special_tokens: dict[str, str],
+    add_generation_prompt: bool,
+) -> str:
+    """Render messages in a model's chat format.
+
+    The template has the names of Hugging Face's `apply_chat_template`: `messages`,
+    `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`, and a
+    `tojson` that does not escape for HTML. Raises HarnessError with the template's own error.
+    """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        return environment.from_string(template).render(
+            messages=list(messages), add_generation_prompt=add_generation_prompt, **special_tokens
+        )
+    except Exception as error:  # a template's expressions may raise any exception
+        raise HarnessError(
+            f"the tokenizer's chat template cannot be rendered: {error}; run without --chat"
+        ) from error
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> NoReturn:
+    raise ValueError(message)

@@ -7,30 +7,37 @@ with the methods of `Vocabulary`, and add a row to `_KINDS`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
 from harness.errors import HarnessError
-from harness.reading import read_file
 
 MAX_FILE_BYTES = 128 << 20  # bytes; the largest known tokenizer.json has 33 MB
 
 
 class Vocabulary(Protocol):
-    """Converts text to token ids and back; `size` is one more than the largest id."""
+    """Converts text to token ids and back; `size` is one more than the largest id.
+
+    `bos` and `eos` are the ids that the file itself names as the start and the end of a text;
+    `end_tokens` has all that end a text or a turn. `prefix` has the ids that the file puts before a
+    text, such as BOS.
+    """
 
     size: int
     bos: int | None
-    end_tokens: frozenset[int]  # the ids that the file itself marks as the end of a text
+    eos: int | None
+    end_tokens: frozenset[int]
+    prefix: tuple[int, ...]
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        """Return the ids of a text.
+        """Return the ids of a text, without the prefix.
 
-        With `parse_special`, the names of special tokens in the text become their ids and nothing
-        is added, because a rendered chat template has its own. Without it, the file's usual prefix
-        is added.
+        With `parse_special`, the names of special tokens in the text become their ids, as in a
+        rendered chat template.
         """
         ...
 
@@ -61,12 +68,18 @@ class _HuggingFace:
         self.size = max(ids) + 1
         added = self._tokenizer.get_added_tokens_decoder()
         special = {token.content: index for index, token in added.items() if token.special}
-        self.bos: int | None = None  # tokenizer_config.json names it
+        self.bos: int | None = None  # tokenizer_config.json names both
+        self.eos: int | None = None
         self.end_tokens = frozenset(special[name] for name in _END_TOKENS if name in special)
+        # A file may add tokens after a text, too; they would end a prompt before the model does.
+        framed = self._tokenizer.encode("a")
+        added_first = itertools.takewhile(
+            itemgetter(1), zip(framed.ids, framed.special_tokens_mask, strict=True)
+        )
+        self.prefix: tuple[int, ...] = tuple(index for index, _ in added_first)
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=not parse_special)
-        return list(encoding.ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -84,12 +97,13 @@ class _SentencePiece:
         self.size = self._processor.get_piece_size()
         bos, eos = self._processor.bos_id(), self._processor.eos_id()
         self.bos: int | None = bos if bos >= 0 else None
-        self.end_tokens = frozenset({eos} if eos >= 0 else ())
+        self.eos: int | None = eos if eos >= 0 else None
+        self.end_tokens = frozenset(() if self.eos is None else {self.eos})
+        self.prefix: tuple[int, ...] = () if self.bos is None else (self.bos,)
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         if not parse_special:
-            prefix = [] if self.bos is None else [self.bos]
-            return [*prefix, *self._processor.encode(text)]
+            return list(self._processor.encode(text))
         # SentencePiece reads "<s>" in a text as three characters, so the text is cut there.
         control = self._control_ids()
         parts = re.split(f"({'|'.join(map(re.escape, control))})", text) if control else [text]
@@ -118,6 +132,8 @@ class _Llama3:
         self._tokenizer = TiktokenTokenizer(str(path))
         self.size = self._tokenizer.n_words
         self.bos: int | None = self._tokenizer.bos_id
+        self.eos: int | None = self._tokenizer.eos_id
+        self.prefix: tuple[int, ...] = (self._tokenizer.bos_id,)
         special = self._tokenizer.special_tokens
         self._special = frozenset(special.values())
         self.end_tokens = frozenset(special[name] for name in _END_TOKENS if name in special)
@@ -125,7 +141,7 @@ class _Llama3:
     def encode(self, text: str, parse_special: bool) -> list[int]:
         allowed = "all" if parse_special else None
         tokens: list[int] = self._tokenizer.encode(
-            text, bos=not parse_special, eos=False, allowed_special=allowed
+            text, bos=False, eos=False, allowed_special=allowed
         )
         return tokens
 
@@ -152,7 +168,7 @@ _KINDS: tuple[tuple[str, str, Callable[[bytes, Path], Vocabulary]], ...] = (
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """Read a tokenizer file; raises HarnessError when it is missing or of an unknown kind."""
-    data = read_file(path, MAX_FILE_BYTES, "a file of a tokenizer")
+    data = read_bounded(path, MAX_FILE_BYTES)
     for pattern, kind, reader in _KINDS:
         if re.match(pattern.encode(), data):
             return _read_as(kind, reader, data, path)
@@ -174,3 +190,15 @@ def _read_as(
     if vocabulary.size < 1:
         raise HarnessError(f"{path}: {kind} without a single token")
     return vocabulary
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return a tokenizer file's bytes; raise HarnessError if it is unreadable, or larger."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > max_bytes:
+        raise HarnessError(f"{path}: larger than {max_bytes} bytes: not a file of a tokenizer")
+    return data

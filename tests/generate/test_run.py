@@ -13,6 +13,7 @@ import tokenizers
 import torch
 
 import harness.artifact
+import harness.generate.calls  # before a test puts another `get_runtime` in its place
 import harness.runtimes
 from harness.cli import main
 from harness.generate.session import Session
@@ -75,7 +76,11 @@ def write_tokenizer(folder: Path, letters: list[str]) -> Path:
 
 
 def call(tokenizer: Path, *options: str, prompt: str = PROMPT, file: str = "model.pte") -> int:
-    return main(["run", file, "--tokenizer", str(tokenizer), "--prompt", prompt, *options])
+    return call_with(tokenizer, "--prompt", prompt, *options, file=file)
+
+
+def call_with(tokenizer: Path, *options: str, file: str = "model.pte") -> int:
+    return main(["run", file, "--tokenizer", str(tokenizer), *options])
 
 
 def expected_text(runtime: EagerRuntime, prompt: str, n: int) -> str:
@@ -108,6 +113,137 @@ def test_json_is_one_object(
         assert speed["tokens"] == tokens
         assert speed["tokens_per_second"] == pytest.approx(tokens / speed["seconds"])
         assert speed["ms_per_token"] == pytest.approx(1000 * speed["seconds"] / tokens)
+
+
+SEVERAL = [PROMPT, "c", "deabfcab"]
+
+
+def test_each_prompt_starts_anew(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [word for prompt in SEVERAL for word in ("--prompt", prompt)]
+    assert call_with(tokenizer, *options, "--max-new-tokens", "6") == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(f"{expected_text(runtime, prompt, 6)}\n" for prompt in SEVERAL)
+    assert err.count("ended: the number of tokens asked for\n") == len(SEVERAL)
+    assert 'prompt 3 of 3: "deabfcab"\n' in err
+    assert call_with(tokenizer, *options, "--max-new-tokens", "6", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["prompt"], f"{line['text']}\n") for line in lines] == [
+        *enumerate(out.splitlines(keepends=True), 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("prompts.txt", "\r\n".join([SEVERAL[1], " ", *SEVERAL[2:], ""])),
+        ("prompts.jsonl", "\n".join(['"c"', "", json.dumps({"prompt": SEVERAL[2], "id": 1})])),
+        ("-", "\n".join(SEVERAL[1:])),
+    ],
+)
+def test_prompts_come_from_a_file_after_those_that_were_typed(
+    runtime: EagerRuntime,
+    tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str,
+) -> None:
+    monkeypatch.chdir(tokenizer.parent)
+    Path(name).write_bytes(content.encode())
+    with Path(name).open(encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert call(tokenizer, "--prompts", name, "--max-new-tokens", "4", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    said = ["".join(LETTERS[token] for token in line["prompt_tokens"]) for line in lines]
+    assert said == SEVERAL
+    assert [line["text"] for line in lines] == [expected_text(runtime, p, 4) for p in SEVERAL]
+
+
+BAD_PROMPTS = [
+    ("prompts.txt", "\n \n", "prompts.txt: it has no prompt"),
+    ("prompts.jsonl", '"a"\nb', "prompts.jsonl, line 2: not JSON"),
+    ("prompts.jsonl", '{"text": "a"}', "prompts.jsonl, line 1: write a JSON string"),
+    ("prompts.jsonl", '""', "prompts.jsonl, line 1: write a JSON string"),
+    ("prompts.jsonl", "[" * 100_000, "prompts.jsonl, line 1: not JSON"),
+    ("none.txt", None, "none.txt: cannot be read (No such file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), BAD_PROMPTS)
+def test_a_bad_file_of_prompts_is_one_sentence(
+    tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str | None,
+    expected: str,
+) -> None:
+    file = tokenizer.parent / name
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert call(tokenizer, "--prompts", str(file)) == 2
+    assert expected in sentence(capsys)
+
+
+def test_without_a_prompt_the_two_options_are_named(
+    tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_with(tokenizer) == 2
+    assert "no prompt: give --prompt TEXT, or --prompts FILE" in sentence(capsys)
+
+
+def test_a_prompt_that_is_too_long_is_named_before_any_text(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tokenizer, "--prompt", "a" * (CONTEXT + 1)) == 2
+    assert "prompt 2 of 2: a prompt of 16 tokens is longer" in sentence(capsys)
+
+
+def test_a_stop_text_ends_the_text_across_tokens_and_is_not_printed(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = expected_text(runtime, PROMPT, 8)
+    stop = text[3:6]
+    assert call(tokenizer, "--stop", "nowhere", "--stop", stop, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["text"], result["finish"]) == (text[: text.index(stop)], "stop_text")
+    assert len(result["tokens"]) == text.index(stop) + 3  # and no token after the stop text
+    assert call(tokenizer, "--stop", stop, "--max-new-tokens", "5") == 0
+    assert capsys.readouterr().out == text[:5].split(stop)[0]
+    assert call(tokenizer, "--stop", stop) == 0
+    assert capsys.readouterr().err.strip().endswith("ended: a text of --stop")
+
+
+def test_stats_are_an_object_for_each_prompt(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "c", "--max-new-tokens", "4", "--stats", "json"]
+    assert call(tokenizer, *words) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(f"{expected_text(runtime, prompt, 4)}\n" for prompt in (PROMPT, "c"))
+    first, second = (json.loads(line) for line in err.splitlines() if line.startswith("{"))
+    assert first["time_to_first_token_seconds"] >= first["prefill"]["seconds"] > 0
+    assert (first["prompt"], first["finish"], first["runtime"]) == (1, "max_new_tokens", "fake")
+    assert (first["prefill"]["tokens"], first["decode"]["tokens"]) == (5, 3)
+    assert (first["calls"], second["calls"]) == (2 + 3, 1 + 3)  # a chunk has four tokens
+    assert first["tokens_per_call"] == second["tokens_per_call"] == 1
+
+
+def test_lookahead_says_the_same_from_fewer_calls_or_is_refused(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--lookahead", "2,2,2", "--json"]
+    if "prefill" in runtime.model.methods:  # multifunction
+        assert call(tokenizer, *words) == 2
+        assert "lookahead" in sentence(capsys)
+        return
+    assert call(tokenizer, *words, prompt="abababab") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["text"] == expected_text(runtime, "abababab", CONTEXT - 8 + 1)
+    assert result["tokens_per_call"] == result["decode"]["tokens"] / (result["calls"] - 2)
+    assert call(tokenizer, "--lookahead", "2,2,2", "--temperature", "1") == 2
+    assert "lookahead decoding is greedy" in sentence(capsys)
 
 
 def test_a_full_context_ends_the_text_and_says_so(
@@ -199,6 +335,9 @@ BAD_OPTIONS = [
     ("--top-p", "nan", "--top-p must be above 0"),
     ("--seed", "-1", "--seed must be from 0"),
     ("--seed", "9223372036854775808", "--seed must be from 0"),
+    ("--stop", "", "--stop is empty"),
+    ("--lookahead", "5,4", "lookahead '5,4' is not N,W,G"),
+    ("--lookahead", "1,1,1", "lookahead 1,1,1 is impossible"),
 ]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,14 @@ import tokenizers
 
 from harness.errors import HarnessError
 from harness.generate import TextStream
-from harness.generate.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from harness.generate.tokenizer import (
+    MAX_TEXT_BYTES,
+    StopTexts,
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    read_text,
+)
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -128,6 +138,71 @@ def test_special_ids_of_tokenizer_json_come_from_the_files_beside_it(tmp_path: P
     assert tokenizer.encode("a") == [258, *load_tokenizer(path).vocabulary.encode("a", False)]
 
 
+def framed(folder: Path, settings: dict[str, object]) -> Path:
+    """Write a tokenizer.json that puts `<s>` before a text and `<|im_end|>` after it."""
+    path = byte_level(folder, {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A <|im_end|>", special_tokens=[("<s>", 258), ("<|im_end|>", 257)]
+    )
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "add"),
+    [
+        (byte_level, {}),
+        (byte_level, {"add_bos_token": False}),
+        (framed, {}),
+        (framed, {"add_bos_token": True}),
+        (framed, {"add_bos_token": False}),
+    ],
+)
+def test_bos_is_where_transformers_puts_it(
+    tmp_path: Path, kind: Callable[..., Path], add: dict[str, bool]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {"bos_token": "<s>", "eos_token": "<|im_end|>", **add}
+    ours = load_tokenizer(kind(tmp_path, settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (ours.bos, ours.eos) == (theirs.bos_token_id, theirs.eos_token_id)
+    wanted = theirs("hello world").input_ids
+    assert ours.encode("hello world") == [token for token in wanted if token != ours.eos]
+
+
+def test_a_prompt_does_not_end_with_the_token_that_ends_a_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(framed(tmp_path, {"eos_token": "<|im_end|>"}))
+    assert tokenizer.prefix == (258,)
+    assert tokenizer.encode("a") == [258, *tokenizer.vocabulary.encode("a", False)]
+    assert tokenizer.encode("<s>a", parse_special=True) == tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("kind", [sentence_piece, llama3])
+def test_settings_beside_a_tokenizer_model_decide_on_bos(
+    tmp_path: Path, kind: Callable[..., Path]
+) -> None:
+    path = kind(tmp_path)
+    bos = load_tokenizer(path).bos
+    bare = load_tokenizer(path).vocabulary.encode("hello", False)
+    assert load_tokenizer(path).encode("hello") == [bos, *bare]
+    for settings in ({"add_bos_token": False}, {"bos_token": None}):
+        write_json(tmp_path / "tokenizer_config.json", settings)
+        assert load_tokenizer(path).encode("hello") == bare
+
+
+def test_older_files_name_special_tokens_too(tmp_path: Path) -> None:
+    path = byte_level(tmp_path, {"eos_token": None})
+    names = {"bos_token": {"content": "<s>"}, "eos_token": "<|im_start|>"}
+    write_json(tmp_path / "special_tokens_map.json", names)
+    write_json(tmp_path / "config.json", {"eos_token_id": 9})
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.bos, tokenizer.eos) == (258, None)  # tokenizer_config.json has the last word
+    assert tokenizer.stop_tokens == {9, 257}
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": 8})
+    assert load_tokenizer(path).stop_tokens == {8, 257}
+
+
 def test_special_tokens_that_end_a_turn_stop_without_any_settings(tmp_path: Path) -> None:
     assert load_tokenizer(byte_level(tmp_path)).stop_tokens == {257}
 
@@ -180,6 +255,13 @@ def test_a_template_file_and_named_templates_are_read(tmp_path: Path) -> None:
     assert load_tokenizer(path).chat_template == "D"
     (tmp_path / "chat_template.jinja").write_text("F")
     assert load_tokenizer(path).chat_template == "F"
+
+
+def test_a_chat_that_the_model_continues_ends_with_its_last_message(tmp_path: Path) -> None:
+    path = byte_level(tmp_path, {"chat_template": TEMPLATE})
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hi hi "}]
+    text = load_tokenizer(path).render_chat(said, add_generation_prompt=False)
+    assert text.endswith("<|im_start|>assistant\nhi hi")
 
 
 def test_without_a_template_chat_is_refused(tokenizer: Tokenizer) -> None:
@@ -276,6 +358,8 @@ BAD_SETTINGS = [
     ("tokenizer_config.json", {"chat_template": "x" * (1 << 19)}, "chat template is not a text"),
     ("generation_config.json", {"eos_token_id": 259}, "eos_token_id 259 is not an id"),
     ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id '2' is not an id"),
+    ("config.json", {"eos_token_id": -1}, "config.json: eos_token_id -1 is not an id"),
+    ("special_tokens_map.json", {"bos_token": "<bos>"}, "special_tokens_map.json beside it names"),
 ]
 
 
@@ -294,3 +378,62 @@ def test_settings_that_are_no_json_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
     with pytest.raises(HarnessError, match="not JSON"):
         load_tokenizer(path)
+
+
+def cut_by_definition(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Read a text letter by letter, up to the first end of a stop text; the longest one counts."""
+    for end in range(1, len(text) + 1):
+        if ended := [stop for stop in stops if text[:end].endswith(stop)]:
+            return text[: end - max(map(len, ended))], True
+    return text, False
+
+
+def test_a_stop_text_ends_a_text_wherever_its_pieces_begin() -> None:
+    numbers = random.Random(3)
+    stopped = 0
+    for _ in range(2000):
+        text = "".join(numbers.choices("abc", k=numbers.randrange(12)))
+        stops = ["".join(numbers.choices("abc", k=numbers.randrange(1, 5))) for _ in range(2)]
+        filtered, said, rest = StopTexts(stops), "", text
+        while rest:
+            length = numbers.randrange(4)
+            said += filtered.push(rest[:length])
+            rest = rest[length:]
+        wanted, found = cut_by_definition(text, stops)
+        assert (said + filtered.end(), filtered.found) == (wanted, found), (text, stops)
+        stopped += found
+    assert 500 < stopped < 1500
+
+
+def test_text_is_held_back_only_while_it_may_begin_a_stop_text() -> None:
+    stops = StopTexts(["###"])
+    assert [stops.push(piece) for piece in ("one ", "#", "# two", " #", "##x")] == [
+        "one ", "", "## two", " ", ""
+    ]  # fmt: skip
+    assert stops.found and stops.end() == "" and stops.push("more") == ""
+
+
+def test_a_stop_text_may_be_a_special_token_which_has_no_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(byte_level(tmp_path))
+    stopping = tokenizer.stopping_at(["<|im_start|>", "a", "nowhere"])
+    assert stopping.stop_tokens == tokenizer.stop_tokens | {256}
+
+
+def test_a_text_is_read_from_a_file_or_from_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "text"
+    file.write_bytes(b"\xef\xbb\xbfna\xc3\xafve\r\n")
+    assert read_text(file, "a text") == "naïve\r\n"
+    with file.open(encoding="utf-8") as opened:
+        monkeypatch.setattr(sys, "stdin", opened)
+        assert read_text("-", "a text") == "naïve\r\n"
+    file.write_bytes(b"na\xefve")
+    with pytest.raises(HarnessError, match="text: byte 2 is not UTF-8"):
+        read_text(file, "a text")
+    with file.open("wb") as opened:
+        opened.truncate(MAX_TEXT_BYTES + 1)
+    with pytest.raises(HarnessError, match="larger than"):
+        read_text(file, "a text")
+    with pytest.raises(HarnessError, match="No such file"):
+        read_text(tmp_path / "none", "a text")
