@@ -80,6 +80,14 @@ def tests(session: nox.Session) -> None:
     run(session, "pytest", *(session.posargs or ["-n", "auto", "tests", *SUITES_OF_OUR_OWN]))
 
 
+@nox.session(python=False, default=False)
+def documents(session: nox.Session) -> None:
+    """Run every command that README and docs/ show, and compare what it prints; 15 minutes."""
+    install(session, *EVERYTHING)
+    options = ["--long", "--nox", sys.executable, *session.posargs]
+    run(session, "pytest", "tests/documents", *options)
+
+
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
     """Check style with ruff, types with mypy, and the order of rooms with import-linter."""
