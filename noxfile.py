@@ -129,6 +129,14 @@ def healthy(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def generation(session: nox.Session) -> None:
+    """Feed and generate sequences of every length, split, order and end, on 5 small models."""
+    install(session, "executorch", "test")
+    results = ["--results", f"{RESULTS}/generation"]
+    run(session, "harness", "generation", *results, *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def machines(session: nox.Session) -> None:
     """Compare conformance on other CPU instructions and threads: the gate finds no regression.
 

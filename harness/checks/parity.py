@@ -145,7 +145,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         figures={"prompt lengths error": _bounded(found, allowed)},
     )
     last = have[-1]
-    while session.room:
+    while session.position < layout.context:
         last = session.decode(text[session.position])
     found = error(last, logits[-1])
     yield Finding(

@@ -145,6 +145,12 @@ COMMANDS = {
         check.run_suite,
         passes_on=True,
     ),
+    "generation": Command(
+        "feed and generate sequences of every length, split, order and end",
+        check.add_suite_arguments,
+        check.run_suite,
+        passes_on=True,
+    ),
     "report": Command(
         "draw a table, JUnit XML and an HTML page from a result file",
         results.add_report_arguments,

@@ -1,0 +1,1 @@
+"""The generation suite: sequences of every length, split, order and end."""
