@@ -196,6 +196,17 @@ def upstream(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def runners(session: nox.Session) -> None:
+    """Judge the runners and scripts of every ExecuTorch at hand, unmodified; broken ones, too.
+
+    `-- --exporter executorch@1.5.1` runs those of one version; half an hour the first time.
+    """
+    install(session, "executorch", "test")
+    results = ["--results", f"{RESULTS}/runners"]
+    run(session, "pytest", "suites/runners", *results, *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def large(session: nox.Session) -> None:
     """Check speed, memory and load time, up to a model of 1B weights; needs a quiet machine.
 

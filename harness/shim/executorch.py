@@ -29,6 +29,7 @@ from harness.mil import get_policy
 from harness.pte.interpreter import Interpreter
 from harness.pte.program import mil_delegate
 from harness.shim.launch import POLICY_VARIABLE
+from harness.shim.values import report_not_finite
 
 # Of ExecuTorch's `runtime/core/error.h`.
 _NOT_SUPPORTED = 0x10
@@ -49,10 +50,12 @@ class MethodProxy:
     def __init__(self, artifact: Artifact, name: str, meta: Any) -> None:
         assert artifact.pte is not None
         self._name = name
+        self._where = f"{artifact.path}, method '{name}'"
         self._meta = meta
         self._plan = artifact.pte.methods[name]
         self._inputs: list[Any] | None = None
         self._outputs: list[Any] = []
+        self._reported: set[str] = set()
         with _failing(f"Failed to load method {name}, error: 0x:{_INVALID_PROGRAM:x}"):
             policy = get_policy(os.environ.get(POLICY_VARIABLE, "strict"))
             factory = partial(mil_delegate, policy=policy, stateful=True)
@@ -83,6 +86,8 @@ class MethodProxy:
             self._inputs = []
         with _failing(f"method->execute() failed with error 0x{_DELEGATE_FAILED:x}"):
             self._outputs = self._interpreter.run(self._inputs)
+        named = {str(position): value for position, value in enumerate(self._outputs)}
+        report_not_finite(self._where, named, self._reported)
 
     def get_outputs(self, clone_outputs: bool = True) -> list[Any]:
         """Return copies of the last execution's outputs, with tensors as declared."""

@@ -47,6 +47,7 @@ from harness.shim.values import (
     array_of_tensor,
     python_of_outputs,
     read_signature,
+    report_not_finite,
     tensor_of_array,
     tensors_of_inputs,
 )
@@ -94,6 +95,7 @@ class ModelProxy:
         self._path = path
         self._compiled: tempfile.TemporaryDirectory[str] | None = None
         self._last_prediction: int | None = None
+        self._reported: set[str] = set()
         with as_runtime_error():
             self._package = open_model(path) if asset is None else asset.package
             name = self._name = function_name or self._package.default_function
@@ -121,6 +123,7 @@ class ModelProxy:
             with _failing_as_core_ml_does():
                 results = self._function(inputs, None if state is None else state.state)
             self._last_prediction = time.perf_counter_ns() - start
+            report_not_finite(self._where, results, self._reported)
             return python_of_outputs(self._signature, results, self._where)
 
     def batchPredict(self, batch: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

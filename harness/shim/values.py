@@ -16,6 +16,7 @@ inputs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,30 @@ def python_of_outputs(
     return {
         name: _left(feature, results[name], where) for name, feature in signature.outputs.items()
     }
+
+
+def report_not_finite(where: str, outputs: Mapping[str, Any], reported: set[str]) -> None:
+    """Write a line to standard error for each output that holds NaN or an infinity.
+
+    A runner goes on with such logits, and prints a text of them. `reported` has the names of the
+    outputs that were reported before; those are not reported again.
+    """
+    for name, value in outputs.items():
+        if not torch.is_tensor(value) or not value.is_floating_point() or name in reported:
+            continue
+        finite = value.isfinite()
+        if finite.all():
+            continue
+        reported.add(name)
+        wrong = (~finite).nonzero()
+        print(
+            f"harness shim: warning: {where}: {len(wrong)} of {value.numel()} numbers of output "
+            f"'{name}' {list(value.shape)} are NaN or infinite, the first at {wrong[0].tolist()}; "
+            "look for a row of the mask without a visible position, or for numbers beyond fp16's "
+            "range (--policy widen); later calls are not reported",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def array_of_tensor(tensor: torch.Tensor, dtype: str) -> np.ndarray:

@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
 
 from harness.errors import HarnessError, NotInstalledError
+from harness.export.environments import cached
 from harness.installation import INSTALLATION_CHECKS, Installation, headers
 
 REAL = Installation.here()
@@ -36,7 +38,8 @@ def failures(check, installation):
     return [finding.message for finding in found if not finding.ok]
 
 
-WHOLE = [name for name in INSTALLATION_CHECKS if name not in ("install-compile", "install-files")]
+SEPARATE = ("install-compile", "install-files", *headers.RUNNERS)
+WHOLE = [name for name in INSTALLATION_CHECKS if name not in SEPARATE]
 
 
 @pytest.mark.parametrize("check", WHOLE)
@@ -197,3 +200,64 @@ def test_a_record_that_is_damaged_is_an_error(tmp_path):
         (tmp_path / "executorch-1.dist-info/RECORD").write_text(text, encoding="latin1")
         with pytest.raises(HarnessError, match="RECORD cannot be read"):
             Installation(tmp_path).recorded()
+
+
+@pytest.fixture
+def linkable(tmp_path):
+    """A copy of a wheel that carries the library of the runtime, as 1.5's do."""
+    found = [one for one in cached() if list((one.root / "lib").glob("libexecutorch.*"))]
+    if not found or not shutil.which("c++"):
+        pytest.skip("needs a C++ compiler, and ExecuTorch 1.5 in the cache (harness exporters)")
+    for part in ("include", "lib"):
+        shutil.copytree(
+            found[-1].root / part, tmp_path / "executorch" / part, copy_function=os.symlink
+        )
+    return Installation(tmp_path)
+
+
+def built(check, installation):
+    (finding,) = INSTALLATION_CHECKS[check].findings(installation)
+    return finding
+
+
+@pytest.mark.parametrize("check", ["install-link-runtime", "install-link-module"])
+def test_a_runner_is_built_and_refuses_a_file(linkable, check):
+    assert built(check, linkable).ok, built(check, linkable).message
+
+
+def of_source(path, source):
+    """Build another library in the place of one."""
+    path.unlink()
+    (path.parent / "other.cpp").write_text(source)
+    command = ["c++", "-shared", "-fPIC", "-o", str(path), str(path.parent / "other.cpp")]
+    subprocess.run(command, check=True)
+
+
+def test_a_library_without_the_functions_of_its_headers_is_told(linkable):
+    of_source(linkable.root / "lib/libexecutorch.so", "int nothing() { return 0; }")
+    finding = built("install-link-module", linkable)
+    assert "a runner is not built" in finding.message and "Module" in finding.message
+
+
+def test_a_header_of_another_version_is_told(linkable):
+    path = linkable.include / "executorch/runtime/executor/program.h"
+    text = path.read_text()
+    assert "load_method(" in text
+    replace(path, text.replace("load_method(", "load_methods("))
+    finding = built("install-link-runtime", linkable)
+    assert "a runner is not built" in finding.message and "load_method" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("check", "lost"),
+    [
+        ("install-link-runtime", "lib/libexecutorch.so"),
+        ("install-link-module", "include/executorch/extension/module/module.h"),
+        ("install-link-coreml", None),  # a wheel for Linux has none
+    ],
+)
+def test_what_the_wheel_does_not_carry_is_a_skip(linkable, check, lost):
+    if lost:
+        (linkable.root / lost).unlink()
+    with pytest.raises(NotInstalledError, match="the wheel carries no"):
+        built(check, linkable)

@@ -122,6 +122,23 @@ def test_the_environment_says_how_half_precision_is_carried(monkeypatch, policy)
     torch.testing.assert_close(result, half.float(), rtol=2e-3, atol=2e-3)
 
 
+def test_outputs_that_are_not_finite_are_reported_once_each(capfd):
+    class Root(torch.nn.Module):
+        def forward(self, x):
+            return x.sqrt(), 1 / x, x * 2
+
+    method = load(delegated(Root(), (X + 1,)))
+    method.execute((X + 1,))
+    assert "NaN" not in capfd.readouterr().err
+    for given in (X - 1, X):  # [-1, 0, 1, ...], then [0, 1, 2, ...]
+        method.execute((given,))
+    first, second, *more = capfd.readouterr().err.splitlines()
+    assert more == []
+    sentence = "method 'forward': 1 of 6 numbers of output '{}' [2, 3] are NaN or infinite, the"
+    assert sentence.format(0) in first and "first at [0, 0]" in first
+    assert sentence.format(1) in second and "first at [0, 1]" in second
+
+
 def test_a_module_of_the_pybindings_runs_by_name_alone_and_again(affine, tmp_path):
     path = tmp_path / "affine.pte"
     path.write_bytes(affine[0])

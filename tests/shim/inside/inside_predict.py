@@ -41,6 +41,19 @@ def test_fp16_results_are_rounded_and_come_as_float32(converted):
     assert np.isinf(y[3])
 
 
+def test_a_prediction_that_is_not_finite_is_reported_once(converted, capfd):
+    @mb.program(input_specs=[mb.TensorSpec((3,))], opset_version=ct.target.iOS18)
+    def program(x):
+        return mb.sqrt(x=x, name="y")
+
+    model = converted(program)
+    model.predict({"x": np.array([0, 1, 4], np.float32)})
+    for _ in range(2):
+        model.predict({"x": np.array([1, -1, 4], np.float32)})
+    (line,) = [one for one in capfd.readouterr().err.splitlines() if "NaN" in one]
+    assert "1 of 3 numbers of output 'y' [3] are NaN or infinite, the first at [1]" in line
+
+
 def test_the_policy_is_chosen_by_an_environment_variable(converted, monkeypatch):
     @mb.program(input_specs=[mb.TensorSpec((1,))], opset_version=ct.target.iOS18)
     def program(x):

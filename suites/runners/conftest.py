@@ -1,0 +1,112 @@
+"""Options, exporters and the result stream of the suite of runners."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.export.environments import EXECUTORCH, placed
+from harness.export.exporters import Exporter, exporters_at_hand, get_exporter
+from harness.suites.results import (
+    add_results_option,
+    pytest_runtest_makereport,
+    record,
+    start_recording,
+)
+from harness.suites.runners.scenarios import SCENARIOS
+from harness.suites.runners.script import Bench, Scripts, folder_of
+from harness.suites.runners.tools import TOOLS
+from harness.suites.runners.vocabularies import VOCABULARIES
+
+__all__ = ["pytest_runtest_makereport", "record"]
+
+_EXPORTERS = pytest.StashKey[dict[str, Exporter]]()
+BenchOf = Callable[[str, str, str], Bench]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("runners")
+    group.addoption(
+        "--exporter",
+        action="append",
+        metavar="NAME",
+        help="executorch, executorch@VERSION or executorch@PATH, whose scripts run; several times "
+        "for several (default: every version at hand)",
+    )
+    add_results_option(group, "results/runners")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        named = config.getoption("exporter") or list(_at_hand())
+        found = {_label(exporter): exporter for exporter in map(get_exporter, named)}
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_EXPORTERS] = found
+    versions = {name: {EXECUTORCH: one.version or "?"} for name, one in found.items()}
+    options = {"exporter": list(found)}
+    start_recording(config, "runners", config.getoption("results"), options, exporters=versions)
+
+
+def _at_hand() -> Iterator[str]:
+    """Yield the name of each ExecuTorch that works, one of each version."""
+    seen = set()
+    for name, environment in exporters_at_hand():
+        if environment.problem() is None and environment.version not in seen:
+            seen.add(environment.version)
+            yield name
+
+
+def _label(exporter: Exporter) -> str:
+    return exporter.label if "@" in exporter.label else f"{exporter.label}@{exporter.version}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "scenario" in metafunc.fixturenames:
+        rows = [
+            (label, scenario, mode)
+            for label in metafunc.config.stash[_EXPORTERS]
+            for scenario in (*SCENARIOS, *VOCABULARIES, *TOOLS)
+            for mode in scenario.modes
+        ]
+        names = [f"{label}-{one.check.name}-{one.fixture}-{mode}" for label, one, mode in rows]
+        metafunc.parametrize(("label", "scenario", "mode"), rows, ids=names)
+
+
+@pytest.fixture(scope="session")
+def first_label(pytestconfig: pytest.Config) -> str:
+    """Return the name of the first ExecuTorch, whose runner is broken."""
+    return next(iter(pytestconfig.stash[_EXPORTERS]))
+
+
+@pytest.fixture(scope="session")
+def bench_of(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BenchOf]:
+    """Return the bench of an exporter, a model and a mode; only the last bench stays open."""
+    root = tmp_path_factory.mktemp("runners")
+    scripts: dict[str, Scripts] = {}
+    opened: dict[tuple[str, str, str], Bench] = {}
+
+    def get(label: str, model: str, mode: str) -> Bench:
+        exporter = pytestconfig.stash[_EXPORTERS][label]
+        folder = folder_of(root, label)
+        if label not in scripts:
+            for one in scripts.values():
+                one.close()
+            scripts.clear()
+            scripts[label] = Scripts(placed(exporter.place), folder)
+        key = (label, model, mode)
+        if key not in opened:
+            opened.clear()
+            opened[key] = Bench(scripts[label], exporter, model, mode, folder)
+        return opened[key]
+
+    yield get
+    for one in scripts.values():
+        one.close()
