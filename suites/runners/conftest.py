@@ -68,9 +68,10 @@ def _label(exporter: Exporter) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "scenario" in metafunc.fixturenames:
+        exporters: dict[str, Exporter] = metafunc.config.stash[_EXPORTERS]
         rows = [
             (label, scenario, mode)
-            for label in metafunc.config.stash[_EXPORTERS]
+            for label in exporters
             for scenario in (*SCENARIOS, *VOCABULARIES, *TOOLS)
             for mode in scenario.modes
         ]
@@ -81,7 +82,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def first_label(pytestconfig: pytest.Config) -> str:
     """Return the name of the first ExecuTorch, whose runner is broken."""
-    return next(iter(pytestconfig.stash[_EXPORTERS]))
+    exporters = pytestconfig.stash[_EXPORTERS]
+    return next(iter(exporters))
 
 
 @pytest.fixture(scope="session")

@@ -119,6 +119,7 @@ FAULTS = {
         f"{_MANAGER}._run_once",
         "n_tokens = tokens.size(1)",
         "tokens = tokens & 0xFFFF\n        n_tokens = tokens.size(1)",
+        ("single",),
         fixture="layers-1",
     ),
     "EOS ignored": Fault(

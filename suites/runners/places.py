@@ -138,7 +138,7 @@ class _Walk:
         where = f"call {number} ('{call['method']}', position {self._position})"
         self._ids(where, call, phase, count)
         self._caches(where, call["inputs"], phase)
-        self._mask(where, call["inputs"][phase.mask], phase, count)
+        self._mask(where, call["inputs"][phase.masks[phase.cache_len]], phase, count)
         self._rotations(where, call["inputs"], phase, count)
         rows = _rows(call["outputs"][LOGITS_OUTPUT], phase, count)
         finite = torch.isfinite(rows).all()
@@ -232,7 +232,12 @@ class _Walk:
         following = self._run.calls[self._number(call) + 1 :]
         if not following:
             return
-        visible = int((following[0]["inputs"][phase.mask][0, 0, : phase.cache_len] > _HIDDEN).sum())
+        visible = int(
+            (
+                following[0]["inputs"][phase.masks[phase.cache_len]][0, 0, : phase.cache_len]
+                > _HIDDEN
+            ).sum()
+        )
         count = visible - self._position
         if count <= 0:
             return

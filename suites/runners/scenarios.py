@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from harness.checks.run import check
 from harness.results import Finding
@@ -115,7 +116,8 @@ def check_stop(bench: Bench) -> Iterator[Finding]:
     """End the text at a stop token; the tokenizer's EOS is a token that the model chooses."""
     for prompt, index in eos_cases(bench, (1, 2, 3)):
         words = bench.tokenizer(f"stop-{index}", {"bos_token": None, "eos_token": prompt[1]})
-        yield from bench.findings("stop", [prompt[0]], 12, vocabulary=words)
+        for finding in bench.findings("stop", [prompt[0]], 12, vocabulary=words):
+            yield replace(finding, where=f"{finding.where}, EOS at {index}")
 
 
 @check("stop-at-once")
@@ -183,13 +185,9 @@ def check_lookahead(bench: Bench) -> Iterator[Finding]:
     for sizes in ((3, 4, 4), (2, 8, 8), (5, 2, 2), (2, 3, 1), (9, 1, 1)):
         found = bench.findings("lookahead", prompts, 20, "--lookahead", *sizes_of(*sizes))
         for finding in found:
-            yield Finding(
-                "lookahead",
-                f"{finding.where} {sizes}",
-                finding.ok or "asked for" in finding.message,  # see check_lookahead_count
-                finding.message,
-                finding.comparisons,
-            )
+            counted = "asked for" in finding.message  # see check_lookahead_count
+            where = f"{finding.where} {sizes}"
+            yield replace(finding, where=where, ok=finding.ok or counted)
 
 
 @check("lookahead-count")
@@ -208,13 +206,7 @@ def check_lookahead_settings(bench: Bench) -> Iterator[Finding]:
     for sizes in ((3, 4, 0), (2, 0, 16)):
         found = bench.findings("lookahead-settings", [prompt], 8, "--lookahead", *sizes_of(*sizes))
         for finding in found:
-            yield Finding(
-                "lookahead-settings",
-                f"{finding.where} {sizes}",
-                finding.ok,
-                finding.message,
-                finding.comparisons,
-            )
+            yield replace(finding, where=f"{finding.where} {sizes}")
 
 
 @check("lookahead-refused")
@@ -289,13 +281,12 @@ SCENARIOS = (
     Scenario(check_remainder_of_one),
     Scenario(check_token_0, fixture=HUGGING_FACE),
     Scenario(check_chunk_of_token_0, fixture=HUGGING_FACE),
-    Scenario(check_ids),
-    Scenario(check_ids, fixture="layers-1"),
+    Scenario(check_ids, _SINGLE, "layers-1"),
     Scenario(check_full_context),
     Scenario(check_long_prompt),
     Scenario(check_last_position),
     Scenario(check_beyond_context),
-    Scenario(check_partial_chunk),
+    Scenario(check_partial_chunk, _MULTI),
     Scenario(check_stop, fixture=HUGGING_FACE),
     Scenario(check_stop_at_once, fixture=HUGGING_FACE),
     Scenario(check_no_new_tokens),
@@ -306,8 +297,8 @@ SCENARIOS = (
     Scenario(check_lookahead_settings, _SINGLE),
     Scenario(check_lookahead_refused, _SINGLE),
     Scenario(check_lookahead_multifunction, _MULTI),
-    Scenario(check_fp32),
-    Scenario(check_input_len_1),
+    Scenario(check_fp32, _SINGLE),
+    Scenario(check_input_len_1, _MULTI),
     Scenario(check_one_method, _MULTI),
     Scenario(check_params_context),
 )

@@ -82,8 +82,8 @@ class Vocabulary:
     def containing(self, token: int) -> str | None:
         """Return a text among whose ids is `token`, None if no short one is found."""
         words = self.prompt(3)
-        for piece in (self.piece(token), self.decode([token])):
-            for text in (f"{words}{piece}{words}", f"{words} {piece} ", f"{words}☃{words}"):
+        for piece in (self.piece(token).replace("▁", " "), self.decode([token])):
+            for text in (f"{words}{piece}{words}", f"{words} {piece} ", piece):
                 if token in self.encode(text):
                     return text
         return None
@@ -109,10 +109,9 @@ class Scripts:
         """End the child."""
         self._stack.close()
 
-    @property
-    def root(self) -> Path:
-        """The folder of the package `executorch`."""
-        return self._environment.root
+    def source(self, module: str) -> Path:
+        """Return the file of a script."""
+        return self._environment.root.joinpath(*module.split(".")[1:]).with_suffix(".py")
 
     @cached_property
     def _child(self) -> Child:
@@ -247,10 +246,15 @@ class Bench:
             yield name, judge(run, wanted, self.layout), run, wanted
 
     def findings(
-        self, check: str, prompts: Sequence[str], n: int, *more: object, **named: Vocabulary
+        self,
+        check: str,
+        prompts: Sequence[str],
+        n: int,
+        *more: object,
+        vocabulary: Vocabulary | None = None,
     ) -> Iterator[Finding]:
         """Judge the runs on prompts, place by place, and their tokens against the oracle."""
-        verdicts = list(self.verdicts(prompts, n, *more, **named))
+        verdicts = list(self.verdicts(prompts, n, *more, vocabulary=vocabulary))
         judged = ((name, verdict) for name, verdict, _, _ in verdicts)
         for place, count, wrong in merged(judged):
             yield Finding(check, place, not wrong, wrong, count)

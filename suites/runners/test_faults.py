@@ -22,7 +22,7 @@ def test_a_broken_runner_is_caught(
     record: Callable[[Case], None], bench_of: BenchOf, first_label: str, name: str, mode: str
 ) -> None:
     fault = FAULTS[name]
-    check = Check(f"fault: {name}", partial(_caught, name=name))
+    check: Check[Bench] = Check(f"fault: {name}", partial(_caught, name=name))
     subject = partial(bench_of, first_label, fault.fixture, mode)
     fixture = f"{first_label}:{fault.fixture}"
     record(run_check(check, subject, suite="runners", fixture=fixture, mode=mode))
@@ -38,7 +38,7 @@ def _caught(bench: Bench, name: str) -> Iterator[Finding]:
     if fault.lookahead:
         more = ["--lookahead", "--ngram_size", 3, "--window_size", 4, "--n_verifications", 4]
     if fault.fixture == "layers-1":
-        prompts = [words.containing(65536)]
+        prompts = [words.containing(65536) or ""]
     if fault.place == "stop":
         (prompt, eos), _ = next(eos_cases(bench, (2,)))
         prompts, words = [prompt], bench.tokenizer("eos", {"bos_token": None, "eos_token": eos})

@@ -73,8 +73,7 @@ def check_flags(bench: Bench) -> Iterator[Finding]:
 
 def declared_options(bench: Bench, module: str) -> list[str]:
     """Return the options that a script's source declares, in their order."""
-    path = bench.scripts.root.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(bench.scripts.source(module).read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [
         c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "add_argument"
@@ -123,7 +122,12 @@ def check_extract(bench: Bench) -> Iterator[Finding]:
         yield Finding("extract", option, same, wrong, len(wanted))
 
 
-@check("compute-plan")
+def _has_plan(bench: Bench) -> str | None:
+    path = bench.scripts.source(PLAN)
+    return None if path.is_file() else f"this ExecuTorch has no {path.name}"
+
+
+@check("compute-plan", needs=(_has_plan,))
 def check_plan_of_package(bench: Bench) -> Iterator[Finding]:
     """Tell the device of every operation of a package, with every option."""
     _, found = _extract(bench)
@@ -135,7 +139,7 @@ def check_plan_of_package(bench: Bench) -> Iterator[Finding]:
         yield from _plans(bench, Path(given), package)
 
 
-@check("compute-plan-pte")
+@check("compute-plan-pte", needs=(_has_plan,))
 def check_plan_of_program(bench: Bench) -> Iterator[Finding]:
     """Tell the device of every operation of a .pte, which the script's help promises."""
     package = next(iter(_packages(bench).values()))
