@@ -21,7 +21,7 @@ from harness.artifact.delegate import (
     parse_reference,
 )
 from harness.artifact.exported import is_exported, read_exported
-from harness.artifact.mapped import is_folder
+from harness.artifact.files import is_folder
 from harness.artifact.package import Package
 from harness.artifact.pte import DelegateCall, Pte
 from harness.artifact.pte_reader import read_pte

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from harness.artifact.mapped import cut
+from harness.artifact.files import cut
 from harness.errors import ArtifactError
 
 _HEADER = struct.Struct("<II")
@@ -41,6 +42,7 @@ BLOB_TYPES = {
 }
 """The number in a weight blob's entry -> the name of the MIL dtype."""
 _NUMBERS = {name: number for number, name in BLOB_TYPES.items()}
+_FEW_BITS = {"INT4": 4, "UINT1": 1, "UINT2": 2, "UINT3": 3, "UINT4": 4, "UINT6": 6}
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,44 @@ def read_blob(file: memoryview, offset: int, what: str) -> Blob:
         )
     data = cut(file, start, size, f"{what}: the weight at offset {offset}")
     return Blob(BLOB_TYPES[number], data, padding)
+
+
+def file_problems(file: memoryview) -> Iterator[str]:
+    """Yield what is wrong with the layout of a weight file, from its header to its end.
+
+    A weight begins where the one before it ends, at the next multiple of 64 bytes, and its data
+    begins right after its entry; the bytes between are zero. `read_blob` reads any one weight.
+    """
+    if len(file) < HEADER_SIZE or _HEADER.unpack_from(file)[1] != _VERSION:
+        yield "it is not a version 2 blob file"
+        return
+    count, offset, found = _HEADER.unpack_from(file)[0], HEADER_SIZE, 0
+    while offset < len(file):
+        entry = bytes(file[offset : offset + ENTRY_SIZE]).ljust(ENTRY_SIZE, b"\0")
+        sentinel, number, size, start, padding = _ENTRY.unpack_from(entry)
+        if sentinel != _SENTINEL or len(file) - offset < ENTRY_SIZE:
+            after = "the weight before it is longer or shorter than its entry says"
+            yield f"no weight begins at offset {offset}: {after if found else 'it is damaged'}"
+            return
+        found += 1
+        where = f"the weight at offset {offset}"
+        if number not in BLOB_TYPES:
+            yield f"{where} has the unknown dtype {number}"
+        if start != offset + ENTRY_SIZE:
+            yield f"{where} has its data at {start}, not right after its entry"
+            return
+        end = start + size
+        if end > len(file):
+            yield f"{where} claims bytes {start} to {end} of a file of {len(file)}"
+            return
+        bits = _FEW_BITS.get(BLOB_TYPES.get(number, ""), 0)
+        if bits and (padding > 7 or (8 * size - padding) % bits):
+            yield f"{where} has {padding} unused bits, which {size} bytes of {bits} bits cannot"
+        offset = end + -end % _ALIGNMENT
+        if any(file[end : min(offset, len(file))]):
+            yield f"the padding after {where} is not zero"
+    if found != count:
+        yield f"its header counts {count} weights, but it holds {found}"
 
 
 def header_bytes(count: int) -> bytes:

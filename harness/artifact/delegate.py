@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness.artifact.flattened import read_flattened
-from harness.artifact.limits import MAX_METADATA_BYTES, MAX_REFERENCE_BYTES
-from harness.artifact.mapped import SubFiles
+from harness.artifact.files import MAX_METADATA_BYTES, MAX_REFERENCE_BYTES, SubFiles, read_flattened
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
 

@@ -16,15 +16,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.artifact.delegate import BACKEND, REFERENCE_MAGIC, Bundle
-from harness.artifact.limits import MAX_AXES, MAX_AXIS_SIZE, MAX_PROGRAM_BYTES
-from harness.artifact.mapped import FolderFiles, SubFiles, cut
+from harness.artifact.delegate import BACKEND, PACKAGE, REFERENCE_MAGIC, Bundle
+from harness.artifact.files import (
+    MAX_AXES,
+    MAX_AXIS_SIZE,
+    MAX_PROGRAM_BYTES,
+    FolderFiles,
+    SubFiles,
+    cut,
+)
 from harness.artifact.pte import DelegateCall, DelegateData, Pte, PteMethod, TensorValue, Value
 from harness.artifact.pte_reader import SCALAR_TYPES
 from harness.errors import ArtifactError
@@ -66,7 +72,19 @@ def read_exported(folder: Path) -> tuple[Pte, dict[str, Bundle]]:
         raise ArtifactError(f"{folder / PROGRAM}: '{both[0]}' is a method and a constant")
     size = sum(len(files[name]) for name in files)
     packages = {name: memoryview(b"") for name in reader.bundles}
-    return Pte(methods | constants, packages, size), reader.bundles
+    pte = Pte(methods | constants, packages, size, unused=_unused(files, packages))
+    return pte, reader.bundles
+
+
+def _unused(files: FolderFiles, called: Collection[str]) -> dict[str, int]:
+    """Return the bytes of the packages in the folder that no method calls."""
+    unused: dict[str, int] = {}
+    for name in files:
+        package, _, inner = name.partition(f"/{PACKAGE}/")
+        if inner and package not in called:
+            what = f"package '{package}'"
+            unused[what] = unused.get(what, 0) + len(files[name])
+    return unused
 
 
 def _content(files: FolderFiles, folder: Path) -> dict[str, Any]:

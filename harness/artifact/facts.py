@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,13 +211,18 @@ def _plain(value: Any) -> Any:
 
 def duplicate_bytes(package: Package) -> int:
     """Return the bytes of weights that repeat another weight of the package and could share it."""
-    blobs = {
-        reference: package.blob(*reference)
-        for name in package.functions
-        for reference in package.weights(name)
-    }
-    contents = {(b.dtype, hashlib.sha256(b.data).digest()): len(b.data) for b in blobs.values()}
-    return sum(len(blob.data) for blob in blobs.values()) - sum(contents.values())
+    return repeated_bytes([package])
+
+
+def repeated_bytes(packages: Iterable[Package]) -> int:
+    """Return the bytes of weights that repeat another weight of these packages."""
+    stored, contents = 0, dict[bytes, int]()
+    for package in packages:
+        for reference in {r for name in package.functions for r in package.weights(name)}:
+            size = len(package.blob(*reference).data)
+            stored += size
+            contents[package.digest(*reference)] = size
+    return stored - sum(contents.values())
 
 
 def content_digest(path: Path) -> tuple[str, int]:

@@ -54,6 +54,7 @@ class ExecutionPlanField(IntEnum):
     """The fields of `ExecutionPlan`, a method."""
 
     NAME, CONTAINER_META_TYPE, VALUES, INPUTS, OUTPUTS, CHAINS, OPERATORS, DELEGATES = range(8)
+    NON_CONST_BUFFER_SIZES = 8
 
 
 class OperatorField(IntEnum):
@@ -140,6 +141,12 @@ class TensorField(IntEnum):
 
     SCALAR_TYPE, STORAGE_OFFSET, SIZES, DIM_ORDER, REQUIRES_GRAD = range(5)
     DATA_BUFFER_IDX, ALLOCATION_INFO, LAYOUT, SHAPE_DYNAMISM, EXTRA_TENSOR_INFO = range(5, 10)
+
+
+class AllocationDetailsField(IntEnum):
+    """The fields of `AllocationDetails`."""
+
+    MEMORY_ID, MEMORY_OFFSET_LOW, MEMORY_OFFSET_HIGH = range(3)
 
 
 class ExtraTensorInfoField(IntEnum):

@@ -8,6 +8,7 @@ entry of a tuple, list or dictionary. Sources: coremltools' `MIL.proto` and `lib
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact.blob import Blob, read_blob
-from harness.artifact.limits import MAX_MANIFEST_BYTES
-from harness.artifact.mapped import FolderFiles, is_folder
+from harness.artifact.files import MAX_MANIFEST_BYTES, FolderFiles, is_folder
 from harness.artifact.proto import parse_model
 from harness.errors import ArtifactError
 
@@ -44,6 +44,7 @@ class Package:
         self.what = what
         self._blobs: dict[tuple[str, int], Blob] = {}
         self._weights: dict[str, frozenset[tuple[str, int]]] = {}
+        self._digests: dict[tuple[str, int], bytes] = {}
 
     @classmethod
     def from_folder(cls, folder: Path) -> Package:
@@ -141,6 +142,15 @@ class Package:
                 raise ArtifactError(f"{self.what}: weight file '{file_name}' is not in the package")
             self._blobs[key] = read_blob(self.files[path], offset, self.what)
         return self._blobs[key]
+
+    def digest(self, file_name: str, offset: int) -> bytes:
+        """Return a digest of the dtype and the content of a weight, which is read once."""
+        key = (file_name, offset)
+        if key not in self._digests:
+            blob = self.blob(*key)
+            content = hashlib.sha256(blob.data).digest()
+            self._digests[key] = blob.dtype.encode() + bytes([blob.padding_bits & 7]) + content
+        return self._digests[key]
 
     def weights(self, function: str) -> frozenset[tuple[str, int]]:
         """Return the references (file name, offset) to all weights that a function uses."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from harness.artifact.limits import MAX_SPEC_BYTES
+from harness.artifact.files import MAX_SPEC_BYTES
 from harness.errors import ArtifactError, NotInstalledError
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ copies. `pte_reader` makes these objects from bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from harness.artifact.files import cut
 from harness.artifact.flatbuffer import damaged
-from harness.artifact.mapped import cut
 from harness.errors import ArtifactError
 
 
@@ -24,7 +24,9 @@ class TensorValue:
 
     `dim_order` lists the axes from the outermost in memory to the innermost; when it is empty, the
     order is that of the shape. A `resizable` tensor may have any shape up to `shape`. `initial`
-    holds the first content of a buffer that the method writes to later.
+    holds the first content of a buffer that the method writes to later. `planned` is the tensor's
+    memory, an index into `buffer_sizes` of its method and an offset in bytes, or None when the
+    caller gives the memory. An `unbounded` tensor may have any shape; no runtime loads it.
     """
 
     dtype: str
@@ -33,6 +35,14 @@ class TensorValue:
     dim_order: tuple[int, ...] = ()
     resizable: bool = False
     initial: memoryview | None = None
+    planned: tuple[int, int] | None = None
+    unbounded: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of its largest shape."""
+        size = 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * size
 
     def allows(self, shape: Sequence[int]) -> bool:
         """Return whether the tensor may have this shape.
@@ -125,7 +135,10 @@ class DelegateData:
 
 @dataclass(frozen=True)
 class PteMethod:
-    """A method, in the schema an execution plan; `inputs` and `outputs` index `values`."""
+    """A method, in the schema an execution plan; `inputs` and `outputs` index `values`.
+
+    `buffer_sizes` are the bytes of the buffers that the runtime allocates; the first is not used.
+    """
 
     name: str
     values: tuple[Value, ...]
@@ -133,6 +146,7 @@ class PteMethod:
     outputs: tuple[int, ...]
     instructions: tuple[Instruction, ...]
     delegates: tuple[DelegateData, ...]
+    buffer_sizes: tuple[int, ...] = ()
 
     @property
     def is_constant(self) -> bool:
@@ -142,11 +156,17 @@ class PteMethod:
 
 @dataclass(frozen=True)
 class Pte:
-    """A program."""
+    """A program.
+
+    `keys` are the keys of its named data as they come, even those that come twice. `unused` has the
+    bytes of the segments (or of the packages of a folder) to which nothing refers, by name.
+    """
 
     methods: dict[str, PteMethod]
     named_data: dict[str, memoryview]
     size: int
+    keys: tuple[str, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     def constant(self, method: PteMethod) -> Any:
         """Return the result of a constant method: a bool, int, float, str or array.

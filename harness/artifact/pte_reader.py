@@ -9,8 +9,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.artifact.files import MAX_AXES, cut, map_file
 from harness.artifact.flatbuffer import (
     ONLY_FIELD,
+    AllocationDetailsField,
     BackendDelegateDataReferenceField,
     BackendDelegateField,
     ChainField,
@@ -34,8 +36,7 @@ from harness.artifact.flatbuffer import (
     TensorField,
     damaged,
 )
-from harness.artifact.limits import MAX_AXES
-from harness.artifact.mapped import cut, map_file
+from harness.artifact.plan import check_indices
 from harness.artifact.pte import (
     DelegateCall,
     DelegateData,
@@ -56,7 +57,7 @@ FILE_IDENTIFIER = b"ET12"
 _EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segment base offset
 _IN_SEGMENT = 1  # DataLocation.SEGMENT
 _DYNAMISMS = range(3)  # TensorShapeDynamism
-_STATIC = 0
+_STATIC, _UNBOUNDED = 0, 2
 
 SCALAR_TYPES = {
     0: "uint8",
@@ -122,21 +123,33 @@ class ProgramTables:
         self._segments = list(self._root.children(ProgramField.SEGMENTS))
         self._constant_segment = self._root.child(ProgramField.CONSTANT_SEGMENT)
         self._mutable_segments = list(self._root.children(ProgramField.MUTABLE_DATA_SEGMENTS))
+        self._used = {
+            table.scalar(SubsegmentOffsetsField.SEGMENT_INDEX, "uint32")
+            for table in (self._constant_segment, *self._mutable_segments)
+            if table is not None
+        }
 
     def program(self) -> Pte:
         """Read all tables; payloads and constants stay slices of the file."""
-        named_data = {}
+        named_data: dict[str, memoryview] = {}
+        keys = []
         for table in self._root.children(ProgramField.NAMED_DATA):
             key = table.text(NamedDataField.KEY)
             index = table.scalar(NamedDataField.SEGMENT_INDEX, "uint32")
-            named_data[key] = self._segment(index, f"data '{key}'")
+            keys.append(key)  # the runtime takes the first of two equal ones
+            named_data.setdefault(key, self._segment(index, f"data '{key}'"))
         methods: dict[str, PteMethod] = {}
         for table in self._root.children(ProgramField.EXECUTION_PLAN):
             method = self._method(table)
             if method.name in methods:
                 raise damaged(f"two methods are named '{method.name}'")
             methods[method.name] = method
-        return Pte(methods, named_data, len(self._file))
+        unused = {
+            f"segment {index}": table.scalar(DataSegmentField.SIZE, "uint64")
+            for index, table in enumerate(self._segments)
+            if index not in self._used
+        }
+        return Pte(methods, named_data, len(self._file), tuple(keys), unused)
 
     def _buffers(self, field: ProgramField) -> list[memoryview | None]:
         return [table.vector(ONLY_FIELD, 1) for table in self._root.children(field)]
@@ -144,6 +157,7 @@ class ProgramTables:
     def _segment(self, index: int, what: str) -> memoryview:
         if index >= len(self._segments):
             raise damaged(f"{what} lies in segment {index} of {len(self._segments)}")
+        self._used.add(index)
         table = self._segments[index]
         offset = table.scalar(DataSegmentField.OFFSET, "uint64")
         size = table.scalar(DataSegmentField.SIZE, "uint64")
@@ -169,8 +183,9 @@ class ProgramTables:
                 for entry in chain.children(ChainField.INSTRUCTIONS)
             ),
             delegates=delegates,
+            buffer_sizes=table.numbers(field.NON_CONST_BUFFER_SIZES, "int64"),
         )
-        _check_indices(method)
+        check_indices(method)
         return method
 
     def _value(self, table: Table) -> Value:
@@ -196,16 +211,25 @@ class ProgramTables:
         if table.scalar(field.STORAGE_OFFSET, "int32"):
             raise damaged("a tensor that begins inside its data")
         data = initial = None
+        memory = table.child(field.ALLOCATION_INFO)
         if number := table.scalar(field.DATA_BUFFER_IDX, "uint32"):
-            if table.child(field.ALLOCATION_INFO) is None:
+            if memory is None:
                 data = self._constant_data(number)
             else:
                 initial = self._initial_data(number, table.child(field.EXTRA_TENSOR_INFO))
         dynamism = table.scalar(field.SHAPE_DYNAMISM, "int8")
         if dynamism not in _DYNAMISMS:
             raise damaged(f"a tensor of unknown shape dynamism {dynamism}")
-        resizable = dynamism != _STATIC
-        return TensorValue(SCALAR_TYPES[scalar_type], shape, data, dim_order, resizable, initial)
+        return TensorValue(
+            SCALAR_TYPES[scalar_type],
+            shape,
+            data,
+            dim_order,
+            resizable=dynamism != _STATIC,
+            initial=initial,
+            planned=None if memory is None else _planned(memory),
+            unbounded=dynamism == _UNBOUNDED,
+        )
 
     def _constant_data(self, index: int) -> memoryview | None:
         if self._constants:
@@ -267,6 +291,15 @@ _VALUES: dict[int, Callable[[ProgramTables, Table], Value]] = {
 """The kind of a value -> the function that reads it. An IntList holds indices of values, too."""
 
 
+def _planned(table: Table) -> tuple[int, int]:
+    """Return a tensor's place in the memory plan: the number of a buffer, an offset in bytes."""
+    field = AllocationDetailsField
+    low, high = (
+        table.scalar(part, "uint32") for part in (field.MEMORY_OFFSET_LOW, field.MEMORY_OFFSET_HIGH)
+    )
+    return table.scalar(field.MEMORY_ID, "uint32"), low + (high << 32)
+
+
 def _operator_name(table: Table) -> str:
     name, overload = table.text(OperatorField.NAME), table.text(OperatorField.OVERLOAD)
     return ".".join(filter(None, (name, overload)))
@@ -300,28 +333,3 @@ def _instruction(table: Table, operators: list[str]) -> Instruction:
         case InstructionArguments.FREE_CALL:
             return FreeCall(content.scalar(ONLY_FIELD, "int32"))
     raise damaged(f"an instruction of unknown kind {kind}")
-
-
-def _check_indices(method: PteMethod) -> None:
-    """Raise ArtifactError for an index without a value, a delegate or an instruction."""
-    used = [*method.inputs, *method.outputs]
-    for value in method.values:
-        used += [i for i in value.items if i != -1] if isinstance(value, ListValue) else []
-    for instruction in method.instructions:
-        match instruction:
-            case KernelCall(_, args):
-                used += args
-            case DelegateCall(delegate, args):
-                used += args
-                if not 0 <= delegate < len(method.delegates):
-                    raise damaged(f"method '{method.name}' calls delegate {delegate}")
-            case MoveCall(source, target):
-                used += [source, target]
-            case JumpFalseCall(condition, destination):
-                used.append(condition)
-                if not 0 <= destination <= len(method.instructions):
-                    raise damaged(f"method '{method.name}' jumps to {destination}")
-            case FreeCall(freed):
-                used.append(freed)
-    if any(not 0 <= index < len(method.values) for index in used):
-        raise damaged(f"method '{method.name}' uses a value that it does not have")

@@ -1,21 +1,34 @@
-"""Checks an ML Program for states, fused attention and fp32 arithmetic in an fp16 export.
+"""Checks of ML Programs: descriptions, types, states, fused attention, fp32 in an fp16 export.
 
-Each of them has broken a real export: states that nobody asked for (ExecuTorch 21855, 21979), fused
-attention on the Neural Engine (15833), fp32 weights in an fp16 export (19786).
+Descriptions and types are judged as bytes; the rules are in `harness.artifact`. The others have
+broken real exports: states that nobody asked for (ExecuTorch 21855, 21979), fused attention on the
+Neural Engine (15833), fp32 weights in an fp16 export (19786).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.artifact.operands import FunctionTypes
+from harness.artifact.package import described
 from harness.artifact.proto import mil_types
+from harness.artifact.specification import (
+    description_problems,
+    model_description_problems,
+    version_problems,
+)
+from harness.checks.containers import model_dtype, one_finding, readable
+from harness.checks.metadata import check_metadata_names
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.mil import get_policy, load_function
 from harness.results import Finding
 from harness.subject import Subject
+
+if TYPE_CHECKING:
+    from harness.artifact import Bundle
 
 _FUSED_ATTENTION = ("scaled_dot_product_attention",)
 _STATE = ("read_state", "coreml_update_state", "write_state")
@@ -25,7 +38,7 @@ _STATE = ("read_state", "coreml_update_state", "write_state")
 def check_program(subject: Subject) -> Iterator[Finding]:
     """Check every operation of every function."""
     if not subject.is_language_model:
-        yield from _check_versions(subject)
+        yield from _check_operations(subject)
         return
     for number, package in enumerate(subject.artifact.packages):
         for name in sorted(package.functions):
@@ -57,31 +70,22 @@ def check_program(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _check_versions(subject: Subject) -> Iterator[Finding]:
-    """Check that operations and parameters are in the opset, and the opset in the specification.
-
-    A specification of version N has the opsets up to `CoreMLN`, less one: version 9 is iOS 18's,
-    whose opset is CoreML8. Source: `_SPECIFICATION_VERSION_*` in coremltools' `__init__.py`.
-    """
+def _check_operations(subject: Subject) -> Iterator[Finding]:
+    """Check that every operation and parameter is in the opset of its function."""
     for number, package in enumerate(subject.artifact.packages):
-        version = package.model.specificationVersion
         for name in sorted(package.functions):
-            function, where = package.functions[name], f"package {number}, function '{name}'"
-            operations = package.operations(name).operations
-            opset = function.opset.removeprefix("CoreML")
-            is_new = opset.isdecimal() and int(opset) + 1 > version
-            problem = f"opset {function.opset} is newer than specification version {version}"
+            count, problem = len(package.operations(name).operations), ""
             try:
                 load_function(package, name, get_policy("widen"), stateful=True)
             except ArtifactError as error:
-                is_new, problem = True, str(error)
+                problem = str(error)
             yield Finding(
                 "program",
-                where,
-                ok=not is_new,
+                f"package {number}, function '{name}'",
+                ok=not problem,
                 message=problem,
-                comparisons=len(operations),
-                facts={"operations": len(operations), "opset": function.opset},
+                comparisons=count,
+                facts={"operations": count, "opset": package.functions[name].opset},
             )
 
 
@@ -95,3 +99,92 @@ def _wide_operations(operations: Any) -> Iterator[str]:
             dtype = mil_types().get(tensor.dataType)
             if dtype is not None and dtype.name == "FLOAT32":
                 yield f"{operation.type} '{output.name}'"
+
+
+@check("descriptions", needs=(readable,))
+def check_descriptions(subject: Subject) -> Iterator[Finding]:
+    """Check specification versions, and the description of each function against the function."""
+    artifact, reported = subject.artifact, _reported_places(subject)
+    for number, package in enumerate(artifact.packages):
+        where = f"package {number}"
+        yield one_finding("descriptions", where, version_problems(package))
+        if artifact.package is None:  # `metadata-names` judges that of a bare package
+            yield one_finding("descriptions", where, model_description_problems(package))
+        for name in sorted(package.functions):
+            if subject.is_language_model and package.states(name):
+                continue  # `program` reports states
+            problems = [*description_problems(package, name)]
+            if artifact.package is None:
+                problems += _of_delegates(artifact.bundles[number], name)
+            problems = [one for one in problems if (number, name, one[0]) not in reported]
+            count = len(package.functions[name].inputs)
+            yield one_finding("descriptions", f"{where}, function '{name}'", problems, count)
+
+
+def _reported_places(subject: Subject) -> set[tuple[int, str, str]]:
+    """Return the package, the function and the input or output of each finding of `metadata-names`.
+
+    The program contradicts these descriptions already.
+    """
+    artifact, numbers = subject.artifact, {b: n for n, b in enumerate(subject.artifact.bundles)}
+    try:
+        failed = {f.where for f in check_metadata_names.findings(subject) if not f.ok}
+    except ArtifactError:
+        return set()
+    return {
+        (numbers[one.bundle], one.program_function, f"{kind} '{feature.name}'")
+        for delegates in artifact.delegates.values()
+        for one in delegates
+        for kind in ("input", "output")
+        for feature in getattr(
+            described(one.bundle.package.model.description, one.program_function), kind
+        )
+        if not failed.isdisjoint(
+            (f"{one.where}, {kind}s", f"{one.where}, {kind}s, '{feature.name}'")
+        )
+    }
+
+
+def _of_delegates(bundle: Bundle, function: str) -> Iterator[tuple[str, str]]:
+    """Yield what a delegate needs beyond a package: names as described, no optional inputs.
+
+    A delegate passes every argument by its name in `metadata.json` (`ETCoreMLModel.mm`), which
+    `metadata-names` compares with the description.
+    """
+    package, metadata = bundle.package, bundle.metadata
+    description = described(package.model.description, function)
+    passed = metadata.single or (metadata.methods or {}).get(function)
+    if passed is None or list(passed.input_names) != [f.name for f in description.input]:
+        return
+    own = {value.name for value in package.functions[function].inputs}
+    taken = {feature.name for feature in (*description.input, *description.state)}
+    made = {feature.name for feature in description.output}
+    for what, names, held in (
+        ("inputs", taken, own),
+        ("outputs", made, set(package.operations(function).outputs)),
+    ):
+        for name in sorted(names - held):
+            yield f"'{name}'", f"is described, but is none of the function's {what}"
+        for name in sorted(held - names):
+            yield f"'{name}'", f"is one of the function's {what}, but is not described"
+    for feature in description.input:
+        if feature.type.isOptional:
+            yield f"input '{feature.name}'", "is optional, but a delegate always passes it"
+
+
+@check("types", needs=(readable,))
+def check_types(subject: Subject) -> Iterator[Finding]:
+    """Check the dtypes of operands, results and constants, and that every input is read."""
+    for number, package in enumerate(subject.artifact.packages):
+        for name in sorted(package.functions):
+            types = FunctionTypes(package, name)
+            problems = list(types.problems())
+            if model_dtype(subject) != "float16":  # there, `program` reports these
+                text = "is declared FLOAT32, but its operation gives FLOAT16"
+                problems += [(f"'{wide}'", text) for wide in types.wide]
+            unread, where = types.unread_inputs(), f"package {number}, function '{name}'"
+            if subject.artifact.pte is not None:
+                problems += [(f"input '{n}'", "no operation reads it") for n in unread]
+            elif unread:  # a model of one's own may take what it ignores
+                yield Finding("types", where, facts={"unread inputs": ", ".join(unread)})
+            yield one_finding("types", where, problems, types.operations)

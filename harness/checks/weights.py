@@ -1,4 +1,4 @@
-"""Checks that weights are stored once and equal the checkpoint's weights bit for bit.
+"""Checks that all is stored once and that weights equal the checkpoint's weights bit for bit.
 
 When partitions do not match, functions stop sharing weights without an error (ExecuTorch 18531);
 only the number of bytes shows it.
@@ -6,12 +6,15 @@ only the number of bytes shows it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import torch
 
 from harness.artifact import Artifact, Package, open_artifact
-from harness.artifact.facts import duplicate_bytes, sharing
+from harness.artifact.facts import duplicate_bytes, repeated_bytes, sharing
+from harness.artifact.operands import FunctionTypes
+from harness.checks.containers import readable
 from harness.checks.run import check
 from harness.models.config import load_params
 from harness.models.model import rope_tables
@@ -83,6 +86,80 @@ def check_sharing(subject: Subject) -> Iterator[Finding]:
             comparisons=len(package.functions),
             facts={"stored weight bytes": shares.stored, "used weight bytes": shares.used},
         )
+
+
+@check("copies", needs=(readable,))
+def check_copies(subject: Subject) -> Iterator[Finding]:
+    """Check for copies of packages, unused packages, and weights outside the weight files.
+
+    The facts are the bytes of weights in all packages, those that sharing saves (a weight that
+    several functions use is stored once), and those that are still stored more than once.
+    """
+    artifact = subject.artifact
+    packages = artifact.packages
+    originals: dict[bytes, int] = {}
+    asked = weight_sharing(subject) is None
+    for number, package in enumerate(packages):
+        other = originals.setdefault(_content(package), number)
+        size = _model_bytes(package)
+        text = f"is a copy of package {other}; one of {size} bytes would do for both"
+        copied = other != number and asked and any(map(package.weights, package.functions))
+        if not subject.is_language_model:  # a module that a method calls twice is lowered twice
+            copied = copied and not _common_methods(artifact, number, other)
+        yield Finding("copies", f"package {number}", not copied, text, 1)
+        for name in sorted(package.functions):
+            types = FunctionTypes(package, name)
+            for _ in types.problems():
+                pass  # `types` reports these
+            told = ", ".join(f"'{n}' ({size} bytes)" for n, size in types.in_program[:5])
+            text = f"its program holds weights that belong in the weight file: {told}"
+            where = f"package {number}, function '{name}'"
+            yield Finding("copies", where, not types.in_program, text, max(1, types.operations))
+    yield from _not_called(artifact)
+    used = sum(sharing(package).used for package in packages)
+    stored = sum(sharing(package).stored for package in packages)
+    facts = {"weight bytes": stored, "bytes saved by sharing": used - stored}
+    facts["bytes stored again"] = repeated_bytes(packages)
+    yield Finding("copies", "the artifact", comparisons=len(packages), facts=facts)
+
+
+def _common_methods(artifact: Artifact, *numbers: int) -> bool:
+    """Return whether a method calls all of these packages."""
+    bundles = {artifact.bundles[number] for number in numbers}
+    return any(
+        bundles <= {delegate.bundle for delegate in delegates}
+        for delegates in artifact.delegates.values()
+    )
+
+
+def _content(package: Package) -> bytes:
+    """Return a digest of a package's specification and of the weights that it uses."""
+    digest = hashlib.sha256(package.files[package.spec_path])
+    references = {r for name in package.functions for r in package.weights(name)}
+    for reference in sorted(references):
+        digest.update(package.digest(*reference))
+    return digest.digest()
+
+
+def _not_called(artifact: Artifact) -> Iterator[Finding]:
+    """Yield the packages, the data and the functions that no method uses.
+
+    Named data that no delegate refers to is reported by `references`.
+    """
+    if artifact.pte is None:
+        return
+    for what, size in artifact.pte.unused.items():
+        yield Finding("copies", what, False, f"nothing uses these {size} bytes; leave them out", 1)
+    called = {
+        (delegate.bundle, delegate.program_function)
+        for delegates in artifact.delegates.values()
+        for delegate in delegates
+    }
+    for number, bundle in enumerate(artifact.bundles):
+        names = sorted(bundle.package.functions)
+        wrong = [name for name in names if (bundle, name) not in called]
+        text = f"no method calls its functions {wrong}; leave them out"
+        yield Finding("copies", f"package {number}", not wrong, text, len(names))
 
 
 @check("sharing-size", needs=(language_model, multifunction, weight_sharing, unshared_export))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from harness.artifact import Artifact
-from harness.artifact.mapped import FolderFiles, is_folder, map_file
+from harness.artifact.files import FolderFiles, is_folder, map_file
 from harness.artifact.pte_reader import program_tables
 from harness.diff.difference import Difference, changed, same_files, without_random
 from harness.diff.expressions import function_digests, method_digests

@@ -24,7 +24,7 @@ from harness.artifact import Artifact, Package
 from harness.artifact.pte import KernelCall, TensorValue
 from harness.errors import HarnessError
 from harness.generate.phase import FLOATS, INTEGERS, ConstantReader
-from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
+from harness.mil.types import AllowedShapes, allowed_shapes, check_shapes
 from harness.pte import Specs, TensorSpec
 from harness.pte.kernels import writes_in_place
 from harness.runtimes import REFERENCE, get_runtime

@@ -31,7 +31,7 @@ from harness.artifact import Artifact
 from harness.errors import HarnessError
 from harness.files import partial_file
 from harness.generate.interface import signature
-from harness.mil.shapes import allowed_shapes, check_shapes
+from harness.mil.types import allowed_shapes, check_shapes
 from harness.pte import Specs, TensorSpec, same_shape
 from harness.runtimes import get_runtime, runtime_row
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from harness.artifact import Artifact, Package
-from harness.artifact.limits import max_elements
+from harness.artifact.files import max_elements
 from harness.artifact.proto import mil_types
 from harness.artifact.pte import KernelCall, TensorValue
 from harness.errors import HarnessError
 from harness.generate.interface import flexible_shapes, functions_of, keeps_state
 from harness.golden import Steps
-from harness.mil.shapes import AllowedShapes
+from harness.mil.types import AllowedShapes
 from harness.pte import TensorSpec
 from harness.runtimes import REFERENCE, get_runtime
 

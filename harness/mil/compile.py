@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.artifact.limits import max_elements
+from harness.artifact.files import max_elements
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
 from harness.mil import ops as _registers_them  # noqa: F401

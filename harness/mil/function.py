@@ -16,9 +16,15 @@ from harness.mil.compile import compile_function
 from harness.mil.packed import PackedWeight, multiplied_by
 from harness.mil.packed.layouts import FEW_ROWS
 from harness.mil.policy import Policy
-from harness.mil.shapes import AllowedShapes, allowed_shapes, check_shapes
 from harness.mil.storage import SharedTensors, State
-from harness.mil.types import StateType, TensorType, ValueType
+from harness.mil.types import (
+    AllowedShapes,
+    StateType,
+    TensorType,
+    ValueType,
+    allowed_shapes,
+    check_shapes,
+)
 
 _SMALL_RESULT = 1 << 17  # elements: one step of a language model, with its caches
 _SMALL_CONSTANT = 1 << 16

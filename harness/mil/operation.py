@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from harness.artifact.limits import MAX_ELEMENTS
+from harness.artifact.files import MAX_ELEMENTS
 from harness.errors import ArtifactError
 from harness.mil.packed import PackedWeight, expanded
 from harness.mil.policy import Policy

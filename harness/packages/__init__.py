@@ -28,15 +28,18 @@ from harness.artifact.package import (
 from harness.artifact.proto import new_model
 from harness.errors import HarnessError
 from harness.files import Kind, partial_folder
-from harness.packages.description import copied_description, describe
 from harness.packages.extract import Extraction, extract_packages
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Function
-    from coremltools.proto.Model_pb2 import Model
+    from coremltools.proto.Model_pb2 import FunctionDescription, Model
 
 __all__ = ["Combined", "Extraction", "Part", "combine_packages", "extract_packages", "parse_parts"]
 
+_MULTIFUNCTION_VERSION = 9  # the first specification version (iOS 18) with several functions
+_DESCRIBED = ("input", "output", "state")
+_NAMED = ("predictedFeatureName", "predictedProbabilitiesName")
+_METADATA = ("shortDescription", "versionString", "author", "license")
 _FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # Core ML compiles it to an identifier
 
 
@@ -85,7 +88,7 @@ def combine_packages(
     packages = {part.package: Package.from_folder(part.package) for part in chosen}
     default = default_function or chosen[0].target
     model = new_model()
-    left_out = describe(model, list(packages.values()), default)
+    left_out = _describe(model, list(packages.values()), default)
     for part in chosen:
         _copy_function(model, part, packages[part.package])
     with partial_folder(output, Kind(MANIFEST, ("Data/*",)), replace) as folder:
@@ -121,7 +124,7 @@ def _copy_function(model: Model, part: Part, package: Package) -> None:
     """Add a part's function and its description; raises ArtifactError when either is missing."""
     package.operations(part.source)  # raises when the function or its block is missing
     model.mlProgram.functions[part.target].CopyFrom(package.functions[part.source])
-    description = copied_description(package, part.source)
+    description = _copied_description(package, part.source)
     description.name = part.target
     model.description.functions.append(description)
 
@@ -193,3 +196,72 @@ def _parse(text: str) -> list[Part]:
             f"To rename one, write {path}:SOURCE=NAME"
         )
     return [Part(path, functions[0], names)]
+
+
+def _copied_description(package: Package, function: str) -> FunctionDescription:
+    """Return a copy of a function's description, without its name.
+
+    Raises ArtifactError unless the function is described once.
+    """
+    description = package.description(function)
+    copy = new_model().description.functions.add()
+    for field in _DESCRIBED:
+        getattr(copy, field).extend(getattr(description, field))
+    for field in _NAMED:
+        setattr(copy, field, getattr(description, field))
+    return copy
+
+
+def _describe(model: Model, packages: Sequence[Package], default_function: str) -> tuple[str, ...]:
+    """Set the versions, default function and metadata of `model`; return the metadata left out.
+
+    The specification version is the highest of all packages, and at least 9. Metadata is kept where
+    all packages agree. Raises HarnessError when the packages cannot be combined.
+    """
+    models = [package.model for package in packages]
+    for package in packages:
+        if package.model.isUpdatable:
+            raise HarnessError(
+                f"{package.what}: an updatable model; Core ML does not allow it several functions"
+            )
+    versions = {m.mlProgram.version: p.what for m, p in zip(models, packages, strict=True)}
+    if len(versions) > 1:
+        found = ", ".join(f"{version} ({what})" for version, what in sorted(versions.items()))
+        raise HarnessError(
+            f"the ML Programs are of versions {found}; convert them with one version of coremltools"
+        )
+    model.specificationVersion = max(
+        _MULTIFUNCTION_VERSION, *(other.specificationVersion for other in models)
+    )
+    model.description.defaultFunctionName = default_function
+    model.mlProgram.version = models[0].mlProgram.version
+    return (*_merge_metadata(model, models), *_merge_attributes(model, models))
+
+
+def _merge_metadata(model: Model, models: Sequence[Model]) -> list[str]:
+    target = model.description.metadata
+    sources = [other.description.metadata for other in models]
+    differing = []
+    for field in _METADATA:
+        values = {getattr(source, field) for source in sources}
+        if len(values) == 1:
+            setattr(target, field, values.pop())
+        else:
+            differing.append(field)
+    for key in sorted({key for source in sources for key in source.userDefined}):
+        values = {source.userDefined.get(key) for source in sources}
+        if len(values) == 1:
+            target.userDefined[key] = values.pop()
+        else:
+            differing.append(key)
+    return differing
+
+
+def _merge_attributes(model: Model, models: Sequence[Model]) -> list[str]:
+    """Keep an attribute of the ML Program, such as its build info, where all models agree."""
+    first, *others = (other.mlProgram.attributes for other in models)
+    for name, value in first.items():
+        if all(name in other and other[name] == value for other in others):
+            model.mlProgram.attributes[name].CopyFrom(value)
+    names = {name for other in (first, *others) for name in other}
+    return sorted(names - set(model.mlProgram.attributes))

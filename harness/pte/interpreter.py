@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harness.artifact import Artifact, Delegate
-from harness.artifact.limits import MAX_ELEMENTS, max_elements
+from harness.artifact.files import MAX_ELEMENTS, max_elements
 from harness.artifact.package import core_ml_shape
 from harness.artifact.pte import (
     DelegateCall,

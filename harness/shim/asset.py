@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from harness.artifact import Package
-from harness.artifact.flattened import checked_path
+from harness.artifact.files import checked_path
 from harness.artifact.package import DATA, MANIFEST, MODEL_PATH, SPECIFICATION
 from harness.artifact.proto import feature_types, parse_model
 from harness.errors import ArtifactError, HarnessError

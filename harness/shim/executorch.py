@@ -21,7 +21,7 @@ import torch
 
 from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND
-from harness.artifact.mapped import map_file
+from harness.artifact.files import map_file
 from harness.artifact.pte import TensorValue, Value
 from harness.artifact.pte_reader import parse_pte
 from harness.errors import ArtifactError, HarnessError

@@ -28,7 +28,7 @@ from harness.artifact import Package
 from harness.artifact.package import core_ml_shape
 from harness.artifact.proto import feature_types
 from harness.errors import ArtifactError, HarnessError, NotInstalledError
-from harness.mil.shapes import AllowedShapes
+from harness.mil.types import AllowedShapes
 
 _TAKEN = ("float32", "float64", "int32", "int8")
 _GIVEN = {"float16": "float32"}  # numpy in the native module has no half precision

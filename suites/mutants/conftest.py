@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.subject import Subject
+from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants.edit import Export
 from harness.suites.mutants.judge import MakeMutant, Mutation, Sources, opened
 
@@ -31,3 +32,8 @@ def mutant(sources: Sources, tmp_path: Path) -> MakeMutant:
         return opened(export.save(tmp_path / "mutant.pte"), sound)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sound() -> Subjects:
+    return Subjects(lambda stage: None)

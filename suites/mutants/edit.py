@@ -20,6 +20,7 @@ import numpy as np
 
 from harness.artifact.delegate import BACKEND, METADATA, PACKAGE, REFERENCE_MAGIC
 from harness.artifact.exported import CONSTANTS, PROGRAM
+from harness.artifact.files import SubFiles, flatten, read_flattened, root_name
 from harness.artifact.flatbuffer import (
     BackendDelegateDataReferenceField,
     BackendDelegateField,
@@ -29,8 +30,6 @@ from harness.artifact.flatbuffer import (
     ProgramField,
     Table,
 )
-from harness.artifact.flattened import flatten, read_flattened, root_name
-from harness.artifact.mapped import SubFiles
 from harness.artifact.package import WEIGHTS, Package
 from harness.artifact.pte_reader import ProgramTables
 

@@ -12,6 +12,12 @@ from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants.edit import Export
 
+OF_BYTES = (
+    *("owners", "references", "metadata-names", "function-names", "package-files", "descriptions"),
+    *("types", "compile-specs", "memory-plan", "program", "copies"),
+)
+"""The checks that execute nothing and need no reference."""
+
 Mutation = Callable[[Export], object]  # changes an export in place
 MakeMutant = Callable[[Mutation, str], Subject]  # from a mutation and a mode
 
@@ -45,3 +51,9 @@ def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]
     case = run_check(check, subject, REFERENCE if check.takes_runtime else None, suite="mutants")
     assert not case.traceback, case.traceback
     return case
+
+
+def complaints(subject: Subject) -> dict[str, str]:
+    """Return the reasons of the checks of bytes that do not pass."""
+    cases = (judged(subject, name) for name in OF_BYTES)
+    return {case.check: case.reason for case in cases if case.outcome not in ("pass", "skip")}

@@ -19,6 +19,8 @@ from harness.suites.mutants import of_constants as constants
 from harness.suites.mutants import of_names as names
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants import of_weights as weights
+from harness.suites.mutants import test_tables as tables
+from harness.suites.mutants import test_validity as validity
 from harness.suites.mutants.judge import MakeMutant, Mutation, Sources, judged, opened
 
 pytestmark = pytest.mark.mutant
@@ -281,6 +283,7 @@ def test_the_control_passes_every_check(mutant: MakeMutant, mode: str) -> None:
 
 def test_every_check_has_a_mutant_that_it_catches() -> None:
     caught = {row.values[2] for row in ROWS} | {"greedy", "sharing-size"}  # see below
+    caught |= {row[3] for row in (*validity.OF_PACKAGES, *tables.OF_TABLES)}
     assert caught == set(artifact_checks())
 
 

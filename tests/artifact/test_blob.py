@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE, read_blob
+from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE, file_problems, read_blob
 from harness.errors import ArtifactError
 
 WEIGHTS = {
@@ -121,3 +121,11 @@ def test_mutated_entries_give_a_sentence_or_bytes_of_the_file(written):
             refused += 1
             assert "\n" not in str(error)
     assert 1000 < refused < 5000
+
+
+def test_the_layout_of_the_native_writer_is_sound_and_padding_is_zero(written):
+    file, offsets = bytearray(written[0]), sorted(written[1].values())
+    assert not list(file_problems(memoryview(file)))
+    file[offsets[1] - 1] = 1
+    (problem,) = file_problems(memoryview(file))
+    assert problem == f"the padding after the weight at offset {offsets[0]} is not zero"

@@ -57,6 +57,17 @@ def test_constants_are_numbers_and_views_of_the_file(sound):
     assert np.abs(np.square(tables).sum(0) - 1).max() < 2e-3
 
 
+def test_a_package_that_nobody_calls_is_told(edited):
+    def copy(program, folder):
+        name = program["methods"]["forward"]["calls"][0]["package"]
+        shutil.copytree(folder / name, folder / "again")
+
+    artifact = edited(copy)
+    (size,) = artifact.pte.unused.values()
+    assert list(artifact.pte.unused) == ["package 'again'"]
+    assert size == artifact.packages[0].size
+
+
 def test_it_is_shown_by_inspect(sound, capsys):
     assert main(["inspect", str(sound)]) == 0
     assert "folder" in capsys.readouterr().out.splitlines()[0]

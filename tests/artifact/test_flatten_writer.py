@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from harness.artifact.flattened import flatten, read_flattened, root_name
+from harness.artifact.files import flatten, read_flattened, root_name
 from harness.errors import ArtifactError
 
 PACKAGE = {

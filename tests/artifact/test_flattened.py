@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.artifact.flattened import flatten, read_flattened
+from harness.artifact.files import flatten, read_flattened
 from harness.errors import ArtifactError
 
 FILES = {"metadata.json": b"{}", "a/b/weights.bin": bytes(range(256)) * 9, "a/ü.txt": b"x"}

@@ -6,7 +6,7 @@ import pytest
 
 from harness.artifact import MethodMetadata, parse_metadata
 from harness.artifact.delegate import Reference, parse_reference
-from harness.artifact.flattened import flatten
+from harness.artifact.files import flatten
 from harness.errors import ArtifactError
 
 NAMES = {"inputNames": ["x", "y"], "outputNames": ["z"]}

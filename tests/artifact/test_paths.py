@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.artifact import open_artifact
-from harness.artifact.mapped import FolderFiles
+from harness.artifact.files import FolderFiles
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
 
@@ -62,7 +62,7 @@ def test_a_large_folder_that_is_not_a_package_is_not_walked(tmp_path):
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.artifact.mapped.MAX_PACKAGE_FILES", 3)
+    monkeypatch.setattr("harness.artifact.files.MAX_PACKAGE_FILES", 3)
     for name in ("Manifest.json", "a", "b", "c"):
         (tmp_path / name).write_text("{}")
     refused(tmp_path, "more than 3 files; not a package")

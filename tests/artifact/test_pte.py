@@ -1,13 +1,22 @@
 """A real .pte, compared with ExecuTorch's own reader, and broken ones."""
 
 import random
+import struct
 
 import numpy as np
 import pytest
 
 from harness.artifact import open_artifact
 from harness.artifact.facts import artifact_facts
+from harness.artifact.flatbuffer import (
+    BackendDelegateDataReferenceField,
+    BackendDelegateField,
+    ExecutionPlanField,
+    ProgramField,
+    Table,
+)
 from harness.artifact.pte import DelegateCall, KernelCall
+from harness.artifact.pte_reader import parse_pte, program_tables
 from harness.errors import ArtifactError, HarnessError
 
 
@@ -23,6 +32,11 @@ def test_methods_and_instructions_are_executorchs_own(mixed_program):
         assert list(method.inputs) == list(plan.inputs)
         assert list(method.outputs) == list(plan.outputs)
         assert len(method.values) == len(plan.values)
+        assert list(method.buffer_sizes) == list(plan.non_const_buffer_sizes)
+        for mine, value in zip(method.values, plan.values, strict=True):
+            if (place := getattr(value.val, "allocation_info", None)) is not None:
+                offset = place.memory_offset_low + (place.memory_offset_high << 32)
+                assert mine.planned == (place.memory_id, offset)
         calls = [i.instr_args for i in plan.chains[0].instructions] if plan.chains else []
         names = [f"{o.name}.{o.overload}" for o in plan.operators]
         for mine, call in zip(method.instructions, calls, strict=True):
@@ -44,6 +58,27 @@ def test_constant_methods_return_their_values(mixed_program):
     assert constants["answer"] == 42 and constants["name"] == "mixed"
     np.testing.assert_array_equal(constants["table"], np.arange(5, dtype=np.int16))
     assert constants["table"].dtype == np.int16
+
+
+def test_a_segment_to_which_nothing_refers_is_told(mixed_program):
+    data = bytearray(mixed_program[0].read_bytes())
+    assert not parse_pte(memoryview(data), "here").unused
+    tables = program_tables(memoryview(data))
+    (method,) = (
+        plan
+        for plan in Table.root(tables).children(ProgramField.EXECUTION_PLAN)
+        if plan.text(ExecutionPlanField.NAME) == "forward"
+    )
+    first, second = (
+        delegate.child(BackendDelegateField.PROCESSED)
+        for delegate in method.children(ExecutionPlanField.DELEGATES)
+    )
+    field = BackendDelegateDataReferenceField.INDEX
+    number, other = (one.scalar(field, "uint32") for one in (first, second))
+    place = (second if other else first)._field(field)
+    struct.pack_into("<I", data, place, number if other else other)
+    (unused,) = parse_pte(memoryview(data), "here").unused
+    assert unused == f"segment {other or number}"
 
 
 def look(path):

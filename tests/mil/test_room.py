@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from harness.artifact import Package
-from harness.artifact.limits import MAX_ELEMENTS, max_elements
+from harness.artifact.files import MAX_ELEMENTS, max_elements
 from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy, load_function
 from tests.mil.programs import save

@@ -3,7 +3,7 @@
 import json
 
 from harness.artifact import Package
-from harness.artifact.flattened import _read_tree, flatten
+from harness.artifact.files import _read_tree, flatten
 from harness.artifact.proto import parse_model
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.artifact import Package, open_artifact
-from harness.artifact.flattened import flatten, root_name
+from harness.artifact.files import flatten, root_name
 from harness.errors import HarnessError
 from harness.packages import combine_packages, extract_packages
 from tests.mil.programs import run, save

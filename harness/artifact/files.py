@@ -1,23 +1,152 @@
-"""A flattened folder: the bytes in which a Core ML delegate stores a package inside a .pte.
+"""The files of an artifact: memory maps, folders, and flattened folders; and the limits of sizes.
 
-The contents of all files come first, then a JSON tree of nodes. The bytes of the tree are in
-reverse order, so that a reader can start from the end. The node of a folder follows those of its
-entries, and the root comes last; offsets count from the start of the data.
+A flattened folder is the bytes in which a Core ML delegate stores a package inside a .pte. The
+contents of all files come first, then a JSON tree of nodes. The bytes of the tree are in reverse
+order, so that a reader can start from the end. The node of a folder follows those of its entries,
+and the root comes last; offsets count from the start of the data.
 Source: ExecuTorch's `backends/apple/coreml/runtime/inmemoryfs`.
+
+An artifact is not trusted. One that asks for more than a limit, far beyond the needs of any real
+model, is damaged or hostile; the harness refuses it before it reads or allocates anything for it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import mmap
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from harness.artifact.limits import MAX_TREE_BYTES, MAX_TREE_DEPTH
-from harness.artifact.mapped import cut
 from harness.errors import ArtifactError
+
+# Files
+MAX_PACKAGE_FILES = 10_000
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_SPEC_BYTES = 1 << 30  # of model.mlmodel; protobuf itself ends at 2 GB
+MAX_METADATA_BYTES = 1 << 24  # of metadata.json; a model of 1,000 layers has under 1 MB
+MAX_PROGRAM_BYTES = 1 << 26  # of program.json; a model of 1,000 layers has under 1 MB
+MAX_REFERENCE_BYTES = 1 << 16  # of a payload that refers to named data
+
+# The file tree of a flattened package
+MAX_TREE_BYTES = 1 << 26  # of JSON; a package has a few files
+MAX_TREE_DEPTH = 64
+
+# Tensors
+MAX_AXES = 16  # ExecuTorch's runtime has the same limit
+MAX_AXIS_SIZE = (1 << 31) - 1
+MAX_ELEMENTS = 1 << 26  # of a value in a package of any size; 256 MB in fp32
+MAX_ELEMENTS_PER_BYTE = 4  # of a value, for each byte of a package's files; 4-bit weights have 2
 
 _FILE, _FOLDER = 0, 1  # the kinds of node
 _FIRST_LOOK = 1 << 16
+
+
+def max_elements(package_bytes: int) -> int:
+    """Return how many elements a value may have in a program whose files have `package_bytes`.
+
+    A larger package may ask for larger values, such as the fp32 caches of a 1B model.
+    """
+    return max(MAX_ELEMENTS, MAX_ELEMENTS_PER_BYTE * package_bytes)
+
+
+def map_file(path: Path) -> memoryview:
+    """Map a file read-only, as bytes; the system reads a page when it is first accessed.
+
+    Raises ArtifactError when the file does not exist or cannot be opened, and for a pipe or a
+    device, which could block forever.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ArtifactError(f"{path}: not a regular file; give a .pte or an .mlpackage folder")
+        if not found.st_size:
+            return memoryview(b"")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or emptied since
+        raise ArtifactError(f"{path}: cannot be opened ({_reason(error)})") from None
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False when it cannot be accessed."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
+    """Return `size` bytes from `offset`; raises ArtifactError when the data ends before that."""
+    if offset < 0 or size < 0 or offset + size > len(data):
+        raise ArtifactError(
+            f"{what} claims bytes {offset} to {offset + size}, but only {len(data)} are there: "
+            "the file is truncated or damaged; export or copy it again"
+        )
+    return data[offset : offset + size]
+
+
+class FolderFiles(Mapping[str, memoryview]):
+    """The regular files below a folder by path, each mapped when it is first read.
+
+    Raises ArtifactError for a link that leads out of the folder, and for too many files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not is_folder(folder):
+            raise ArtifactError(f"{folder}: no such folder; check the path")
+        self._mapped: dict[str, memoryview] = {}
+        try:
+            paths = sorted(_files_below(folder))
+        except OSError as error:
+            raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
+        self._paths = {path.relative_to(folder).as_posix(): path for path in paths}
+
+    def __getitem__(self, name: str) -> memoryview:
+        if name not in self._mapped:
+            self._mapped[name] = map_file(self._paths[name])
+        return self._mapped[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    root = folder.resolve()
+    for number, path in enumerate(folder.rglob("*")):
+        if number == MAX_PACKAGE_FILES:
+            raise ArtifactError(f"{folder}: more than {MAX_PACKAGE_FILES} files; not a package")
+        if path.is_file():
+            if not path.resolve().is_relative_to(root):
+                raise ArtifactError(f"{path}: a link that leaves the package; remove it")
+            yield path
+
+
+class SubFiles(Mapping[str, memoryview]):
+    """The files of another mapping that are below one of its folders, by path in that folder."""
+
+    def __init__(self, files: Mapping[str, memoryview], folder: str) -> None:
+        self._files = files
+        self._prefix = f"{folder}/"
+
+    def __getitem__(self, name: str) -> memoryview:
+        return self._files[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (n.removeprefix(self._prefix) for n in self._files if n.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:

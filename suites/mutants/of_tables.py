@@ -1,0 +1,150 @@
+"""Mutations of a `.pte`'s tables: compile specs, memory plan, calls, keys.
+
+They change the program that ExecuTorch's own serializer reads and writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.artifact.delegate import METADATA
+from harness.artifact.files import flatten, read_flattened, root_name
+
+Table = Any  # a dataclass of `executorch.exir.schema`
+Rewrite = Callable[[Any], None]  # changes ExecuTorch's `PTEFile` in place
+
+
+def rewrite(source: Path, change: Rewrite, target: Path) -> Path:
+    """Write a `.pte` with ExecuTorch's serializer, after `change`, and return its path."""
+    from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+
+    file = deserialize_pte_binary(source.read_bytes())
+    change(file)
+    written = serialize_pte_binary(file, extract_delegate_segments=True)
+    target.write_bytes(bytes(written))
+    return target
+
+
+def plans(file: Any) -> list[Table]:
+    """Return the methods that execute something."""
+    return [plan for plan in file.program.execution_plan if plan.delegates]
+
+
+def specs(file: Any) -> Iterator[list[Table]]:
+    """Yield the compile specs of each delegate."""
+    for plan in plans(file):
+        yield from (delegate.compile_specs for delegate in plan.delegates)
+
+
+def set_spec(key: str, value: bytes, everywhere: bool = True) -> Rewrite:
+    """Set a compile spec, of every delegate or of the last one."""
+
+    def change(file: Any) -> None:
+        for held in list(specs(file))[0 if everywhere else -1 :]:
+            next(spec for spec in held if spec.key == key).value = value
+
+    return change
+
+
+def spec_twice(file: Any) -> None:
+    """Give a compile spec twice."""
+    for held in specs(file):
+        held.append(held[0])
+
+
+def tensor_of(file: Any, passed: bool) -> Table:
+    """Return a tensor that the first method's last delegate takes: passed by the caller, or not."""
+    plan = plans(file)[0]
+    call = plan.chains[0].instructions[-1].instr_args
+    index = next(i for i in call.args if (i in plan.inputs) == passed and i not in plan.outputs)
+    return plan.values[index].val
+
+
+def first_cache(file: Any) -> Table:
+    """Return the last input of the first method, a cache or a position."""
+    plan = plans(file)[0]
+    return next(v.val for v in map(plan.values.__getitem__, plan.inputs) if len(v.val.sizes) == 4)
+
+
+def reverse_axes(file: Any) -> None:
+    """Let a cache be laid out with its last two axes exchanged."""
+    order = first_cache(file).dim_order
+    order[-2:] = reversed(order[-2:])
+
+
+def make_dynamic(unbound: bool) -> Rewrite:
+    """Let the shape of a cache be dynamic."""
+
+    def change(file: Any) -> None:
+        from executorch.exir.schema import TensorShapeDynamism
+
+        kinds = TensorShapeDynamism
+        first_cache(file).shape_dynamism = kinds.DYNAMIC_UNBOUND if unbound else kinds.DYNAMIC_BOUND
+
+    return change
+
+
+def planned(file: Any) -> list[Table]:
+    """Return the planned tensors of the first method."""
+    values = [value.val for value in plans(file)[0].values]
+    return [v for v in values if getattr(v, "allocation_info", None) is not None]
+
+
+def past_the_buffer(file: Any) -> None:
+    """Place a tensor at the end of its buffer."""
+    plan, tensor = plans(file)[0], planned(file)[0]
+    size = plan.non_const_buffer_sizes[tensor.allocation_info.memory_id]
+    tensor.allocation_info.memory_offset_low = size
+
+
+def unknown_buffer(file: Any) -> None:
+    """Place a tensor in a buffer that the method does not have."""
+    planned(file)[0].allocation_info.memory_id = 5
+
+
+def in_one_place(file: Any) -> None:
+    """Place all planned tensors at the start of the buffer."""
+    for tensor in planned(file):
+        tensor.allocation_info.memory_offset_low = 0
+
+
+def swap_calls(file: Any) -> None:
+    """Call the last delegate before the one that gives its input."""
+    instructions = plans(file)[0].chains[0].instructions
+    instructions[-2], instructions[-1] = instructions[-1], instructions[-2]
+
+
+def call_twice(file: Any) -> None:
+    """Call a delegate a second time with the same values."""
+    instructions = plans(file)[0].chains[0].instructions
+    instructions.insert(1, instructions[0])
+
+
+def second_copy(file: Any) -> None:
+    """Store the last package again under another key, and let one method use the copy."""
+    store = file.named_data
+    key = list(store.pte_data)[-1]
+    data = bytes(store.buffers[store.pte_data[key].buffer_index])
+    view = memoryview(data)
+    files = {name: bytes(content) for name, content in read_flattened(view, "copy").items()}
+    metadata = json.loads(files[METADATA])
+    other = metadata["identifier"][:-4] + "0000"
+    files[METADATA] = json.dumps(metadata | {"identifier": other}).encode()
+    copy = type(store.pte_data[key])(len(store.buffers), store.pte_data[key].alignment, None)
+    store.buffers.append(flatten(files, root_name(view, "copy")))
+    store.pte_data[f"coreml_{other}"] = copy
+    for data in file.program.backend_delegate_data:
+        if b'"prefill"' in data.data and key.encode() in data.data:
+            data.data = data.data.replace(key.encode(), f"coreml_{other}".encode())
+
+
+def key_begins_another(file: Any) -> None:
+    """Rename the data of a package, so that another key begins with its key."""
+    store = file.named_data
+    first, second = list(store.pte_data)[:2]
+    store.pte_data[f"{first}.second"] = store.pte_data.pop(second)
+    for data in file.program.backend_delegate_data:
+        data.data = data.data.replace(second.encode(), f"{first}.second".encode())
