@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.export.exporters import get_exporter
     from harness.export.options import ExportOptions
     from harness.generate import generate_text
+    from harness.generate.lookahead import Lookahead
     from harness.generate.session import Session
     from harness.generate.tokenizer import load_tokenizer
     from harness.measure import compare_runs
@@ -36,6 +37,7 @@ __all__ = [
     "Case",
     "ExportOptions",
     "HarnessError",
+    "Lookahead",
     "Session",
     "Subject",
     "artifact_facts",
@@ -65,6 +67,7 @@ _MODULES = {
     "export.exporters": ("get_exporter",),
     "export.options": ("ExportOptions",),
     "generate": ("generate_text",),
+    "generate.lookahead": ("Lookahead",),
     "generate.session": ("Session",),
     "generate.tokenizer": ("load_tokenizer",),
     "measure": ("compare_runs",),

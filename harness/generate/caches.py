@@ -12,7 +12,8 @@ Both give the same results, because keys are rotated before they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -27,6 +28,28 @@ DTYPES = {
     name: getattr(torch, name)
     for name in ("float16", "float32", "float64", "bfloat16", "int32", "int64")
 }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a call: their depths, int64 [T], and which rows each row sees, bool [T, T]."""
+
+    depths: torch.Tensor
+    visible: torch.Tensor
+
+    @classmethod
+    def of_tree(cls, parents: Sequence[int], count: int) -> Rows:
+        """Return the rows of a tree, given each row's parent; the parent of a root is -1.
+
+        Rows after the tree, up to `count`, see themselves: a softmax over nothing is NaN.
+        """
+        depths = torch.zeros(count, dtype=torch.int64)
+        visible = torch.eye(count, dtype=torch.bool)
+        for row, parent in enumerate(parents):
+            if parent >= 0:
+                depths[row] = depths[parent] + 1
+                visible[row] |= visible[parent]
+        return cls(depths, visible)
 
 
 class Caches:
@@ -59,16 +82,17 @@ class Caches:
         self, phase: Phase, outputs: Sequence[torch.Tensor], position: int, first: int, count: int
     ) -> None:
         """Store `count` rows of a call's updates, from row `first` on, at `position` and after."""
+        pieces = {n: slots.pieces(position, first, count) for n, slots in self._slots.items()}
         for layer, cache in enumerate(phase.caches):
-            slots = self._slots[cache.length]
             for caches, output in ((self.keys, cache.k_out), (self.values, cache.v_out)):
-                update = outputs[output][:, :, first : first + count]
-                caches[layer] = caches[layer].to(
-                    torch.promote_types(caches[layer].dtype, update.dtype)
-                )
-                slots.write(caches[layer], update, position)
+                update = outputs[output]
+                if caches[layer].dtype != update.dtype:
+                    wider = torch.promote_types(caches[layer].dtype, update.dtype)
+                    caches[layer] = caches[layer].to(wider)
+                slots = self._slots[cache.length]
+                slots.write(caches[layer], update, pieces[cache.length], count)
         for slots in self._slots.values():
-            slots.write(slots.held, torch.arange(position, position + count)[None, None], position)
+            slots.hold(position, count)
 
     def can_forget(self, kept: int) -> bool:
         """Return whether every window still holds what the token at position `kept` sees."""
@@ -77,21 +101,23 @@ class Caches:
     def forget(self, kept: int) -> None:
         """Empty the slots of position `kept` and after."""
         for layer, length in enumerate(self._lengths):
-            self._slots[length].clear(self.keys[layer], kept, 0)
-            self._slots[length].clear(self.values[layer], kept, 0)
+            self._slots[length].clear(self.keys[layer], kept)
+            self._slots[length].clear(self.values[layer], kept)
         for slots in self._slots.values():
-            slots.clear(slots.held, kept, -1)
+            slots.forget(kept)
 
     def fill_mask(
-        self, length: int, mask: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor
+        self, length: int, mask: torch.Tensor, position: int, rows: Rows, is_filled: bool
     ) -> None:
         """Fill a mask [1, T, length + T] with 0 where a row sees a column, and -inf elsewhere.
 
-        `positions` [T] has the rows' positions, and `visible` [T, T] the rows of the same call
-        that each row sees.
+        `position` is that of depth 0; `is_filled` says that the columns of the rows are those of
+        the call before.
         """
-        mask[0, :, :length] = _additive(self._slots[length].seen(positions))
-        mask[0, :, length:] = _additive(self._slots[length].near(positions, visible))
+        slots = self._slots[length]
+        mask[0, :, :length] = slots.cache_mask(position, rows)
+        if slots.is_window or not is_filled:
+            mask[0, :, length:] = _additive(slots.near(rows))
 
     def in_order(self, caches: Sequence[torch.Tensor], layer: int) -> torch.Tensor:
         """Copy what a layer's cache holds, by ascending position: [n_kv_heads, held, head_dim]."""
@@ -104,52 +130,78 @@ class Slots:
     def __init__(self, length: int, is_window: bool, style: CacheStyle) -> None:
         self.length, self.is_window, self.style = length, is_window, style
         self.held = torch.full((1, 1, length), -1)  # the slots' axis is that of the caches
+        self._shown = _additive(self.held[0, 0] >= 0)
 
-    def write(self, cache: torch.Tensor, update: torch.Tensor, position: int) -> None:
-        """Write rows [.., .., count, ..] of `position` and after into a cache, in place."""
-        if self.style == "shift_pointer" and update.shape[2]:
-            cache.copy_(cache.roll(-update.shape[2], dims=2))
-        for slots, rows in self._pieces(position, update.shape[2]):
+    def pieces(self, position: int, first: int, count: int) -> list[tuple[slice, slice]]:
+        """Return the slots to write and the rows for them: the newest `length` of `count` rows.
+
+        Row `first` has `position`.
+        """
+        dropped = max(0, count - self.length)
+        position, first, count = position + dropped, first + dropped, count - dropped
+        if not count:
+            return []
+        if self.style == "shift_pointer":
+            return [(slice(self.length - count, self.length), slice(first, first + count))]
+        start = position % self.length
+        until_end = min(count, self.length - start)
+        split, end = first + until_end, first + count
+        found = [(slice(start, start + until_end), slice(first, split))]
+        if split < end:
+            found.append((slice(0, end - split), slice(split, end)))
+        return found
+
+    def write(
+        self,
+        cache: torch.Tensor,
+        update: torch.Tensor,
+        pieces: Sequence[tuple[slice, slice]],
+        count: int,
+    ) -> None:
+        """Write the pieces of an update of `count` rows into a cache, in place."""
+        if self.style == "shift_pointer":
+            cache.copy_(cache.roll(-count, dims=2))
+        for slots, rows in pieces:
             cache[:, :, slots] = update[:, :, rows]
 
-    def _pieces(self, position: int, count: int) -> Iterator[tuple[slice, slice]]:
-        """Yield the slots and the rows to copy into them: the newest `length` rows."""
-        first = max(0, count - self.length)
-        if first == count:
-            return
-        if self.style == "shift_pointer":
-            yield slice(self.length - (count - first), self.length), slice(first, count)
-            return
-        start = (position + first) % self.length
-        end = min(self.length, start + count - first)
-        wraps = first + end - start  # the row that is written into slot 0
-        yield slice(start, end), slice(first, wraps)
-        yield slice(0, count - wraps), slice(wraps, count)
+    def hold(self, position: int, count: int) -> None:
+        """Note that `count` positions from `position` on were written."""
+        positions = torch.arange(position, position + count)[None, None]
+        self.write(self.held, positions, self.pieces(position, 0, count), count)
+        self._shown = _additive(self.held[0, 0] >= 0)
 
-    def clear(self, cache: torch.Tensor, kept: int, value: int) -> None:
+    def clear(self, cache: torch.Tensor, kept: int, value: int = 0) -> None:
         """Write `value` into the slots of position `kept` and after."""
         lost = self.held[0, 0] >= kept
         cache[:, :, lost] = value
         if self.style == "shift_pointer":
             cache.copy_(cache.roll(int(lost.sum()), dims=2))
 
+    def forget(self, kept: int) -> None:
+        """Note that position `kept` and those after it were cleared."""
+        self.clear(self.held, kept, -1)
+        self._shown = _additive(self.held[0, 0] >= 0)
+
     def holds_window(self, kept: int) -> bool:
         """Return whether the positions that the token at `kept` sees are held."""
         held = int(((self.held >= 0) & (self.held < kept)).sum())
         return not self.is_window or held >= min(kept, self.length - 1)
 
-    def seen(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return which slots the rows at `positions` [T] see, bool [T, length]."""
-        held = self.held[0, 0]
-        if self.is_window:
-            return (held >= 0) & (held > positions[:, None] - self.length)
-        return (held >= 0).expand(len(positions), -1)
+    def cache_mask(self, position: int, rows: Rows) -> torch.Tensor:
+        """Return 0 where a row sees a slot, else -inf; `position` is that of depth 0.
 
-    def near(self, positions: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Return which of the visible rows of a call are in each row's window, bool [T, T]."""
+        It is [T, length], or [length] where all rows see the same slots.
+        """
         if not self.is_window:
-            return visible
-        return visible & (positions[:, None] - positions < self.length)
+            return self._shown
+        held = self.held[0, 0]
+        return _additive((held >= 0) & (held > rows.depths[:, None] + (position - self.length)))
+
+    def near(self, rows: Rows) -> torch.Tensor:
+        """Return which of the rows that a row sees are in its window, bool [T, T]."""
+        if not self.is_window:
+            return rows.visible
+        return rows.visible & (rows.depths[:, None] - rows.depths < self.length)
 
     def order(self) -> torch.Tensor:
         """Return the slots that hold a position, by ascending position."""

@@ -7,39 +7,16 @@ has the position of its depth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from harness.generate.caches import DTYPES, Caches
+from harness.generate.caches import DTYPES, Caches, Rows
 from harness.generate.phase import TOKENS_INPUT, Phase
 
 if TYPE_CHECKING:
     from harness.models.model import Freqs
     from harness.runtimes.base import Method
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a call: their depths, int64 [T], and which rows each row sees, bool [T, T]."""
-
-    depths: torch.Tensor
-    visible: torch.Tensor
-
-    @classmethod
-    def of_tree(cls, parents: Sequence[int], count: int) -> Rows:
-        """Return the rows of a tree, given each row's parent; the parent of a root is -1.
-
-        Rows after the tree, up to `count`, see themselves: a softmax over nothing is NaN.
-        """
-        depths = torch.zeros(count, dtype=torch.int64)
-        visible = torch.eye(count, dtype=torch.bool)
-        for row, parent in enumerate(parents):
-            if parent >= 0:
-                depths[row] = depths[parent] + 1
-                visible[row] |= visible[parent]
-        return cls(depths, visible)
 
 
 class BoundMethod:
@@ -62,6 +39,7 @@ class BoundMethod:
         }
         self._last_valid_token_pos = torch.zeros(1, dtype=torch.int64)
         self._chain = Rows.of_tree(range(-1, n - 1), n)
+        self._filled: Rows | None = None  # the rows that the masks are filled for
 
     def __call__(
         self,
@@ -75,10 +53,14 @@ class BoundMethod:
         `parents` has the row of each token's parent; without it, this is the token before.
         """
         phase = self.phase
-        rows = self._chain if parents is None else Rows.of_tree(parents, phase.input_len)
-        positions = position + rows.depths
+        rows = self._chain
+        positions: slice | torch.Tensor = slice(position, position + phase.input_len)
+        if parents is not None:
+            rows = Rows.of_tree(parents, phase.input_len)
+            positions = position + rows.depths
         for length, mask in self._masks.items():
-            caches.fill_mask(length, mask, positions, rows.visible)
+            caches.fill_mask(length, mask, position, rows, rows is self._filled)
+        self._filled = rows
         self._tokens.zero_()
         self._tokens[0, : len(tokens)] = torch.tensor(tokens, dtype=self._tokens.dtype)
         self._last_valid_token_pos[0] = len(tokens) - 1

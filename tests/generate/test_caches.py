@@ -11,7 +11,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.generate import generate
-from harness.generate.caches import CacheStyle, Slots
+from harness.generate.caches import CacheStyle, Rows, Slots
 from harness.generate.layout import parse_layout
 from harness.generate.lookahead import Lookahead
 from harness.generate.session import Session
@@ -209,35 +209,35 @@ def test_an_unknown_style_is_refused() -> None:
         session_of(model, "ring")
 
 
-_SEEN, _WRITE, _NEAR = Slots.seen, Slots.write, Slots.near
+_CACHE_MASK, _PIECES = Slots.cache_mask, Slots.pieces
 
 
-def the_whole_ring_is_seen(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
+def the_whole_ring_is_seen(slots: Slots, position: int, rows: Rows) -> torch.Tensor:
     """ExecuTorch before 1.5: each row sees all slots, and so more than its window."""
-    return (slots.held[0, 0] >= 0).expand(len(positions), -1)
+    return torch.where(slots.held[0, 0] >= 0, 0.0, -torch.inf)
 
 
-def the_window_is_one_short(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
-    return _SEEN(slots, positions) & (slots.held[0, 0] != positions[:, None] - slots.length + 1)
+def the_window_is_one_short(slots: Slots, position: int, rows: Rows) -> torch.Tensor:
+    oldest = slots.held[0, 0] == rows.depths[:, None] + position - slots.length + 1
+    shown = _CACHE_MASK(slots, position, rows)
+    return shown.expand(len(rows.depths), -1).masked_fill(oldest, -torch.inf)
 
 
-def the_chunk_has_no_window(
-    slots: Slots, positions: torch.Tensor, visible: torch.Tensor
-) -> torch.Tensor:
-    return visible
+def the_chunk_has_no_window(slots: Slots, rows: Rows) -> torch.Tensor:
+    return rows.visible
 
 
 def the_ring_does_not_wrap(
-    slots: Slots, cache: torch.Tensor, update: torch.Tensor, position: int
-) -> None:
-    _WRITE(slots, cache, update, min(position, max(0, slots.length - update.shape[2])))
+    slots: Slots, position: int, first: int, count: int
+) -> list[tuple[slice, slice]]:
+    return _PIECES(slots, min(position, max(0, slots.length - count)), first, count)
 
 
 BROKEN = [
-    ("seen", the_whole_ring_is_seen),
-    ("seen", the_window_is_one_short),
+    ("cache_mask", the_whole_ring_is_seen),
+    ("cache_mask", the_window_is_one_short),
     ("near", the_chunk_has_no_window),
-    ("write", the_ring_does_not_wrap),
+    ("pieces", the_ring_does_not_wrap),
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.generate import GeneratedToken, generate, make_sampler
-from harness.generate.inputs import Rows
+from harness.generate.caches import Rows
 from harness.generate.lookahead import Lookahead, LookaheadDecoder
 from harness.generate.session import Session
 from tests.generate.eager_llama import EagerModel, eager_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.generate.caches import Slots
+from harness.generate.caches import Rows, Slots
 from harness.generate.session import Session
 from tests.generate.eager_llama import VOCAB, EagerModel, eager_model
 
@@ -205,33 +205,33 @@ def test_sessions_on_the_same_methods_do_not_disturb_each_other(model: EagerMode
         assert_caches_equal_the_oracle(session, model, tokens)
 
 
-_SEEN, _WRITE = Slots.seen, Slots.write
+_CACHE_MASK, _WRITE = Slots.cache_mask, Slots.write
 
 
-def mask_that_never_changes(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
+def mask_that_never_changes(slots: Slots, position: int, rows: Rows) -> torch.Tensor:
     """ExecuTorch 9101: the step that opens the mask has no effect."""
-    return torch.zeros(len(positions), slots.length, dtype=torch.bool)
+    return torch.full((slots.length,), -torch.inf)
 
 
-def mask_one_short(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
-    return _SEEN(slots, positions) & (slots.held[0, 0] != slots.held.max())
+def mask_one_short(slots: Slots, position: int, rows: Rows) -> torch.Tensor:
+    newest = slots.held[0, 0] == slots.held.max()
+    return _CACHE_MASK(slots, position, rows).masked_fill(newest, -torch.inf)
 
 
-def padding_is_seen(slots: Slots, positions: torch.Tensor) -> torch.Tensor:
+def padding_is_seen(slots: Slots, position: int, rows: Rows) -> torch.Tensor:
     """ExecuTorch 21384: the whole chunk is made visible, including its padding."""
     chunks = -(-int((slots.held >= 0).sum()) // INPUT_LEN)
-    return (torch.arange(slots.length) < chunks * INPUT_LEN).expand(len(positions), -1)
+    return torch.where(torch.arange(slots.length) < chunks * INPUT_LEN, 0.0, -torch.inf)
 
 
-def cache_one_late(slots: Slots, cache: torch.Tensor, update: torch.Tensor, position: int) -> None:
-    rows = update if cache is slots.held else update.roll(1, dims=2)
-    _WRITE(slots, cache, rows, position)
+def cache_one_late(slots: Slots, cache: torch.Tensor, update: torch.Tensor, *where: object) -> None:
+    _WRITE(slots, cache, update if cache is slots.held else update.roll(1, dims=2), *where)
 
 
 BROKEN = [
-    ("seen", mask_that_never_changes),
-    ("seen", mask_one_short),
-    ("seen", padding_is_seen),
+    ("cache_mask", mask_that_never_changes),
+    ("cache_mask", mask_one_short),
+    ("cache_mask", padding_is_seen),
     ("write", cache_one_late),
 ]
 
