@@ -1,11 +1,13 @@
 """Output files and folders that appear whole or not at all.
 
 The work is done under a name that begins with a dot. The name is chosen before anything has it, so
-that an interrupt at any moment finds what to remove. Only a killed process leaves such a name.
+that an interrupt at any moment finds what to remove. Only a killed process leaves such a name; the
+lock that it held is then free, and the next process that writes the same output removes it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -19,11 +21,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.reading import resolved
 
 # The file of torch's source in every message of torch.save, a RuntimeError even on a full disk.
 _TORCH_WRITER = "inline_container"
 _CACHE = "coreml-llm-harness"
 _MACOS_FILE = ".DS_Store"  # macOS puts it into each folder that somebody looks at
+_TOKEN_BYTES = 12
+_TOKEN = rf"\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}"
+PARTIAL = ".partial"
 
 
 @contextmanager
@@ -74,9 +80,8 @@ def partial_file(output: Path, pte_identifier: bytes = b"") -> Iterator[Path]:
     """
     if output.is_dir():
         raise HarnessError(f"cannot write {output}: it is a folder; name a file in it")
-    if pte_identifier:
-        _check_file(output, pte_identifier)
-    partial = _beside(output, ".partial.pte" if pte_identifier else ".partial")
+    _check_file(output, pte_identifier)
+    partial = _beside(output, f"{PARTIAL}.pte" if pte_identifier else PARTIAL)
     with _temporary(partial, lambda: partial.open("xb").close(), output):
         yield partial
         partial.replace(output)
@@ -91,9 +96,9 @@ def partial_folder(output: Path, kind: Kind, replace: bool = False) -> Iterator[
 
     Raises HarnessError when `output` may not be replaced, and when it cannot be written.
     """
-    output = output.resolve()
+    output = resolved(output)
     _check_place(output, kind, replace)
-    partial = _beside(output, ".partial")
+    partial = _beside(output, PARTIAL)
     with _temporary(partial, partial.mkdir, output):
         yield partial
         _move(partial, output)
@@ -105,23 +110,86 @@ def private_folder(prefix: str) -> Iterator[Path]:
 
     Raises HarnessError when it cannot be made.
     """
-    folder = _beside(Path(tempfile.gettempdir(), prefix), "")
-    with _temporary(folder, lambda: folder.mkdir(mode=0o700), folder):
+    output = Path(tempfile.gettempdir(), prefix)
+    folder = _beside(output, "")
+    with _temporary(folder, lambda: folder.mkdir(mode=0o700), output):
         yield folder
 
 
 @contextmanager
 def _temporary(path: Path, create: Callable[[], None], output: Path) -> Iterator[None]:
-    """Create `path` for the block, and remove what is left of it afterwards."""
-    try:
+    """Create `path` for the block, and remove what is left of it afterwards.
+
+    What killed processes have left of `output` is removed first.
+    """
+    with ExitStack() as stack:
+        stack.callback(remove, path)
         try:
-            create()
+            remove_unfinished(path.parent, output.name)
+            stack.callback(os.close, _claim(path, create))
         except OSError as error:
             raise HarnessError(f"cannot write into {path.parent}: {error.strerror}") from error
+        except ValueError:
+            raise HarnessError(f"cannot write {output}: no file can have this name") from None
         with writing(output):
             yield
-    finally:
-        _remove(path)
+
+
+def _claim(path: Path, create: Callable[[], None]) -> int:
+    """Create `path`; return a descriptor that locks it until it is closed or this process ends.
+
+    A process that takes it for a leftover meanwhile has the lock: then it is created again.
+    """
+    while True:
+        create()
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY)
+            lock(descriptor)
+            if path.exists():
+                return descriptor
+            os.close(descriptor)
+
+
+def lock(descriptor: int) -> None:
+    """Lock a file or folder until it is closed or this process ends: it is not a leftover.
+
+    A file system without locks has no leftovers that are removed.
+    """
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def remove_unfinished(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes have left in a folder, of one output or of all."""
+    for path in unfinished(folder, name):
+        remove_unlocked(path)
+
+
+def remove_unlocked(path: Path) -> None:
+    """Remove what a killed process has left; what a living one writes is locked, and stays."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path)
+        finally:
+            os.close(descriptor)
+
+
+def unfinished(folder: Path, name: str | None = None) -> list[Path]:
+    """Return the unfinished outputs in a folder, those of a file or folder `name` or all."""
+    ending = rf"({re.escape(PARTIAL)}(\.pte)?)"
+    if name is None:
+        return _found(folder, rf"\..+{_TOKEN}{ending}")
+    return _found(folder, rf"\.?{re.escape(name)}{_TOKEN}{ending}?")
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if re.fullmatch(pattern, entry.name)]
+    except (OSError, ValueError):
+        return []
 
 
 @contextmanager
@@ -150,21 +218,28 @@ def _cause(error: BaseException) -> str:
 
 def _beside(output: Path, ending: str) -> Path:
     """Return an unused name in the same folder."""
-    return output.parent / f".{output.name}.{secrets.token_hex(8)}{ending}"
+    return output.parent / f".{output.name}.{token()}{ending}"
 
 
-def _check_file(output: Path, identifier: bytes) -> None:
+def token() -> str:
+    """Return the part of an unfinished output's name that no other has."""
+    return secrets.token_hex(_TOKEN_BYTES)
+
+
+def _check_file(output: Path, pte_identifier: bytes) -> None:
+    """Raise HarnessError unless a file may take the name of `output`."""
+    kind = "a .pte" if pte_identifier else "a regular file"
     try:
         if not output.exists():
             return
         start = None
         if output.is_file():
             with output.open("rb") as file:
-                start = file.read(4 + len(identifier))
+                start = file.read(4 + len(pte_identifier)) if pte_identifier else b""
     except OSError as error:
         raise HarnessError(f"{output}: cannot be read ({error.strerror})") from None
-    if start is None or (start and start[4:] != identifier):
-        raise HarnessError(f"{output}: exists, and is not a .pte; name another")
+    if start is None or (start and start[4:] != pte_identifier):
+        raise HarnessError(f"{output}: exists, and is not {kind}; name another")
 
 
 def _check_place(output: Path, kind: Kind, replace: bool) -> None:
@@ -191,23 +266,22 @@ def _move(partial: Path, output: Path) -> None:
 
     A process that is killed in between leaves the older folder under a name that ends in `.old`.
     """
-    if not output.exists():
-        partial.rename(output)
-        return
     old = _beside(output, ".old")
     try:
-        output.rename(old)
+        if output.exists():
+            output.rename(old)
         partial.rename(output)
     except BaseException:
-        if not output.exists():
+        if old.exists() and not output.exists():
             old.rename(output)
         raise
     finally:
         if output.exists():
-            _remove(old)
+            for each in _found(output.parent, rf"\.{re.escape(output.name)}{_TOKEN}\.old"):
+                remove(each)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file or a folder if it exists; an interrupt waits until that is done."""
     try:
         _remove_now(path)
@@ -217,8 +291,8 @@ def _remove(path: Path) -> None:
 
 
 def _remove_now(path: Path) -> None:
-    with suppress(OSError):  # for instance a name that is too long for any file
-        if path.is_dir():
+    with suppress(OSError, ValueError):  # for instance a name that is too long for any file
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ Sources: ExecuTorch's `runtime/delegate/coreml_backend_delegate.mm`, `coreml_pre
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ from typing import Any
 from harness.artifact.files import MAX_METADATA_BYTES, MAX_REFERENCE_BYTES, SubFiles, read_flattened
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
+from harness.reading import parse_json
+from harness.text import listed
 
 BACKEND = "CoreMLBackend"
 METADATA, PACKAGE = "metadata.json", "model.mlpackage"
@@ -46,8 +49,8 @@ def parse_reference(data: memoryview, what: str) -> Reference | None:
     if bytes(data[:4]) != REFERENCE_MAGIC:
         return _parse_draft(data, what)
     try:
-        content = json.loads(bytes(data[4:MAX_REFERENCE_BYTES]))
-    except (ValueError, RecursionError):
+        content = parse_json(data[4:MAX_REFERENCE_BYTES])
+    except ValueError:
         content = None
     match content:
         case {"version": 1, "key": str(key)}:
@@ -116,7 +119,7 @@ class ModelMetadata:
         methods = self.methods or {}
         if name not in methods:
             raise ArtifactError(
-                f"{what}: metadata.json has no method '{name}', only {', '.join(sorted(methods))}"
+                f"{what}: metadata.json has no method '{name}', only {listed(sorted(methods))}"
             )
         return methods[name]
 
@@ -143,8 +146,8 @@ def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
             f"{what}: metadata.json has {len(data)} bytes; {MAX_METADATA_BYTES} are allowed"
         )
     try:
-        content = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data)
+    except ValueError as error:
         raise ArtifactError(f"{what}: metadata.json is not JSON ({error})") from None
     match content:
         case {"methods": {**methods}, "identifier": str(identifier), **rest} if methods:
@@ -154,8 +157,8 @@ def parse_metadata(data: bytes | memoryview, what: str) -> ModelMetadata:
             default = rest.get("default_method")
             if default is not None and (not isinstance(default, str) or default not in parsed):
                 raise ArtifactError(
-                    f"{what}: metadata.json's default_method is {default!r}, "
-                    f"but its methods are {', '.join(sorted(parsed))}"
+                    f"{what}: metadata.json's default_method is {default!r:.200}, "
+                    f"but its methods are {listed(sorted(parsed))}"
                 )
             return ModelMetadata(identifier, methods=parsed, default_method=default)
         case {"inputNames": list(), "outputNames": list(), "identifier": str(identifier)}:
@@ -172,11 +175,10 @@ def _parse_method(content: Any, what: str) -> MethodMetadata:
             for key, names in (("inputNames", inputs), ("outputNames", outputs)):
                 if not all(isinstance(name, str) for name in names):
                     raise ArtifactError(f"{what}: metadata.json's {key} must hold names only")
-                if len(set(names)) != len(names):
-                    twice = sorted({name for name in names if names.count(name) > 1})
+                if twice := [name for name, count in Counter(names).items() if count > 1]:
                     raise ArtifactError(
-                        f"{what}: metadata.json's {key} names {', '.join(twice)} twice; arguments "
-                        "are passed by these names, so each must occur once"
+                        f"{what}: metadata.json's {key} names {listed(sorted(twice))} twice; "
+                        "arguments are passed by these names, so each must occur once"
                     )
             return MethodMetadata(tuple(inputs), tuple(outputs))
     raise ArtifactError(f"{what}: metadata.json needs lists 'inputNames' and 'outputNames'")

@@ -35,6 +35,7 @@ from harness.artifact.pte import DelegateCall, DelegateData, Pte, PteMethod, Ten
 from harness.artifact.pte_reader import SCALAR_TYPES
 from harness.errors import ArtifactError
 from harness.files import Kind
+from harness.reading import parse_json
 
 PROGRAM, CONSTANTS = "program.json", "constants.bin"
 EXPORT = Kind(PROGRAM, (CONSTANTS, "*/metadata.json", "*/model.mlpackage/*"))
@@ -93,8 +94,8 @@ def _content(files: FolderFiles, folder: Path) -> dict[str, Any]:
     if len(data) > MAX_PROGRAM_BYTES:
         raise ArtifactError(f"{where}: {len(data)} bytes; {MAX_PROGRAM_BYTES} are allowed")
     try:
-        content: Any = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
+        content: Any = parse_json(data)
+    except ValueError as error:
         raise ArtifactError(f"{where}: not JSON ({error})") from None
     match content:
         case {

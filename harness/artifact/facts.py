@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,10 +167,11 @@ def _function_facts(package: Package, name: str) -> FunctionFacts:
     produced = {o.name: o.type for op in block.operations for o in op.outputs}
     operations = Counter(op.type for op in block.operations)
     states = package.states(name)
+    stateful = frozenset(states)
     return FunctionFacts(
         name=name,
         opset=function.opset,
-        inputs=tuple(_tensor(n, t) for n, t in declared.items() if n not in states),
+        inputs=tuple(_tensor(n, t) for n, t in declared.items() if n not in stateful),
         states=tuple(_tensor(n, declared[n].stateType.wrappedType) for n in states),
         outputs=tuple(_tensor(n, (declared | produced).get(n)) for n in block.outputs),
         operations=dict(operations.most_common()),
@@ -223,16 +222,3 @@ def repeated_bytes(packages: Iterable[Package]) -> int:
             stored += size
             contents[package.digest(*reference)] = size
     return stored - sum(contents.values())
-
-
-def content_digest(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 and the bytes of a file, or of the names and contents of a folder's."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-    digest, size = hashlib.sha256(), 0
-    for member in sorted(member for member in path.rglob("*") if member.is_file()):
-        content, length = content_digest(member)
-        digest.update(f"{member.relative_to(path).as_posix()!r} {content}\n".encode())
-        size += length
-    return digest.hexdigest(), size

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import mmap
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
     return data[offset : offset + size]
 
 
+def require_distinct(paths: Iterable[str], what: str) -> None:
+    """Raise ArtifactError, naming `what`, for two paths that are one on a Mac.
+
+    Its file systems ignore case and the composition of accents, unless somebody chose otherwise.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        other = seen.setdefault(unicodedata.normalize("NFD", path.casefold()), path)
+        if other != path:
+            raise ArtifactError(
+                f"{what}: its files {other!r} and {path!r} differ in case or accents only: "
+                "on a Mac, one replaces the other; rename one"
+            )
+
+
 class FolderFiles(Mapping[str, memoryview]):
     """The regular files below a folder by path, each mapped when it is first read.
 
@@ -108,6 +124,7 @@ class FolderFiles(Mapping[str, memoryview]):
         except OSError as error:
             raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
         self._paths = {path.relative_to(folder).as_posix(): path for path in paths}
+        require_distinct(self._paths, str(folder))
 
     def __getitem__(self, name: str) -> memoryview:
         if name not in self._mapped:
@@ -186,6 +203,7 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
     walk(len(nodes) - 1, ())
     if sum(map(len, files.values())) > len(data):
         raise ArtifactError(f"{what}: its files overlap; it is damaged")
+    require_distinct(files, what)
     return dict(sorted(files.items(), key=lambda item: offsets[item[0]]))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.artifact.blob import Blob, read_blob
 from harness.artifact.files import MAX_MANIFEST_BYTES, FolderFiles, is_folder
 from harness.artifact.proto import parse_model
 from harness.errors import ArtifactError
+from harness.reading import parse_json
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Block, Function, Value
@@ -67,9 +69,9 @@ class Package:
         if manifest is None:
             raise ArtifactError(f"{self.what}: not an .mlpackage (no Manifest.json)")
         try:
-            content = json.loads(bytes(manifest[:MAX_MANIFEST_BYTES]))
+            content = parse_json(manifest[:MAX_MANIFEST_BYTES])
             path = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise ArtifactError(f"{self.what}: Manifest.json names no root model") from None
         if f"Data/{path}" not in self.files:
             raise ArtifactError(f"{self.what}: Manifest.json names '{path}', which does not exist")
@@ -102,7 +104,7 @@ class Package:
         is not multifunction describes its only function, or of several the default one.
         """
         if self.is_multifunction:
-            count = sum(entry.name == function for entry in self.model.description.functions)
+            count = len(self._descriptions.get(function, ()))
         else:
             count = int(function == self.default_function or len(self.functions) == 1)
         if count != 1:
@@ -110,7 +112,15 @@ class Package:
                 f"{self.what}: its function '{function}' is described {count} times, not once; "
                 "convert the model again"
             )
-        return described(self.model.description, function)
+        return self._descriptions[function][0] if self.is_multifunction else self.model.description
+
+    @cached_property
+    def _descriptions(self) -> Mapping[str, Sequence[FunctionDescription]]:
+        """The descriptions of each function by name; there should be one."""
+        found: defaultdict[str, list[FunctionDescription]] = defaultdict(list)
+        for entry in self.model.description.functions:
+            found[entry.name].append(entry)
+        return found
 
     def operations(self, function: str) -> Block:
         """Return the block that a function has for its opset.

@@ -178,9 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parsed(argv)
     command = COMMANDS[args.command]
     try:
+        if not command.passes_on:
+            _require_words(argv)
         with (
             Progress(command.description, args.quiet) as args.progress,
-            checked_output(args.progress.hide),
+            checked_output(args.progress.hide, exactly=command.passes_on),
         ):
             if not args.verbose:
                 hush_libraries()
@@ -188,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return command.run(args)
     except HarnessError as error:
         # A name in a hostile file must not reach the terminal as control characters.
-        sentence = printable(str(error), keep="\n")
+        sentence = printable(str(error))
         print(f"harness {args.command}: {sentence}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
@@ -202,6 +204,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return HarnessError.exit_status
 
 
+def _require_words(argv: Sequence[str]) -> None:
+    """Raise HarnessError for an empty argument, as of a shell's unset variable, and for NUL."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        option, equals, value = word.partition("=")
+        if not word or (option.startswith("--") and equals and not value):
+            name = option or (before if before.startswith("-") else "an argument")
+            raise HarnessError(f"{name} is empty: give a value, or leave it out")
+        if "\0" in word:
+            raise HarnessError(f"{word}: no path or name can hold NUL")
+
+
 def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
     """Put paths in the place of subjects' names, and their files where the user gave none.
 
@@ -212,8 +225,6 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
         word = getattr(args, name)
         if Path(word).is_file() or Path(word).suffix == ".mlpackage":
             continue
-        if not str(word):
-            raise HarnessError("the name of a file or subject is empty")
         from harness.fixtures.subjects import locate
 
         if (found := locate(str(word), args.progress)) is None:

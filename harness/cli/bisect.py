@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.text import counted
+from harness.text import counted, printable
 
 if TYPE_CHECKING:
     from harness.divergence import Bisection
@@ -84,7 +84,7 @@ def _bisect(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any]
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
-        print("\n".join(_lines(found, args.policy)))
+        print("\n".join(map(printable, _lines(found, args.policy))))
     return 0 if found.passes else 1
 
 

@@ -16,7 +16,7 @@ from harness.cli.recording import (
     recording,
 )
 from harness.errors import HarnessError, NotInstalledError
-from harness.text import counted
+from harness.text import counted, printable
 
 if TYPE_CHECKING:
     from harness.checks import Check
@@ -89,10 +89,12 @@ def golden(args: argparse.Namespace) -> int:
     """Write inputs of each method and what they must give; returns 0."""
     from harness.golden import check_name, golden_of_runtime, write_golden
     from harness.golden.inputs import all_inputs
+    from harness.reading import require_outside
     from harness.runtimes import usable_runtimes
     from harness.subject import Subject
 
     check_name(args.output)
+    require_outside(args.output, Path(args.file))
     subject = Subject(
         args.file, args.checkpoint, args.params, reference=args.reference, seed=args.seed
     )
@@ -141,9 +143,11 @@ def run(args: argparse.Namespace) -> int:
             record(case)
             cases.append(case)
             if not args.json and case.outcome != "skip":
-                print("\n      ".join([_line(case), *_failures(case)]), flush=True)
+                lines = map(printable, [_line(case), *_failures(case)])
+                print("\n      ".join(lines), flush=True)
     if not args.json:
-        print("\n".join([*_skip_lines(cases), *_note_lines(cases), "", _summary(cases)]))
+        closing = [*_skip_lines(cases), *_note_lines(cases), "", _summary(cases)]
+        print("\n".join(map(printable, closing)))
         if no_reference and not args.check:
             print("no output was compared with a reference: give --reference or --golden")
         if args.results is not None:

@@ -1,4 +1,4 @@
-"""Standard output whose failures are sentences: it is closed, or the disk behind it is full."""
+"""Standard output: its failures are sentences, and no name in an artifact drives the terminal."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
 from harness.errors import HarnessError
+from harness.text import harmless
 
 
 @contextmanager
-def checked_output(before_writing: Callable[[], None] = lambda: None) -> Iterator[None]:
+def checked_output(
+    before_writing: Callable[[], None] = lambda: None, *, exactly: bool = False
+) -> Iterator[None]:
     """Raise HarnessError when standard output is closed, or cannot be written in the block.
 
     An OSError that leaves the block is therefore about another file. `before_writing` is called
-    before each piece of text.
+    before each piece of text. Unless it is written `exactly`, control characters become escapes:
+    all that a command prints may hold names of an artifact.
     """
     if sys.stdout is None:  # Python's value for one that was closed at the start
         raise HarnessError("standard output is closed; send it to a file, or to /dev/null")
-    output = _Output(sys.stdout, before_writing)
+    output = _Output(sys.stdout, before_writing, exactly)
     with redirect_stdout(output):
         yield
         output.flush()
+
+
+def print_exactly(text: str) -> None:
+    """Print a text with its control characters, such as the colours of a table of ours."""
+    if isinstance(sys.stdout, _Output):
+        sys.stdout.write_exactly(text)
+    else:
+        sys.stdout.write(text)
 
 
 def discard_output() -> None:
@@ -42,12 +54,19 @@ def hush_libraries() -> None:
 
 
 class _Output:
-    def __init__(self, stream: TextIO, before_writing: Callable[[], None]) -> None:
+    def __init__(self, stream: TextIO, before_writing: Callable[[], None], exactly: bool) -> None:
         self._stream = stream
         self._before_writing = before_writing
+        self._exactly = exactly
 
     def write(self, text: str) -> int:
+        return self.write_exactly(text if self._exactly else harmless(text))
+
+    def write_exactly(self, text: str) -> int:
         self._before_writing()
+        if not text.isascii():  # a C locale has no é
+            encoding = getattr(self._stream, "encoding", None) or "utf-8"
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
         with _named():
             return self._stream.write(text)
 

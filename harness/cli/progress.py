@@ -8,6 +8,8 @@ import threading
 import time
 from types import TracebackType
 
+from harness.text import one_line
+
 _PATIENCE = 2.0  # seconds before a stage is shown
 _REDRAW = 0.25  # seconds between two drawings on a terminal
 _BAR = "{desc}: {bar}| {n_fmt} of {total_fmt}, {elapsed}"
@@ -35,7 +37,7 @@ class Progress:
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Begin a stage; `done` of `total` steps are behind it."""
         with self._lock:
-            self._stage, self._done, self._total = stage, done, total
+            self._stage, self._done, self._total = one_line(stage), done, total
             self._began = time.monotonic()
             self._next = self._began + _PATIENCE
             self._hidden = self._quiet

@@ -64,9 +64,12 @@ def recording(
     An exception, such as an interrupt, leaves a stream without a footer, and no drawings. Raises
     HarnessError at once when the folder cannot be written.
     """
+    from harness.reading import require_outside
     from harness.report import write_report
     from harness.results import Stream, Writer, read_run
 
+    if args.results is not None:
+        require_outside(args.results, Path(args.file))
     echo = partial(print, flush=True) if args.json else None
     if args.results is not None:
         with Writer(args.results / STREAM, _header(args, options), echo) as writer:
@@ -97,7 +100,7 @@ def judge_of_known(args: argparse.Namespace) -> Callable[[Case], Case]:
 
 
 def _header(args: argparse.Namespace, options: Mapping[str, Any]) -> Header:
-    from harness.artifact.facts import content_digest
+    from harness.reading import content_digest
     from harness.results import Header
 
     args.progress("hashing the artifact")

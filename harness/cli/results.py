@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.cli.output import print_exactly
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def report(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(finished.footer.to_json() | {"files": [str(file) for file in files]}))
     else:
-        print(run_table(finished, colours=wants_colours(sys.stdout)))
+        print_exactly(run_table(finished, colours=wants_colours(sys.stdout)) + "\n")
         if shard := finished.header.shard:
             print(f"This is shard {shard['index']} of {shard['count']}, not the whole run")
     return 0 if finished.footer.passed else 1
@@ -153,6 +154,8 @@ def gate(args: argparse.Namespace) -> int:
     """Print a verdict for each metric; return the result's status."""
     from harness.fixtures.project import project
     from harness.fixtures.sides import described, side
+    from harness.fixtures.subjects import Located
+    from harness.reading import require_outside
     from harness.report.gate import Comparison, write_gate
     from harness.results import Header
 
@@ -161,6 +164,8 @@ def gate(args: argparse.Namespace) -> int:
     words = [_side_word(args, name) for name in ("base", "head")]
     header = Header.here(_gate_options(args), executes=False)
     base, head = (side(word, args.progress) for word in words)
+    if args.results is not None:
+        require_outside(args.results, *(s.path for s in (base, head) if isinstance(s, Located)))
     result = replace(_compare(args, base, head), allow_inconclusive=args.allow_inconclusive)
     result = result.waiving(project().waivers, date.today()).accepting(args.accept)
     comparison = Comparison(

@@ -33,6 +33,7 @@ from harness.files import partial_file
 from harness.generate.interface import signature
 from harness.mil.types import allowed_shapes, check_shapes
 from harness.pte import Specs, TensorSpec, same_shape
+from harness.reading import read_file, require_regular, unreadable
 from harness.runtimes import get_runtime, runtime_row
 
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
@@ -316,16 +317,13 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise HarnessError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
-        return load(path.read_bytes())
-    except OSError as error:
-        raise HarnessError(f"cannot read {path}: {error.strerror}") from None
+        return load(read_file(path, MAX_FILE_BYTES, "a golden file"))
     except (SafetensorError, ValueError, KeyError) as error:
         raise HarnessError(f"{path} is neither safetensors nor an .npz ({error})") from None
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    require_regular(path)
     try:
         with zipfile.ZipFile(path) as file:
             claimed = sum(member.file_size for member in file.infolist())
@@ -334,7 +332,7 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: _plain(arrays[name], f"{path}, {name}") for name in arrays.files}
     except OSError as error:
-        raise HarnessError(f"cannot read {path}: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
     except (zipfile.BadZipFile, ValueError, TypeError, EOFError, NotImplementedError) as error:
         if "allow_pickle" in str(error):
             raise HarnessError(

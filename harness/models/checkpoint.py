@@ -16,7 +16,6 @@ files are untrusted: their code is not executed, and an index may name only file
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import zipfile
@@ -31,6 +30,7 @@ import torch
 from harness.errors import HarnessError
 from harness.models import ModelConfig, Quantization, Scheme
 from harness.models.quantize import DTYPES
+from harness.reading import parse_json, read_file, require_regular, unreadable
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_LISTED = 8
@@ -118,8 +118,25 @@ def _tie(tensors: dict[Any, Any], names: Mapping[str, str], config: ModelConfig)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
-    return both and one.dtype == other.dtype and torch.equal(one, other)
+    if _misfit(one) or _misfit(other):
+        return True  # reported by itself
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _misfit(value: Any) -> str | None:
+    """Return why a value cannot be a weight, None for a dense tensor of floating-point numbers."""
+    if not isinstance(value, torch.Tensor):
+        return f"{type(value).__name__}, not a floating-point tensor"
+    if value.is_nested or value.layout is not torch.strided:
+        found = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        return f"{found}, not a dense tensor; save its `to_dense()`"
+    if value.device.type != "cpu":
+        return f"on the device {value.device}, without values"
+    if value.dtype not in FLOAT_DTYPES:
+        return f"{value.dtype}, not a floating-point tensor"
+    if value.nbytes > value.untyped_storage().nbytes():
+        return "a view that repeats the values of a smaller one; save a contiguous copy of it"
+    return None
 
 
 def _listed(problems: list[str]) -> str:
@@ -130,14 +147,13 @@ def _listed(problems: list[str]) -> str:
 
 def _problems(tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     missing = [f"{name} is missing" for name in shapes if name not in tensors]
-    extra = [f"{name!r} is not expected" for name in tensors if name not in shapes]
+    extra = [f"{name!r:.200} is not expected" for name in tensors if name not in shapes]
     wrong = []
     for name, shape in shapes.items():
         if (value := tensors.get(name)) is None:
             continue
-        if not isinstance(value, torch.Tensor) or value.dtype not in FLOAT_DTYPES:
-            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-            wrong.append(f"{name} is {kind}, not a floating-point tensor")
+        if problem := _misfit(value):
+            wrong.append(f"{name} is {problem}")
         elif tuple(value.shape) != shape:
             wrong.append(f"{name} has shape {list(value.shape)}, not {list(shape)}")
     return missing + extra + wrong
@@ -206,13 +222,12 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     read.
     """
     path = _in_folder(path) if path.is_dir() else path
+    require_regular(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)
-    except FileNotFoundError:
-        raise HarnessError(f"cannot read {path}: no such file") from None
     except OSError as error:
-        raise HarnessError(f"cannot read {path}: {error.strerror}") from None
+        raise unreadable(path, error) from None
     return next(read for begins, read in _KINDS if begins(start))(path)
 
 
@@ -283,14 +298,11 @@ def _read_index(path: Path) -> dict[Any, Any]:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Return the index's map of tensor to file name; each file lies beside the index."""
-    with path.open("rb") as file:
-        text = file.read(MAX_INDEX_BYTES + 1)
-    if len(text) > MAX_INDEX_BYTES:
-        raise HarnessError(f"{path} is larger than 16 MiB: this is not the index of a checkpoint")
+    text = read_file(path, MAX_INDEX_BYTES, "the index of a checkpoint")
     try:
-        names = json.loads(text)["weight_map"]
+        names = parse_json(text)["weight_map"]
         pairs = dict(names.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise HarnessError(
             f'{path} is not an index of a checkpoint: {{"weight_map": {{tensor: file}}}} is needed'
         ) from None

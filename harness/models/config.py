@@ -21,12 +21,14 @@ from harness.errors import HarnessError
 from harness.models import Architecture, ModelConfig, RopeScaling
 from harness.models.llama import LLAMA
 from harness.models.qwen3 import QWEN3
+from harness.reading import parse_json, read_file
 
 ARCHITECTURES = (QWEN3, LLAMA)
 """A model has the first architecture whose `params` fit; Llama, which needs none, is the last."""
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
 MAX_SIZE = 1 << 24  # far above any dimension of a Llama; limits what is allocated from it
+MAX_LAYERS = 4096  # each has a dozen names of weights; no published model has 200
 _READ = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size"),
     *("multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_freq_base"),
@@ -137,16 +139,10 @@ def load_params(path: str | Path) -> ModelConfig:
     Raises HarnessError with the file's name and the key at fault.
     """
     path = Path(path)
+    text = read_file(path, MAX_PARAMS_BYTES, "a params.json")
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_PARAMS_BYTES + 1)
-    except OSError as error:
-        raise HarnessError(f"cannot read {path}: {error.strerror}") from error
-    if len(text) > MAX_PARAMS_BYTES:
-        raise HarnessError(f"{path} is larger than 1 MiB: this is not a params.json")
-    try:
-        params = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        params = parse_json(text)
+    except ValueError as error:
         raise HarnessError(f"{path} is not JSON: {error}") from error
     if not isinstance(params, dict):
         raise HarnessError(f'{path} must hold a JSON object, such as {{"dim": 576, ...}}')
@@ -168,7 +164,7 @@ def parse_params(params: Mapping[str, Any], where: str = "params") -> ModelConfi
     config = ModelConfig(
         architecture=architecture,
         dim=dim,
-        n_layers=read.size("n_layers"),
+        n_layers=read.size("n_layers", most=MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=read.size("n_kv_heads", n_heads),
         head_dim=read.size("head_dim", dim // n_heads),
@@ -245,13 +241,13 @@ class _Params:
     def given(self, key: str) -> bool:
         return self.params.get(key) is not None
 
-    def size(self, key: str, default: int | None = None) -> int:
+    def size(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         value = self.params[key] if self.given(key) else default
         if value is None:
             raise HarnessError(f"{self.where}: {key} is missing")
-        if type(value) is not int or not 0 < value <= MAX_SIZE:
+        if type(value) is not int or not 0 < value <= most:
             raise HarnessError(
-                f"{self.where}: {key} must be a whole number from 1 to {MAX_SIZE}, not {value!r}"
+                f"{self.where}: {key} must be a whole number from 1 to {most}, not {value!r:.80}"
             )
         return value
 

@@ -29,6 +29,7 @@ from harness.artifact.proto import new_model
 from harness.errors import HarnessError
 from harness.files import Kind, partial_folder
 from harness.packages.extract import Extraction, extract_packages
+from harness.reading import require_outside
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Function
@@ -79,11 +80,12 @@ def combine_packages(
     `default_function` is a name in the new package; without it, that of the first part is the
     default. The same parts give the same bytes. `output` appears whole or not at all; an existing
     .mlpackage is replaced only when `replace` is set. Raises HarnessError when names collide, when
-    a function does not exist, or when packages cannot be combined; ArtifactError when one is
-    damaged.
+    a function does not exist, when packages cannot be combined, and for an `output` inside one of
+    them; ArtifactError when one is damaged.
     """
     chosen = [Part(Path(package), source, target) for package, source, target in parts]
     output = Path(output)
+    require_outside(output, *(part.package for part in chosen), replaces=True)
     _check_names(chosen, output, default_function)
     packages = {part.package: Package.from_folder(part.package) for part in chosen}
     default = default_function or chosen[0].target

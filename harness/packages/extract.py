@@ -17,6 +17,7 @@ from harness.artifact.delegate import METADATA, PACKAGE, Bundle, Delegate
 from harness.artifact.package import MANIFEST, Package
 from harness.errors import ArtifactError
 from harness.files import Kind, partial_folder
+from harness.reading import require_outside
 
 LIST = "extracted.json"
 
@@ -77,9 +78,11 @@ def extract_packages(artifact: Artifact, output: str | Path, replace: bool = Fal
     `output` appears whole or not at all; an earlier extraction is replaced only when `replace` is
     set. Raises ArtifactError when a reference does not resolve (a key, a function, a method's
     names), when a payload is damaged or holds no package, and when the name of a file in it could
-    lead out of the folder or cannot be written; HarnessError when the folder cannot be written.
+    lead out of the folder or cannot be written; HarnessError when the folder cannot be written, or
+    lies inside the artifact.
     """
     sources = list(_sources(artifact))
+    require_outside(Path(output), artifact.path, replaces=True)
     named = artifact.pte.named_data if artifact.pte is not None else {}
     used = {d.reference.key for s in sources for d in s.delegates if d.reference}
     packages = tuple(_describe(number, source) for number, source in enumerate(sources))

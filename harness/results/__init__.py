@@ -6,7 +6,6 @@ A stream is written line by line, and read back whole or refused with a sentence
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,10 +15,11 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from harness.errors import HarnessError
+from harness.files import PARTIAL, lock, remove_unlocked, token, unfinished
 from harness.results.cases import NOT_APPLICABLE, OUTCOMES, Case, Fact, Finding, case_from_findings
 from harness.results.figures import Figure
 from harness.results.known import KnownDefect, read_known
-from harness.results.lines import format_line, parse_line
+from harness.results.lines import MAX_LINE_BYTES, format_line, parse_line
 from harness.results.machine import Header, conditions
 
 __all__ = [
@@ -141,20 +141,26 @@ class Writer(Stream):
     """A context manager that writes the stream of one run to a file; `echo` receives each line.
 
     Lines go to `PATH.XXXXXXXX.partial`; each is flushed. Leaving the block writes the footer and
-    moves the file to `path`. An exception leaves the partial stream in its place.
+    moves the file to `path`. An exception or a kill leaves the partial stream in its place until
+    the next run starts to write to `path`.
     """
 
     def __init__(
         self, path: Path, header: Header, echo: Callable[[str], object] | None = None
     ) -> None:
         self.path = Path(path)
-        self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
         self._echo = echo
         try:
+            self.partial = self.path.with_name(f"{self.path.name}.{token()}{PARTIAL}")
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            for left in unfinished(self.path.parent, self.path.name):
+                if not _has_footer(left):  # a whole result that could not be put in place stays
+                    remove_unlocked(left)
             self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise HarnessError(f"{path} cannot be written: {error.strerror or error}") from error
+            lock(self._file.fileno())
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise HarnessError(f"{path} cannot be written: {reason}") from error
         try:
             super().__init__(header, self._write_to_file)
         except BaseException:  # without its header, the file is of no use
@@ -204,6 +210,17 @@ class Writer(Stream):
             raise HarnessError(f"{self.partial} cannot be written: {error.strerror}") from error
         if self._echo:
             self._echo(line)
+
+
+def _has_footer(path: Path) -> bool:
+    """Return whether a stream's last line is a footer."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_LINE_BYTES))
+            lines = file.read().splitlines()
+        return bool(lines) and parse_line(lines[-1])["type"] == "footer"
+    except (OSError, ValueError):
+        return False
 
 
 def read_run(path: str | Path) -> Run:
@@ -266,8 +283,9 @@ def _lines(path: Path) -> Iterator[bytes]:
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 raise InvalidStream(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: no run is")
             yield from file
-    except OSError as error:
-        raise InvalidStream(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidStream(f"{path} cannot be read: {reason}") from error
 
 
 def _check_footer(path: Path, run: Run) -> None:

@@ -13,8 +13,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from harness.errors import HarnessError
+from harness.reading import read_file
 from harness.results.cases import Case
 
+MAX_BYTES = 1 << 20
 _PATTERNS = ("check", "mode", "runtime")
 
 
@@ -113,8 +115,9 @@ def read_known(path: Path) -> tuple[KnownDefect, ...]:
     """
     allowed = {field.name for field in fields(KnownDefect)}
     try:
-        rows = tomllib.loads(path.read_text(encoding="utf-8")).get("known", [])
-    except (OSError, ValueError) as error:
+        text = read_file(path, MAX_BYTES, "a file of known defects").decode("utf-8")
+        rows = tomllib.loads(text).get("known", [])
+    except (ValueError, RecursionError) as error:
         raise HarnessError(f"{path}: the known defects cannot be read ({error})") from None
     for number, row in enumerate(rows, start=1):
         if "issue" not in row or not allowed >= row.keys():

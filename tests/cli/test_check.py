@@ -233,11 +233,11 @@ def test_a_check_that_does_not_apply_says_why_once(check, mixed_program):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--checkpoint", "x.pth", "--params", "y.json"), "cannot read y.json: No such file"),
+        (("--checkpoint", "x.pth", "--params", "y.json"), "y.json: cannot be read (No such file"),
         (("--reference", "no_such_module:f"), "cannot be loaded: ModuleNotFoundError"),
         (("--reference", "json"), "give module:function"),
         (("--reference", "json:dumps", "--golden", "g.npz"), "give one"),
-        (("--golden", "g.npz"), "cannot read g.npz"),
+        (("--golden", "g.npz"), "g.npz: cannot be read (No such file"),
     ],
 )
 def test_a_bad_reference_is_one_sentence(check, mixed_program, words, problem):

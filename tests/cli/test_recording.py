@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from harness.artifact.facts import content_digest
 from harness.checks import Check
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
+from harness.reading import content_digest
 from harness.results import MissingFooter, read_run
 from harness.suites.mutants import of_names as names
 from harness.suites.mutants.edit import Export

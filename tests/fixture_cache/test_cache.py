@@ -1,6 +1,7 @@
 """The cache of fixtures and exports, with a stand-in exporter: these tests are about keys."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.export import environments, exporters
 from harness.export.options import ExportOptions
+from harness.files import remove
 from harness.fixtures import cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +50,7 @@ def exporter(made, monkeypatch):
     export.calls = calls
     yield export
     for path in (made / "exports").glob("*"):
-        path.unlink()
+        remove(path)
 
 
 def test_a_fixture_is_made_once(empty, monkeypatch):
@@ -68,13 +70,27 @@ def test_the_same_seed_gives_the_same_digest(empty, made, monkeypatch):
     assert cache.fixture("tiny").digest == here
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    """Change one bit, as a bad disk does: nothing else of the file changes."""
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    cache._digest_of_state.cache_clear()  # a disk tells nobody, so only another process sees it
+
+
 def test_a_damaged_fixture_is_made_again(empty):
     first = cache.fixture("tiny")
-    whole = first.checkpoint.read_bytes()
-    for damage in (lambda p: p.write_bytes(whole[:-1]), lambda p: p.unlink()):
-        damage(first.checkpoint)
-        again = cache.fixture("tiny")
-        assert again == first and again.checkpoint.read_bytes() == whole
+    for path in (first.checkpoint, first.params, first.tokenizer):
+        whole = path.read_bytes()
+        for damage in (cut, flip_a_bit, lambda path: path.unlink()):
+            damage(path)
+            again = cache.fixture("tiny")
+            assert again == first and path.read_bytes() == whole
 
 
 def test_a_build_that_fails_leaves_nothing_to_be_taken_for_whole(empty, monkeypatch):
@@ -180,6 +196,66 @@ def test_other_weights_are_another_export(exporter, monkeypatch):
     other = replace(cache.fixture("tiny"), digest="other")
     monkeypatch.setattr(cache, "fixture", lambda name, progress: other)
     assert cache.exported("tiny", export=exporter) != before
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("place", ["", ".sha256"])
+def test_a_damaged_export_is_made_again(exporter, damage, place):
+    """A digest that is damaged counts as well: nobody knows which of the two is."""
+    path = cache.exported("tiny", export=exporter)
+    damage(path.with_name(path.name + place))
+    assert cache.exported("tiny", export=exporter) == path
+    assert path.read_text() == "export 2"
+    assert cache.exported("tiny", export=exporter).read_text() == "export 2"
+
+
+@pytest.mark.parametrize("change", ["bit", "cut", "less", "more", "renamed", "file"])
+def test_a_damaged_folder_is_made_again(exporter, change):
+    def export(*args):
+        (args[3] / "part").mkdir(parents=True)
+        (args[3] / "part" / "weight.bin").write_bytes(b"weights")
+        export.count += 1
+
+    export.count = 0
+    path = cache.exported("tiny", exporter="coreml", export=export)
+    weights = path / "part" / "weight.bin"
+    match change:
+        case "bit":
+            flip_a_bit(weights)
+        case "cut":
+            cut(weights)
+        case "less":
+            weights.unlink()
+        case "more":
+            (path / "more").touch()
+        case "renamed":
+            weights.rename(path / "part" / "other.bin")
+        case "file":
+            remove(path)
+            path.write_bytes(b"x")
+    assert cache.exported("tiny", exporter="coreml", export=export) == path
+    assert (export.count, weights.read_bytes()) == (2, b"weights")
+    assert cache.exported("tiny", exporter="coreml", export=export) and export.count == 2
+
+
+def test_a_whole_export_without_a_digest_gets_one(exporter):
+    """A process may be killed before it writes the digest."""
+    path = cache.exported("tiny", export=exporter)
+    digest = path.with_name(f"{path.name}.sha256")
+    digest.unlink()
+    assert cache.exported("tiny", export=exporter).read_text() == "export 1" and digest.is_file()
+
+
+def test_what_killed_processes_have_left_goes_when_something_is_made(exporter, made):
+    left = [made / "exports" / f".old-key.pte.{'0' * 24}.partial.pte"]
+    left += [made / "models" / f".old-key.{'0' * 24}.partial"]
+    left[0].touch()
+    left[1].mkdir()
+    cache.exported("tiny", export=exporter)
+    assert not left[0].exists() and left[1].exists()
+    flip_a_bit(cache.fixture("tiny").params)
+    cache.fixture("tiny")
+    assert not left[1].exists()
 
 
 def test_an_interrupted_export_is_not_taken_for_whole(exporter):

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from safetensors.torch import save_file
 
 from harness.errors import HarnessError
 from harness.fixtures.random_model import random_weights
+from harness.models import Quantization
 from harness.models.checkpoint import is_tied, load_checkpoint
 from harness.models.config import parse_params
 
@@ -71,6 +73,28 @@ def test_everything_that_does_not_fit_is_in_one_error(tmp_path):
         assert part in str(caught.value)
 
 
+UNFIT = {
+    "sparse": (lambda w: w.to_sparse(), "is sparse_coo, not a dense tensor"),
+    "compressed": (lambda w: w.to_sparse_csr(), "is sparse_csr, not a dense tensor"),
+    "without values": (lambda w: w.to("meta"), "is on the device meta, without values"),
+    "repeated": (lambda w: w[:1, :1].clone().expand(w.shape), "repeats the values of a smaller"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", UNFIT)
+@pytest.mark.parametrize("name", ["tok_embeddings.weight", "output.weight"])
+def test_a_tensor_that_holds_its_values_in_another_way_is_one_clear_error(tmp_path, kind, name):
+    change, sentence = UNFIT[kind]
+    weights = random_weights(CONFIG, seed=1)
+    weights[name] = change(weights[name])
+    for tied in (None, True):
+        with pytest.raises(HarnessError, match=f"{name} {sentence}"):
+            load_checkpoint(
+                saved(tmp_path, weights), replace(CONFIG, tied=tied), Quantization("fp16")
+            )
+
+
 def test_a_stray_name_of_hugging_face_does_not_make_the_rest_unexpected(tmp_path):
     stray = {"lm_head.weight": torch.zeros(3, 3), "layers.9.foo.weight": torch.zeros(1)}
     with pytest.raises(HarnessError) as caught:
@@ -115,7 +139,7 @@ def test_a_truncated_checkpoint_is_one_clear_error(tmp_path):
 
 
 def test_a_missing_file_and_a_bare_tensor_are_refused(tmp_path):
-    with pytest.raises(HarnessError, match="no such file"):
+    with pytest.raises(HarnessError, match=r"absent.pth: cannot be read \(No such file"):
         load_checkpoint(tmp_path / "absent.pth", CONFIG)
     with pytest.raises(HarnessError, match="must hold a dict of tensors, not Tensor"):
         load_checkpoint(saved(tmp_path, torch.zeros(1)), CONFIG)

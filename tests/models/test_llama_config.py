@@ -62,6 +62,7 @@ def test_the_neutral_value_of_such_a_key_is_accepted():
         ({"vocab_size": -1}, "vocab_size must be a whole number from 1"),
         ({"n_layers": True}, "n_layers must be a whole number"),
         ({"n_layers": 10**12}, "n_layers must be a whole number"),
+        ({"n_layers": 10**7}, "n_layers must be a whole number from 1 to 4096"),
         ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"norm_eps": 0}, "norm_eps must be a number above 0"),
@@ -83,7 +84,9 @@ def test_a_bad_value_is_named_with_what_is_allowed(change, sentence):
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b"[1]", "must hold a JSON object"),
-        (b" " * (1 << 20) + b"{}", "larger than 1 MiB"),
+        (b" " * (1 << 20) + b"{}", "larger than 1,048,576 bytes: not a params.json"),
+        (b'{"act_fn": "\\ud800"}', "is not JSON: a text holds half of a character"),
+        (b'{"act_fn": "\xed\xa0\x80"}', "is not JSON: 'utf-8' codec can't decode"),
     ],
 )
 def test_a_file_that_is_no_params_is_one_clear_error(tmp_path, content, sentence):
@@ -96,7 +99,7 @@ def test_a_file_that_is_no_params_is_one_clear_error(tmp_path, content, sentence
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "absent.json", tmp_path):
-        with pytest.raises(HarnessError, match="cannot read"):
+        with pytest.raises(HarnessError, match=f"{path}: cannot be read"):
             load_params(path)
 
 
