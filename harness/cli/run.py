@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.cli.output import print_exactly
 from harness.errors import HarnessError
-from harness.text import clip
+from harness.text import clip, harmless, printable
 
 if TYPE_CHECKING:
     from harness.generate import GeneratedToken
@@ -320,9 +321,9 @@ def _report(
 
 
 def _print_now(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    printable = text.encode(encoding, errors="replace").decode(encoding)  # a C locale has no é
-    print(printable, end="", flush=True)
+    """Print a piece of text as the model wrote it, except that it must not drive a terminal."""
+    print_exactly(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def _crossed(session: Session | CallSession) -> str | None:
@@ -338,4 +339,4 @@ def _crossed(session: Session | CallSession) -> str | None:
 
 def _warn(sentence: str | None) -> None:
     if sentence is not None:
-        print(f"harness run: warning: {sentence}", file=sys.stderr)
+        print(f"harness run: warning: {printable(sentence)}", file=sys.stderr)

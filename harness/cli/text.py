@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cli.check import add_checkpoint_arguments
 from harness.errors import HarnessError, NotInstalledError
-from harness.text import counted
+from harness.text import counted, printable
 
 if TYPE_CHECKING:
     from harness.measure.text import Estimate, TextMeasure, TextResult
@@ -177,7 +177,7 @@ def _cell(estimate: Estimate | None, by: int, form: str) -> str:
 
 def _note(sentence: str | None) -> None:
     if sentence is not None:
-        print(f"harness text: {sentence}", file=sys.stderr)
+        print(f"harness text: {printable(sentence)}", file=sys.stderr)
 
 
 def add_lm_eval_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,16 +9,16 @@ Files beside the vocabulary's own file complete it: `tokenizer_config.json` (`bo
 
 from __future__ import annotations
 
-import datetime
-import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from harness.errors import HarnessError
-from harness.generate.vocabulary import Vocabulary, read_bounded, read_vocabulary
+from harness.generate.isolated import IsolatedVocabulary, render_chat
+from harness.generate.vocabulary import Vocabulary
+from harness.reading import parse_json, read_file
 
 MAX_SETTINGS_BYTES = 8 << 20  # bytes; tokenizer_config.json repeats every added token
 MAX_TEMPLATE_BYTES = 256 << 10
@@ -74,8 +74,7 @@ class Tokenizer:
                 f"{self.path}: no chat template beside it (in tokenizer_config.json or "
                 "chat_template.jinja): run without --chat"
             )
-        special = dict(self.special_tokens)
-        text = _render_chat(self.chat_template, messages, special, add_generation_prompt)
+        text = render_chat(self.chat_template, messages, self.special_tokens, add_generation_prompt)
         if not add_generation_prompt and messages:
             last = messages[-1]["content"].strip()
             text = text[: text.rindex(last) + len(last)] if last in text else text
@@ -142,22 +141,26 @@ def read_text(path: str | Path, what: str) -> str:
     Raises HarnessError, which names `what` the file is, if it is unreadable, too large or not text.
     """
     name = "standard input" if str(path) == "-" else str(path)
-    try:
-        if str(path) == "-":
-            data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
-        else:
-            with Path(path).open("rb") as file:
-                data = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise HarnessError(f"{name}: cannot be read ({error.strerror})") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise HarnessError(f"{name}: larger than {MAX_TEXT_BYTES} bytes: {what} is shorter")
+    if str(path) == "-":
+        data = _read_standard_input(what)
+    else:
+        data = read_file(Path(path), MAX_TEXT_BYTES, what)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise HarnessError(
             f"{name}: byte {error.start} is not UTF-8: {what} is a text in UTF-8"
         ) from None
+
+
+def _read_standard_input(what: str) -> bytes:
+    try:
+        data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise HarnessError(f"standard input: cannot be read ({error.strerror})") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise HarnessError(f"standard input: larger than {MAX_TEXT_BYTES:,} bytes: not {what}")
+    return data
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -167,7 +170,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     that name tokens which the vocabulary lacks.
     """
     path = _tokenizer_file(Path(path))
-    vocabulary = read_vocabulary(path)
+    vocabulary = IsolatedVocabulary(path)
     settings = _read_settings(path.parent / "tokenizer_config.json")
     special: dict[str, str] = {}
     ids = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
@@ -219,8 +222,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        settings = json.loads(read_bounded(path, MAX_SETTINGS_BYTES))
-    except (ValueError, RecursionError) as error:
+        settings = parse_json(read_file(path, MAX_SETTINGS_BYTES, "a file of a tokenizer"))
+    except ValueError as error:
         raise HarnessError(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):
         raise HarnessError(f"{path}: must hold a JSON object")
@@ -286,12 +289,13 @@ def _end_ids(vocabulary: Vocabulary, path: Path) -> list[int]:
 def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     file = path.parent / "chat_template.jinja"
     if file.is_file():
-        template: object = read_bounded(file, MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
+        data = read_file(file, MAX_TEMPLATE_BYTES, "a chat template")
+        template: object = data.decode("utf-8", errors="replace")
     else:
         template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
-        template = named.get("default")
+        rows = (row for row in template if isinstance(row, dict) and row.get("name") == "default")
+        template = next(rows, {}).get("template")
     if template is None:
         return None
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE_BYTES:
@@ -307,41 +311,3 @@ def _require_utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise HarnessError("the prompt is not valid UTF-8: check the terminal's encoding") from None
     return text
-
-
-def _render_chat(
-    template: str,
-    messages: Sequence[Message],
-    special_tokens: dict[str, str],
-    add_generation_prompt: bool,
-) -> str:
-    """Render messages in a model's chat format.
-
-    The template has the names of Hugging Face's `apply_chat_template`: `messages`,
-    `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`, and a
-    `tojson` that does not escape for HTML. Raises HarnessError with the template's own error.
-    """
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **special_tokens
-        )
-    except Exception as error:  # a template's expressions may raise any exception
-        raise HarnessError(
-            f"the tokenizer's chat template cannot be rendered: {error}; run without --chat"
-        ) from error
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> NoReturn:
-    raise ValueError(message)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import HarnessError
+from harness.reading import read_file
 
 MAX_FILE_BYTES = 128 << 20  # bytes; the largest known tokenizer.json has 33 MB
 
@@ -168,7 +169,7 @@ _KINDS: tuple[tuple[str, str, Callable[[bytes, Path], Vocabulary]], ...] = (
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """Read a tokenizer file; raises HarnessError when it is missing or of an unknown kind."""
-    data = read_bounded(path, MAX_FILE_BYTES)
+    data = read_file(path, MAX_FILE_BYTES, "a file of a tokenizer")
     for pattern, kind, reader in _KINDS:
         if re.match(pattern.encode(), data):
             return _read_as(kind, reader, data, path)
@@ -190,15 +191,3 @@ def _read_as(
     if vocabulary.size < 1:
         raise HarnessError(f"{path}: {kind} without a single token")
     return vocabulary
-
-
-def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Return a tokenizer file's bytes; raise HarnessError if it is unreadable, or larger."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > max_bytes:
-        raise HarnessError(f"{path}: larger than {max_bytes} bytes: not a file of a tokenizer")
-    return data
