@@ -73,8 +73,8 @@ def _parse_draft(data: memoryview, what: str) -> Reference | None:
     if bytes(data[:1]) != b"{" or len(data) > MAX_REFERENCE_BYTES:
         return None
     try:
-        content = json.loads(bytes(data))
-    except (ValueError, RecursionError):
+        content = parse_json(data)
+    except ValueError:
         return None
     match content:
         case {"version": 1, "key": str(key), "method": str(method)}:
