@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.reading import resolved
+from harness.text import resolved
 
 # The file of torch's source in every message of torch.save, a RuntimeError even on a full disk.
 _TORCH_WRITER = "inline_container"

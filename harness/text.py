@@ -1,9 +1,22 @@
-"""Text made safe and short enough for a terminal, for XML and for a row of a table."""
+"""Files and texts that are not trusted: read within limits, and printed without harm.
+
+Input files are regular files of bounded size: a pipe blocks until somebody writes to it, and a
+device may never end. JSON may spell half of a character (`"\\ud800"`), which no other file and no
+library takes for text. A text is made safe and short enough for a terminal, for XML, for a table.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
+import stat
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
 
 # Control characters other than tab and line end, marks that turn the direction of writing, and
 # halves of characters. The first two drive a terminal, and no encoding holds the last.
@@ -12,6 +25,107 @@ _HARMFUL = re.compile(
 )
 
 ELLIPSIS = "…"
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def require_regular(path: Path) -> os.stat_result:
+    """Return the status of a regular file; raise HarnessError for anything else at a path."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    kind = stat.S_IFMT(found.st_mode)
+    if kind != stat.S_IFREG:
+        found_kind = _KINDS.get(kind, "of another kind")
+        raise HarnessError(f"{path}: cannot be read (it is {found_kind}, not a regular file)")
+    return found
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> HarnessError:
+    """Return the error for a file that the system does not read.
+
+    ValueError is Python's for a path that holds NUL or half of a character.
+    """
+    return HarnessError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
+def read_file(path: Path, max_bytes: int, kind: str) -> bytes:
+    """Return a file's bytes; `kind` says in messages what has at most `max_bytes`.
+
+    Raises HarnessError for anything but a regular file, for one that cannot be read, and for a
+    larger one.
+    """
+    size = require_regular(path).st_size
+    try:
+        with path.open("rb") as file:
+            data = b"" if size > max_bytes else file.read(max_bytes + 1)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if max(size, len(data)) > max_bytes:
+        raise HarnessError(f"{path}: larger than {max_bytes:,} bytes: not {kind}")
+    return data
+
+
+def resolved(path: Path) -> Path:
+    """Return the absolute path without links; raise HarnessError for one that no file can have."""
+    try:
+        return path.resolve()
+    except ValueError:  # NUL
+        raise HarnessError(f"{path}: no file can have this name") from None
+
+
+def require_outside(output: Path, *inputs: Path, replaces: bool = False) -> None:
+    """Raise HarnessError for an output inside a folder that is read.
+
+    With `replaces`, raise it also for a folder that holds an input and would be replaced.
+    """
+    place = resolved(output)
+    for given in inputs:
+        source = resolved(given)
+        if place == source:
+            continue  # whether it may be replaced depends on its kind
+        if place.is_relative_to(source) and source.is_dir():
+            raise HarnessError(f"{output}: lies inside {given}, which is read; name another place")
+        if replaces and source.is_relative_to(place):
+            raise HarnessError(f"{output}: holds {given}, which is read; name another place")
+
+
+def parse_json(data: bytes | memoryview) -> Any:
+    """Return the value of JSON in UTF-8.
+
+    Raises ValueError, with a sentence, for anything else, for values that are nested too deeply,
+    and for a text that holds half of a character.
+    """
+    text = bytes(data).decode("utf-8-sig")
+    try:
+        value = json.loads(text)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError(r"a text holds half of a character, such as \ud800 alone") from None
+    return value
+
+
+def content_digest(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 and the bytes of a file, or of the names and contents of a folder's."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+    digest, size = hashlib.sha256(), 0
+    for member in sorted(member for member in path.rglob("*") if member.is_file()):
+        content, length = content_digest(member)
+        digest.update(f"{member.relative_to(path).as_posix()!r} {content}\n".encode())
+        size += length
+    return digest.hexdigest(), size
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -23,8 +23,7 @@ from typing import Any
 from harness.artifact.files import MAX_METADATA_BYTES, MAX_REFERENCE_BYTES, SubFiles, read_flattened
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
-from harness.reading import parse_json
-from harness.text import listed
+from harness.text import listed, parse_json
 
 BACKEND = "CoreMLBackend"
 METADATA, PACKAGE = "metadata.json", "model.mlpackage"

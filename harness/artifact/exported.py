@@ -35,7 +35,7 @@ from harness.artifact.pte import DelegateCall, DelegateData, Pte, PteMethod, Ten
 from harness.artifact.pte_reader import SCALAR_TYPES
 from harness.errors import ArtifactError
 from harness.files import Kind
-from harness.reading import parse_json
+from harness.text import parse_json
 
 PROGRAM, CONSTANTS = "program.json", "constants.bin"
 EXPORT = Kind(PROGRAM, (CONSTANTS, "*/metadata.json", "*/model.mlpackage/*"))

@@ -21,7 +21,7 @@ from harness.artifact.blob import Blob, read_blob
 from harness.artifact.files import MAX_MANIFEST_BYTES, FolderFiles, is_folder
 from harness.artifact.proto import parse_model
 from harness.errors import ArtifactError
-from harness.reading import parse_json
+from harness.text import parse_json
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Block, Function, Value

@@ -21,7 +21,6 @@ from harness.cli import (
     export,
     inspect,
     packages,
-    project,
     results,
     run,
     shim,
@@ -51,8 +50,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "models": Command(
         "list the subjects: your models and artifacts, and the built-in models",
-        project.add_models_arguments,
-        project.models,
+        export.add_models_arguments,
+        export.models,
     ),
     "exporters": Command(
         "list the exporters at hand, with their versions",
@@ -61,8 +60,8 @@ COMMANDS = {
     ),
     "init": Command(
         "write a commented harness.toml, which declares your models by name",
-        project.add_init_arguments,
-        project.init,
+        export.add_init_arguments,
+        export.init,
     ),
     "export": Command(
         "export a fixture model or a checkpoint",

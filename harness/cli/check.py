@@ -89,9 +89,9 @@ def golden(args: argparse.Namespace) -> int:
     """Write inputs of each method and what they must give; returns 0."""
     from harness.golden import check_name, golden_of_runtime, write_golden
     from harness.golden.inputs import all_inputs
-    from harness.reading import require_outside
     from harness.runtimes import usable_runtimes
     from harness.subject import Subject
+    from harness.text import require_outside
 
     check_name(args.output)
     require_outside(args.output, Path(args.file))

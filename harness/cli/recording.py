@@ -64,9 +64,9 @@ def recording(
     An exception, such as an interrupt, leaves a stream without a footer, and no drawings. Raises
     HarnessError at once when the folder cannot be written.
     """
-    from harness.reading import require_outside
     from harness.report import write_report
     from harness.results import Stream, Writer, read_run
+    from harness.text import require_outside
 
     if args.results is not None:
         require_outside(args.results, Path(args.file))
@@ -100,8 +100,8 @@ def judge_of_known(args: argparse.Namespace) -> Callable[[Case], Case]:
 
 
 def _header(args: argparse.Namespace, options: Mapping[str, Any]) -> Header:
-    from harness.reading import content_digest
     from harness.results import Header
+    from harness.text import content_digest
 
     args.progress("hashing the artifact")
     sha256, size = content_digest(Path(args.file))

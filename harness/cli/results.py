@@ -155,9 +155,9 @@ def gate(args: argparse.Namespace) -> int:
     from harness.fixtures.project import project
     from harness.fixtures.sides import described, side
     from harness.fixtures.subjects import Located
-    from harness.reading import require_outside
     from harness.report.gate import Comparison, write_gate
     from harness.results import Header
+    from harness.text import require_outside
 
     start = time.monotonic()
     _goal(args)  # wrong numbers are refused before anything is exported

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from harness.child import Child, limit_memory, serve
 from harness.errors import CallTimeoutError, ChildError, CrashError, HarnessError
 from harness.generate.vocabulary import Vocabulary, read_vocabulary
-from harness.reading import require_regular
+from harness.text import require_regular
 
 SECONDS = 20.0  # of the processor's time for one call
 SECONDS_PER_MB = 5.0  # more, for each megabyte of file or text; usual tokenizers take 0.1 to 1

@@ -18,7 +18,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.generate.isolated import IsolatedVocabulary, render_chat
 from harness.generate.vocabulary import Vocabulary
-from harness.reading import parse_json, read_file
+from harness.text import parse_json, read_file
 
 MAX_SETTINGS_BYTES = 8 << 20  # bytes; tokenizer_config.json repeats every added token
 MAX_TEMPLATE_BYTES = 256 << 10

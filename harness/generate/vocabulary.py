@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import HarnessError
-from harness.reading import read_file
+from harness.text import read_file
 
 MAX_FILE_BYTES = 128 << 20  # bytes; the largest known tokenizer.json has 33 MB
 

@@ -33,8 +33,8 @@ from harness.files import partial_file
 from harness.generate.interface import signature
 from harness.mil.types import allowed_shapes, check_shapes
 from harness.pte import Specs, TensorSpec, same_shape
-from harness.reading import read_file, require_regular, unreadable
 from harness.runtimes import get_runtime, runtime_row
+from harness.text import read_file, require_regular, unreadable
 
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
 MAX_TENSORS = 100_000

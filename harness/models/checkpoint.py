@@ -30,7 +30,7 @@ import torch
 from harness.errors import HarnessError
 from harness.models import ModelConfig, Quantization, Scheme
 from harness.models.quantize import DTYPES
-from harness.reading import parse_json, read_file, require_regular, unreadable
+from harness.text import parse_json, read_file, require_regular, unreadable
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_LISTED = 8

@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 from harness.models import Architecture, ModelConfig, RopeScaling
 from harness.models.llama import LLAMA
 from harness.models.qwen3 import QWEN3
-from harness.reading import parse_json, read_file
+from harness.text import parse_json, read_file
 
 ARCHITECTURES = (QWEN3, LLAMA)
 """A model has the first architecture whose `params` fit; Llama, which needs none, is the last."""

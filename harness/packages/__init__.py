@@ -29,7 +29,7 @@ from harness.artifact.proto import new_model
 from harness.errors import HarnessError
 from harness.files import Kind, partial_folder
 from harness.packages.extract import Extraction, extract_packages
-from harness.reading import require_outside
+from harness.text import require_outside
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Function

@@ -17,7 +17,7 @@ from harness.artifact.delegate import METADATA, PACKAGE, Bundle, Delegate
 from harness.artifact.package import MANIFEST, Package
 from harness.errors import ArtifactError
 from harness.files import Kind, partial_folder
-from harness.reading import require_outside
+from harness.text import require_outside
 
 LIST = "extracted.json"
 

@@ -13,8 +13,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from harness.errors import HarnessError
-from harness.reading import read_file
 from harness.results.cases import Case
+from harness.text import read_file
 
 MAX_BYTES = 1 << 20
 _PATTERNS = ("check", "mode", "runtime")

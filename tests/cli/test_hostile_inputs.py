@@ -13,7 +13,7 @@ from harness.artifact.proto import parse_model
 from harness.cli import main
 from harness.fixtures.cache import exported
 from tests.mil.programs import save
-from tests.test_reading import KINDS, soon, special  # noqa: F401 - a fixture
+from tests.test_untrusted_files import KINDS, soon, special  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("soon")
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e"

@@ -11,10 +11,10 @@ from harness.cli import main
 from harness.errors import HarnessError
 from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
-from harness.reading import content_digest
 from harness.results import MissingFooter, read_run
 from harness.suites.mutants import of_names as names
 from harness.suites.mutants.edit import Export
+from harness.text import content_digest
 
 QUICK = ("--check", "references", "--check", "metadata-names")
 DRAWINGS = {"check.jsonl", "table.txt", "junit.xml", "index.html"}

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from harness.errors import HarnessError
-from harness.reading import parse_json, read_file, require_outside
+from harness.text import parse_json, read_file, require_outside
 
 LONGEST = 60  # seconds
 KINDS = ("pipe", "socket", "device", "folder")
