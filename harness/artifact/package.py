@@ -62,6 +62,14 @@ class Package:
             raise ArtifactError(f"{folder}: not an .mlpackage (no Manifest.json)")
         return cls(FolderFiles(folder), str(folder))
 
+    def write(self, folder: Path) -> None:
+        """Write the files into a new folder; their names were checked when they were read."""
+        for name, data in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(data)
+
     @cached_property
     def spec_path(self) -> str:
         """The path of the model specification, from the manifest."""

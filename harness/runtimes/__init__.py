@@ -53,6 +53,7 @@ class RuntimeRow:
     Benchmarks give speeds as multiples of the `baseline`'s. Each is one row.
 
     With `has_places`, the name may go on with `@PLACE`, another Python's: see `executorch.py`.
+    With `pte_only`, it executes `.pte` files and no other artifact.
 
     The last three say where the runtime is used unless others are named: in the conformance suite,
     by `harness check`, in benchmarks.
@@ -68,6 +69,7 @@ class RuntimeRow:
     reference: bool = False
     baseline: bool = False
     has_places: bool = False
+    pte_only: bool = False
     in_conformance: bool = False
     in_check: bool = False
     timed: bool = False
@@ -104,6 +106,12 @@ def _coreml() -> Callable[..., Runtime]:
     from harness.runtimes.coreml import CoreMLRuntime
 
     return CoreMLRuntime
+
+
+def _iphone() -> Callable[..., Runtime]:
+    from harness.runtimes.iphone import IPhoneRuntime
+
+    return IPhoneRuntime
 
 
 def _executorch() -> Callable[..., Runtime]:
@@ -147,6 +155,7 @@ RUNTIMES = {
         _coreml_row("cpu_only", preference=2),  # a Mac without a Neural Engine, as hosted ones are
         _coreml_row("cpu_and_gpu"),
         _coreml_row("cpu_and_ne", usual=True, preference=3),
+        RuntimeRow("coreml:iphone", _iphone, rounds=True, needs_child=True, timed=True),
         RuntimeRow(
             "executorch",
             _executorch,
@@ -154,6 +163,7 @@ RUNTIMES = {
             needs_child=True,
             asks_in_child=True,
             has_places=True,
+            pte_only=True,
             in_conformance=True,
             timed=True,
         ),
@@ -209,8 +219,13 @@ def isolated_runtime(name: str) -> IsolatedRuntime:
     from harness.runtimes.isolated import IsolatedRuntime
 
     row = runtime_row(name)
-    ask_here = not row.asks_in_child
-    return IsolatedRuntime(row.import_class(), *row.arguments, ask_here=ask_here, place=row.place)
+    return IsolatedRuntime(
+        row.import_class(),
+        *row.arguments,
+        ask_here=not row.asks_in_child,
+        place=row.place,
+        pte_only=row.pte_only,
+    )
 
 
 def default_runtime() -> str:

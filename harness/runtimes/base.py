@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Protocol
 
 from harness.pte import TensorSpec
@@ -44,3 +45,20 @@ class Runtime(Protocol):
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load one method of an artifact; raises HarnessError when it cannot be loaded."""
         ...
+
+
+_core_ml = threading.local()
+
+
+def core_ml_ns() -> int:
+    """Return the nanoseconds that Core ML loaded and predicted for this thread, by its own clock.
+
+    A caller reads it before and after. It does not grow while Core ML does not tell its times.
+    """
+    total: int = getattr(_core_ml, "ns", 0)
+    return total
+
+
+def add_core_ml_ns(told: int | None) -> None:
+    """Add a duration that Core ML told, here or in a child."""
+    _core_ml.ns = core_ml_ns() + (told or 0)

@@ -28,7 +28,7 @@ from harness.errors import ArtifactError, HarnessError
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod
-from harness.runtimes.base import Method
+from harness.runtimes.base import Method, add_core_ml_ns
 from harness.shim import is_installed
 
 # Option -> coremltools' name of the compute units, and the device that Core ML needs for them:
@@ -37,6 +37,7 @@ _UNITS = {
     "cpu_only": ("CPU_ONLY", None),
     "cpu_and_gpu": ("CPU_AND_GPU", "MLGPUComputeDevice"),
     "cpu_and_ne": ("CPU_AND_NE", "MLNeuralEngineComputeDevice"),
+    "iphone": ("CPU_AND_NE", None),  # see `iphone.py`
 }
 _DEVICE_NAMES = {
     "MLCPUComputeDevice": "CPU",
@@ -103,7 +104,7 @@ class CoreMLRuntime:
         ]
         facts = {
             "units": self._units,
-            "devices": sorted(_DEVICE_NAMES[name] for name in _devices() or ()),
+            "devices": self._devices_here(),
             "compile": sum(one.compile_ns for one in compiled.values()) / _MS,
             "cold load": _total(one.loaded for one in loads[0]),
             "cached load": _total(one.loaded for one in loads[1]),
@@ -112,6 +113,12 @@ class CoreMLRuntime:
             "placement": placement,
         }
         return facts, results
+
+    def _compile(self, package: Package) -> CompiledPackage:
+        return CompiledPackage(package)
+
+    def _devices_here(self) -> list[str]:
+        return sorted(_DEVICE_NAMES[name] for name in _devices() or ())
 
     def _load(
         self,
@@ -125,7 +132,7 @@ class CoreMLRuntime:
         def load(
             package: Package, function: str, inputs: Sequence[str], outputs: Sequence[str]
         ) -> CoreMLFunction:
-            found = compiled.get(package) or compiled.setdefault(package, CompiledPackage(package))
+            found = compiled.get(package) or compiled.setdefault(package, self._compile(package))
             functions.append(CoreMLFunction(found, function, inputs, outputs, self._units))
             return functions[-1]
 
@@ -171,7 +178,8 @@ class CompiledPackage:
         self.package = package
         folder = Path(tempfile.mkdtemp(prefix="harness-coreml-"))
         finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        source = _write_package(package, folder)
+        source = folder / PACKAGE
+        package.write(source)
         self.path = str(folder / "model.mlmodelc")
         start = time.perf_counter_ns()
         try:
@@ -181,20 +189,32 @@ class CompiledPackage:
         self.compile_ns = time.perf_counter_ns() - start
         shutil.rmtree(source)
 
+    def load(self, function: str, units: str) -> Any:
+        """Load a function; return a `CompiledMLModel`, or an object with its calls."""
+        import coremltools
+
+        chosen = coremltools.ComputeUnit[units]
+        return coremltools.models.CompiledMLModel(self.path, chosen, self.asked_name(function))
+
+    def plan(self, function: str, units: str) -> Any:
+        """Return the `MLComputePlan` of a loaded function."""
+        import coremltools
+        from coremltools.models.compute_plan import MLComputePlan
+
+        return MLComputePlan.load_from_path(self.path, coremltools.ComputeUnit[units])
+
+    def asked_name(self, function: str) -> str | None:
+        """Return a function's name, None if Core ML must not be asked for it by name."""
+        return function if self.package.is_multifunction else None
+
     def placement(self, function: str, units: str) -> Iterator[dict[str, Any]]:
         """Yield what Core ML plans for each operation of a function: devices and cost.
 
         `preferred` is None where Core ML has no plan; `cost` is the operation's share of the
         model's work, from 0 to 1, or None.
         """
-        import coremltools
-        from coremltools.models.compute_plan import MLComputePlan
-
-        plan = MLComputePlan.load_from_path(
-            self.path, compute_units=getattr(coremltools.ComputeUnit, units)
-        )
-        program = plan.model_structure.program
-        for operation in program.functions[function].block.operations:
+        plan = self.plan(function, units)
+        for operation in plan.model_structure.program.functions[function].block.operations:
             if operation.operator_name.rpartition(".")[2] == "const":
                 continue
             usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
@@ -226,24 +246,20 @@ class CoreMLFunction:
         output_names: Sequence[str],
         compute_units: str,
     ) -> None:
-        import coremltools
-
         self.package, self.function = compiled.package, function
         self._compiled = compiled  # its folder must outlive the model
         self._where = f"{compiled.package.what}, function '{function}'"
         self._input_names, self._output_names = tuple(input_names), tuple(output_names)
-        # A package with a single function must not be asked by name.
-        name = function if compiled.package.is_multifunction else None
-        units = getattr(coremltools.ComputeUnit, compute_units)
         start = time.perf_counter_ns()
         try:
-            model = coremltools.models.CompiledMLModel(compiled.path, units, name)
+            model = compiled.load(function, compute_units)
         except Exception as error:
             raise HarnessError(f"{self._where}: Core ML cannot load it: {error}") from error
         took = time.perf_counter_ns() - start
         self._model = model
         # A compiled model has no public name for the durations that an MLModel tells.
         self.loaded = Took(model._proxy.get_load_duration_in_nano_seconds(), took)
+        add_core_ml_ns(self.loaded.core_ml)
         self.predicted: Took | None = None
         states = compiled.package.description(function).state
         self._state = model.make_state() if states else None
@@ -261,6 +277,7 @@ class CoreMLFunction:
             raise HarnessError(f"{self._where}: Core ML cannot predict: {error}") from error
         took = time.perf_counter_ns() - start
         self.predicted = Took(self._model._proxy.get_last_predict_duration_in_nano_seconds(), took)
+        add_core_ml_ns(self.predicted.core_ml)
         missing = [name for name in self._output_names if name not in outputs]
         if missing:
             raise HarnessError(
@@ -300,17 +317,6 @@ def _specs(features: Any, what: str) -> tuple[TensorSpec, ...]:
             )
         specs.append(TensorSpec(feature.name, tuple(array.shape), feature_types()[array.dataType]))
     return tuple(specs)
-
-
-def _write_package(package: Package, folder: Path) -> Path:
-    """Write a package's files into an empty folder; their names were checked when it was read."""
-    root = folder / PACKAGE
-    for name, data in package.files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            file.write(data)
-    return root
 
 
 def _to_array(tensor: torch.Tensor) -> numpy.ndarray:

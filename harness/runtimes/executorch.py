@@ -16,7 +16,7 @@ import torch
 from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND
 from harness.artifact.pte import PteMethod, TensorValue
-from harness.errors import ArtifactError, HarnessError, NotInstalledError
+from harness.errors import ArtifactError, HarnessError
 from harness.pte import TensorSpec
 from harness.runtimes.base import Method
 
@@ -35,13 +35,8 @@ class ExecuTorchRuntime:
     def load(self, artifact: Artifact, method: str) -> Method:
         """Load a method from the file: two loaded methods share no buffer and no state.
 
-        Raises HarnessError with ExecuTorch's own reason, and NotInstalledError for an exported
-        folder.
+        Raises HarnessError with ExecuTorch's own reason.
         """
-        if artifact.is_exported_folder:
-            raise NotInstalledError(
-                f"{artifact.path} is an exported folder; ExecuTorch's runtime executes .pte files"
-            )
         if artifact.pte is None or method not in artifact.methods:
             names = ", ".join(artifact.methods) if artifact.pte else "none: it is not a .pte"
             raise ArtifactError(f"{artifact.path}: no method '{method}'; its methods: {names}")

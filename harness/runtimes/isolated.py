@@ -26,12 +26,12 @@ import torch
 
 from harness.artifact import Artifact
 from harness.child import Child, python_path
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NotInstalledError
 from harness.export.environments import placed
 from harness.export.executorch import python_path_of
 from harness.pte import TensorSpec
 from harness.runtimes._isolated_child import SharedTensors, anonymous_file
-from harness.runtimes.base import Method, Runtime
+from harness.runtimes.base import Method, Runtime, add_core_ml_ns
 from harness.shim import is_installed
 from harness.shim.launch import SITE
 
@@ -65,11 +65,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a child answered: a value, tensors, and the nanoseconds that the runtime took."""
+    """What a child answered: a value, tensors, and the nanoseconds that the runtime took.
+
+    `core_ml_ns` are those of them that Core ML told.
+    """
 
     value: Any
     tensors: tuple[torch.Tensor, ...]
     ns: int
+    core_ml_ns: int
 
 
 class IsolatedRuntime:
@@ -77,7 +81,7 @@ class IsolatedRuntime:
 
     With `ask_here`, this process asks the runtime whether it is available. That must be cheap and
     safe. With a `place`, the children run in the Python of `executorch@PLACE`; where Core ML is
-    not, our executor is stood in for it.
+    not, our executor is stood in for it. With `pte_only`, no child starts for another artifact.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class IsolatedRuntime:
         limits: Limits | None = None,
         ask_here: bool = True,
         place: str = "",
+        pte_only: bool = False,
     ) -> None:
         self._make = make
         self._arguments = arguments
@@ -94,6 +99,7 @@ class IsolatedRuntime:
         self._here = make(*arguments)
         self._ask_here = ask_here
         self._place = place
+        self._pte_only = pte_only
         self.name = self._here.name
         self._children: WeakKeyDictionary[Artifact, _ArtifactChild] = WeakKeyDictionary()
 
@@ -110,8 +116,11 @@ class IsolatedRuntime:
         """Load a method in the artifact's child.
 
         Raises what the runtime raises, CrashError when the child dies, CallTimeoutError when it
-        does not answer.
+        does not answer, and NotInstalledError for an artifact that the runtime does not take.
         """
+        if self._pte_only and artifact.kind != "pte":
+            what = "an exported folder" if artifact.is_exported_folder else "an .mlpackage"
+            raise NotInstalledError(f"{artifact.path} is {what}; {self.name} executes .pte files")
         return _RemoteMethod(self._child(artifact), method)
 
     def memory(self, artifact: Artifact) -> tuple[int, int]:
@@ -198,6 +207,7 @@ class _ArtifactChild:
                     self._process = None
                     self._loaded.clear()
         _overhead.ns = overhead_ns() + time.perf_counter_ns() - start - answer.ns
+        add_core_ml_ns(answer.core_ml_ns)
         return answer
 
 
@@ -261,7 +271,7 @@ class _Process:
         request = {"verb": verb, "method": method, "tensors": self._sent.write(tensors)}
         answer = self._child.ask(request, asked, seconds)
         copies = tuple(tensor.clone() for tensor in self._received.read(answer["tensors"]))
-        return Answer(answer["value"], copies, int(answer["ns"]))
+        return Answer(answer["value"], copies, int(answer["ns"]), int(answer["core_ml_ns"]))
 
 
 def _end(child: Child, seconds: float, home: str) -> None:

@@ -1,15 +1,20 @@
-"""Opens models from files and from memory: `.mlpackage` folders, bytes, and compiled models.
+"""Opens models from files and from memory; describes their structure, plan and devices.
 
 The stand-in's compiled model (`.mlmodelc`) is a folder with the package's files and a note. Only
 Core ML can load a model that Core ML compiled. The rules of specification versions come from
 coremltools' `Model.proto`.
+
+coremltools wraps the other objects as `MLModelStructure`, `MLComputePlan` and `MLComputeDevice`.
+The stand-in has one device, the CPU, and runs every operation on it. Only a Mac can tell where Core
+ML would place an operation, and at which cost.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,10 +87,7 @@ def write_compiled(package: Package, folder: Path, source: Path) -> Path:
     """Write a package below `folder` as a compiled model, named after its source."""
     _ = package.model  # raises ArtifactError if it cannot be parsed
     root = folder / f"{source.stem}{COMPILED}"
-    for name, data in package.files.items():
-        target = root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+    package.write(root)
     (root / _NOTE).write_text(_NOTE_TEXT)
     return root
 
@@ -183,3 +185,131 @@ def as_runtime_error() -> Iterator[None]:
         yield
     except HarnessError as error:
         raise RuntimeError(str(error)) from error
+
+
+class CPUDeviceProxy:
+    """The CPU."""
+
+
+class GPUDeviceProxy:
+    """A GPU; the stand-in has none."""
+
+
+class NeuralEngineDeviceProxy:
+    """A Neural Engine; the stand-in has none."""
+
+    def get_total_core_count(self) -> int:
+        """Raise RuntimeError, because the stand-in has no Neural Engine."""
+        raise RuntimeError(
+            "this machine has no Neural Engine; the stand-in for Core ML computes on the CPU"
+        )
+
+
+def devices() -> list[Any]:
+    """Return the compute devices in coremltools' wrappers."""
+    from coremltools.models.compute_device import MLCPUComputeDevice
+
+    return [MLCPUComputeDevice(CPUDeviceProxy())]
+
+
+class OperationProxy:
+    """The proxy of an operation in a model's structure."""
+
+    def __init__(self, type_: str) -> None:
+        self.type = type_
+
+
+class LayerProxy:
+    """A layer of a neural network; the stand-in does not read neural networks."""
+
+
+def model_structure(package: Package) -> Any:
+    """Return the structure of a package; raises ArtifactError if it is not an ML Program."""
+    from coremltools.models import compute_plan as ct
+
+    functions = {
+        name: ct.MLModelStructureProgramFunction(
+            _named(message.inputs), _block(package.operations(name))
+        )
+        for name, message in package.functions.items()
+    }
+    return ct.MLModelStructure(None, ct.MLModelStructureProgram(functions), None)
+
+
+def _block(message: Any) -> Any:
+    from coremltools.models import compute_plan as ct
+
+    operations = [_operation(operation) for operation in message.operations]
+    return ct.MLModelStructureProgramBlock(
+        _named(message.inputs), operations, list(message.outputs)
+    )
+
+
+def _operation(message: Any) -> Any:
+    from coremltools.models import compute_plan as ct
+
+    return ct.MLModelStructureProgramOperation(
+        inputs={
+            name: ct.MLModelStructureProgramArgument([_binding(b) for b in argument.arguments])
+            for name, argument in message.inputs.items()
+        },
+        operator_name=message.type,
+        outputs=_named(message.outputs),
+        blocks=[_block(block) for block in message.blocks],
+        __proxy__=OperationProxy(message.type),
+    )
+
+
+def _binding(message: Any) -> Any:
+    from coremltools.models import compute_plan as ct
+
+    if message.WhichOneof("binding") == "name":
+        return ct.MLModelStructureProgramBinding(message.name, None)
+    return ct.MLModelStructureProgramBinding(None, ct.MLModelStructureProgramValue())
+
+
+def _named(messages: Iterable[Any]) -> list[Any]:
+    from coremltools.models import compute_plan as ct
+
+    return [
+        ct.MLModelStructureProgramNamedValueType(
+            message.name, ct.MLModelStructureProgramValueType()
+        )
+        for message in messages
+    ]
+
+
+class ComputePlanProxy:
+    """The plan of one package, or the base of coremltools' plan for a remote device."""
+
+    def __init__(self, package: Package | None = None, compute_units: str = "CPU_ONLY") -> None:
+        self._structure = None if package is None else model_structure(package)
+        if compute_units != "CPU_ONLY":
+            warnings.warn(
+                f"compute units {compute_units} were requested; only a Mac can plan for a GPU or "
+                "a Neural Engine: this plan places every operation on the CPU",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def model_structure(self) -> Any:
+        """The `MLModelStructure` whose operations the plan describes."""
+        return self._structure
+
+    def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
+        """Return the CPU as preferred and only device; None for a constant, which has none."""
+        from coremltools.models.compute_plan import MLComputePlanDeviceUsage
+
+        if operation.operator_name == "const":
+            return None
+        here = devices()
+        return MLComputePlanDeviceUsage(here[0], here)
+
+    def get_compute_device_usage_for_neuralnetwork_layer(self, layer: Any) -> None:
+        """Return None, because the stand-in does not load neural networks."""
+        return None
+
+    def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> None:
+        """Return None, as Core ML does without an estimate."""
+        return None

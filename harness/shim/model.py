@@ -20,27 +20,25 @@ from harness.mil import State, get_policy, load_function
 from harness.shim.asset import (
     COMPILED,
     NEWEST_VERSION,
+    ComputePlanProxy,
+    CPUDeviceProxy,
+    GPUDeviceProxy,
+    LayerProxy,
     ModelAssetProxy,
+    NeuralEngineDeviceProxy,
+    OperationProxy,
     as_runtime_error,
     asset_of_memory,
     asset_of_path,
     compile_model,
+    devices,
+    model_structure,
     open_compiled,
     open_model,
     with_lowest_version,
     write_compiled,
 )
 from harness.shim.launch import POLICY_VARIABLE
-from harness.shim.structure import (
-    ComputePlanProxy,
-    CPUDeviceProxy,
-    GPUDeviceProxy,
-    LayerProxy,
-    NeuralEngineDeviceProxy,
-    OperationProxy,
-    devices,
-    model_structure,
-)
 from harness.shim.values import (
     ArrayFeature,
     Feature,

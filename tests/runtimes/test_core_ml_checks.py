@@ -58,6 +58,16 @@ def test_a_core_ml_that_differs_fails_with_the_figure(subject, monkeypatch):
     assert "mil:strict decode difference is 0.0" in case.reason
 
 
+@pytest.mark.parametrize(("factor", "outcome"), [(1.0, "pass"), (1.02, "fail")])
+def test_what_is_no_language_model_is_compared_by_its_outputs(
+    mixed_program, subject, monkeypatch, factor, outcome
+):
+    monkeypatch.setattr(Toy, "factor", factor)
+    case = judged(Subject(mixed_program[0]), "against-core-ml")
+    assert case.outcome == outcome, case.reason
+    assert case.comparisons and ("difference is 0.0" in case.reason) == (factor != 1.0)
+
+
 def test_they_are_checks_of_core_mls_runtimes_alone():
     checks = core_ml_checks()
     runs_on = {name: [r for r in RUNTIMES if c.runs_on(r)] for name, c in checks.items()}

@@ -19,6 +19,7 @@ import torch
 
 from harness.artifact import Package
 from harness.errors import HarnessError
+from harness.pte import TensorSpec
 from harness.runtimes import coreml
 from harness.runtimes.coreml import CompiledPackage, CoreMLFunction, CoreMLRuntime, Took
 
@@ -67,7 +68,8 @@ def loaded(
         is_multifunction=several,
         description=lambda name: SimpleNamespace(state=state),
     )
-    compiled: Any = SimpleNamespace(package=package, path="/nowhere/model.mlmodelc")
+    compiled: Any = CompiledPackage.__new__(CompiledPackage)
+    compiled.package, compiled.path = package, "/nowhere/model.mlmodelc"
     return CoreMLFunction(compiled, function, inputs, ("a", "b"), "CPU_AND_NE")
 
 
@@ -185,9 +187,11 @@ def test_core_mls_refusal_to_compile_is_an_error_that_leaves_nothing(
     assert not tmp_path.exists()
 
 
-@pytest.mark.linux
 @pytest.mark.parametrize("option", ["cpu_only", "cpu_and_gpu", "cpu_and_ne"])
-def test_elsewhere_it_is_unavailable_with_its_reason(option: str) -> None:
+def test_elsewhere_it_is_unavailable_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(coreml.platform, "system", lambda: "Linux")
     runtime = CoreMLRuntime(option)
     assert runtime.name == f"coreml:{option}"
     assert "Core ML is part of macOS" in (runtime.unavailable() or "")
@@ -221,3 +225,24 @@ def test_on_a_mac_without_coremltools_native_part_that_is_the_reason(
     monkeypatch.setattr(coreml.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(coreml, "_devices", missing)
     assert "libcoremlpython" in (CoreMLRuntime("cpu_only").unavailable() or "")
+
+
+def test_an_old_mac_that_cannot_list_its_devices_has_them_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("coremltools.libcoremlpython", reason="Core ML is not here")
+    monkeypatch.setattr(coreml.platform, "mac_ver", lambda: ("13.6.1", ("", "", ""), "arm64"))
+    assert coreml._devices.__wrapped__() is None
+
+
+def test_a_package_takes_as_many_tensors_as_it_has_inputs() -> None:
+    method = coreml._PackageMethod("main", (TensorSpec("x", (2,), "float32"),), (), loaded())
+    with pytest.raises(HarnessError, match="function 'main': called with 0 inputs, it has 1"):
+        method()
+
+
+def test_an_image_is_refused_by_name() -> None:
+    image = coremltools.proto.FeatureTypes_pb2.FeatureType(imageType={"width": 4, "height": 4})
+    feature = coremltools.proto.Model_pb2.FeatureDescription(name="picture", type=image)
+    with pytest.raises(HarnessError, match="a.mlpackage: 'picture' is not an array"):
+        coreml._specs([feature], "a.mlpackage")

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.artifact import open_artifact
 from harness.artifact.pte import PteMethod
 from harness.artifact.pte_reader import read_pte
 from harness.checks import artifact_checks, run_check
-from harness.errors import HarnessError
-from harness.fixtures.cache import exported
+from harness.errors import HarnessError, NotInstalledError
+from harness.fixtures.cache import exported, fixture
 from harness.runtimes import executorch as module
 from harness.runtimes import get_runtime, runtime_row
 from harness.runtimes.executorch import ExecuTorchMethod, ExecuTorchRuntime
@@ -74,6 +75,44 @@ def test_executorchs_refusal_to_load_is_one_sentence(program: Path, plan: PteMet
         ExecuTorchMethod(broken, plan)
 
 
+class Row(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(12.0).view(4, 3))
+
+    def forward(self, x: torch.Tensor, scale: int) -> torch.Tensor:
+        return self.table.index_select(0, x) * scale
+
+
+@pytest.fixture(scope="module")
+def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export a look-up of one row of four, and a number that is an input of the program."""
+    from executorch.exir import to_edge
+
+    path = tmp_path_factory.mktemp("row") / "row.pte"
+    exported_program = torch.export.export(Row(), (torch.tensor([1]), 2))
+    path.write_bytes(to_edge(exported_program).to_executorch().buffer)
+    return path
+
+
+def test_an_input_that_is_no_tensor_is_refused_by_its_position(row: Path) -> None:
+    with pytest.raises(HarnessError, match="method 'forward': input 1 is not a tensor"):
+        ExecuTorchMethod(row, read_pte(row).methods["forward"])
+
+
+def test_executorchs_failure_is_one_sentence(program: Path, plan: PteMethod) -> None:
+    method = ExecuTorchMethod(program, plan)
+    method._dtypes = [torch.float32, torch.int64]  # ExecuTorch itself refuses the first
+    with pytest.raises(HarnessError, match="method 'forward': ExecuTorch cannot execute it: "):
+        method(torch.zeros(2, 3), torch.tensor([1]))
+
+
+def test_an_unknown_method_is_named_with_those_there_are(mixed_program) -> None:
+    program = mixed_program[0]
+    with pytest.raises(HarnessError, match="no method 'prefill'; its methods: forward"):
+        ExecuTorchRuntime().load(open_artifact(program), "prefill")
+
+
 def test_without_its_core_ml_backend_it_is_unavailable_with_its_reason() -> None:
     from executorch.runtime import Runtime
 
@@ -82,6 +121,12 @@ def test_without_its_core_ml_backend_it_is_unavailable_with_its_reason() -> None
         assert reason is None
     else:
         assert reason is not None and "no CoreMLBackend (it has: " in reason
+
+
+def test_a_backend_that_is_not_registered_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKEND", "SomeBackend")
+    reason = module._why_no_core_ml.__wrapped__() or ""
+    assert "has no SomeBackend (it has: " in reason and "XnnpackBackend" in reason
 
 
 def test_a_runtime_that_does_not_import_is_unavailable_with_its_reason(
@@ -108,6 +153,15 @@ def test_other_runtimes_have_no_place(name):
 def test_a_place_without_an_executorch_is_named():
     with pytest.raises(HarnessError, match="executorch@nowhere: give a version"):
         get_runtime("executorch@nowhere").unavailable()
+
+
+def test_another_artifact_is_skipped_without_a_process(monkeypatch):
+    monkeypatch.setattr("harness.runtimes.isolated._Process", None)  # none can start
+    folder = exported("tiny", fixture("tiny").options, exporter="coreml")
+    (package, *_) = sorted(folder.rglob("*.mlpackage"))
+    for path, what in ((folder, "an exported folder"), (package, "an .mlpackage")):
+        with pytest.raises(NotInstalledError, match=f"is {what}; executorch executes .pte files"):
+            get_runtime("executorch").load(open_artifact(path), "forward")
 
 
 def test_the_executorch_of_a_place_executes_everywhere():
