@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from harness.child import Child, peak_memory, serve
 from harness.errors import HarnessError
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 STEPS = 8  # decode steps at each depth; a round's sample is the least
 LOADS = 3  # processes, each of which loads, runs and loads again
 SEED = 20_261_127
+CORE_ML = ", Core ML"  # ends the name of a figure that Core ML's own clock measured
+T = TypeVar("T")
 # figure -> its samples, and the control's on which it depends
 Figures = dict[str, tuple[list[float], list[float]]]
 
@@ -181,38 +183,40 @@ class Pair:
                 for name, value in self._loads(self._names[side]).items():
                     found[side].setdefault(name, []).append(value)
         values, control = found
-        return {name: (values[name], control[name]) for name in values}
+        return {name: (values[name], control[name.removesuffix(CORE_ML)]) for name in values}
 
     def _round(self, session: Sequence, runtime: str) -> dict[str, float]:
         """Return the milliseconds of one round, after its logits were compared."""
         import torch
 
         from harness.checks.accuracy import error
-        from harness.measure.timing import WrongAnswerError, milliseconds
+        from harness.measure.timing import WrongAnswerError
 
-        def timed(action: Callable[[], torch.Tensor], position: int) -> float:
-            row, took = milliseconds(action)
+        def timed(action: Callable[[], torch.Tensor], position: int) -> Took:
+            row, took = _clocked(action)
             rows.append(row)
             positions.append(position)
             return took
 
         rows: list[torch.Tensor] = []
         positions: list[int] = []
-        found = {}
+        found: dict[str, float] = {}
         with _no_collection():
             session.reset()
             prompt = self._tokens[: self._n_prompt]
-            found["first token"] = timed(lambda: session.prefill(prompt), self._n_prompt - 1)
+            took = timed(lambda: session.prefill(prompt), self._n_prompt - 1)
+            found |= _figures("first token", [took])
             for depth, start in self._depths.items():
                 session.reset()
                 if start:
                     before = self._tokens[:start]
                     took = timed(lambda before=before: session.prefill(before), start - 1)  # type: ignore[misc]
-                    found["prefill"] = took / start  # the last one, which is the longest
-                found[f"decode at {depth}"] = min(
+                    found |= _figures("prefill", [took], start)  # the last, which is the longest
+                steps = [
                     timed(lambda at=at: session.decode(self._tokens[at]), at)  # type: ignore[misc]
                     for at in range(start, start + self._steps)
-                )
+                ]
+                found |= _figures(f"decode at {depth}", steps)
         off = error(torch.stack(rows), self._wanted[positions])
         if not off.relative <= self._allowed[runtime]:
             raise WrongAnswerError(
@@ -226,16 +230,38 @@ class Pair:
         """Load in a new process, run one round there, measure its memory, and load again."""
         from harness.artifact import open_artifact
         from harness.generate.session import Session
-        from harness.measure.timing import milliseconds
         from harness.runtimes import isolated_runtime
 
         isolated = isolated_runtime(runtime)
         artifact = open_artifact(self._subject.artifact.path)
-        session, cold = milliseconds(lambda: Session.open(artifact, isolated))
+        session, cold = _clocked(lambda: Session.open(artifact, isolated))
         self._round(session, runtime)
         before, peak = isolated.memory(artifact)
-        _, cached = milliseconds(lambda: Session.open(artifact, isolated))
-        return {"load, cold": cold, "load, cached": cached, "peak memory": float(peak - before)}
+        _, cached = _clocked(lambda: Session.open(artifact, isolated))
+        loads = _figures("load, cold", [cold]) | _figures("load, cached", [cached])
+        return {**loads, "peak memory": float(peak - before)}
+
+
+class Took(NamedTuple):
+    """Milliseconds of an action, and those of them by Core ML's own clock; 0 elsewhere."""
+
+    call: float
+    core_ml: float
+
+
+def _clocked(action: Callable[[], T]) -> tuple[T, Took]:
+    from harness.measure.timing import milliseconds
+    from harness.runtimes.base import core_ml_ns
+
+    told = core_ml_ns()
+    result, call = milliseconds(action)
+    return result, Took(call, (core_ml_ns() - told) / 1e6)
+
+
+def _figures(name: str, times: list[Took], tokens: int = 1) -> dict[str, float]:
+    """Return the least time per token, and the least by Core ML's clock if it told them all."""
+    call, core_ml = (min(clock) / tokens for clock in zip(*times, strict=True))
+    return {name: call} | ({name + CORE_ML: core_ml} if core_ml else {})
 
 
 def _calls(subject: Subject, runtime: str, rounds: int) -> Figures:

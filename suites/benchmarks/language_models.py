@@ -18,7 +18,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
 from harness.errors import HarnessError
-from harness.runtimes import BASELINE, RUNTIMES, get_runtime
+from harness.runtimes import BASELINE, RUNTIMES, get_runtime, runtime_row
+from harness.suites.benchmarks.figures import CORE_ML, Session
 
 VARIABLE = "HARNESS_BENCHMARKS"
 ARTIFACT = "-"  # in place of an exporter, for a subject that exists already
@@ -85,8 +86,6 @@ class PerExport:
 
     def setup(self, cache: Cache, *parameters: str) -> None:
         """Raise NotImplementedError, for which asv skips, with the reason, where none applies."""
-        from harness.suites.benchmarks.figures import Session
-
         subject, exporter, mode, *runtime = parameters
         if runtime and (reason := cache["unavailable"][runtime[0]]):
             raise NotImplementedError(reason)
@@ -171,6 +170,36 @@ class TimeRatio(Time):
     """The same, as multiples of the control's."""
 
     unit, ratio = f"x {BASELINE}", True
+
+
+if core_mls := [name for name in SETTINGS.runtimes if runtime_row(name).kind == "coreml"]:
+
+    class CoreMLPerToken(PerRuntime):
+        """Decode and prefill by Core ML's own clock: its predictions, without what is around."""
+
+        params = (*PerExport.params, core_mls)
+        unit = "ms/token"
+        track_decode_at_0 = of_runtime("decode at 0" + CORE_ML)
+        track_decode_at_full = of_runtime("decode at full" + CORE_ML)
+        track_prefill = of_runtime("prefill" + CORE_ML)
+
+    class CoreMLPerTokenRatio(CoreMLPerToken):
+        """The same, as multiples of the control's."""
+
+        unit, ratio = f"x {BASELINE}", True
+
+    class CoreMLTime(PerRuntime):
+        """Loads by Core ML's own clock, without compiling."""
+
+        params = (*PerExport.params, core_mls)
+        unit = "ms"
+        track_load_cold = of_runtime("load, cold" + CORE_ML)
+        track_load_cached = of_runtime("load, cached" + CORE_ML)
+
+    class CoreMLTimeRatio(CoreMLTime):
+        """The same, as multiples of the control's."""
+
+        unit, ratio = f"x {BASELINE}", True
 
 
 class Memory(PerRuntime):

@@ -239,3 +239,27 @@ def test_wrong_logits_have_no_time(monkeypatch):
     pair._wanted = pair._wanted.flip(-1)
     with pytest.raises(WrongAnswerError, match="its time is not a result"):
         pair._round(pair._sessions[0], "mil:strict")
+
+
+CORE_ML_TIMES = """
+import json, sys
+from harness.subject import Subject
+from harness.suites.benchmarks.figures import Pair
+print(json.dumps(Pair(Subject(sys.argv[1]), "coreml:cpu_only").figures(2)))
+"""
+
+
+def test_core_mls_own_times_are_beside_those_of_its_calls():
+    path = str(exported("tiny", model("tiny").options))
+    command = [sys.executable, "-m", "harness", "shim", "--", sys.executable, "-W", "ignore"]
+    done = subprocess.run(
+        [*command, "-c", CORE_ML_TIMES, path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    own = {name.removesuffix(figures.CORE_ML) for name in found if name.endswith(figures.CORE_ML)}
+    assert own == found.keys() - {f"{name}{figures.CORE_ML}" for name in own} - {"peak memory"}
+    for name in own:
+        values, control = found[name + figures.CORE_ML]
+        assert control == found[name][1] and len(values) == len(control) == 2
+        assert all(0 < told < call for told, call in zip(values, found[name][0], strict=True))
