@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -96,8 +96,8 @@ def unused(entries: Iterable[Impossible], targets: Iterable[Target]) -> list[Imp
     ]
 
 
-def mark_listed(targets: Mapping[pytest.Item, Target], path: Path) -> None:
-    """Let every collected test that a list names know its entry.
+def mark_listed(targets: Mapping[pytest.Item, Target], path: Path, unsteady: bool = False) -> None:
+    """Let every collected test that a list names know its entry; with `unsteady`, all may pass.
 
     Raises pytest.UsageError for an entry that lists nothing in the files that were collected.
     """
@@ -112,7 +112,7 @@ def mark_listed(targets: Mapping[pytest.Item, Target], path: Path) -> None:
     for item, target in targets.items():
         for entry in by_test.get(target.name, ()):
             if entry.covers(target):
-                item.stash[_LISTED] = entry
+                item.stash[_LISTED] = replace(entry, unsteady=unsteady or entry.unsteady)
 
 
 def entry_of(item: pytest.Item) -> Impossible | None:

@@ -106,9 +106,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the listed tests, and keep the chosen ones."""
-    # The list is of what our executor cannot do; Core ML itself is judged by every test.
-    if not config.getoption("native"):
-        mark_listed({item: target_of(item) for item in items}, IMPOSSIBLE)
+    # Core ML itself may pass what our executor cannot.
+    targets = {item: target_of(item) for item in items}
+    mark_listed(targets, IMPOSSIBLE, unsteady=config.getoption("native"))
     chosen = [item for item in items if is_fp32(item)]
     if not config.getoption("everything"):
         sampled = sample(chosen, config.getoption("sample"))
@@ -159,7 +159,7 @@ def pytest_runtest_makereport(
         seconds=report.duration,
     )
     report.user_properties.append((PROPERTY, result.to_json()))
-    if sight.beside is not None and sight.loads:
+    if sight.beside is not None and sight.loads and listed is None:
         report.user_properties.append((BESIDE, sight.beside.to_json()))
     return report
 

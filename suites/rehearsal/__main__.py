@@ -19,13 +19,14 @@ from harness.suites.rehearsal.steps import environment, mac_steps, run, write_pr
 
 SHARE = 0.95  # of the lines of the Mac's runtimes
 NOT_SHOWN = """\
-A rehearsal runs the lane's own logic. It cannot show
+A rehearsal runs the lane's own logic. Of each of our tests it runs one of the parameters, unless
+`--everything` asks for all. It cannot show
   - a number, a time, a placement or a refusal of Core ML: our executor answers in its place;
   - ExecuTorch's Core ML delegate, its model cache, and crashes in either;
   - what installs on macOS (`nox -R` uses this environment), and the arm64 code of torch and numba;
   - macOS's file system: no difference of case, /private before /tmp, its errors and limits;
   - the commands of another Mac: mac.toml has those of a hosted macOS 15;
-  - a GPU, a Neural Engine or a connected iPhone: tests give them devices of their own.
+  - a GPU, a Neural Engine, Xcode or an iPhone: tests give them devices and answers of their own.
 """
 
 
@@ -35,15 +36,19 @@ def main() -> int:
     parser.add_argument("steps", nargs="*", metavar="STEP", help="sessions of nox, by default all")
     parser.add_argument("--nox", required=True, metavar="PYTHON", help="a Python that has nox")
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--everything", action="store_true", help="all parameters of our tests, not one of each"
+    )
     arguments = parser.parse_args()
     try:
-        return rehearse(arguments.steps, arguments.nox, arguments.results / "rehearsal")
+        folder = arguments.results / "rehearsal"
+        return rehearse(arguments.steps, arguments.nox, folder, arguments.everything)
     except HarnessError as error:
         print(f"suites.rehearsal: {error}", file=sys.stderr)
         return error.exit_status
 
 
-def rehearse(names: list[str], nox_python: str, folder: Path) -> int:
+def rehearse(names: list[str], nox_python: str, folder: Path, everything: bool = False) -> int:
     """Run the steps, write their cases to a folder and print them; return the exit status.
 
     Raises HarnessError for a name that is not a step of the job.
@@ -51,14 +56,15 @@ def rehearse(names: list[str], nox_python: str, folder: Path) -> int:
     steps = {step.session: step for step in mac_steps()}
     if unknown := [name for name in names if name not in steps]:
         raise HarnessError(f"no step '{unknown[0]}' in the Mac job; it has {', '.join(steps)}")
+    options = {"steps": names or list(steps), "everything": everything}
     with (
         tempfile.TemporaryDirectory(prefix="harness-rehearsal-") as work,
-        Writer(folder / "rehearsal.jsonl", Header.here({"steps": names or list(steps)})) as writer,
+        Writer(folder / "rehearsal.jsonl", Header.here(options)) as writer,
     ):
         lines = Path(work, "lines")
         lines.touch()
         write_programs(Path(work))
-        variables = environment(Path(work), lines)
+        variables = environment(Path(work), lines, everything)
         for name, step in steps.items():
             if names and name not in names:
                 continue

@@ -25,6 +25,7 @@ LINES = "HARNESS_REHEARSAL_LINES"
 """The environment variable that names the file in which `LineLoader` notes the lines that run."""
 MEASURED = (
     "harness.runtimes.coreml",
+    "harness.runtimes.iphone",
     "harness.runtimes.executorch",
     "harness.runtimes.isolated",
     "harness.runtimes._isolated_child",

@@ -96,8 +96,11 @@ def write_programs(folder: Path, table: Path = _HERE / "mac.toml") -> None:
         path.chmod(0o755)
 
 
-def environment(programs: Path, lines: Path) -> dict[str, str]:
-    """Return the environment in which every Python sees a Mac, and notes the lines that run."""
+def environment(programs: Path, lines: Path, everything: bool = True) -> dict[str, str]:
+    """Return the environment in which every Python sees a Mac, and notes the lines that run.
+
+    Without `everything`, a run of pytest has one of the parameters of each of our tests.
+    """
     here = os.environ
     path = os.pathsep.join([str(programs), here.get("PATH", "")])
     python_path = [str(_HERE / "site"), *filter(None, [here.get("PYTHONPATH")])]
@@ -106,6 +109,7 @@ def environment(programs: Path, lines: Path) -> dict[str, str]:
         "PATH": path,
         "PYTHONPATH": os.pathsep.join(python_path),
         LINES: str(lines),
+        **({} if everything else {"PYTEST_ADDOPTS": "-p harness.suites.rehearsal.sample"}),
     }
 
 

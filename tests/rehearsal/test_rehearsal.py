@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from harness.errors import HarnessError
+from harness.results import read_run
 from harness.suites.rehearsal import __main__ as rehearsal
+from harness.suites.rehearsal.sample import one_of_each
 from harness.suites.rehearsal.stand_in import MEASURED, lines_of
 from harness.suites.rehearsal.steps import Step, environment, mac_steps, write_programs
 
 ROOT = Path(__file__).parents[2]
+MINIATURE = ROOT / "tests" / "operators" / "miniature" / "iOS15"
 pytestmark = pytest.mark.linux  # a Mac needs no rehearsal
 LINUX_ONLY = {
     "proc": "open('/proc/self/status').close()",
@@ -57,6 +61,41 @@ def test_what_a_mac_does_not_have_fails_and_the_rest_passes(tmp_path):
     failed = {line.split()[1].rpartition("_")[2] for line in lines if line.startswith("FAILED")}
     assert failed == {str(i) for i in range(len(LINUX_ONLY))}, done.stdout[-3000:]
     assert passed == {str(i) for i in range(len(LINUX_ONLY), len(rows))}
+
+
+def test_core_ml_may_pass_what_is_listed_and_ours_is_not_compared_there(tmp_path):
+    variables = environment(tmp_path, tmp_path / "lines") | {"HARNESS_POLICY": "widen"}
+    variables["PYTHONPATH"] += f":{ROOT}"
+    files = [MINIATURE / name for name in ("mini_ops.py", "test_image_resizing.py")]
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "suites/operators/pytest.ini"]
+    command += ["-p", "harness.suites.operators.plugin", "--native", "--results", tmp_path]
+    done = subprocess.run([*command, *files], env=variables, capture_output=True, text=True)
+    found = read_run(tmp_path / "operators" / "operators.jsonl").cases
+    (listed,) = (case for case in found if case.check == "iOS15/test_image_resizing.py")
+    assert listed.outcome == "pass", done.stdout[-3000:]
+    assert (listed.facts["passed"], listed.facts["listed"], listed.facts["failed"]) == (1, 1, 0)
+    compared = {c.fixture: c for c in found if c.check == "against-core-ml"}
+    assert compared["mul"].outcome == "pass" and compared["mul"].comparisons
+
+
+def test_one_of_the_parameters_of_a_test_runs_and_all_of_the_runtimes(tmp_path):
+    names = ["a.py::f[1]", "a.py::f[2-x[0]]", "a.py::C::f[1]", "b.py::f", "b.py::f[1]"]
+    chosen = one_of_each(names)
+    assert chosen == one_of_each(names[::-1]) and len(set(chosen)) == 3
+    assert {name.partition("[")[0] for name in chosen} == {"a.py::f", "a.py::C::f", "b.py::f"}
+    variables = environment(tmp_path, tmp_path / "lines", everything=False)
+    variables["PYTHONPATH"] += f":{ROOT}"
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    files = ["tests/runtimes/test_shared_tensors.py", "tests/test_replacing.py"]
+    done = subprocess.run(
+        [*command, *files], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
+    names = [line.partition("[") for line in done.stdout.splitlines() if "::" in line]
+    counts = Counter(name for name, *_ in names)
+    assert {n for name, n in counts.items() if "replacing" in name} == {1}, (
+        done.stdout + done.stderr
+    )
+    assert max(n for name, n in counts.items() if "shared_tensors" in name) > 10
 
 
 def test_the_steps_are_those_of_the_workflow():
