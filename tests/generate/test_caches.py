@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from harness.errors import HarnessError
+from harness.export.overlays import cached_versions, version_of
 from harness.generate import generate
 from harness.generate.caches import CacheStyle, Rows, Slots
 from harness.generate.layout import parse_layout
@@ -28,6 +34,7 @@ from tests.generate.eager_llama import (
 )
 from tests.generate.test_session import assert_close, follow, sequence
 
+ROOT = Path(__file__).resolve().parents[2]
 INPUT_LEN, CONTEXT = 4, 21
 MODES = ["single", "multifunction"]
 STYLES: list[CacheStyle] = ["smart_mask", "shift_pointer"]
@@ -267,3 +274,19 @@ def test_a_cache_without_a_mask_of_its_length_is_refused() -> None:
         HarnessError, match="gives a cache length of 5, 'mask_specs' one of 17 or 3"
     ):
         parse_layout(model.constants, model.methods)
+
+
+@pytest.mark.parametrize("lengths", ["12,12", "20,5,8,3", "24,4,16", "2,24,1"])
+def test_masks_and_caches_are_those_of_executorchs_own_manager(lengths: str) -> None:
+    environment = dict(os.environ)
+    if len(set(lengths.split(","))) > 1:  # before 1.5 each row sees the whole ring
+        newer = [f for f in cached_versions() if Version(version_of(f)) >= Version("1.5")]
+        if not newer:
+            pytest.skip("no ExecuTorch 1.5 is at hand: harness export --exporter executorch@1.5.1")
+        environment["PYTHONPATH"] = os.pathsep.join([str(newer[-1]), str(ROOT)])
+    command = [sys.executable, "-m", "tests.generate.manager", lengths]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 500
