@@ -1,6 +1,7 @@
 """Every command that a page shows runs as printed, in a fresh folder, and prints what is shown."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests.documents.given import GIVEN
 from tests.documents.pages import PAGES, ROOT, Block, Step, blocks, difference, run
 
 pytestmark = pytest.mark.linux  # a Mac prints lines of its own
-OF_A_CLONE = ("fixtures", "harness", "suites", "tests", "noxfile.py", "pyproject.toml")
+OF_A_CLONE = ("fixtures", "harness", "suites", "tests", "pyproject.toml")
 SECONDS = 1800
 
 
@@ -37,6 +38,10 @@ def folder(tmp_path):
     (clone := tmp_path / "clone").mkdir()
     for name in OF_A_CLONE:
         (clone / name).symlink_to(ROOT / name)
+    shutil.copyfile(ROOT / "noxfile.py", clone / "noxfile.py")  # nox works in its real folder
+    (clone / ".nox").mkdir()
+    version = ".".join(map(str, sys.version_info[:2]))
+    (clone / ".nox" / f"harness-{version}").symlink_to(sys.prefix)
     return clone
 
 
