@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness.artifact.files import MAX_METADATA_BYTES, MAX_REFERENCE_BYTES, SubFiles, read_flattened
+from harness.artifact.files import (
+    MAX_METADATA_BYTES,
+    MAX_REFERENCE_BYTES,
+    SubFiles,
+    read_flattened,
+    require_distinct,
+)
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
 from harness.text import listed, parse_json
@@ -193,7 +199,9 @@ class Bundle:
     @cached_property
     def files(self) -> Mapping[str, memoryview]:
         """All files of the payload by path."""
-        return read_flattened(self.data, self.what)
+        files = read_flattened(self.data, self.what)
+        require_distinct(files, self.what)
+        return files
 
     @cached_property
     def metadata_bytes(self) -> memoryview:

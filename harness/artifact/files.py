@@ -203,7 +203,6 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
     walk(len(nodes) - 1, ())
     if sum(map(len, files.values())) > len(data):
         raise ArtifactError(f"{what}: its files overlap; it is damaged")
-    require_distinct(files, what)
     return dict(sorted(files.items(), key=lambda item: offsets[item[0]]))
 
 

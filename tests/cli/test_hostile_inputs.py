@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from harness.artifact.proto import parse_model
 from harness.cli import main
 from harness.fixtures.cache import exported
+from tests.generate.test_tokenizer import byte_level
 from tests.mil.programs import save
 from tests.test_untrusted_files import KINDS, soon, special  # noqa: F401 - a fixture
 
@@ -74,12 +75,14 @@ def words_of(place, package, path):
         "results": ("report", path),
         "compared results": ("gate", path, path),
         "config": ("models",),
+        "prompts": ("run", package, "--tokenizer", good, "--prompts", path),
+        "text": ("text", package, "--tokenizer", byte_level(path.parent), "--text", path),
     }[place]
 
 
 PLACES = (
     *("tokenizer", "checkpoint", "checkpoint of ours", "params", "checked against", "inputs"),
-    *("golden", "results", "compared results", "config"),
+    *("golden", "results", "compared results", "prompts", "text", "config"),
 )
 NAMES = {"config": ("harness.toml",), "golden": ("g.npz", "g.safetensors")}
 
@@ -231,8 +234,6 @@ def test_half_a_character_in_an_artifact_is_one_sentence(
 
 
 def test_half_a_character_beside_a_tokenizer_is_one_sentence(refused, package, tmp_path):
-    from tests.generate.test_tokenizer import byte_level
-
     byte_level(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(f'{{"eos_token": {HALF}}}')
     words = ("run", package, "--prompt", "a", "--tokenizer", tmp_path)

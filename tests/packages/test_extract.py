@@ -177,6 +177,14 @@ def test_a_hostile_name_is_refused(package, tmp_path, name):
     refused(program(tmp_path / "bad.pte", {"forward": [bad]}), HOSTILE[name])
 
 
+@pytest.mark.parametrize("other", ["weights/WEIGHT.BIN", "Weights/weight.bin", "MODEL.mlmodel"])
+def test_files_that_are_one_on_a_mac_are_refused(package, tmp_path, other):
+    files = {f"model.mlpackage/{name}": bytes(data) for name, data in package.files.items()}
+    files[f"model.mlpackage/Data/com.apple.CoreML/{other}"] = b"other"
+    path = program(tmp_path / "bad.pte", {"forward": [flatten({"metadata.json": b"", **files})]})
+    refused(path, "differ in case or accents only: on a Mac, one replaces the other")
+
+
 def test_a_hostile_key_names_no_file(shared, tmp_path):
     data, key = payload(shared, prefill=NAMES), "../../etc/\x1b[31m"
     path = program(tmp_path / "a.pte", {"prefill": [reference(key, "prefill")]}, {key: data})
