@@ -6,8 +6,8 @@ import json
 import re
 import shlex
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,7 @@ from harness.measure.verdicts import TIERS, VERDICTS
 from harness.report import WIDTH, circumstances, write_texts
 from harness.report.page import Page, Row, Section
 from harness.results import Header
-from harness.text import clip, one_line
+from harness.text import clip, counted, one_line
 
 VERSION = 1  # of gate.schema.json
 HEADLINES = {0: "PASSED", 1: "FAILED", 4: "UNDECIDED"}
@@ -106,6 +106,22 @@ class Comparison:
         return [metric for metric in self.result.metrics if metric.verdict == verdict]
 
 
+def merged(metrics: Iterable[Metric]) -> list[Metric]:
+    """Return the metrics, but one for a change that several places share; it counts the places."""
+    groups: dict[tuple[object, ...], list[Metric]] = {}
+    for metric in metrics:
+        is_change = metric.verdict == "changed" and not metric.numbers
+        place = None if is_change else metric.case
+        shared = (place, metric.name, metric.base, metric.head, metric.verdict, metric.reason)
+        groups.setdefault((*shared, metric.accept), []).append(metric)
+    return [
+        replace(first, case=f"{first.case}, and in {counted(len(others), 'more place')}")
+        if others
+        else first
+        for first, *others in groups.values()
+    ]
+
+
 def html_page(comparison: Comparison) -> str:
     """Return the page: regressions, changes and undecided metrics first, the rest folded."""
     folds = [*dict.fromkeys(_OPEN, False).items(), *dict.fromkeys(_FOLDED, True).items()]
@@ -123,7 +139,7 @@ def html_page(comparison: Comparison) -> str:
         sections=[
             Section(title, _COLUMNS, list(map(_row, found)), folded)
             for title, folded in folds
-            if (found := comparison.rows(titles[title]))
+            if (found := merged(comparison.rows(titles[title])))
         ],
         circumstances=sides | circumstances(comparison.header),
         hint=acceptance(comparison.result),
@@ -169,7 +185,7 @@ def list_metrics(metrics: Sequence[Metric], everything: bool) -> str:
     """List metrics under their cases, the worst verdicts first."""
     ranks = list(VERDICTS)
     cases: dict[str, list[Metric]] = {}
-    for metric in metrics:
+    for metric in metrics if everything else merged(metrics):
         cases.setdefault(metric.case, []).append(metric)
     printed = []
     for case, group in cases.items():
@@ -203,12 +219,12 @@ def markdown(comparison: Comparison) -> str:
         f"{comparison.summary}; in {comparison.seconds:.0f} s",
         *_other_versions(comparison),
     ]
-    shown = [metric for verdict in _OPEN.values() for metric in comparison.rows(verdict)]
+    shown = merged(metric for verdict in _OPEN.values() for metric in comparison.rows(verdict))
     parts += _markdown_table(shown, _MAX_OPEN)
     if hint := acceptance(comparison.result):
         parts.append(f"To accept what changed, add {code(hint.partition(': ')[2])}")
     for title, verdict in _FOLDED.items():
-        found = comparison.rows(verdict)
+        found = merged(comparison.rows(verdict))
         if found and verdict != "same":
             table = "\n\n".join(_markdown_table(found, _MAX_FOLD))
             parts.append(_fold(f"{title} ({len(found)})", table))

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 import harness.report
 from harness.measure import GateResult, Metric
 from harness.measure.verdicts import VERDICTS
-from harness.report.gate import Comparison, html_page, markdown, prose, write_gate
+from harness.report.gate import Comparison, html_page, list_metrics, markdown, prose, write_gate
 from tests.results.runs import HEADER
 
 SCHEMA = Path(harness.report.__file__).with_name("gate.schema.json")
@@ -45,6 +45,24 @@ def test_a_comment_has_the_verdict_first_then_what_fails_then_the_rest_folded():
     assert shown == sorted(shown) and max(shown) < folded < text.index("`size`")
     assert "`--accept program`" in text and "`equal`" not in text and "1 same" in text
     assert text.count("harness gate A B --fixture tiny/single") == 1
+
+
+def test_a_change_in_several_places_is_one_row_and_the_json_has_them_all():
+    """Without sharing, each delegate of tiny has the same eleven changes."""
+    places = [replace(CHANGED, case=f"delegate {n}") for n in range(6)]
+    other = replace(CHANGED, case="delegate 6", head="6 ms")
+    slow = [replace(SLOWER, case=f"delegate {n}") for n in range(2)]
+    compared = replace(comparison(*places, other, *slow), repeat=lambda metric: "")
+    for text in (
+        markdown(compared),
+        html_page(compared),
+        list_metrics(compared.result.metrics, False),
+    ):
+        assert text.count("delegate 0, and in 5 more places") == 1
+        assert "delegate 5" not in text and "delegate 6" in text
+    assert markdown(compared).count("**regression**") == 2
+    assert len(compared.to_json()["metrics"]) == 9
+    assert "delegate 5" in list_metrics(compared.result.metrics, everything=True)
 
 
 def test_a_comment_keeps_numbers_and_marks_no_list():
