@@ -271,6 +271,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, parse_line(line.rstrip(b"\r\n"))
         except ValueError as error:
             hint = "; give a result stream: JSON Lines, as a run writes them" if number == 1 else ""
+            if number == 1 and line.strip() == b"{":
+                hint += ", and not a JSON document such as a comparison's gate.json"
             raise InvalidStream(f"{path}, line {number}: {error}{hint}") from error
 
 

@@ -54,6 +54,13 @@ def test_a_fact_that_no_float_can_hold_is_refused(tmp_path):
         write_run(path, replace(PARITY, facts={"pte bytes": 10**400}))
 
 
+def test_the_json_of_a_comparison_is_no_run_and_the_message_says_so(tmp_path):
+    path = tmp_path / "gate.json"
+    path.write_text('{\n  "type": "gate"\n}\n')
+    with pytest.raises(InvalidStream, match="line 1: .* not a JSON document such as a comparison's"):
+        read_run(path)
+
+
 def test_a_stream_cut_anywhere_is_refused(tmp_path):
     whole = write_run(tmp_path / "run.jsonl", PARITY, SKIPPED).read_bytes()
     lines_end = {index for index, byte in enumerate(whole) if byte == ord("\n")}
