@@ -28,7 +28,7 @@ def check(
     A path is a subject without a reference. Without names, every check runs on our executor, and
     on a Mac on Core ML, too. `progress` takes the name of what runs, the number of finished cases
     and their total. `name` is the subject's in the cases. `more` are checks to run after the
-    others, such as those of `MEASUREMENTS` of `harness.measure.artifacts`.
+    others, such as those of `MEASUREMENTS` of `harness.measure.measurements`.
 
     Raises HarnessError at once for an unknown name and for a subject that cannot be judged,
     NotInstalledError for a named runtime that cannot be used here.

@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the checks; return 1 when one of them failed, else 0."""
     from harness.checks.subject import check
     from harness.fixtures.project import project
-    from harness.measure.artifacts import MEASUREMENTS
+    from harness.measure.measurements import MEASUREMENTS
     from harness.subject import Subject
 
     subject = Subject(

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from harness.artifact import Artifact
 from harness.artifact.exported import is_exported
-from harness.artifact.facts import artifact_facts
 from harness.artifact.pte_reader import read_pte
-from harness.checks import Check, artifact_checks, check, run_check, value_checks
+from harness.checks import Check, artifact_checks, run_check, value_checks
 from harness.checks.accuracy import Error
 from harness.checks.agreement import trace_distances
 from harness.checks.outputs import module, output_distances, values
@@ -25,9 +24,8 @@ from harness.measure import GateResult, Metric
 from harness.measure.comparison import time_artifacts
 from harness.measure.statistics import Goal
 from harness.measure.structure import structure_metrics
-from harness.measure.timing import check_latency, check_memory
 from harness.measure.verdicts import TIERS, fact_margin, fact_verdict, outcome_verdict
-from harness.results import Case, Fact, Finding
+from harness.results import Case
 from harness.runtimes import REFERENCE, default_runtime, usable_runtimes
 from harness.subject import Subject, executable
 from harness.text import counted
@@ -300,50 +298,3 @@ def _size(artifact: Artifact) -> int:
         return artifact.package.size
     assert artifact.pte is not None
     return artifact.pte.size
-
-
-@check("sizes")
-def check_sizes(subject: Subject) -> Iterator[Finding]:
-    """Record sizes, interface and operations; the whole must be as large as its parts."""
-    facts = artifact_facts(subject.artifact)
-    sizes = [package.size for package in facts.packages]
-    yield Finding(
-        "sizes",
-        "artifact",
-        ok=sum(sizes) <= facts.size,
-        message=f"{facts.size} bytes, and packages of {sum(sizes)} bytes",
-        comparisons=1,
-        facts=_facts(subject),
-    )
-    for number, package in enumerate(facts.packages):
-        yield Finding(
-            "sizes",
-            f"package {number}",
-            ok=package.sharing.stored <= package.size,
-            message=f"{package.size} bytes, and weights of {package.sharing.stored} bytes",
-            comparisons=1,
-            facts={
-                f"package {number} bytes": package.size,
-                f"package {number} used weight bytes": package.sharing.used,
-            },
-        )
-
-
-def _facts(subject: Subject) -> dict[str, Fact]:
-    """Return the facts that a change of the exporter must not change unseen."""
-    facts = artifact_facts(subject.artifact)
-    found: dict[str, Fact] = {"pte bytes": facts.size, "packages": len(facts.packages)}
-    for method in facts.methods:
-        for kind, tensors in (("inputs", method.inputs), ("outputs", method.outputs)):
-            shapes = [f"{t.dtype}{list(t.shape)}" for t in tensors]
-            found[f"{method.name} {kind}"] = " ".join(shapes)
-    for number, package in enumerate(facts.packages):
-        found[f"package {number} weight bytes"] = package.sharing.stored
-        for function in package.functions:
-            name = f"package {number} {function.name} operations"
-            found[name] = sum(function.operations.values())
-    return found
-
-
-MEASUREMENTS: tuple[Check[Subject], ...] = (check_sizes, check_latency, check_memory)
-"""The checks that record sizes, times and memory."""

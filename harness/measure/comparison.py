@@ -1,10 +1,8 @@
 """Two artifacts, or an artifact's runtimes, timed against each other; and their peak memory.
 
-A block (see `statistics`) loads each artifact into two sessions, and the four sessions then run one
-sequence in turn, in changing order. Other work on the machine only adds time, so the least time of
-each step counts: passes are repeated until they no longer find a shorter one, which takes longer on
-a busy machine. When only the load is undecided, new blocks repeat loads in the same way. Blocks
-follow until each metric has a verdict or the seconds are spent.
+A block (see `statistics`) loads each artifact into two sessions, which then run one sequence a step
+at a time, in turn and in changing order: steps at one moment meet the same machine, whatever else
+it does. Blocks follow until each metric has a verdict or the seconds are spent.
 
 Two loads of one artifact may differ in speed, for example by where their weights lie in memory.
 Each block therefore loads anew. Where that takes longer than all else, the first block's sessions
@@ -30,11 +28,8 @@ from harness.measure.statistics import (
     Block,
     Comparison,
     Goal,
-    Pass,
-    Steps,
     compare,
     is_look,
-    least_steps,
     low_quartile,
     memory_verdict,
     reaches_next_look,
@@ -49,13 +44,14 @@ from harness.measure.timing import (
     milliseconds,
     timed_calls,
 )
+from harness.measure.turns import Pass, Steps, in_turn
 from harness.results.figures import with_unit
 from harness.runtimes import BASELINE, default_runtime, usable_runtimes
 from harness.subject import Subject
 
-# Rounds of a block: see `least_steps`.
-MIN_PASSES, MAX_PASSES = 3, 8
-MIN_LOADS, MAX_LOADS = 2, 4
+# Of a block: see `in_turn`. Prefill has fewer steps than decode, so that a pass repeats it.
+PASSES, PREFILLS = 3, 4
+LOADS = 2  # after one that makes the process's memory grow
 USUAL_BLOCKS = 14  # the blocks that should fit into the seconds
 MIN_MEMORY_SAMPLES, MAX_MEMORY_SAMPLES = 2, 5
 
@@ -106,17 +102,16 @@ class LanguageModel:
     def __init__(self, subject: Subject, runtime: str) -> None:
         self._path, self._runtime = subject.artifact.path, runtime
         self._stopwatch = Stopwatch(subject)
-        self.tokens = {"decode": self._stopwatch.decoded, "prefill": self._stopwatch.prompt}
+        prefilled = PREFILLS * self._stopwatch.prompt
+        self.tokens = {"decode": self._stopwatch.decoded, "prefill": prefilled}
 
     def load(self) -> tuple[Pass, float]:
         """Load the artifact from its file; return what runs it, and the milliseconds."""
         session, took = milliseconds(self.open)
 
         def run() -> Steps:
-            # Prefill runs twice: its steps are longer, and seldom undisturbed.
-            first = self._stopwatch.run(session, self._runtime, decode=False).chunks
-            timed = self._stopwatch.run(session, self._runtime)
-            return {"decode": timed.decode, "prefill": [*map(min, first, timed.chunks)]}
+            for last in range(PREFILLS - 1, -1, -1):
+                yield from self._stopwatch.steps(session, self._runtime, decode=not last)
 
         return run, took
 
@@ -139,7 +134,7 @@ class OtherModel:
     def load(self) -> tuple[Pass, float]:
         """Load the artifact from its file; return what runs it, and the milliseconds."""
         call, took = milliseconds(self._calls.load)
-        return lambda: {f"{method} call": [ms] for method, ms in call().items()}, took
+        return lambda: ((f"{method} call", ms) for method, ms in call().items()), took
 
     def memory(self) -> Memory:
         """Measure a process that loads the artifact and makes one pass."""
@@ -189,7 +184,6 @@ class Race:
         self._blocks: dict[str, list[Block]] = {metric: [] for metric in metrics}
         self._undecided = set(self._blocks)
         self._kept: dict[str, Pass] = {}
-        self._second_try = 0  # the number of blocks before loads are repeated
 
     @controlled_garbage()
     def run(self, say: Callable[[str], object]) -> list[Timed]:
@@ -206,14 +200,12 @@ class Race:
             for metric, block in self._time_block(count).items():
                 self._blocks[metric].append(block)
             took.append(self._clock() - begun)
+            say(f"timing: {count} blocks, {' and '.join(sorted(self._undecided))} undecided")
             if is_look(count):
                 rows = self._rows()
                 self._undecided = {r.name for r in rows if r.found.verdict == "inconclusive"}
                 if not self._undecided or (self._kept and self._undecided == {"load"}):
                     return rows
-                if self._undecided == {"load"} and not self._second_try:
-                    self._second_try = count
-                say(f"timing: {count} blocks, {' and '.join(sorted(self._undecided))} undecided")
         return self._rows()
 
     def _time_block(self, number: int) -> dict[str, Block]:
@@ -221,26 +213,29 @@ class Race:
 
         Sessions that were kept are run, and give no block of `load`.
         """
-        sessions, times = dict(self._kept), {name: dict[str, float]() for name in self._sides}
+        sessions = dict(self._kept)
+        loads: dict[str, dict[str, float]] = {}
 
         def load(name: str) -> Steps:
+            sessions.pop(name, None)
             gc.collect()  # frees the session before, whose time this is not
             sessions[name], took = self._sides[name].load()
-            return {"load": [took]}
+            yield "load", took
 
         if not sessions:
-            loads = {name: partial(load, name) for name in self._sides}
-            rounds = (MIN_LOADS, MAX_LOADS) if self._second_try else (1, 1)
-            for name, least in least_steps(loads, number, *rounds).items():
-                times[name]["load"] = sum(least["load"])
+            loaders = {name: partial(load, name) for name in self._sides}
+            loads = in_turn(loaders, number, 1)
+            loading = (1 + LOADS) * sum(times["load"] for times in loads.values()) / 1000
+            if not self._loads or loading > self._goal.seconds / USUAL_BLOCKS / 2:
+                self._kept = sessions
+            elif number and "load" in self._undecided:
+                loads = in_turn(loaders, number, LOADS)
         # Of decided metrics one pass is left, which checks the answers.
-        rounds = (MIN_PASSES, MAX_PASSES) if self._undecided - {"load"} else (1, 1)
-        for name, least in least_steps(sessions, number, *rounds).items():
-            for metric, tokens in self._sides[name].tokens.items():
-                times[name][metric] = sum(least[metric]) / tokens
-        loading = sum(took.get("load", 0.0) for took in times.values()) / 1000
-        if not self._loads or loading > self._goal.seconds / USUAL_BLOCKS / 2:
-            self._kept = sessions
+        passes = PASSES if number and self._undecided - {"load"} else 1
+        times = in_turn(sessions, number, passes)
+        for name, side in self._sides.items():
+            times[name] = {metric: times[name][metric] / n for metric, n in side.tokens.items()}
+            times[name] |= loads.get(name, {})
         first, second, third, fourth = (times[name] for name in self._sides)
         return {
             metric: Block((first[metric], second[metric]), (third[metric], fourth[metric]))
@@ -252,8 +247,6 @@ class Race:
         rows = []
         goal = replace(self._goal, error=self._goal.error / len(self._blocks))
         for metric, blocks in self._blocks.items():
-            if metric == "load":  # a second try does without the noise of the first
-                blocks = blocks[self._second_try :] or blocks
             found = compare(blocks, goal.of_load if metric == "load" else goal)
             base = median(time for block in blocks for time in block.base)
             head = median(time for block in blocks for time in block.head)

@@ -1,8 +1,9 @@
 """Whether head is slower than base: a sign-flip test that is repeated while blocks are added.
 
-A block times base, head, head, base, or the same with the sides exchanged, so that a steady drift
-cancels out. It gives a log-ratio log(head / base). The two times of base come from two loads, and
-their log-ratio is the control: it shows what a second load of one artifact differs by.
+A block has two sessions of base and two of head, which take their steps in turn: base, head, head,
+base, or the same with the sides exchanged, so that a steady drift cancels out. It gives a log-ratio
+log(head / base). The two sessions of base come from two loads, and their log-ratio is the control:
+it shows what a second load of one artifact differs by.
 
 If head were base, each log-ratio would be as likely to have the other sign. The test therefore
 compares the sum of signed ranks with the sums that all flips of the signs give (Wilcoxon's
@@ -18,7 +19,7 @@ intervals of all looks together with the stated confidence, however many looks t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
@@ -34,19 +35,6 @@ MIN_BLOCKS_OF_RATE = 4  # before the time of a block is known
 ALLOCATOR_BYTES = 1 << 20  # a smaller difference between two peaks of memory means nothing
 
 LOAD_DETECT, LOAD_TOLERATE = 0.2, 0.05  # at least
-MIN_MS = 80.0  # of four actions together
-SETTLED = 0.02  # rounds end when the last ones have shortened no sum of steps by as much
-# The order in which a block's sessions take turns: each side is first as often as the other.
-ORDERS = (
-    ("base", "head", "second head", "second base"),
-    ("head", "base", "second base", "second head"),
-    ("second base", "second head", "head", "base"),
-    ("second head", "second base", "base", "head"),
-)
-
-Steps = Mapping[str, Sequence[float]]
-Pass = Callable[[], Steps]
-"""Runs something and checks its results; returns the milliseconds of each step, by metric."""
 Floats = NDArray[np.float64]
 
 
@@ -71,38 +59,6 @@ class Block:
     def control(self) -> float:
         """The logarithm of base's second load / its first load."""
         return math.log(self.base[1] / self.base[0])
-
-
-def least_steps(
-    actions: Mapping[str, Pass], number: int, min_rounds: int, max_rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Take four actions in turn, named as in `ORDERS`; return the least time of each step.
-
-    The rounds end when the last `min_rounds` - 1 of them have shortened no metric of any action,
-    and have taken `MIN_MS`: of a call that takes less, many are needed. `number` is that of the
-    block: it decides who is first.
-    """
-    least: dict[str, dict[str, list[float]]] = {}
-    sums: list[list[float]] = []
-    spent, is_over = 0.0, False
-    while not is_over:
-        turn = len(sums)
-        for name in ORDERS[(number + turn) % len(ORDERS)]:
-            steps = actions[name]()
-            before = least.get(name, steps)
-            least[name] = {
-                metric: [min(times) for times in zip(before[metric], steps[metric], strict=True)]
-                for metric in steps
-            }
-            spent += sum(map(sum, steps.values()))
-        sums.append([sum(least[name][metric]) for name in actions for metric in least[name]])
-        is_settled = turn + 1 >= min_rounds and all(
-            now > (1 - SETTLED) * earlier
-            for now, earlier in zip(sums[-1], sums[-min_rounds], strict=True)
-        )
-        is_enough = spent >= MIN_MS or max_rounds == 1
-        is_over = is_enough and (is_settled or turn + 1 >= max_rounds)
-    return least
 
 
 @dataclass(frozen=True)
@@ -135,16 +91,9 @@ class Goal:
 
     @property
     def of_load(self) -> Goal:
-        """The goal of a load, which is one long step: its least time is seldom undisturbed.
-
-        A load has two tries, the second with repeated loads, which share the error.
-        """
-        return replace(
-            self,
-            detect=max(self.detect, LOAD_DETECT),
-            tolerate=max(self.tolerate, LOAD_TOLERATE),
-            error=self.error / 2,
-        )
+        """The goal of a load, which is one long step: it is seldom undisturbed."""
+        detect, tolerate = max(self.detect, LOAD_DETECT), max(self.tolerate, LOAD_TOLERATE)
+        return replace(self, detect=detect, tolerate=tolerate)
 
 
 @dataclass(frozen=True)

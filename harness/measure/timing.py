@@ -11,28 +11,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from harness.artifact import Artifact, open_artifact
-from harness.checks import check, run_check, value_checks
+from harness.checks import run_check, value_checks
 from harness.checks.accuracy import error, prompt_length, sequence, tolerances
 from harness.errors import HarnessError
-from harness.generate.session import Session
+from harness.generate.session import PhaseName, Session
 from harness.golden import distance, golden_of_runtime
 from harness.golden.inputs import all_inputs
-from harness.measure.statistics import low_quartile
-from harness.results import Figure, Finding
 from harness.runtimes import Runtime, get_runtime, isolated_runtime
 from harness.runtimes.isolated import overhead_ns
-from harness.subject import Subject, executable
+from harness.subject import Subject
 
 WARM_UP_ROUNDS = 1
-CHECK_ROUNDS = 5
 
 # Between two calls with the same inputs, relative to the largest output: threads add in any order,
 # which may move the last bits of a result in FLOAT16.
@@ -48,7 +44,7 @@ class WrongAnswerError(HarnessError):
 
 @dataclass(frozen=True)
 class Round:
-    """One timed pass over a sequence: ms of each call, and the logits [1 + steps, vocab] it gave.
+    """One timed pass over a sequence: the milliseconds of each call.
 
     `chunks` are the calls that prefill `prompt` tokens, `decode` those of one token each.
     """
@@ -56,7 +52,6 @@ class Round:
     chunks: list[float]
     prompt: int
     decode: list[float]
-    logits: torch.Tensor
 
     @property
     def prefill(self) -> float:
@@ -114,22 +109,23 @@ def load_times(path: str | Path, runtime: str, count: int) -> list[float]:
     return times[WARM_UP_ROUNDS:]
 
 
-def timed_round(session: Session, tokens: list[int], n_prompt: int) -> Round:
-    """Reset, prefill a prompt in chunks, decode the rest token by token, teacher forced."""
+def timed_steps(
+    session: Session, tokens: list[int], n_prompt: int
+) -> Iterator[tuple[PhaseName, float, torch.Tensor]]:
+    """Reset, prefill a prompt in chunks, decode the rest token by token, teacher forced.
+
+    Yields each call's phase, its milliseconds, and the last row of its logits, [vocab].
+    """
     session.reset()
-    chunks: list[float] = []
     while (start := session.position) < n_prompt:
         # Tokens beyond the end of the caches are fed again, and take room from the next chunk.
         tail = max(0, start - session.layout.cache_len)
         chunk = tokens[start : min(start + session.layout.prefill.input_len - tail, n_prompt)]
         rows, took = milliseconds(partial(session.feed, chunk, "prefill"))
-        chunks.append(took)
-    logits, decode = [rows[-1]], []
+        yield "prefill", took, rows[-1]
     for token in tokens[n_prompt:]:
         row, took = milliseconds(partial(session.decode, token))
-        logits.append(row)
-        decode.append(took)
-    return Round(chunks, n_prompt, decode, torch.stack(logits))
+        yield "decode", took, row
 
 
 @dataclass(frozen=True)
@@ -274,11 +270,27 @@ class Stopwatch:
         """The number of logits that each round compares."""
         return self._wanted.numel()
 
-    def run(self, session: Session, runtime: str, decode: bool = True) -> Round:
+    def run(self, session: Session, runtime: str) -> Round:
         """Time one round of a session that `runtime` executes; raises what `round` raises."""
+        timed: dict[str, list[float]] = {"prefill": [], "decode": []}
+        for phase, took in self.steps(session, runtime):
+            timed[phase].append(took)
+        return Round(timed["prefill"], self._n_prompt, timed["decode"])
+
+    def steps(
+        self, session: Session, runtime: str, decode: bool = True
+    ) -> Iterator[tuple[PhaseName, float]]:
+        """Yield the phase and the milliseconds of each call of a round, or of its prefill alone.
+
+        The last step is followed by the comparison; raises what `round` raises.
+        """
         end = None if decode else self._n_prompt
-        timed = timed_round(session, self._tokens[:end], self._n_prompt)
-        found = error(timed.logits, self._wanted[: len(timed.logits)])
+        logits: dict[PhaseName, list[torch.Tensor]] = {"prefill": [], "decode": []}
+        for phase, took, row in timed_steps(session, self._tokens[:end], self._n_prompt):
+            logits[phase].append(row)
+            yield phase, took
+        given = torch.stack([logits["prefill"][-1], *logits["decode"]])
+        found = error(given, self._wanted[: len(given)])
         allowed = max(tolerances(self._subject, runtime).values())
         if not found.relative <= allowed:
             raise WrongAnswerError(
@@ -286,65 +298,3 @@ class Stopwatch:
                 f"{found.relative:.3g} of the largest, {allowed:.3g} is allowed; its time is not "
                 "a result"
             )
-        return timed
-
-
-@lru_cache(maxsize=1)
-def _stopwatch(subject: Subject) -> Stopwatch:
-    """Return the stopwatch of the last subject: the oracle is slow."""
-    return Stopwatch(subject)
-
-
-def _time(samples: list[float], unit: str) -> Figure:
-    """Return the low quartile of samples, with the distance to the high one as its spread."""
-    low = low_quartile(samples)
-    return Figure(low, unit, spread=float(np.quantile(samples, 0.75)) - low)
-
-
-@check("latency", needs=(executable,), takes_runtime=True)
-def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Time loads, and prefills and decode steps or calls of each method, after a warm-up.
-
-    The figures are for comparisons with another run, and other work on the machine only adds time:
-    each is the lowest quartile of its samples.
-    """
-    if not subject.is_language_model:
-        timed = timed_calls(subject, runtime, CHECK_ROUNDS)
-        samples = {f"{name} call": calls for name, calls in timed.calls.items()}
-        samples["load"] = timed.loads
-        yield Finding(
-            "latency",
-            "",
-            comparisons=timed.compared,
-            figures={name: _time(took, "ms") for name, took in samples.items()},
-            facts={"loads": CHECK_ROUNDS, "calls": CHECK_ROUNDS},
-        )
-        return
-    stopwatch = _stopwatch(subject)
-    rounds = stopwatch.rounds([runtime], CHECK_ROUNDS)[runtime]
-    loads = load_times(subject.artifact.path, runtime, CHECK_ROUNDS)
-    decode = [step for timed in rounds for step in timed.decode]
-    yield Finding(
-        "latency",
-        "",
-        comparisons=len(rounds) * stopwatch.compared,
-        figures={
-            "decode": _time(decode, "ms/token"),
-            "prefill": _time([timed.prefill for timed in rounds], "ms/token"),
-            "load": _time(loads, "ms"),
-        },
-        facts={"loads": len(loads), "prefills": len(rounds), "decode steps": len(decode)},
-    )
-
-
-@check("memory", needs=(executable,), takes_runtime=True)
-def check_memory(subject: Subject, runtime: str) -> Iterator[Finding]:
-    """Measure the peak memory of a process that loads the artifact and runs or calls it once."""
-    if subject.is_language_model:
-        stopwatch = _stopwatch(subject)
-        compared, memory = stopwatch.compared, stopwatch.memory(runtime)
-    else:
-        calls = Calls(subject, runtime)
-        compared, memory = calls.compared, calls.memory()
-    figures = {"peak": Figure(memory.peak, "bytes")}
-    yield Finding("memory", "", comparisons=compared, figures=figures)

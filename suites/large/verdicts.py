@@ -25,14 +25,16 @@ from tabulate import tabulate
 
 from harness.generate.session import PhaseName, Session
 from harness.measure.comparison import LanguageModel, Race
-from harness.measure.statistics import Goal, Pass, Steps
+from harness.measure.statistics import Goal
 from harness.measure.timing import Memory, controlled_garbage
+from harness.measure.turns import Pass, Steps
 from harness.runtimes import default_runtime
 from harness.subject import Subject
 
 # The times of `tiny`, in fewer steps. A load has steps, too, but they are not timed one by one.
 STEPS, STEP_MS, LOAD_MS = 8, 2.5, 60.0
-DRAWN = 256  # passes of which the random numbers are drawn at once
+BURST = 32  # steps that a burst of other work lasts on average
+DRAWN = 2048  # steps of which the random numbers are drawn at once
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Machine:
     """A noise level; all are shares.
 
     `jitter` is the deviation of a step, `load` that of a session's speed from load to load, `drift`
-    that of the machine's speed from pass to pass. `burst` is the share of the time in which other
+    that of the machine's speed from step to step. `burst` is the share of the time in which other
     work slows every step down, up to four times; `tail` that of steps with an outlier of a
     Pareto distribution without a variance.
     """
@@ -77,26 +79,25 @@ class World:
         """Return the simulated seconds since the start."""
         return self.seconds
 
-    def spend(self, ideal_ms: float) -> list[float]:
-        """Return the milliseconds that each of `STEPS` steps takes, and let them pass."""
-        steps, slowed, drift, chance = next(self._drawn)
+    def spend(self, ideal_ms: float) -> float:
+        """Return the milliseconds that a step takes, and let them pass."""
+        step, slowed, drift, chance = next(self._drawn)
         self._speed *= drift
-        # A burst lasts four passes on average, and takes its share of the time.
-        burst, end = self.machine.burst, 0.25
+        # A burst takes its share of the time.
+        burst, end = self.machine.burst, 1 / BURST
         self._is_burst = chance < (1 - end if self._is_burst else end * burst / (1 - burst))
-        ideal_ms *= self._speed
-        times = [ideal_ms * factor for factor in (slowed if self._is_burst else steps)]
-        self.seconds += sum(times) / 1000
-        return times
+        took = ideal_ms * self._speed * (slowed if self._is_burst else step)
+        self.seconds += took / 1000
+        return took
 
-    def _draw(self) -> Iterator[tuple[list[float], list[float], float, float]]:
-        """Yield the factors of a pass's steps, alone and in a burst; the drift; and a chance."""
+    def _draw(self) -> Iterator[tuple[float, float, float, float]]:
+        """Yield the factors of a step, alone and in a burst; the drift; and a chance."""
         machine, random = self.machine, self.random
         while True:
-            steps = np.exp(np.abs(random.normal(0, machine.jitter, (DRAWN, STEPS))))
-            outliers = random.random((DRAWN, STEPS)) < machine.tail
-            steps *= 1 + outliers * random.pareto(1.5, (DRAWN, STEPS))
-            slowed = steps * random.uniform(1, 4, (DRAWN, STEPS))
+            steps = np.exp(np.abs(random.normal(0, machine.jitter, DRAWN)))
+            outliers = random.random(DRAWN) < machine.tail
+            steps *= 1 + outliers * random.pareto(1.5, DRAWN)
+            slowed = steps * random.uniform(1, 4, DRAWN)
             drift = np.exp(random.normal(0, machine.drift, DRAWN))
             chances = random.random(DRAWN)
             yield from zip(
@@ -117,9 +118,10 @@ class SimulatedModel:
         speed = (1 + self._effect) * float(np.exp(world.random.normal(0, world.machine.load)))
 
         def run() -> Steps:
-            return {"decode": world.spend(STEP_MS * speed)}
+            for _ in range(STEPS):
+                yield "decode", world.spend(STEP_MS * speed)
 
-        return run, sum(world.spend(LOAD_MS / STEPS * speed))
+        return run, sum(world.spend(LOAD_MS / STEPS * speed) for _ in range(STEPS))
 
     def memory(self) -> Memory:
         """Return the memory of no process."""

@@ -4,26 +4,21 @@ import itertools
 import math
 import re
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from harness.cli import main
 from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
 from harness.measure import comparison
-from harness.measure.comparison import (
-    MAX_PASSES,
-    MIN_PASSES,
-    LanguageModel,
-    Race,
-    compare_memory,
-)
-from harness.measure.statistics import FIRST_LOOK, ORDERS, Goal, least_steps, memory_verdict
+from harness.measure.comparison import PASSES, PREFILLS, LanguageModel, Race, compare_memory
+from harness.measure.statistics import FIRST_LOOK, Goal, memory_verdict
 from harness.measure.timing import Memory, Round, WrongAnswerError
+from harness.measure.turns import MIN_MS, ORDERS, in_turn, shared_times
 from harness.subject import Subject
 from tests.results.runs import PARITY, write_run
 
@@ -46,12 +41,13 @@ class Simulated:
         return self.run, self.load_ms
 
     def run(self):
-        if self.log is not None:
-            self.log.append(self.name)
         time.sleep(self.running)
         noise = np.exp(np.abs(self.generator.normal(0, 0.01, 8)))
         noise[self.generator.random(8) < 0.1] *= 20
-        return {"decode": (self.speed * noise).tolist()}
+        for factor in noise.tolist():
+            if self.log is not None:
+                self.log.append(self.name)
+            yield "decode", self.speed * factor
 
 
 def raced(base, head, seconds=20.0):
@@ -68,7 +64,7 @@ def test_disturbed_steps_do_not_hide_a_verdict(speed, verdict):
     assert rows["decode"].found.verdict == verdict
     assert rows["decode"].found.head.ratio == pytest.approx(speed, rel=0.005)
     assert rows["decode"].base == pytest.approx(1.0, rel=0.03), "per token"
-    assert rows["load"].found.verdict == "same" and rows["load"].base == 5.0
+    assert rows["load"].found.verdict == "same" and rows["load"].base == pytest.approx(5.0)
     numbers = rows["decode"].found.numbers()
     assert numbers["interval"][0] < numbers["ratio"] < numbers["interval"][1]
     assert numbers["samples"] >= FIRST_LOOK and {"p", "control", "control interval"} <= set(numbers)
@@ -85,45 +81,48 @@ def test_artifacts_whose_loads_are_not_timed_are_loaded_twice_and_timed_all_the_
     assert (row.name, row.found.verdict, base.loads, head.loads) == ("decode", "slower", 2, 2)
 
 
-def test_each_side_is_first_as_often_as_the_other():
+def test_steps_are_taken_in_turn_and_each_side_is_first_as_often_as_the_other():
     log = []
     race = Race(Simulated(log=log, name="b"), Simulated(log=log, name="head"), Goal(seconds=5))
     race._time_block(0)
-    assert log[:12] == [
-        "b",
-        "head",
-        "head",
-        "b",
-        "head",
-        "b",
-        "b",
-        "head",
-        "b",
-        "head",
-        "head",
-        "b",
-    ]
+    assert log[:8] == ["b", "head", "head", "b", "head", "b", "b", "head"]
+    assert len(log) == 4 * 8, "one pass"
     firsts = [order[0].split()[-1] for order in ORDERS]
     assert sorted(firsts) == ["base", "base", "head", "head"]
 
 
-def test_passes_go_on_while_they_find_shorter_steps():
-    counts = {"steady": 0, "falling": 0}
+def test_a_machine_that_changes_its_speed_changes_no_ratio():
+    """All four actions meet each speed; a least step would be that of the fastest moment."""
+    speeds = itertools.cycle([1.0] * 8 + [2.5] * 12)
 
-    def steady():
-        counts["steady"] += 1
-        return {"decode": [30.0]}
+    def steps(own):
+        for _ in range(40):
+            yield "decode", own * next(speeds)
 
-    def falling():
-        counts["falling"] += 1
-        return {"decode": [60.0 / counts["falling"]]}
+    own = {"base": 1.0, "head": 1.04, "second head": 1.04, "second base": 1.0}
+    found = in_turn({name: partial(steps, own[name]) for name in own}, 0, PASSES)
+    for name in own:
+        ratio = found[name]["decode"] / found["base"]["decode"]
+        assert ratio == pytest.approx(own[name] / own["base"])
 
-    sessions = dict.fromkeys(ORDERS[0], steady)
-    least_steps(sessions, 0, MIN_PASSES, MAX_PASSES)
-    assert counts["steady"] == 4 * MIN_PASSES
-    sessions["head"] = falling
-    least = least_steps(sessions, 0, MIN_PASSES, MAX_PASSES)
-    assert counts["falling"] == MAX_PASSES and least["head"] == {"decode": [60.0 / MAX_PASSES]}
+
+def test_a_disturbed_step_of_one_pass_moves_nothing_and_a_step_that_is_always_slow_counts():
+    times = np.ones((4, 3, 10))
+    times[2, 1, 4] = 50  # one pass
+    assert shared_times(times) == pytest.approx([10, 10, 10, 10])
+    times[1, 0] = 9  # of one action alone
+    times[3, :, 7] = 3  # each pass
+    assert shared_times(times) == pytest.approx([10, 10, 10, 12])
+
+
+def test_steps_of_unequal_size_are_compared_by_their_sum():
+    """One artifact may prefill in chunks of another length."""
+    two = lambda: iter([("prefill", 30.0), ("prefill", 30.0), ("decode", 1.0)])  # noqa: E731
+    one = lambda: iter([("prefill", 66.0), ("decode", 1.0)])  # noqa: E731
+    actions = {"base": two, "head": one, "second head": one, "second base": two}
+    found = in_turn(actions, 3, PASSES)
+    assert found["second head"] == pytest.approx({"prefill": 66.0, "decode": 1.0})
+    assert found["base"] == pytest.approx({"prefill": 60.0, "decode": 1.0})
 
 
 def test_the_seconds_end_what_cannot_be_decided():
@@ -180,10 +179,10 @@ def test_a_wrong_answer_ends_the_timing(monkeypatch):
     subject = Subject(exported("tiny", replace(fixture("tiny").options, mode="single")))
     side = LanguageModel(subject, "mil:widen")
     run, took = side.load()
-    steps = run()
+    steps = Counter(phase for phase, _ in run())
     assert took > 1
-    assert {name: len(times) for name, times in steps.items()} == {"decode": 32, "prefill": 3}
-    assert side.tokens == {"decode": 32, "prefill": 40}
+    assert steps == {"decode": 32, "prefill": 3 * PREFILLS}
+    assert side.tokens == {"decode": 32, "prefill": 40 * PREFILLS}
     decode = Session.decode
     monkeypatch.setattr(Session, "decode", lambda self, token: decode(self, token).roll(1))
     with pytest.raises(WrongAnswerError, match="its time is not a result"):
@@ -214,21 +213,33 @@ def test_a_result_file_has_no_seconds(capsys, tmp_path):
     assert "--seconds is not for two result files" in capsys.readouterr().err
 
 
-def test_a_load_that_single_loads_leave_undecided_is_repeated():
+def test_a_disturbed_load_leaves_no_load_undecided():
     class Unsteady(Simulated):
         def load(self):
             run, _ = super().load()
-            return run, 5.0 * (3.0 if self.generator.random() < 0.5 else 1.0)
+            return run, 5.0 * (3.0 if self.generator.random() < 0.1 else 1.0)
 
     rows = raced(Unsteady(), Unsteady(name="head"))
     assert rows["load"].found.verdict == "same" and rows["load"].base < 10
-    steady = raced(Simulated(), Simulated(name="head"))
-    assert steady["load"].found.blocks == FIRST_LOOK
+
+
+def test_of_decided_metrics_one_load_and_one_pass_are_left():
+    log = []
+    side = Simulated(log=log)
+    race = Race(side, Simulated(name="head"), Goal(seconds=5))
+    race._undecided = {"decode"}
+    race._time_block(1)
+    assert side.loads == 2 and len(log) > 2 * PASSES * 8, "80 ms in all"
+    race._undecided, side.loads = {"load"}, 0
+    log.clear()
+    race._time_block(2)
+    uncounted, enough, settled = 1, math.ceil(MIN_MS / 20), 1
+    assert side.loads == 2 * (uncounted + enough + settled) and len(log) == 2 * 8
 
 
 def test_bench_gives_low_quartiles_which_a_few_slow_steps_do_not_move():
-    rounds = [Round([4.0, 4.0], 4, [1.0, 1.0, 9.0], torch.zeros(1))] * 3
-    rounds.append(Round([40.0, 4.0], 4, [9.0, 9.0, 9.0], torch.zeros(1)))
+    rounds = [Round([4.0, 4.0], 4, [1.0, 1.0, 9.0])] * 3
+    rounds.append(Round([40.0, 4.0], 4, [9.0, 9.0, 9.0]))
     figures = comparison._figures([7.0, 5.0, 50.0, 5.0, 6.0], rounds, Memory(1, 2))
     assert figures["load_ms"] == 5.0 and figures["prefill_ms_per_token"] == 2.0
     assert (figures["decode_ms_per_token"], figures["decode_tokens_per_second"]) == (1.0, 1e3)
@@ -239,7 +250,7 @@ def test_a_short_call_is_repeated_more_often():
 
     def call(name):
         counts[name] += 1
-        return {"forward call": [0.5]}
+        yield "forward call", 0.5
 
-    least_steps({name: partial(call, name) for name in ORDERS[0]}, 0, MIN_PASSES, MAX_PASSES)
+    in_turn({name: partial(call, name) for name in ORDERS[0]}, 0, PASSES)
     assert set(counts.values()) == {40}, "80 ms in all"
