@@ -84,7 +84,7 @@ PLACES = {
     "a row's key and value inputs swapped": r"kv_cache_specs: .*2 of 20 .*\[0, 0\]: 4 -> 8",
     "key and value inputs swapped": r"kv_cache_specs: .*8 of 20 .*\[0, 0\]: 4 -> 8",
     "key and value updates swapped": r"kv_cache_specs: .*8 of 20 .*\[0, 1\]: 1 -> 5",
-    "ids of 8 bits": r"function '\w+': operation \d+: cast",
+    "ids of 8 bits": r"function '\w+': operation \d+: (cast|\w+: cast\(.*'int8')",
     "two rows' key inputs swapped": r"kv_cache_specs: .*2 of 20 values differ.*\[0, 0\]: 4 -> 5",
     "two rows' key outputs swapped": r"kv_cache_specs: .*2 of 20 values differ.*\[0, 1\]: 1 -> 2",
     "two rows' value outputs swapped": r"kv_cache_specs: .*2 of 20 values differ.*\[0, 3\]: 5 -> 6",
