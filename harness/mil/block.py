@@ -86,12 +86,14 @@ class Block:
     """A plan that can be run; its runs are independent of each other.
 
     The first run checks the results of every step. Later runs without an observer use one
-    generated function.
+    generated function, of the plan that `fuse` makes.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, fuse: Callable[[Plan], Plan] = lambda plan: plan) -> None:
         self.plan = plan
-        self._gives_tuple: list[bool] | None = None  # by step; known after the first run
+        self._fuse = fuse
+        self._fused = plan
+        self._gives_tuple: dict[tuple[int, ...], bool] | None = None  # by the slots written
         self._generated: Evaluate | None = None
 
     def run(self, slots: list[object]) -> tuple[object, ...]:
@@ -102,13 +104,15 @@ class Block:
         if self._gives_tuple is None or _OBSERVERS or len(self.plan.steps) > _MAX_LINES:
             return self._run_steps(slots)
         if self._generated is None:
-            self._generated = _generate(self.plan, self._gives_tuple)
+            self._fused = self._fuse(self.plan)
+            tupled = [self._gives_tuple.get(step.writes, True) for step in self._fused.steps]
+            self._generated = _generate(self._fused, tupled)
         try:
             return self._generated(slots)
         except HarnessError:
             raise
         except Exception as error:
-            step = _failed_step(self.plan, error.__traceback__)
+            step = _failed_step(self._fused, error.__traceback__)
             if step is None:
                 raise
             raise _failure(step, error) from error
@@ -123,7 +127,7 @@ class Block:
         return self.run(slots)
 
     def _run_steps(self, slots: list[object]) -> tuple[object, ...]:
-        gives_tuple = [self._execute(step, slots) for step in self.plan.steps]
+        gives_tuple = {step.writes: self._execute(step, slots) for step in self.plan.steps}
         results = tuple(slots[slot] for slot in self.plan.results)
         self._gives_tuple = gives_tuple
         return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,7 @@ from harness.artifact.package import Package
 from harness.errors import ArtifactError, HarnessError
 from harness.mil.block import Block, Plan
 from harness.mil.compile import compile_function
+from harness.mil.fusion import fused
 from harness.mil.packed import PackedWeight, multiplied_by
 from harness.mil.packed.layouts import FEW_ROWS
 from harness.mil.policy import Policy
@@ -41,7 +43,7 @@ class Function:
         self, plan: Plan, policy: Policy, where: str, allowed: Mapping[str, AllowedShapes]
     ) -> None:
         self._plan = plan
-        self._block = Block(plan)
+        self._block = Block(plan, partial(fused, policy=policy))
         self._is_small = _is_small(plan)
         self._policy = policy
         self._where = where

@@ -8,14 +8,14 @@ only in the order of summing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from harness.mil.packed.layouts import FEW_ROWS, Blocks, best_layout
+from harness.mil.packed.layouts import FEW_ROWS, Blocks, TableGroup, Tables, best_layout
 
 _ALONE = 1 << 18  # multiplications below which waking another thread costs more than it saves
 _TILE = 1 << 19
@@ -29,6 +29,11 @@ class PackedWeight:
         self.dtype = carrier
         self._blocks = blocks
         self._fast = best_layout(blocks)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether the weight's layout lets it multiply in one call with others."""
+        return isinstance(self._fast, Tables)
 
     def linear(self, x: Tensor) -> Tensor:
         """Return `x @ weight.T` for x [*, columns], fp32 or fp64, in the dtype of x."""
@@ -76,6 +81,29 @@ class PackedWeight:
                 self._blocks.expand(start, part.numpy(), parts)
             torch.mm(part.to(x.dtype), columns, out=product[start : start + len(part)])
         return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
+
+
+class PackedLinears:
+    """Packed weights that multiply one x in one call; each `has_tables`."""
+
+    def __init__(self, weights: Sequence[PackedWeight]) -> None:
+        self._weights = weights
+        self._group = TableGroup([w._fast for w in weights if isinstance(w._fast, Tables)])
+        self._rows = [weight.shape[0] for weight in weights]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return `x @ weight.T` of each weight, as `PackedWeight.linear` does."""
+        if x.dtype != torch.float32:
+            return tuple(weight.linear(x) for weight in self._weights)
+        columns = x.shape[-1]
+        m = x.numel() // columns
+        out = torch.empty(m * sum(self._rows))
+        parts = _parts(out.numel() * columns)
+        with _turn(parts):
+            self._group.products(x.contiguous(), m, out, parts)
+        products = out.split([m * rows for rows in self._rows])
+        shape = x.shape[:-1]
+        return tuple(p.view(*shape, n) for p, n in zip(products, self._rows, strict=True))
 
 
 _held = threading.local()

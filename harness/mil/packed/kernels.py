@@ -59,21 +59,14 @@ _serial, _parallel = _compiler(), _compiler(parallel=True)
 
 @_parallel
 def table_products(
-    codes: int,
-    tables: int,
-    unit: int,
-    order: int,
-    rows: int,
-    columns: int,
-    x: int,
-    m: int,
-    out: int,
-    parts: int,
+    weights: int, count: int, order: int, columns: int, x: int, m: int, out: int, parts: int
 ) -> None:
-    """Multiply x [m, columns], its columns in their own order, by the weight.
+    """Multiply x [m, columns], its columns in their own order, by several weights.
 
     All arrays are contiguous and passed by address, because a language model calls this hundreds of
-    times for each token. `unit` fp32 [rows] is the value of a 1 in a row's table, divided by 65536;
+    times for each token. `weights` int64 [count, 5] has, for each weight, the addresses of its
+    codes, its tables and its units, its rows, and the rows of all weights before it; `out` has
+    [m, rows] for each. A unit fp32 [rows] is the value of a 1 in a row's table, divided by 65536;
     `order` int64 [columns] is the order of the columns in the tables' layout.
     """
     given = carray(_pointer(x), (m, columns), np.float32)
@@ -82,12 +75,14 @@ def table_products(
     for each in range(m):
         for column in range(columns):
             ordered[each, column] = given[each, indices[column]]
+    listed = carray(_pointer(weights), (count, 5), np.int64)
+    rows = listed[count - 1, 3] + listed[count - 1, 4]
     if parts == 1:
-        _table_products(0, rows, codes, tables, unit, rows, ordered, out)
+        _table_products(0, rows, listed, ordered, out)
     else:
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
-            _table_products(first, last, codes, tables, unit, rows, ordered, out)
+            _table_products(first, last, listed, ordered, out)
 
 
 @_parallel
@@ -113,25 +108,18 @@ def block_products(
 
 @_parallel
 def table_tiles(
-    codes: int,
-    tables: int,
-    unit: int,
-    order: int,
-    rows: int,
-    columns: int,
-    x: int,
-    m: int,
-    out: int,
-    parts: int,
+    weights: int, count: int, order: int, columns: int, x: int, m: int, out: int, parts: int
 ) -> None:
     """Multiply like `table_products`, for more rows of x: a weight is decoded once for all rows."""
     x_tiles = _x_tiles(x, order, m, columns)
+    listed = carray(_pointer(weights), (count, 5), np.int64)
+    rows = listed[count - 1, 3] + listed[count - 1, 4]
     if parts == 1:
-        _table_tiles(0, rows, codes, tables, unit, rows, x_tiles, m, out)
+        _table_tiles(0, rows, listed, x_tiles, m, out)
     else:
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
-            _table_tiles(first, last, codes, tables, unit, rows, x_tiles, m, out)
+            _table_tiles(first, last, listed, x_tiles, m, out)
 
 
 @_parallel
@@ -159,18 +147,20 @@ def expand_blocks(
 
 
 @_serial
-def _table_products(
-    first: int, last: int, codes: int, tables: int, unit: int, rows: int, x: np.ndarray, out: int
-) -> None:
+def _table_products(first: int, last: int, weights: np.ndarray, x: np.ndarray, out: int) -> None:
+    """Write the products with the rows from `first` to `last`, counted over all weights."""
     m, columns = x.shape
-    units = carray(_pointer(unit), (rows,), np.float32)
-    results = carray(_pointer(out), (m, rows), np.float32)
     steps = columns // vector.COLUMNS
-    for row in range(first, last):
-        row_codes, table = codes + row * (columns // 2), tables + row * vector.COLUMNS
-        for each in range(m):
-            total = vector.dot(row_codes, table, _row_address(x, each), steps)
-            results[each, row] = total * units[row]
+    for weight in range(len(weights)):
+        codes, tables, unit = weights[weight, 0], weights[weight, 1], weights[weight, 2]
+        rows, before = weights[weight, 3], weights[weight, 4]
+        units = carray(_pointer(unit), (rows,), np.float32)
+        results = carray(_pointer(out + 4 * m * before), (m, rows), np.float32)
+        for row in range(max(first - before, 0), min(last - before, rows)):
+            row_codes, table = codes + row * (columns // 2), tables + row * vector.COLUMNS
+            for each in range(m):
+                total = vector.dot(row_codes, table, _row_address(x, each), steps)
+                results[each, row] = total * units[row]
 
 
 @_serial
@@ -188,40 +178,45 @@ def _x_tiles(x: int, order: int, m: int, columns: int) -> np.ndarray:
 
 @_serial
 def _table_tiles(
-    first: int,
-    last: int,
-    codes: int,
-    tables: int,
-    unit: int,
-    rows: int,
-    x_tiles: np.ndarray,
-    m: int,
-    out: int,
+    first: int, last: int, weights: np.ndarray, x_tiles: np.ndarray, m: int, out: int
 ) -> None:
+    """Write the products with the rows from `first` to `last`, counted over all weights."""
     n_tiles, columns, width = x_tiles.shape
-    units = carray(_pointer(unit), (rows,), np.float32)
-    results = carray(_pointer(out), (m, rows), np.float32)
     tile = np.zeros((_BATCH, vector.BLOCK), np.float32)
     sums = np.empty((n_tiles, _BATCH, width), np.float32)
-    for start in range(first, last, _BATCH):
-        count = min(_BATCH, last - start)
-        sums[:] = 0
-        for block in range(0, columns, vector.BLOCK):
-            terms = min(vector.BLOCK, columns - block)
-            for row in range(count):
-                row_codes = codes + (start + row) * (columns // 2) + block // 2
-                row_table = tables + (start + row) * vector.COLUMNS
-                steps = terms // vector.COLUMNS
-                vector.expand(row_codes, row_table, _row_address(tile, row), steps)
-            for each in range(n_tiles):
-                for row in range(0, count, vector.TILE_ROWS):
-                    x = x_tiles.ctypes.data + each * x_tiles.strides[0] + block * x_tiles.strides[1]
-                    to = sums.ctypes.data + each * sums.strides[0] + row * sums.strides[1]
-                    vector.accumulate(_row_address(tile, row), x, to, terms)
-        for each in range(m):
-            for row in range(count):
-                total = sums[each // width, row, each % width]
-                results[each, start + row] = total * units[start + row]
+    for weight in range(len(weights)):
+        codes, tables, unit = weights[weight, 0], weights[weight, 1], weights[weight, 2]
+        rows, before = weights[weight, 3], weights[weight, 4]
+        units = carray(_pointer(unit), (rows,), np.float32)
+        results = carray(_pointer(out + 4 * m * before), (m, rows), np.float32)
+        end = min(last - before, rows)
+        for start in range(max(first - before, 0), end, _BATCH):
+            n = min(_BATCH, end - start)
+            sums[:] = 0
+            for block in range(0, columns, vector.BLOCK):
+                terms = min(vector.BLOCK, columns - block)
+                for row in range(n):
+                    row_codes = codes + (start + row) * (columns // 2) + block // 2
+                    row_table = tables + (start + row) * vector.COLUMNS
+                    steps = terms // vector.COLUMNS
+                    vector.expand(row_codes, row_table, _row_address(tile, row), steps)
+                _accumulate(tile, n, x_tiles, block, terms, sums)
+            for each in range(m):
+                for row in range(n):
+                    total = sums[each // width, row, each % width]
+                    results[each, start + row] = total * units[start + row]
+
+
+@_serial
+def _accumulate(
+    tile: np.ndarray, n: int, x_tiles: np.ndarray, block: int, terms: int, sums: np.ndarray
+) -> None:
+    """Add the products of n rows of a weight's tile with a block of x to `sums`."""
+    for each in range(len(x_tiles)):
+        for row in range(0, n, vector.TILE_ROWS):
+            x = x_tiles.ctypes.data + each * x_tiles.strides[0] + block * x_tiles.strides[1]
+            to = sums.ctypes.data + each * sums.strides[0] + row * sums.strides[1]
+            vector.accumulate(_row_address(tile, row), x, to, terms)
 
 
 @_serial

@@ -6,6 +6,8 @@ rows to fp32; `order` is the order of their columns, None for the weight's own.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,27 +97,51 @@ class Tables:
         starts = torch.arange(0, 2 * self.codes.shape[1], vector.COLUMNS)
         return (starts[:, None] + torch.tensor(vector.ORDER)).reshape(-1)
 
+    @property
+    def columns(self) -> int:
+        """The number of the weight's columns."""
+        width: int = self.codes.shape[1]
+        return 2 * width
+
     def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
         """Write `x @ weight.T` to `out`."""
-        multiply = kernels.table_products if m <= FEW_ROWS else kernels.table_tiles
-        multiply(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
+        self._alone.products(x, m, out, parts)
 
     @cached_property
-    def _addresses(self) -> tuple[int, int, int, int, int, int]:
-        order = self.order.numpy()
-        assert all(a.flags.c_contiguous for a in (self.codes, self.tables, self.unit, order))
-        return (
-            self.codes.ctypes.data,
-            self.tables.ctypes.data,
-            self.unit.ctypes.data,
-            order.ctypes.data,
-            len(self.codes),
-            2 * self.codes.shape[1],
-        )
+    def _alone(self) -> TableGroup:
+        return TableGroup((self,))
 
     def __getstate__(self) -> dict[str, np.ndarray]:
         """Return the fields for a copy, without addresses: the copy's arrays have new ones."""
         return {"codes": self.codes, "tables": self.tables, "unit": self.unit}
+
+
+class TableGroup:
+    """Weights of equal width that multiply one x in one call."""
+
+    def __init__(self, weights: Sequence[Tables]) -> None:
+        (columns,) = {weight.columns for weight in weights}
+        self._weights, self._order = tuple(weights), weights[0].order.numpy()
+        rows = [len(weight.codes) for weight in weights]
+        before = [0, *itertools.accumulate(rows)]
+        self._listed = np.array(
+            [
+                [*map(_address, (w.codes, w.tables, w.unit)), len(w.codes), start]
+                for w, start in zip(weights, before, strict=False)
+            ]
+        )
+        self._addresses = _address(self._listed), len(rows), _address(self._order), columns
+
+    def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
+        """Write `x @ weight.T` of each weight to `out`, one after the other."""
+        multiply = kernels.table_products if m <= FEW_ROWS else kernels.table_tiles
+        multiply(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
+
+
+def _address(array: np.ndarray) -> int:
+    assert array.flags.c_contiguous
+    address: int = array.ctypes.data
+    return address
 
 
 def best_layout(blocks: Blocks) -> Blocks | Tables:
