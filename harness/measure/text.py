@@ -93,7 +93,7 @@ class TextMeasure:
 
     `oracle_lacks` says why the oracle is missing, None when it is not. The oracle has the
     artifact's weights or, with a checkpoint, those of the checkpoint after quantization; with
-    `unquantized`, before it.
+    `unquantized`, before it. Without `has_oracle`, the perplexity alone is measured.
 
     Raises HarnessError for a context that the model does not have, NotInstalledError for a runtime
     that cannot be used here.
@@ -105,6 +105,7 @@ class TextMeasure:
         runtimes: Sequence[str],
         context: int | None = None,
         unquantized: bool = False,
+        has_oracle: bool = True,
     ) -> None:
         self._sessions = {name: _session(subject, name) for name in runtimes}
         room = min(session.room for session in self._sessions.values())
@@ -113,7 +114,10 @@ class TextMeasure:
         self.context = context or min(room, MAX_CHUNK)
         self.mode = next(iter(self._sessions.values())).layout.mode
         self.vocab_size = next(iter(self._sessions.values())).layout.vocab_size
-        self._oracle, self.oracle_lacks = _reference(subject, unquantized)
+        self._oracle: Reference | None = None
+        self.oracle_lacks: str | None = None
+        if has_oracle:
+            self._oracle, self.oracle_lacks = _reference(subject, unquantized)
 
     def measure(
         self, tokens: Sequence[int], progress: Progress | None = None

@@ -143,6 +143,14 @@ def test_a_sound_artifact_agrees_with_its_checkpoint(material: Material, mode: s
         assert figures["perplexity_over_oracle"].value == pytest.approx(1, abs=1e-6)
 
 
+def test_without_the_oracle_the_perplexity_is_the_same(material: Material) -> None:
+    subject = material.subject("multifunction", None)
+    with_oracle = last(TextMeasure(subject, ["mil:widen"])).runtimes["mil:widen"]
+    result = last(TextMeasure(subject, ["mil:widen"], has_oracle=False))
+    assert result.oracle is None
+    assert result.runtimes == {"mil:widen": {"perplexity": with_oracle["perplexity"]}}
+
+
 def test_each_chunk_starts_from_empty_caches_and_gives_a_result(material: Material) -> None:
     seen: list[tuple[str, int, int]] = []
     measure = TextMeasure(material.subject("single", None), ["mil:widen"])
