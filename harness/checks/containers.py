@@ -179,7 +179,8 @@ def _spec_facts(
     if dtype and precision in ("float16", "float32") and precision != dtype:
         yield f"model_compute_precision is {precision}, but the model is {dtype}"
     strategy = specs.get(_STRATEGY)
-    if several and strategy == "positional" and delegate.reference is None:
+    lost = several and not subject.is_language_model  # of those, `weight-sharing` reports it
+    if lost and strategy == "positional" and delegate.reference is None:
         yield f"{_STRATEGY} is positional, but the delegate has a package of its own"
     if strategy == "disabled" and delegate.reference is not None:
         yield f"{_STRATEGY} is disabled, but the delegate refers to a shared package"
