@@ -88,6 +88,13 @@ def documents(session: nox.Session) -> None:
     run(session, "pytest", "tests/documents", *options)
 
 
+@nox.session(python=False, default=False)
+def evaluation(session: nox.Session) -> None:
+    """Compare lm-evaluation-harness's scores of small artifacts with those of transformers."""
+    install(session, "eval", "executorch", "test")
+    run(session, "pytest", "tests/measure/test_evaluation.py", *session.posargs)
+
+
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
     """Check style with ruff, types with mypy, and the order of rooms with import-linter."""
