@@ -30,9 +30,10 @@ _BLOCK = re.compile(
 )
 _MEASURED = r"\d[\d,]*\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+"
 _TOKEN = re.compile(rf"(?P<any>\.\.\.|…)|(?P<number>{_MEASURED})")
+_TIME = re.compile(r" ?(?:s|ms|tok/s|tokens/s|ms/token)\b")
 _PROGRESS = re.compile(r"^ *\d+\.\d s  .*\n", re.MULTILINE)  # of a command on a busy machine
 FACTOR = 30
-"""How far a measured number, one with a decimal point, may be from the page's: busy machines."""
+"""How far a number with a decimal point, a measured one, may be from the page's; not a time."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def difference(shown: str, printed: str) -> str:
     """Return how what was printed differs from what a page shows; "" when it does not.
 
     A line `...` is any lines, and `...` or `…` within a line any text. A number with a decimal
-    point is measured, and may be off by `FACTOR`. The width of a table's columns does not count.
+    point is measured, and may be off by `FACTOR`; a time by any factor. The width of a table's
+    columns does not count.
     """
     if not shown:  # nothing is shown of it
         return ""
@@ -134,8 +136,11 @@ def difference(shown: str, printed: str) -> str:
     found = re.fullmatch(_pattern(shown), printed)
     if found is None:
         return f"the page shows\n{shown}\nprinted was\n{printed[-6000:]}"
-    numbers = [token["number"] for token in _TOKEN.finditer(shown) if token["number"]]
-    for want, have in zip(numbers, found.groups(), strict=True):
+    numbers = [token for token in _TOKEN.finditer(shown) if token["number"]]
+    for token, have in zip(numbers, found.groups(), strict=True):
+        if _TIME.match(shown, token.end()):
+            continue
+        want = token["number"]
         low, high = sorted(abs(float(text.replace(",", ""))) for text in (want, have))
         if high > FACTOR * low > 0:
             return f"the page shows {want}, printed was {have}"

@@ -77,7 +77,7 @@ parity  1.5e-06
     ("printed", "same"),
     [
         ("case   error\n-----  ---\nparity 2.5e-06\nx\ny\n2 checks, 0 failed in 9.1 s ok\n", True),
-        ("case error\n---\nparity 2.5e-06\n2 checks, 0 failed in 9.1 s \n", True),
+        ("case error\n---\nparity 2.5e-06\n2 checks, 0 failed in 999.1 s \n", True),
         ("   2.3 s  x\ncase error\n---\nparity 1.0e-06\n2 checks, 0 failed in 1.1 s a\n", True),
         ("case error\n---\nparity 2.5e-03\n2 checks, 0 failed in 9.1 s \n", False),
         ("case error\n---\nparity 1.5e-06\n2 checks, 1 failed in 9.1 s \n", False),
