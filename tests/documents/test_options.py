@@ -116,7 +116,9 @@ TRACES = [
         and (longest(a), longest(b)) == (112, 127)
     )),
     ("--weight-sharing", MULTI, {"weight_sharing": "none"}, lambda a, b: (
-        (len(a.packages), len(b.packages)) == (3, 6) and stored(b) == 2 * stored(a)
+        (len(a.packages), len(b.packages)) == (3, 6)
+        # a package of two functions also stores equal scales once
+        and 1 <= stored(b) / (2 * stored(a)) < 1.02
     )),
     ("--input-len", SINGLE, {"input_len": 8}, lambda a, b: (
         {s[1:] for s in shapes(a) if s[0] == "int32"} == {(1, 16)}
