@@ -4,7 +4,6 @@ The places, in the order in which a fault reaches them:
 
 | place | what must hold |
 |---|---|
-| `status` | the script ends with exit status 0 |
 | `prompt` | its tokenizer gives the ids that ours gives |
 | `ids` | each call gets the next ids of prompt and text, and no call comes too much |
 | `padding` | the cache holds zeros beyond the position |
@@ -14,10 +13,12 @@ The places, in the order in which a fault reaches them:
 | `finite` | no logit is NaN or infinite |
 | `acceptance` | lookahead accepts a branch only if the model's own choices confirm it |
 | `logits` | each token is the largest logit of the last valid row |
+| `status` | the script ends with exit status 0 |
 | `stop` | the text ends at the first stop token, or after the tokens that were asked for |
 | `tokens` | the tokens are our generator's, and the oracle's where its margin allows |
 
-A place is judged if those before it hold: the first that fails is the cause.
+A place is judged if those before it hold: the first that fails is the cause. The calls of a script
+that fails are judged, too, up to its failure.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from harness.generate.layout import ModelLayout
 from harness.generate.phase import LOGITS_OUTPUT, TOKENS_INPUT, Phase
 
 PLACES = (
-    *("status", "prompt", "ids", "padding", "cache", "mask", "positions", "finite", "acceptance"),
-    *("logits", "stop", "tokens"),
+    *("prompt", "ids", "padding", "cache", "mask", "positions", "finite", "acceptance", "logits"),
+    *("status", "stop", "tokens"),
 )
 _HIDDEN = -1e4  # a mask's value from which on exp() of it is 0 in fp16
 _NOT_FINITE = "are NaN or infinite"  # of the stand-in's warning
@@ -97,9 +98,9 @@ class Judged:
 
 def judge(run: Run, wanted: Wanted, layout: ModelLayout) -> Judged:
     """Return the verdict on a run with greedy choices, of one prompt."""
-    judged = Judged()
+    judged, ended = Judged(), f"exit status {run.status}: {run.problem}"
     try:
-        judged.check("status", run.status == 0, f"exit status {run.status}: {run.problem}")
+        judged.check("status", bool(run.prompts) or run.status == 0, ended)
         judged.check(
             "prompt",
             run.prompts == [wanted.prompt],
@@ -109,6 +110,7 @@ def judge(run: Run, wanted: Wanted, layout: ModelLayout) -> Judged:
         walk = _Walk(judged, run, wanted, layout)
         for number, call in enumerate(run.calls):
             walk.step(number, call)
+        judged.check("status", run.status == 0, ended)
         walk.end()
     except Wrong as wrong:
         judged.wrong = wrong
@@ -222,6 +224,8 @@ class _Walk:
         self._last, index = token, self._emitted
         self._emitted += 1
         if index >= len(self._run.printed):
+            if self._run.status != 0 and token not in self._wanted.stops:
+                self._fed.append(token)  # a script that fails does not print what it has chosen
             return
         printed = self._run.printed[index]
         best = printed < len(row) and row[printed] == row.max()

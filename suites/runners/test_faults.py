@@ -34,7 +34,7 @@ def _caught(bench: Bench, name: str) -> Iterator[Finding]:
     words = bench.vocabulary
     more: list[object] = []
     chunk = bench.layout.prefill.input_len
-    prompts = [words.prompt(chunk + 3), words.prompt(2 * chunk)]
+    prompts = [words.prompt(n) for n in (5, chunk + 3, 2 * chunk)]
     if fault.lookahead:
         more = ["--lookahead", "--ngram_size", 3, "--window_size", 4, "--n_verifications", 4]
     if fault.fixture == "layers-1":
