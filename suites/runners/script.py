@@ -40,6 +40,7 @@ POLICY = "strict"
 RUNTIME = f"mil:{POLICY}"  # of our generator: the stand-in's
 _SECONDS = 300.0
 _SEED = 20_26
+_LONGEST_BRANCH = 16  # tokens that lookahead may give beyond those that were asked for
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ class Bench:
         """Return what our generator does with a prompt."""
         ids = vocabulary.encode(prompt)
         session = self.subject.session(RUNTIME)
-        tokens = [step.token for step in generate(session, ids, n, vocabulary.stops)]
+        more = _LONGEST_BRANCH if lookahead else 0
+        tokens = [step.token for step in generate(session, ids, n + more, vocabulary.stops)]
         return Wanted(ids, tokens, n, vocabulary.stops, lookahead)
 
     def verdicts(
