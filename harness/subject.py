@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harness.artifact import Artifact, open_artifact
 from harness.artifact.delegate import BACKEND
 from harness.errors import ArtifactError, HarnessError
-from harness.generate.layout import describes_model, mode_of
+from harness.generate.layout import describes_model, mode_of, windows_of
 
 if TYPE_CHECKING:
     import torch
@@ -250,7 +250,7 @@ class Subject:
         from harness.models.model import Oracle
 
         width = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[dtype]
-        return Oracle(self.config, self.weights, width)
+        return Oracle(self.config, self.weights, width, windows_of(self.artifact.constants))
 
     @cached_property
     def tables(self) -> Freqs:

@@ -259,11 +259,14 @@ def distances(have: Trace, wanted: Trace) -> dict[str, Error]:
 def caches_error(have: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> Error:
     """Measure all caches as one tensor, each relative to its own largest expected magnitude.
 
-    The caches [heads, positions, head_dim] hold the first positions of the expected ones.
+    The longest caches [heads, positions, head_dim] hold the first positions of the expected ones;
+    a shorter one, of a sliding window, holds the newest of these.
     """
+    end = max((cache.shape[1] for cache in have), default=0)
     found, expected = [], []
     for cache, full in zip(have, wanted, strict=True):
-        want = full[:, : cache.shape[1]].double()
+        is_whole = full.shape[1] == cache.shape[1]
+        want = (full if is_whole else full[:, end - cache.shape[1] : end]).double()
         scale = want.abs().max() or 1.0
         found.append(cache.double().flatten() / scale)
         expected.append(want.flatten() / scale)

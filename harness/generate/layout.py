@@ -73,6 +73,20 @@ def describes_model(constants: Constants) -> bool:
     return any(name.endswith(_DESCRIPTIONS) for name in constants)
 
 
+def windows_of(constants: Constants) -> tuple[int | None, ...]:
+    """Return each layer's sliding window, None for full attention; nothing if no layer has one.
+
+    The window is the length of the layer's caches, where others are longer.
+    """
+    if not describes_model(constants):
+        return ()
+    prefix, _ = _PREFIXES[mode_of(constants)]["decode"]
+    rows = sorted(ConstantReader(constants).table(f"{prefix}kv_cache_specs", 5))
+    longest = max((row[4] for row in rows), default=0)
+    windows = tuple(row[4] if row[4] < longest else None for row in rows)
+    return windows if any(windows) else ()
+
+
 def mode_of(constants: Constants) -> Mode:
     """Return the mode that an artifact's constants describe; HarnessError if there is none."""
     if "forward_input_len" in constants:

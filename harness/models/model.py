@@ -155,11 +155,13 @@ def evaluate(
     around: Surroundings,
     caches: Sequence[Cache] | None = None,
     last: torch.Tensor | None = None,
+    masks: Sequence[torch.Tensor] = (),
 ) -> Results:
     """Compute logits [..., T, vocab], and each layer's new rotated keys and values [..., K, T, D].
 
     `caches` holds each layer's keys and values [..., K, C, D]; the mask is then [T, C + T]. With
-    `last` [1], only the logits of this position are computed: [..., 1, vocab].
+    `last` [1], only the logits of this position are computed: [..., 1, vocab]. `masks` holds a mask
+    for each layer, if some have a sliding window.
     """
     config = ops.config
     around = Surroundings(
@@ -169,7 +171,8 @@ def evaluate(
     keys, values = [], []
     for layer in range(config.n_layers):
         past = caches[layer] if caches else None
-        x, k, v = config.architecture.block(ops, f"layers.{layer}.", x, around, past)
+        here = around._replace(mask=masks[layer]) if masks else around
+        x, k, v = config.architecture.block(ops, f"layers.{layer}.", x, here, past)
         keys.append(k)
         values.append(v)
     if last is not None:
@@ -180,15 +183,18 @@ def evaluate(
 def evaluate_method(ops: Operations, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Compute a call of an exported method, from its flat inputs to its flat outputs.
 
-    Inputs: tokens [1, T] integer; mask [1, T, C + T], 0 or -inf; cos, sin [T, D/2]; a key cache
-    [1, K, C, D] per layer; a value cache per layer; and, in a multifunction export,
-    last_valid_token_pos [1] integer. Floats have any dtype. Outputs, in `ops.dtype`: logits,
+    Inputs: tokens [1, T] integer; a mask [1, T, C + T], 0 or -inf, for each length C of a cache;
+    cos, sin [T, D/2]; a key cache [1, K, C, D] per layer; a value cache per layer; and, in a
+    multifunction export, last_valid_token_pos [1] integer. Floats have any dtype. Outputs, in
+    `ops.dtype`: logits,
     [1, T, vocab], or [1, 1, vocab] of the last valid token; then the new keys [1, K, T, D] of each
     layer; then the new values. Raises HarnessError for a wrong number of inputs, and for tokens
     outside the vocabulary.
     """
     n_layers = ops.config.n_layers
-    count = 4 + 2 * n_layers
+    lengths = {cache.shape[2] for cache in inputs[4:] if cache.dim() == 4}
+    n_masks = max(1, len(lengths))
+    count = 3 + n_masks + 2 * n_layers
     if len(inputs) not in (count, count + 1):
         raise HarnessError(
             f"a {n_layers}-layer method takes {count} inputs, or one more with "
@@ -196,10 +202,17 @@ def evaluate_method(ops: Operations, inputs: Sequence[torch.Tensor]) -> tuple[to
         )
     tokens, *floats = inputs[:count]
     _check_tokens(tokens[0], ops.config)
-    mask, cos, sin, *caches = (tensor.to(ops.dtype) for tensor in floats)
+    cos, sin, *caches = (tensor.to(ops.dtype) for tensor in floats[n_masks:])
+    masks = {m.shape[2] - m.shape[1]: m[0].to(ops.dtype) for m in floats[:n_masks]}
+    if masks.keys() != lengths:
+        raise HarnessError(f"its masks are for caches of {[*masks]}, its caches have {[*lengths]}")
     past = [(k[0], v[0]) for k, v in zip(caches[:n_layers], caches[n_layers:], strict=True)]
     last = inputs[count] if len(inputs) > count else None
-    logits, keys, values = evaluate(ops, tokens[0], Surroundings(cos, sin, mask[0]), past, last)
+    of_layers = [masks[k.shape[1]] for k, _ in past]
+    around = Surroundings(cos, sin, of_layers[0])
+    logits, keys, values = evaluate(
+        ops, tokens[0], around, past, last, of_layers if n_masks > 1 else ()
+    )
     return (logits[None], *(k[None] for k in keys), *(v[None] for v in values))
 
 
@@ -214,15 +227,20 @@ def whole_sequence(
 
 
 class Oracle:
-    """Computes logits, keys and values of a whole sequence, without a cache or padding."""
+    """Computes logits, keys and values of a whole sequence, without a cache or padding.
+
+    `windows` has the sliding window of each layer, None for full attention: a token sees itself and
+    the `window - 1` tokens before it.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         weights: Mapping[str, torch.Tensor],
         dtype: torch.dtype = torch.float64,
+        windows: Sequence[int | None] = (),
     ):
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.windows = config, dtype, windows
         self._ops = Operations(config, weights, dtype)
 
     @torch.no_grad()
@@ -236,7 +254,11 @@ class Oracle:
         length = tokens.shape[0]
         freqs = freqs or rope_tables(self.config, length)
         around = whole_sequence(self.config, freqs, length, self.dtype)
-        return evaluate(self._ops, tokens, around)
+        masks = []
+        for window in self.windows:
+            evicted = torch.ones(length, length, dtype=torch.bool).tril(-(window or length))
+            masks.append(around.mask.masked_fill(evicted, -torch.inf))
+        return evaluate(self._ops, tokens, around, masks=masks)
 
 
 class StaticModel:

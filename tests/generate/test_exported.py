@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.artifact import open_artifact
+from harness.cli import main
 from harness.fixtures import model
 from harness.fixtures.cache import exported, fixture
 from harness.generate import generate
@@ -98,6 +99,13 @@ def test_windows_of_an_exported_program_evict(windowed: Path, style: str) -> Non
             torch.testing.assert_close(
                 mine(layer).double(), theirs[layer][:, held], rtol=0, atol=1e-3
             )
+
+
+@pytest.mark.parametrize("runtime", ["mil:widen", "eager:fp32"])
+def test_a_program_with_windows_passes_every_check(windowed: Path, runtime: str) -> None:
+    made = fixture("tiny")
+    words = ["check", windowed, "--checkpoint", made.checkpoint, "--params", made.params]
+    assert main([*map(str, words), "--runtime", runtime]) == 0
 
 
 def test_lookahead_over_windows_of_an_exported_program_is_greedy(windowed: Path) -> None:
