@@ -32,7 +32,7 @@ from harness.checks.run import check
 from harness.golden import run_steps
 from harness.golden.inputs import all_inputs
 from harness.results import Fact, Figure, Finding
-from harness.runtimes import REFERENCE, isolated_runtime
+from harness.runtimes import REFERENCE, get_runtime, isolated_runtime
 from harness.shim import is_installed
 from harness.subject import Subject, executable
 
@@ -78,9 +78,10 @@ def _of_language_model(subject: Subject, runtime: str) -> Iterator[Finding]:
 
 
 def _of_outputs(subject: Subject, runtime: str) -> Iterator[Finding]:
+    core_ml = get_runtime(runtime)  # one process for all
     for method, sequences in all_inputs(subject.artifact, subject.seed).items():
         for sequence, steps in sequences.items():
-            native = run_steps(subject.artifact, method, runtime, steps)
+            native = run_steps(subject.artifact, method, core_ml, steps)
             given = {ours: run_steps(subject.artifact, method, ours, steps) for ours in OURS}
             cost = _worst(given["mil:strict"], given[REFERENCE]).relative
             allowed = max(WIDE_TOLERANCE, min(CALIBRATED_MULTIPLE * cost, CEILINGS[subject.dtype]))
@@ -112,9 +113,10 @@ def check_profile(subject: Subject, runtime: str) -> Iterator[Finding]:
     `warm prediction` is the median of ten calls. A time without "(wrapper)" is by Core ML's clock.
     The results of the first call must be those of our executor.
     """
+    profiler = isolated_runtime(runtime)
     for method, sequences in all_inputs(subject.artifact, subject.seed).items():
         inputs = next(iter(sequences.values()))[0]
-        profile, results = isolated_runtime(runtime).profile(subject.artifact, method, inputs)
+        profile, results = profiler.profile(subject.artifact, method, inputs)
         (wanted,) = run_steps(subject.artifact, method, REFERENCE, [inputs])
         found = _worst([results], [wanted])
         yield Finding(

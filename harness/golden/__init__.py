@@ -33,7 +33,7 @@ from harness.files import partial_file
 from harness.generate.interface import signature
 from harness.mil.types import allowed_shapes, check_shapes
 from harness.pte import Specs, TensorSpec, same_shape
-from harness.runtimes import get_runtime, runtime_row
+from harness.runtimes import Runtime, get_runtime, runtime_row
 from harness.text import read_file, require_regular, unreadable
 
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
@@ -115,10 +115,17 @@ def _expected(
 
 
 def run_steps(
-    artifact: Artifact, method: str, runtime: str, steps: Sequence[Sequence[torch.Tensor]]
+    artifact: Artifact,
+    method: str,
+    runtime: str | Runtime,
+    steps: Sequence[Sequence[torch.Tensor]],
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Load a method, so that its states are zeros, and call it with the inputs of each step."""
-    loaded = get_runtime(runtime).load(artifact, method)
+    """Load a method, so that its states are zeros, and call it with the inputs of each step.
+
+    An isolated runtime, named anew each time, starts a process for each call of this function.
+    """
+    found = get_runtime(runtime) if isinstance(runtime, str) else runtime
+    loaded = found.load(artifact, method)
     return [tuple(t.clone() for t in loaded(*inputs)) for inputs in steps]
 
 

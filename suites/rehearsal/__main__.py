@@ -19,8 +19,8 @@ from harness.suites.rehearsal.steps import environment, mac_steps, run, write_pr
 
 SHARE = 0.95  # of the lines of the Mac's runtimes
 NOT_SHOWN = """\
-A rehearsal runs the lane's own logic. Of each of our tests it runs one of the parameters, unless
-`--everything` asks for all. It cannot show
+A rehearsal runs the lane's own logic. Of each of our tests it runs one of the parameters, and none
+of the mutants, unless `--everything` asks for all. It cannot show
   - a number, a time, a placement or a refusal of Core ML: our executor answers in its place;
   - ExecuTorch's Core ML delegate, its model cache, and crashes in either;
   - what installs on macOS (`nox -R` uses this environment), and the arm64 code of torch and numba;

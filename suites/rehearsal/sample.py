@@ -1,7 +1,8 @@
 """The pytest plugin of a rehearsal: it runs each test function with one of its parameters.
 
 What a test may not do on a Mac rarely depends on its parameters. Conformance and the tests of the
-runtimes run whole: they are what the lane is for, and the lines of the runtimes are counted.
+runtimes run whole: they are what the lane is for, and the lines of the runtimes are counted. The
+mutants do not run: they judge the checks on our executor, and that does not ask for the platform.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WHOLE = (_ROOT / "tests" / "runtimes", _ROOT / "suites" / "conformance")
+_LEFT_OUT = _ROOT / "suites" / "mutants"
 
 
 def pytest_configure() -> None:
@@ -24,10 +26,11 @@ def pytest_configure() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep one of the parameters of each test function, always the same."""
-    kept = set(one_of_each([item.nodeid for item in items if not _is_whole(item)]))
-    dropped = [item for item in items if not _is_whole(item) and item.nodeid not in kept]
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = [item for item in items if _is_whole(item) or item.nodeid in kept]
+    sampled = [item.nodeid for item in items if not _is_inside(item, *_WHOLE, _LEFT_OUT)]
+    kept = set(one_of_each(sampled))
+    chosen = [item for item in items if _is_inside(item, *_WHOLE) or item.nodeid in kept]
+    config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
+    items[:] = chosen
 
 
 def one_of_each(names: list[str]) -> list[str]:
@@ -38,5 +41,5 @@ def one_of_each(names: list[str]) -> list[str]:
     return list(chosen.values())
 
 
-def _is_whole(item: pytest.Item) -> bool:
-    return any(folder in item.path.resolve().parents for folder in _WHOLE)
+def _is_inside(item: pytest.Item, *folders: Path) -> bool:
+    return any(folder in item.path.resolve().parents for folder in folders)
