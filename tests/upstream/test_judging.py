@@ -74,16 +74,17 @@ def test_each_lie_is_seen(suite: Any) -> None:
     status, output, run = suite()
     assert status == 1 and run is not None and not run.footer.passed, output
     cases = by_test(run)
+    is_told = sys.platform != "darwin"  # a Mac's runtime does not tell which backend executed
     assert {name: case.outcome for name, case in cases.items()} == {
         "test_honest": "pass",
         "test_wrong_number": "fail",
-        "test_never_executes_core_ml": "fail",
+        "test_never_executes_core_ml": "fail" if is_told else "pass",
         "test_leaves_out_an_assertion": "fail",
         "test_refused_where_it_should_be": "pass",
         "test_asks_no_runtime": "pass",
         "test_asserts_nothing": "skip",
     }
-    assert "never executed" in cases["test_never_executes_core_ml"].reason
+    assert is_told == ("never executed" in cases["test_never_executes_core_ml"].reason)
     assert "did not reach" in cases["test_leaves_out_an_assertion"].reason
     honest = cases["test_honest"]
     assert honest.facts["executions"] == 1 and honest.facts["runtime_assertions_reached"] == 2
