@@ -210,7 +210,7 @@ class Session:
     def feed_tree(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
         """Call the method with a tree of tokens; return the logits [len(tokens), vocab] of each.
 
-        `parents` has the index of each token's parent, which comes before it; -1 stands for the
+        `parents` has the index of each token's parent, which comes before it; -1 means the
         last token that was fed. Nothing is stored until `keep`. Raises HarnessError for more tokens
         than the method takes, and for an unknown token.
         """

@@ -20,6 +20,7 @@ import torch
 
 from harness.errors import ArtifactError, HarnessError
 from harness.generate.calls import CallSession, open_session
+from harness.generate.layout import windows_of
 from harness.generate.session import Session
 from harness.models.model import Oracle
 from harness.runtimes import get_runtime
@@ -221,7 +222,8 @@ def _reference(subject: Subject, unquantized: bool) -> tuple[Reference | None, s
     from harness.models.config import load_params
 
     config = load_params(subject.params)
-    oracle = Oracle(config, load_checkpoint(subject.checkpoint, config))
+    windows = windows_of(subject.artifact.constants)
+    oracle = Oracle(config, load_checkpoint(subject.checkpoint, config), windows=windows)
     return lambda tokens: oracle(tokens)[0], None
 
 
