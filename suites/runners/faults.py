@@ -150,14 +150,6 @@ FAULTS = {
         ("single",),
         lookahead=True,
     ),
-    "lookahead stores the wrong branch": Fault(
-        "cache",
-        f"{_MANAGER}.lookahead_decode",
-        "update_pos=branch_offset,",
-        "update_pos=branch_offset - 1,",
-        ("single",),
-        lookahead=True,
-    ),
 }
 
 

@@ -23,7 +23,7 @@ that fails are judged, too, up to its failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ class Wanted:
     prompt: list[int]
     tokens: list[int]
     n: int
-    stops: Collection[int]
+    stops: frozenset[int]
     lookahead: bool = False
 
     @property
@@ -281,7 +281,9 @@ class _Walk:
         self._check("stop", wanted.lookahead or len(printed) <= wanted.n, sentence)
         if len(printed) < wanted.n:
             sentence = f"it ended after {len(printed)} of {wanted.n} tokens without a stop token"
-            self._check("stop", self._last in wanted.stops, sentence)
+            following = wanted.tokens[len(printed) :][: int(wanted.lookahead)]  # of a branch
+            stopped = self._last in wanted.stops or bool(wanted.stops & set(following))
+            self._check("stop", stopped, sentence)
         text = wanted.text[: len(printed)] if wanted.lookahead else wanted.text
         sentence = f"it printed {_brief(printed)}; our generator gives {_brief(text)}"
         self._check("tokens", printed == text, sentence)
@@ -311,7 +313,3 @@ def merged(verdicts: Iterator[tuple[str, Judged]]) -> Iterator[tuple[str, int, s
         more = f" (and {len(sentences) - 1} runs more)" if len(sentences) > 1 else ""
         if place in counts:
             yield place, counts[place], sentences[0] + more if sentences else ""
-
-
-Expect = Callable[[Run], str]
-"""Returns what is wrong with a run that is not judged by its calls, "" for nothing."""

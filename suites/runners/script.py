@@ -17,7 +17,7 @@ import torch
 from harness.checks import Check
 from harness.checks.accuracy import tolerances, top_agreement
 from harness.child import Child
-from harness.errors import HarnessError
+from harness.errors import CallTimeoutError, CrashError, HarnessError
 from harness.export.environments import Environment
 from harness.export.executorch import python_path_of
 from harness.export.exporters import Exporter
@@ -139,7 +139,12 @@ class Scripts:
             "record": str(record),
         }
         doing = f"asked to run {module.rpartition('.')[2]}"
-        told = self._child.ask(request, doing, _SECONDS)
+        try:
+            told = self._child.ask(request, doing, _SECONDS)
+        except (CrashError, CallTimeoutError):
+            self.close()
+            del self._child  # the next script gets another process
+            raise
         kept = torch.load(record, weights_only=True)
         record.unlink()
         return Run(**told, **kept)
