@@ -77,7 +77,10 @@ UNFIT = {
     "sparse": (lambda w: w.to_sparse(), "is sparse_coo, not a dense tensor"),
     "compressed": (lambda w: w.to_sparse_csr(), "is sparse_csr, not a dense tensor"),
     "without values": (lambda w: w.to("meta"), "is on the device meta, without values"),
-    "repeated": (lambda w: w[:1, :1].clone().expand(w.shape), "repeats the values of a smaller"),
+    "repeated": (
+        lambda w: w[:1, :1].clone().expand(w.shape),
+        "is a view that repeats the values of a smaller one",
+    ),
 }
 
 
