@@ -159,7 +159,7 @@ class Pte:
     """A program.
 
     `keys` are the keys of its named data as they come, even those that come twice. `unused` has the
-    bytes of the segments (or of the packages of a folder) to which nothing refers, by name.
+    bytes of segments (or of a folder's packages) that are not used, by name.
     """
 
     methods: dict[str, PteMethod]
