@@ -119,7 +119,7 @@ class Subject:
 
     def _values_fit(self, artifact: Artifact) -> bool:
         """Return whether there is a reference or a golden file, and the file fits an artifact."""
-        from harness.golden import read_golden
+        from harness.golden.files import read_golden
 
         try:
             file = self.golden_path and read_golden(self.golden_path, artifact)
@@ -175,7 +175,7 @@ class Subject:
 
         Raises HarnessError when the file does not fit the artifact, or the module fails.
         """
-        from harness.golden import read_golden
+        from harness.golden.files import read_golden
 
         if self.golden_path:
             return read_golden(self.golden_path, self.artifact)

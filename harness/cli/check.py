@@ -87,7 +87,8 @@ def add_golden_arguments(parser: argparse.ArgumentParser) -> None:
 
 def golden(args: argparse.Namespace) -> int:
     """Write inputs of each method and what they must give; returns 0."""
-    from harness.golden import check_name, golden_of_runtime, write_golden
+    from harness.golden import golden_of_runtime
+    from harness.golden.files import check_name, write_golden
     from harness.golden.inputs import all_inputs
     from harness.runtimes import usable_runtimes
     from harness.subject import Subject

@@ -15,8 +15,9 @@ from harness.checks import artifact_checks, run_check, value_checks
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.export.options import ExportOptions
-from harness.golden import Call, Expected, golden_of_runtime, read_golden, write_golden
+from harness.golden import Call, Expected, golden_of_runtime
 from harness.golden.eager import Reference
+from harness.golden.files import read_golden, write_golden
 from harness.golden.inputs import all_inputs
 from harness.pte import same_shape
 from harness.subject import Subject
@@ -180,7 +181,7 @@ def test_a_cost_of_precision_that_is_refused_is_not_written(artifact, tmp_path):
 
 
 def test_a_file_that_claims_too_much_is_refused_before_it_is_read(artifact, tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.golden.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("harness.golden.files.MAX_FILE_BYTES", 100)
     np.savez_compressed(tmp_path / "bomb.npz", **{"forward/0.0/in/0": np.zeros(1 << 20)})
     with pytest.raises(HarnessError, match="have more than 100 bytes"):
         read_golden(tmp_path / "bomb.npz", artifact)
