@@ -307,7 +307,7 @@ def check_lookahead(subject: Subject, runtime: str) -> Iterator[Finding]:
                 "lookahead",
                 f"{lookahead}, {name}",
                 ok=made == greedy[name],
-                message=f"it gives {made}, greedy {greedy[name]}",
+                message=_first_difference(made, greedy[name]),
                 comparisons=len(greedy[name]),
             )
 
@@ -319,6 +319,16 @@ def _generated(
     session = subject.session(runtime)
     made = generate(session, prompt, session.layout.context, lookahead=lookahead)
     return [(step.token, step.finish) for step in made]
+
+
+def _first_difference(
+    made: Sequence[tuple[int, Finish | None]], greedy: Sequence[tuple[int, Finish | None]]
+) -> str:
+    pairs = itertools.zip_longest(made, greedy)
+    for number, (ours, theirs) in enumerate(pairs):
+        if ours != theirs:
+            return f"it gives {ours} as token {number}, greedy {theirs}"
+    return ""
 
 
 def _is_refused(subject: Subject, runtime: str, lookahead: Lookahead) -> bool:
