@@ -68,11 +68,13 @@ EXPLODING = {
 @pytest.mark.linux
 @pytest.mark.parametrize("kind", EXPLODING)
 def test_a_tokenizer_that_explodes_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    """A library may normalize its special tokens as it reads them: that costs the same."""
     parts, text = EXPLODING[kind]
-    tokenizer = load_tokenizer(changed(tmp_path, **parts))
+    path = changed(tmp_path, **parts)
     start = time.monotonic()
-    with pytest.raises(HarnessError, match=f"{tmp_path}.*: encoding .*too costly") as caught:
-        tokenizer.encode(text)
+    doing = "(encoding|reading) .*too costly"
+    with pytest.raises(HarnessError, match=f"{tmp_path}.*: {doing}") as caught:
+        load_tokenizer(path).encode(text)
     assert time.monotonic() - start < 40 and "\n" not in str(caught.value)
 
 
