@@ -110,16 +110,14 @@ def _tie(tensors: dict[Any, Any], names: Mapping[str, str], config: ModelConfig)
         return []
     if output not in tensors:
         tensors[output] = tensors[embedding]
-    elif config.tied:
+    elif config.tied and not (_misfit(tensors[output]) or _misfit(tensors[embedding])):
         if not _equal(tensors[output], tensors[embedding]):
             return [f"{output} differs from {embedding}, although tie_word_embeddings is true"]
         tensors[output] = tensors[embedding]
     return []
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if _misfit(one) or _misfit(other):
-        return True  # reported by itself
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
