@@ -250,12 +250,12 @@ def rename_arguments(export: Export) -> None:
 
 def new_identifiers(export: Export) -> None:
     """Draw another identifier for every package."""
-    for payload in export.payloads:
+    for number, payload in enumerate(export.payloads):
         text = json.dumps(payload.metadata)
         found = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text)
         assert found is not None
         payload.metadata["identifier"] = payload.metadata["identifier"].replace(
-            found.group(), "01234567-89ab-cdef-0123-456789abcdef"
+            found.group(), f"01234567-89ab-cdef-0123-{number:012x}"
         )
 
 
