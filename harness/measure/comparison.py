@@ -225,10 +225,11 @@ class Race:
         if not sessions:
             loaders = {name: partial(load, name) for name in self._sides}
             loads = in_turn(loaders, number, 1)
-            loading = (1 + LOADS) * sum(times["load"] for times in loads.values()) / 1000
-            if not self._loads or loading > self._goal.seconds / USUAL_BLOCKS / 2:
+            loading = len(loads) * min(times["load"] for times in loads.values()) / 1000
+            spare = self._goal.seconds / USUAL_BLOCKS / 2
+            if not self._loads or loading > spare:
                 self._kept = sessions
-            elif number and "load" in self._undecided:
+            elif number and "load" in self._undecided and LOADS * loading < spare:
                 loads = in_turn(loaders, number, LOADS)
         # Of decided metrics one pass is left, which checks the answers.
         passes = PASSES if number and self._undecided - {"load"} else 1

@@ -72,7 +72,7 @@ class World:
         self.random = np.random.default_rng(seed)
         self.seconds = 0.0
         self._speed = 1.0
-        self._is_burst = False
+        self._slowdown = 1.0
         self._drawn = self._draw()
 
     def clock(self) -> float:
@@ -81,27 +81,30 @@ class World:
 
     def spend(self, ideal_ms: float) -> float:
         """Return the milliseconds that a step takes, and let them pass."""
-        step, slowed, drift, chance = next(self._drawn)
+        step, slowdown, drift, chance = next(self._drawn)
         self._speed *= drift
-        # A burst takes its share of the time.
+        # A burst takes its share of the time, and slows all of its steps down alike.
         burst, end = self.machine.burst, 1 / BURST
-        self._is_burst = chance < (1 - end if self._is_burst else end * burst / (1 - burst))
-        took = ideal_ms * self._speed * (slowed if self._is_burst else step)
+        if self._slowdown == 1 and chance < end * burst / (1 - burst):
+            self._slowdown = slowdown
+        elif chance < end:
+            self._slowdown = 1.0
+        took = ideal_ms * self._speed * step * self._slowdown
         self.seconds += took / 1000
         return took
 
     def _draw(self) -> Iterator[tuple[float, float, float, float]]:
-        """Yield the factors of a step, alone and in a burst; the drift; and a chance."""
+        """Yield the factor of a step, that of a burst, the drift, and a chance."""
         machine, random = self.machine, self.random
         while True:
             steps = np.exp(np.abs(random.normal(0, machine.jitter, DRAWN)))
             outliers = random.random(DRAWN) < machine.tail
             steps *= 1 + outliers * random.pareto(1.5, DRAWN)
-            slowed = steps * random.uniform(1, 4, DRAWN)
+            bursts = random.uniform(1, 4, DRAWN)
             drift = np.exp(random.normal(0, machine.drift, DRAWN))
             chances = random.random(DRAWN)
             yield from zip(
-                steps.tolist(), slowed.tolist(), drift.tolist(), chances.tolist(), strict=True
+                steps.tolist(), bursts.tolist(), drift.tolist(), chances.tolist(), strict=True
             )
 
 
