@@ -219,7 +219,8 @@ class FunctionTypes:
         """Yield a computed index whose dtype cannot name every entry of the table."""
         names = {n: a.arguments[0].name for n, a in operation.inputs.items() if a.arguments}
         limit = _LARGEST_INDEX.get((operands.get("indices") or [None])[0] or "")
-        if limit is None or names.get("indices", "") in ("", *self._numbers):
+        computed = names.get("indices", "")
+        if limit is None or not computed or computed in self._numbers:
             return
         axis = self._numbers.get(names.get("axis", ""), [0])
         shape = self._shapes.get(names.get("x", ""), ())

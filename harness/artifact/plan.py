@@ -120,7 +120,7 @@ def overlap_problems(method: PteMethod, names: Mapping[int, str]) -> Iterator[Pr
     ends: list[tuple[int, _Life]] = []
     for life in sorted(_lives(method), key=lambda life: life.first):
         while ends and ends[0][0] < life.first:
-            alive.remove(heappop(ends)[1])
+            del alive[bisect_left(alive, heappop(ends)[1])]
         place = bisect_left(alive, life)
         for other in alive[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS]:
             same = other.buffer == life.buffer

@@ -45,7 +45,7 @@ def manifest_problems(files: Mapping[str, memoryview]) -> Iterator[str]:
             object_pairs_hook=lambda pairs: _unique(pairs, twice),
         )
         items = content["itemInfoEntries"]
-        entries = {str(key): dict(item) for key, item in items.items()}
+        entries = {str(k): item if isinstance(item, dict) else {} for k, item in items.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
     for key in twice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.artifact.blob import file_problems
@@ -100,7 +100,7 @@ def check_package_files(subject: Subject) -> Iterator[Finding]:
         problem = []
         if not identifier.strip():
             problem = ["its identifier is empty; the runtime caches a compiled model under it"]
-        elif not _same(bundle, subject.artifact.bundles[other]):
+        elif other != number and not _same(bundle, subject.artifact.bundles[other]):
             problem = [f"has the identifier of package {other}, '{identifier}'; draw another"]
         yield one_finding("package-files", f"package {number}, metadata.json", problem)
 
@@ -128,7 +128,7 @@ def check_compile_specs(subject: Subject) -> Iterator[Finding]:
             data = artifact.pte.methods[method].delegates[delegate.index]
             first, other = firsts.setdefault(scope, (delegate, data))
             problems = [*_spec_values(data), *_spec_facts(subject, delegate, data, several)]
-            if problems or data.compile_specs == other.compile_specs:
+            if problems or {*data.compile_specs} == {*other.compile_specs}:
                 yield one_finding(
                     "compile-specs", delegate.where, problems, len(data.compile_specs)
                 )
@@ -197,7 +197,7 @@ def check_memory_plan(subject: Subject) -> Iterator[Finding]:
     for name, delegates in artifact.delegates.items():
         method, names = artifact.pte.methods[name], artifact.value_names(name)
         problems = [*tensor_problems(method), *overlap_problems(method, names)]
-        if all(_takes_its_arguments(method, delegate) for delegate in delegates):
+        if _takes_arguments(method, delegates):
             inputs_of = {d.index: len(d.names.input_names) for d in delegates}
             problems += call_problems(method, inputs_of, names)
         if subject.is_language_model:
@@ -205,11 +205,11 @@ def check_memory_plan(subject: Subject) -> Iterator[Finding]:
         yield one_finding("memory-plan", f"method '{name}'", problems, len(method.values))
 
 
-def _takes_its_arguments(method: PteMethod, delegate: Delegate) -> bool:
+def _takes_arguments(method: PteMethod, delegates: Sequence[Delegate]) -> bool:
     """Return whether each call passes as many values as are named; `metadata-names` says if not."""
-    count = len(delegate.names.input_names) + len(delegate.names.output_names)
+    counts = {d.index: len(d.names.input_names) + len(d.names.output_names) for d in delegates}
     steps = [step for step in method.instructions if isinstance(step, DelegateCall)]
-    return all(len(step.args) == count for step in steps if step.delegate == delegate.index)
+    return all(len(step.args) == counts.get(step.delegate, len(step.args)) for step in steps)
 
 
 def _unusual(subject: Subject, name: str) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.checks.accuracy import CALIBRATED_MULTIPLE, WIDE_TOLERANCE, Error, error, noise_floor
+from harness.checks.accuracy import (
+    CALIBRATED_MULTIPLE,
+    CEILINGS,
+    WIDE_TOLERANCE,
+    Error,
+    error,
+    noise_floor,
+)
 from harness.checks.run import check
 from harness.errors import HarnessError
 from harness.golden import Call, distance, golden_of_runtime, run_steps
@@ -187,6 +194,11 @@ def _bounds(subject: Subject, method: str, calls: Sequence[Call], runtime: str) 
         stated = [one.rounding for one in expected if one.rounding is not None]
         if len(stated) < len(expected):
             costs = costs or _measured_costs(subject, method, calls)
+            if not costs[index] <= CEILINGS[subject.dtype] / CALIBRATED_MULTIPLE:
+                raise HarnessError(
+                    f"method '{method}', output {index}: {subject.dtype} costs {costs[index]:.3g} "
+                    "on the artifact itself, and no tolerance can be measured"
+                )
             bounds[index] = max(CALIBRATED_MULTIPLE * costs[index], step)
             continue
         if not all(map(math.isfinite, stated)):

@@ -29,7 +29,7 @@ from harness.checks.accuracy import (
     trace,
 )
 from harness.checks.run import Check, check
-from harness.errors import HarnessError
+from harness.errors import CallTimeoutError, CrashError, HarnessError
 from harness.generate import generate
 from harness.generate.session import Session
 from harness.generate.tokenizer import load_tokenizer
@@ -176,6 +176,8 @@ def _refuses(session: Session, tokens: list[int]) -> bool:
     """Return whether a session refuses a prompt and feeds nothing of it."""
     try:
         session.prefill(tokens)
+    except (CrashError, CallTimeoutError):
+        raise
     except HarnessError:
         return session.position == 0
     return False

@@ -35,6 +35,8 @@ def check_roles(subject: Subject) -> Iterator[Finding]:
             ("cosines and sines", _rope_problems(probe), 2 * len(probe.rows)),
             (LAST_POSITION, _last_problems(probe), 2),
         ):
+            if what == LAST_POSITION and probe.phase.last_valid_token_pos is None:
+                continue
             found = list(problems)
             yield Finding(
                 "roles",
@@ -90,8 +92,12 @@ def _mask_problems(probe: Probe) -> Iterator[str]:
         closed = probe.causal_masks()
         for index, cache_len in probe.masks:
             closed[index][:, 1:, cache_len] = -numpy.inf
-        now = probe(closed | {TOKENS_INPUT: probe.other_tokens(0, 1)})
-        if later := probe.positions_moved(now, probe(closed)) - {0}:
+        now, before = probe(closed | {TOKENS_INPUT: probe.other_tokens(0, 1)}), probe(closed)
+        later = probe.positions_moved(now, before) - {0}
+        # The keys and values of a first layer depend on no mask: the logits of later tokens do.
+        if probe.phase.full_logits and differ(now[0][:, 1:], before[0][:, 1:]):
+            later = later or {1}
+        if later:
             columns = " and ".join(str(cache_len) for _, cache_len in probe.masks)
             yield (
                 f"the first token moves position {min(later)} of the input though its column of "
@@ -105,6 +111,9 @@ def _rope_problems(probe: Probe) -> Iterator[str]:
     new = probe(angles | probe.alone())
     cos, sin = angles[probe.phase.cos], angles[probe.phase.sin]
     keys = [(now, before) for now, before in probe.updates(new, old) if differ(now, before)]
+    if not keys:
+        yield f"inputs {probe.phase.cos} (cosines) and {probe.phase.sin} (sines) move no key"
+        return
     if any(not is_rotation(now, before, cos, sin) for now, before in keys):
         opposite = all(is_rotation(now, before, cos, -sin) for now, before in keys)
         why = "the two are exchanged" if opposite else "they have another layout, or are others"
@@ -117,7 +126,7 @@ def _rope_problems(probe: Probe) -> Iterator[str]:
 def _last_problems(probe: Probe) -> Iterator[str]:
     """Ask for the first and the last row: only the tokens up to it move the logits."""
     index, end = probe.phase.last_valid_token_pos, probe.length - 1
-    if index is None:
+    if index is None:  # the logits are those of every row
         return
     for position in sorted({0, end}):
         asked = {index: probe.position(position)}

@@ -102,10 +102,6 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if not holds(value):
             raise HarnessError(f"--{name.replace('_', '-')} must be {sentence}, not {value}")
-    if "" in args.stop:
-        raise HarnessError("--stop is empty: give the text that ends the generation")
-    if "" in args.prompt:
-        raise HarnessError("--prompt is empty: give the text to continue")
     prompts = [*args.prompt, *_read_prompts(args.prompts)]
     if not prompts:
         raise HarnessError("no prompt: give --prompt TEXT, or --prompts FILE with a line or more")

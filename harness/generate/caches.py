@@ -116,7 +116,7 @@ class Caches:
         """
         slots = self._slots[length]
         mask[0, :, :length] = slots.cache_mask(position, rows)
-        if slots.is_window or not is_filled:
+        if not is_filled:
             mask[0, :, length:] = _additive(slots.near(rows))
 
     def in_order(self, caches: Sequence[torch.Tensor], layer: int) -> torch.Tensor:

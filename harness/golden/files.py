@@ -36,7 +36,7 @@ from harness.text import read_file, require_regular, unreadable
 MAX_FILE_BYTES = 1 << 32  # of the tensors in a golden file; a compressed npz may claim any size
 MAX_TENSORS = 100_000
 MAX_ROUNDING = 0.1  # a larger cost of precision would let any output pass
-_MAX_SPREAD = 4  # times what precision costs; with folded weights, a sound one is 1.5 times it
+_MAX_SPREAD = 2  # times what precision costs; with folded weights, a sound one is 1.5 times it
 _MIN_SPREAD = 2 * 2.0**-10  # of the largest value: two steps of fp16
 
 

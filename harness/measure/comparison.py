@@ -44,7 +44,7 @@ from harness.measure.timing import (
     milliseconds,
     timed_calls,
 )
-from harness.measure.turns import Pass, Steps, in_turn
+from harness.measure.turns import MAX_PASSES, Pass, Steps, in_turn
 from harness.results.figures import with_unit
 from harness.runtimes import BASELINE, default_runtime, usable_runtimes
 from harness.subject import Subject
@@ -229,7 +229,7 @@ class Race:
             spare = self._goal.seconds / USUAL_BLOCKS / 2
             if not self._loads or loading > spare:
                 self._kept = sessions
-            elif number and "load" in self._undecided and LOADS * loading < spare:
+            elif number and "load" in self._undecided and MAX_PASSES * LOADS * loading < spare:
                 loads = in_turn(loaders, number, LOADS)
         # Of decided metrics one pass is left, which checks the answers.
         passes = PASSES if number and self._undecided - {"load"} else 1

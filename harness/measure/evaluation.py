@@ -28,7 +28,7 @@ from harness.errors import HarnessError
 from harness.generate import generate_text, greedy, make_sampler
 from harness.generate.calls import open_session
 from harness.generate.tokenizer import StopTexts, check_vocabulary, load_tokenizer
-from harness.measure.text import all_logits, log_probabilities, require_finite
+from harness.measure.text import all_logits, feeds_all, log_probabilities, require_finite
 from harness.runtimes import default_runtime, get_runtime
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         fed = [*context, *continuation][-self.max_length - 1 : -1]
         first = len(fed) - len(continuation)  # the position that predicts the first of them
         self._session.reset()
-        if first > 0 and not self._session.layout.full_logits:
+        if first > 0 and not feeds_all(self._session):
             rows = [self._session.prefill(fed[: first + 1])[None]]
             rows += all_logits(self._session, fed[first + 1 :])
         else:

@@ -178,12 +178,17 @@ class _Steps:
             self.progress(f"{self.chunk}: {name}", position, self.total)
 
 
+def feeds_all(session: Session | CallSession) -> bool:
+    """Return whether one call gives the logits of all tokens that it is fed."""
+    return isinstance(session, Session) and session.layout.full_logits
+
+
 def all_logits(session: Session | CallSession, tokens: Sequence[int]) -> Iterator[torch.Tensor]:
     """Feed tokens after the session's position; yield the logits after each, in pieces [n, vocab].
 
     Raises HarnessError as the session does.
     """
-    if isinstance(session, Session) and session.layout.full_logits:
+    if isinstance(session, Session) and feeds_all(session):
         length = session.layout.prefill.input_len
         for start in range(0, len(tokens), length):
             yield session.prefill_all(tokens[start : start + length])
@@ -218,6 +223,11 @@ def _reference(subject: Subject, unquantized: bool) -> tuple[Reference | None, s
         return lambda tokens: subject.reference(tokens)[0], None
     if subject.checkpoint is None or subject.params is None:
         return None, "no constants describe the model: give --checkpoint and --params"
+    if not unquantized:
+        return None, (
+            "no constants tell how the weights are quantized: give --unquantized, to compare with "
+            "the checkpoint's own"
+        )
     from harness.models.checkpoint import load_checkpoint
     from harness.models.config import load_params
 

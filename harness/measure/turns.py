@@ -28,8 +28,8 @@ def in_turn(actions: Mapping[str, Pass], number: int, passes: int) -> dict[str, 
     """Take passes of four actions, named as in `ORDERS`, a step of each in turn.
 
     Returns the milliseconds of each action's pass by metric. Several passes are repeated until they
-    have taken `MIN_MS` and the last one has moved no time by `SETTLED`, at most `MAX_PASSES` times
-    as many. `number` is that of the block: it decides who is first.
+    have taken `MIN_MS` and the last one has moved no time by `SETTLED`; for the latter, at most
+    `MAX_PASSES` times as many are taken. `number` is that of the block: it decides who is first.
     """
     # By metric and action, a list of milliseconds for each pass.
     taken: dict[str, dict[str, list[list[float]]]] = {}

@@ -26,8 +26,9 @@ class KnownDefect:
 
     Patterns are written as in a shell (`smollm2-*`); that of the fixture does not name its
     exporter. `exporter` is the kind of exporter whose artifacts have the defect, with the range of
-    its versions ("executorch >=1.3, <1.6", "coreml"). `reproduction` explains how to see the defect
-    without this project.
+    its versions ("executorch >=1.3, <1.6", "coreml"). With an `outcome`, the defect shows as that
+    alone: one that shows as `fail` excuses no error, crash or timeout. `reproduction` explains how
+    to see the defect without this project.
     """
 
     issue: str
@@ -37,6 +38,7 @@ class KnownDefect:
     mode: str = "*"
     runtime: str = "*"
     exporter: str = ""
+    outcome: str = "*"
 
     @cached_property
     def made_by(self) -> Requirement | None:
@@ -58,6 +60,8 @@ class KnownDefect:
         exporter, model = exporter_of(case)
         patterns = [(getattr(case, name), getattr(self, name)) for name in _PATTERNS]
         if not all(fnmatchcase(*pair) for pair in [(model, self.fixture), *patterns]):
+            return False
+        if case.outcome != "pass" and not fnmatchcase(case.outcome, self.outcome):
             return False
         if self.made_by is None:
             return True

@@ -60,6 +60,15 @@ def test_a_bug_of_the_harness_is_never_a_known_defect():
     assert judge_against_known(bug, [KnownDefect("an issue")]) == bug
 
 
+def test_a_defect_that_shows_as_a_failure_excuses_no_error_and_must_still_show():
+    known = [KnownDefect("it raises", check="cache-*", outcome="fail")]
+    judged = [judge_against_known(case("tiny", how), known).outcome for how in ("fail", "pass")]
+    assert judged == ["known", "fail"]
+    for how, detail in (("error", {"stage": "check"}), ("timeout", {})):
+        broken = Case("conformance", "cache-rows", "tiny", outcome=how, reason="no", **detail)
+        assert judge_against_known(broken, known) == broken
+
+
 def test_without_versions_a_range_matches_nothing():
     assert outcome("tiny", versions=None) == "fail"
     assert outcome("coreml:tiny", versions=None) == "known"

@@ -117,7 +117,7 @@ BAD = {
         INPUTS
         | {"forward/0.0/out/1": ONE + 1, "forward/0.0/or/1": ONE + 1.005}
         | {"forward/0.0/rounding/1": np.array(0.001)},
-        "is off by 0.005 of the largest value of 'out'; 0.004 is allowed",
+        "is off by 0.005 of the largest value of 'out'; 0.002 is allowed",
     ),
     "several roundings": (
         INPUTS | {"forward/0.0/out/1": ONE, "forward/0.0/rounding/1": ONE},
