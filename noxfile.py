@@ -92,6 +92,7 @@ def documents(session: nox.Session) -> None:
 def evaluation(session: nox.Session) -> None:
     """Compare lm-evaluation-harness's scores of small artifacts with those of transformers."""
     install(session, "eval", "executorch", "test")
+    run(session, "python", "-c", "import lm_eval")  # without it, all of the tests skip
     run(session, "pytest", "tests/measure/test_evaluation.py", *session.posargs)
 
 
@@ -268,7 +269,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(python=False, default=False)
 def interrupts(session: nox.Session) -> None:
-    """End exports, combinations and extractions at every moment; a quarter of an hour."""
+    """End exports, combinations, extractions and conformance runs; more than an hour."""
     install(session, "executorch")
     run(session, "pytest", "suites/interrupts", "--every", *session.posargs)
 

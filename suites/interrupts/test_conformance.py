@@ -30,7 +30,7 @@ class Place:
     folder: Path
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start a run as a process, the leader of a group of its own."""
+        """Start a run as a process."""
         environment: Mapping[str, str] = {
             **os.environ,
             "HARNESS_CACHE": str(self.folder / "cache"),

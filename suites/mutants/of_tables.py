@@ -55,14 +55,6 @@ def spec_twice(file: Any) -> None:
         held.append(held[0])
 
 
-def tensor_of(file: Any, passed: bool) -> Table:
-    """Return a tensor that the first method's last delegate takes: passed by the caller, or not."""
-    plan = plans(file)[0]
-    call = plan.chains[0].instructions[-1].instr_args
-    index = next(i for i in call.args if (i in plan.inputs) == passed and i not in plan.outputs)
-    return plan.values[index].val
-
-
 def first_cache(file: Any) -> Table:
     """Return the last input of the first method, a cache or a position."""
     plan = plans(file)[0]

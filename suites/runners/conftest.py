@@ -45,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         named = config.getoption("exporter") or list(_at_hand())
         found = {_label(exporter): exporter for exporter in map(get_exporter, named)}
+        if not found:
+            raise HarnessError("no ExecuTorch is at hand: give --exporter executorch@VERSION")
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[_EXPORTERS] = found

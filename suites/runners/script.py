@@ -80,15 +80,6 @@ class Vocabulary:
         processor = SentencePieceProcessor(model_file=str(self.path))
         return {token: processor.id_to_piece(token) for token in range(processor.vocab_size())}
 
-    def containing(self, token: int) -> str | None:
-        """Return a text among whose ids is `token`, None if no short one is found."""
-        words = self.prompt(3)
-        for piece in (self.piece(token).replace("▁", " "), self.decode([token])):
-            for text in (f"{words}{piece}{words}", f"{words} {piece} ", piece):
-                if token in self.encode(text):
-                    return text
-        return None
-
     def prompt(self, length: int, start: int = 0) -> str:
         """Return a text of `length` tokens, cut from sayings; HarnessError where none is found."""
         text = " ".join(documents(_SEED + start, 40))

@@ -11,7 +11,7 @@ from harness.checks import Check, run_check
 from harness.results import Case, Finding
 from harness.suites.runners.conftest import BenchOf
 from harness.suites.runners.faults import FAULTS
-from harness.suites.runners.scenarios import eos_cases
+from harness.suites.runners.scenarios import eos_cases, numbered_words
 from harness.suites.runners.script import Bench
 
 INSTALLED = [(name, mode) for name, fault in FAULTS.items() for mode in fault.modes]
@@ -39,7 +39,8 @@ def _caught(bench: Bench, name: str) -> Iterator[Finding]:
     if fault.lookahead:
         more = ["--lookahead", "--ngram_size", 3, "--window_size", 4, "--n_verifications", 4]
     if fault.fixture == "layers-1":
-        prompts = [words.containing(65536) or ""]
+        words = numbered_words(bench.folder, bench.layout.vocab_size)
+        prompts = ["w7 w65536 w9"]
     if fault.place == "stop":
         (prompt, eos), _ = next(eos_cases(bench, (2,)))
         prompts, words = [prompt], bench.tokenizer("eos", {"bos_token": None, "eos_token": eos})

@@ -49,8 +49,11 @@ def check_flags(bench: Bench) -> Iterator[Finding]:
         **{str(flag): [value] for flag, value in zip(small[::2], small[1::2], strict=True)},
     }
     plain = bench.run(prompt, _N, *base)
-    yield Finding("flags", "no option", plain.status == 0, told(plain), 1)
-    for option in declared_options(bench, RUNNERS[bench.mode]):
+    printed = plain.status == 0 and bool(plain.printed)
+    yield Finding("flags", "no option", printed, told(plain), 1)
+    options_ = declared_options(bench, RUNNERS[bench.mode])
+    yield Finding("flags", "options", "--prompt" in options_, f"only {options_} were found", 1)
+    for option in options_:
         if option not in values:
             yield Finding("flags", option, False, "this suite gives it no value", 1)
             continue

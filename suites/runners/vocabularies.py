@@ -125,7 +125,8 @@ def check_text(bench: Bench) -> Iterator[Finding]:
         text = words.decode(ids + tokens).removeprefix(words.decode(ids))
         have = printed_text(run, prompt)
         wrong = f"it printed {have!r}; the text of its tokens is {text!r}" if have != text else ""
-        yield Finding("printed-text", f"prompt {start}", run.status == 0 and not wrong, wrong, 1)
+        ok = run.status == 0 and bool(run.printed) and not wrong
+        yield Finding("printed-text", f"prompt {start}", ok, wrong or told(run), 1)
 
 
 @check("empty-prompt")

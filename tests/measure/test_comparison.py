@@ -217,10 +217,12 @@ def test_a_disturbed_load_leaves_no_load_undecided():
     class Unsteady(Simulated):
         def load(self):
             run, _ = super().load()
-            return run, 5.0 * (3.0 if self.generator.random() < 0.1 else 1.0)
+            return run, 5.0 * (3.0 if self.generator.random() < 0.5 else 1.0)
 
     rows = raced(Unsteady(), Unsteady(name="head"))
     assert rows["load"].found.verdict == "same" and rows["load"].base < 10
+    steady = raced(Simulated(), Simulated(name="head"))
+    assert steady["load"].found.blocks == FIRST_LOOK
 
 
 def test_of_decided_metrics_one_load_and_one_pass_are_left():

@@ -13,11 +13,9 @@ import torch
 
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.export.coreml import export
-from harness.export.options import ExportOptions
 from harness.generate.tokenizer import load_tokenizer
 from tests.generate.test_tokenizer import byte_level
-from tests.measure.test_text import CONTEXT, save
+from tests.measure.test_text import CONTEXT, exports_of, save
 
 EOS = "<|im_end|>"
 
@@ -39,18 +37,7 @@ class Material:
         template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
         byte_level(folder, {"eos_token": EOS, "chat_template": template})
         self.folder, self.tokenizer = folder, load_tokenizer(folder)
-        self.exports = {
-            mode: export(
-                folder / "model",
-                folder / "model/config.json",
-                ExportOptions(
-                    mode=mode, input_len=4, max_context_len=CONTEXT, dtype="fp32",
-                    embedding_quantize=None, linear_quantize="none", target_split_size=None,
-                ),
-                folder / mode,
-            )
-            for mode in ("single", "multifunction")
-        }  # fmt: skip
+        self.exports = exports_of(folder)
 
     def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,23 @@ def save(folder: Path, noise: float, vocab_size: int = VOCAB) -> Any:
     return model.double()
 
 
+def exports_of(folder: Path) -> dict[str, Path]:
+    """Export the model in a folder in both modes, in fp32 and without quantization."""
+    options = ExportOptions(
+        input_len=4,
+        max_context_len=CONTEXT,
+        dtype="fp32",
+        embedding_quantize=None,
+        linear_quantize="none",
+        target_split_size=None,
+    )
+    model = folder / "model"
+    return {
+        mode: export(model, model / "config.json", replace(options, mode=mode), folder / mode)
+        for mode in ("single", "multifunction")
+    }
+
+
 class Material:
     """A model of transformers and another near it, with exports of the first in both modes."""
 
@@ -54,18 +72,7 @@ class Material:
         self.folder = folder
         self.model = save(folder / "model", 0.0)
         self.other = save(folder / "other", 0.01)
-        self.exports = {
-            mode: export(
-                folder / "model",
-                folder / "model/config.json",
-                ExportOptions(
-                    mode=mode, input_len=4, max_context_len=CONTEXT, dtype="fp32",
-                    embedding_quantize=None, linear_quantize="none", target_split_size=None,
-                ),
-                folder / mode,
-            )
-            for mode in ("single", "multifunction")
-        }  # fmt: skip
+        self.exports = exports_of(folder)
 
     def subject(self, mode: str, of: str | None) -> Subject:
         """Return the export, held against the model of a folder or against its own weights."""
