@@ -14,7 +14,6 @@ of a block's length plus the root of the number of blocks, not with the root of 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,8 +59,8 @@ _OF_X86 = (
     _Shuffle("ssse3", "llvm.x86.ssse3.pshuf.b.128", 16),
 )
 _OF_ARM = (_Shuffle("", "llvm.aarch64.neon.tbl1.v16i8", 16),)
-_SHUFFLES = {"x86_64": _OF_X86, "AMD64": _OF_X86, "arm64": _OF_ARM, "aarch64": _OF_ARM}
-"""The shuffles of each machine, the best one first."""
+_SHUFFLES = {"x86_64": _OF_X86, "amd64": _OF_X86, "arm64": _OF_ARM, "aarch64": _OF_ARM}
+"""The shuffles of each architecture, as LLVM names it; the best one first."""
 
 
 def _best() -> _Shuffle | None:
@@ -69,8 +68,9 @@ def _best() -> _Shuffle | None:
         features = dict(llvm.get_host_cpu_features())
     except RuntimeError:  # LLVM does not know this processor
         features = {}
-    of_machine = _SHUFFLES.get(platform.machine(), ())
-    return next((s for s in of_machine if not s.feature or features.get(s.feature)), None)
+    architecture = str(llvm.get_process_triple()).partition("-")[0]
+    shuffles = _SHUFFLES.get(architecture, ())
+    return next((s for s in shuffles if not s.feature or features.get(s.feature)), None)
 
 
 _BEST = _best()
