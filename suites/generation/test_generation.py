@@ -12,6 +12,7 @@ from harness.suites.conformance.cases import Judge
 from harness.suites.conformance.subjects import row_of
 from harness.suites.generation import sequences
 from harness.suites.generation.order import any_order
+from harness.suites.generation.prompts import prompts
 
 OF_ARTIFACTS = ("owners", "roles", "cache-rows")
 OF_EXECUTION = ("residues", "token-ids", "greedy")
@@ -35,6 +36,11 @@ def test_sequences(judge: Judge, check: Check[Subject], runtime: str) -> None:
 @pytest.mark.tokenized
 def test_special_tokens(judge: Judge, fixture_name: str, runtime: str) -> None:
     judge(sequences.special_tokens(tokenizer_of(row_of(fixture_name))), runtime)
+
+
+@pytest.mark.tokenized
+def test_prompts(judge: Judge, fixture_name: str, runtime: str) -> None:
+    judge(prompts(tokenizer_of(row_of(fixture_name))), runtime)
 
 
 def test_any_order(judge: Judge, pytestconfig: pytest.Config, runtime: str) -> None:

@@ -11,10 +11,13 @@ import torch
 
 from harness.checks import Check, artifact_checks
 from harness.checks.run import defined_in
+from harness.fixtures.cache import fixture
 from harness.generate import generate
 from harness.generate.layout import ModelLayout
+from harness.generate.lookahead import NGrams
 from harness.generate.phase import TOKENS_INPUT, Phase
 from harness.generate.session import Session
+from harness.generate.tokenizer import load_tokenizer
 from harness.results import Finding
 from harness.runtimes import REFERENCE
 from harness.runtimes.base import Method
@@ -22,6 +25,7 @@ from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
 from harness.suites.generation import sequences
 from harness.suites.generation.order import KINDS, any_order, text_of
+from harness.suites.generation.prompts import prompts, prompts_of
 from harness.suites.mutants.judge import judged
 
 MODES = ("single", "multifunction")
@@ -32,8 +36,13 @@ def order(subject: Subject, runtime: str) -> Iterator[Finding]:
     return any_order(subject, runtime, STEPS)
 
 
+def after_prompts(subject: Subject, runtime: str) -> Iterator[Finding]:
+    yield from prompts(fixture("layers-2").tokenizer).findings(subject, runtime)
+
+
 CHECKS: Mapping[str, Check[Subject]] = {
     **defined_in(sequences),
+    "prompts": Check("prompts", after_prompts, takes_runtime=True),
     **artifact_checks(),
     "any-order": Check("any-order", order, takes_runtime=True),
 }
@@ -177,13 +186,24 @@ BROKEN = [
     (
         LastPositionOneEarly,
         MODES[1:],
-        {"calls": r"last_valid_token_pos is \[6\], not \[7\]", "residues": "prompt lengths error"},
+        {
+            "calls": r"last_valid_token_pos is \[6\], not \[7\]",
+            "residues": "prompt lengths error",
+            "prompts": r"a question: \d+ of \d+ tokens are not the oracle's although its margin",
+        },
     ),
     (LayersCrossed, MODES, {"calls": "caches in full chunks is", "any-order": ORDER}),
     (CachesNotHandedOver, MODES, {"calls": "caches in full chunks is", "any-order": ORDER}),
     (RewindOneTooFar, MODES, {"any-order": "position is .*, not .* after"}),
     (RoomForOneMore, MODES, {"residues": "longer than the context, but it is not refused"}),
-    (OtherRowsOfATree, MODES[:1], {"lookahead": r"\d,\d,\d, .*: it gives .* as token \d, greedy"}),
+    (
+        OtherRowsOfATree,
+        MODES[:1],
+        {
+            "lookahead": r"\d,\d,\d, .*: it gives .* as token \d, greedy",
+            "prompts": r"lookahead 3,2,2: \d+ of \d+ tokens are not the oracle's",
+        },
+    ),
 ]
 ROWS = [
     pytest.param(kind, mode, check, sentence, id=f"{kind.__name__}-{mode}-{check}")
@@ -208,9 +228,24 @@ def test_a_broken_session_is_found(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_sound_session_passes(subjects: Callable[[str], Subject], mode: str) -> None:
-    for name in (*defined_in(sequences), "any-order"):
+    for name in (*defined_in(sequences), "prompts", "any-order"):
         case = judged(subjects(mode), CHECKS[name])
         assert case.outcome == "pass", case.reason
+
+
+def test_a_lookahead_that_saves_no_call_is_found(
+    subjects: Callable[[str], Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NGrams, "after", lambda ngrams, first: [])
+    case = judged(subjects("single"), CHECKS["prompts"])
+    assert case.failures == ("share of greedy's calls is 1 (<= 0.75)",)
+
+
+def test_twenty_prompts_are_of_every_length() -> None:
+    made = prompts_of(load_tokenizer(fixture("layers-2").tokenizer), 32)
+    lengths = {len(ids) for ids in made.values()}
+    assert len(made) == 20 and {1, 16, 32} <= lengths
+    assert made["id 0 first"][0] == made["id 0 last"][-1] == 0
 
 
 def never_stops(
