@@ -137,6 +137,17 @@ def healthy(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def mutants(session: nox.Session) -> None:
+    """Break artifacts, result files, exporters and runners in every known way; none survives.
+
+    It prints what found each fault, and fails when one was not found, or a sound control was.
+    """
+    install(session, *EVERYTHING)
+    every = ["suites/mutants/test_faults.py", "-n", "2", "--every-fault", f"{RESULTS}/mutants"]
+    run(session, "pytest", *every, *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def generation(session: nox.Session) -> None:
     """Feed and generate sequences of every length, split, order and end, on 5 small models."""
     install(session, "executorch", "test")

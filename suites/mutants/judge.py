@@ -1,8 +1,9 @@
-"""Judges an artifact by one check, as the conformance suite does."""
+"""Makes mutants of the fixture `tiny`'s exports and judges them, as the conformance suite does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from harness.checks import Check, artifact_checks, run_check, value_checks
@@ -10,7 +11,8 @@ from harness.results import Case
 from harness.runtimes import REFERENCE
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
-from harness.suites.mutants.edit import Export
+from harness.suites.mutants.edit import Export, FolderExport, Mutation, touch_everything
+from harness.suites.mutants.faults import FOLDER, Complaints, Mutant
 
 OF_BYTES = (
     *("owners", "references", "metadata-names", "function-names", "package-files", "descriptions"),
@@ -18,26 +20,32 @@ OF_BYTES = (
 )
 """The checks that execute nothing and need no reference, and judge one part each."""
 _OF_PTES = ("compile-specs", "memory-plan")  # a folder has neither
-
-Mutation = Callable[[Export], object]  # changes an export in place
 MakeMutant = Callable[[Mutation, str], Subject]  # from a mutation and a mode
+_EXPORTS = {".pte": "tiny", "folder": "coreml:tiny"}
 
 
-class Sources:
-    """The sound subjects, by mode; each stays open, because they are small."""
-
-    def __init__(self) -> None:
-        self._opened: dict[str, Subject] = {}
-
-    def __getitem__(self, mode: str) -> Subject:
-        if mode not in self._opened:
-            self._opened[mode] = Subjects(lambda stage: None).get("tiny", mode)
-        return self._opened[mode]
+@functools.cache
+def sound(mode: str, kind: str = ".pte") -> Subject:
+    """Return the sound subject of a mode and a kind; it stays open, because it is small."""
+    return Subjects(lambda stage: None).get(_EXPORTS[kind], mode)
 
 
 def opened(path: Path, sound: Subject) -> Subject:
     """Open an artifact as an export of the same model, with the same options."""
     return Subject(path, sound.checkpoint, sound.params, sound.options, sound.unshared)
+
+
+def written(mutate: Mutation, mode: str, folder: Path, kind: str = ".pte") -> Path:
+    """Write a copy of a sound subject, broken by `mutate`, into `folder`, and return its path."""
+    is_folder = kind in FOLDER
+    export = (FolderExport if is_folder else Export)(sound(mode, kind).artifact.path)
+    mutate(export)
+    return export.save(folder / ("mutant" if is_folder else f"mutant{kind}"))
+
+
+def broken(mutate: Mutation, mode: str, folder: Path, kind: str = ".pte") -> Subject:
+    """Return a copy of a sound subject, broken by `mutate` and written into `folder`."""
+    return opened(written(mutate, mode, folder, kind), sound(mode, kind))
 
 
 def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]) -> Case:
@@ -54,9 +62,36 @@ def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]
     return case
 
 
-def complaints(subject: Subject) -> dict[str, str]:
-    """Return the reasons of the checks of bytes that do not pass; most of them must judge it."""
-    cases = [judged(subject, name) for name in OF_BYTES]
-    skipped = [case.check for case in cases if case.outcome == "skip"]
-    assert len(skipped) <= len(_OF_PTES), skipped
-    return {case.check: case.reason for case in cases if case.outcome not in ("pass", "skip")}
+def complaints(subject: Subject | Callable[[], Subject], checks: Iterable[str]) -> Complaints:
+    """Return the failures of the checks that do not pass, by name."""
+    cases = [judged(subject, name) for name in checks]
+    return {
+        case.check: case.failures or (case.reason,)
+        for case in cases
+        if case.outcome not in ("pass", "skip")
+    }
+
+
+def judge_export(mutant: Mutant, checks: Collection[str]) -> Complaints:
+    """Judge an export whose parts a mutation changes."""
+    subject = functools.cache(lambda: broken(*_made(mutant)))
+    return complaints(subject, checks)
+
+
+def judge_bytes(mutant: Mutant, checks: Collection[str]) -> Complaints:
+    """Judge such an export by all checks of bytes, too; most of them must apply."""
+    subject = broken(*_made(mutant))
+    applicable = [n for n in OF_BYTES if not artifact_checks()[n].inapplicable(subject)]
+    assert len(applicable) >= len(OF_BYTES) - len(_OF_PTES), applicable
+    return complaints(subject, {*checks, *OF_BYTES})
+
+
+def judge_subject(mutant: Mutant, checks: Collection[str]) -> Complaints:
+    """Judge what a mutation makes of a `Mutant`: a subject with another file beside it."""
+    subject = mutant.mutate(mutant) if mutant.mutate else sound(mutant.mode, mutant.kind)
+    assert isinstance(subject, Subject)
+    return complaints(subject, checks)
+
+
+def _made(mutant: Mutant) -> tuple[Mutation, str, Path, str]:
+    return mutant.mutate or touch_everything, mutant.mode, mutant.folder, mutant.kind

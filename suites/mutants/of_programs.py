@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from harness.artifact.proto import proto_module
 from harness.suites.mutants.edit import Export, Mutation, Payload
+from harness.suites.mutants.faults import MULTI, NUMBERS, PTE, fault
+from harness.suites.mutants.judge import judge_export
 
+row = partial(fault, room="program", judge=judge_export)
+FUNCTION = r"package 1, function '\w+': "
+OPERATION = r"method 'forward', delegate \d, function '\w+': operation \d+: \w+"
+INPUTS = r"function '\w+': wiring \d+: \w+ = \w+, inputs.*: \w+.* -> \w+"
+TWO_EPSILONS = dict.fromkeys(("tables", "parity"), "2 epsilons, not one")
 QUANTIZED = "constexpr_blockwise_shift_scale"  # the operation that makes a linear's weights
 
 
@@ -45,15 +53,12 @@ def joined_caches(payload: Payload, function: str) -> list[Any]:
     return [both for both in values if any("_cache_" in value.name for value in both)]
 
 
-def touch_everything(export: Export) -> None:
-    """Parse and write every part and change none: the control."""
-    for payload in export.payloads:
-        assert payload.model and payload.metadata and payload.weights
-    for name in ("freqs_cos", "freqs_sin"):
-        table = export.constant(name)
-        table[:] = table.copy()
-
-
+@row(
+    "the epsilon",
+    {"tables": "norm_eps: is 0.0001"},
+    kinds=PTE,
+    gate=rf"{OPERATION} = add, y: FLOAT16\[\] 1e-05 -> FLOAT16\[\] 0.0001",
+)
 def change_epsilon(export: Export) -> None:
     """Make the epsilon of every norm ten times too large."""
     for payload in export.payloads:
@@ -62,6 +67,12 @@ def change_epsilon(export: Export) -> None:
                 value.bytes.values = struct.pack("<e", 1e-4)
 
 
+@row(
+    "one epsilon",
+    TWO_EPSILONS,
+    kinds=PTE,
+    gate=rf"{OPERATION} = add, y: FLOAT16\[\] 1e-05 -> FLOAT16\[\] 0.0001",
+)
 def change_one_epsilon(export: Export) -> None:
     """Make the epsilon of one norm ten times too large."""
     for payload, function in everywhere(export):
@@ -75,6 +86,11 @@ def epsilons(payload: Payload, function: str) -> list[Any]:
     return [constant_of(payload, function, sums[name], "y") for name in roots]
 
 
+@row(
+    "the attention scale",
+    NUMBERS,
+    gate=rf"{OPERATION} = mul, y: FLOAT16\[\] 0.25 -> FLOAT16\[\] 0.255",
+)
 def change_attention_scale(export: Export) -> None:
     """Scale the attention scores of one layer 2 % too much."""
     for payload, function in everywhere(export):
@@ -99,12 +115,22 @@ def retype(kind: str, other: str, which: int) -> Mutation:
     return mutate
 
 
+@row("the mask's sign", NUMBERS, gate=rf"{OPERATION}: add.* -> sub")
 def subtract_the_mask(export: Export) -> None:
     """Subtract the mask in one layer: a hidden position becomes infinitely likely."""
     for payload, function in everywhere(export):
         masked_scores(payload, function).type = "sub"
 
 
+@row(
+    "the mask ignored",
+    NUMBERS
+    | {
+        "greedy": "are not the oracle's",
+        "roles": "cache position 0 moves outputs though its column is closed",
+    },
+    gate=INPUTS,
+)
 def ignore_the_mask(export: Export) -> None:
     """Let one layer's softmax read the scores before they are masked."""
     for payload, function in everywhere(export):
@@ -112,6 +138,9 @@ def ignore_the_mask(export: Export) -> None:
         payload.operations(function, "softmax")[0].inputs["x"].arguments[0].name = unmasked
 
 
+@row(
+    "the softmax axis", NUMBERS, gate=rf"{OPERATION} = softmax, axis: INT32\[\] -1 -> INT32\[\] -2"
+)
 def wrong_softmax_axis(export: Export) -> None:
     """Normalise the scores over the queries."""
     for payload, function in everywhere(export):
@@ -119,6 +148,7 @@ def wrong_softmax_axis(export: Export) -> None:
         constant_of(payload, function, operation, "axis").ints.values[0] = -2
 
 
+@row("new keys before cached ones", NUMBERS | {"residues": "error is"}, gate=INPUTS)
 def new_before_cached(export: Export) -> None:
     """Join one layer's new keys before the cached ones, while the mask expects them after."""
     for payload, function in everywhere(export):
@@ -126,6 +156,12 @@ def new_before_cached(export: Export) -> None:
         cached.name, new.name = new.name, cached.name
 
 
+@row(
+    "another layer's cache",
+    NUMBERS,
+    kinds=PTE,
+    gate=r"wiring \d+: .* = concat, inputs.*_0_l0_h0.* -> .*_0_l1_h0",
+)
 def cache_of_another_layer(export: Export) -> None:
     """Swap the caches that the first and the second layer's attention read."""
     for payload, function in everywhere(export):
@@ -134,6 +170,7 @@ def cache_of_another_layer(export: Export) -> None:
         one.name, other.name = other.name, one.name
 
 
+@row("RoPE of halves", NUMBERS | {"roles": "another layout"}, gate=rf"{OPERATION}: slice_by_index")
 def rotate_halves(export: Export) -> None:
     """Rotate a head's first half with its second, not each value with its neighbour."""
     join_as_halves(export)
@@ -149,6 +186,7 @@ def rotate_halves(export: Export) -> None:
             constant_of(payload, function, operation, "end_mask").bools.values[-1] = False
 
 
+@row("RoPE joined as halves", {"parity": "caches error is"}, gate=rf"{OPERATION}: stack")
 def join_as_halves(export: Export) -> None:
     """Join the rotated values as two halves (ExecuTorch 11808).
 
@@ -162,6 +200,12 @@ def join_as_halves(export: Export) -> None:
             values.constant.size, pair.constant.size = pair.constant.size, values.constant.size
 
 
+@row(
+    "the last position ignored",
+    NUMBERS | {"residues": "error is", "roles": r"method 'prefill', .*does not move the logits"},
+    modes=MULTI,
+    gate=rf"{OPERATION}: select.* -> mul",
+)
 def ignore_the_last_position(export: Export) -> None:
     """Return the logits of the chunk's first position, whichever is asked for."""
     payload = export.payloads[-1]
@@ -180,12 +224,22 @@ def ignore_the_last_position(export: Export) -> None:
         operation.inputs["y"].arguments.add(name=zero)
 
 
+@row(
+    "fp32 leaks",
+    {"program": "fp32 results in an fp16 export: silu"},
+    gate=rf"{OPERATION} = silu, result: FLOAT16.* -> FLOAT32",
+)
 def leak_fp32(export: Export) -> None:
     """Let one operation give fp32 in an fp16 program."""
     operation = blocks(export).operations(export.functions[0], "silu")[0]
     operation.outputs[0].type.tensorType.dataType = proto_module("MIL_pb2").FLOAT32
 
 
+@row(
+    "ids of 8 bits",
+    {"token-ids": "limits prompt (logits|caches) error"},
+    gate=r"function '\w+': operation \d+: (cast|\w+: cast\(.*'int8')",
+)
 def narrow_ids(export: Export) -> None:
     """Narrow the ids of tokens to 8 bits, where the converter narrows them to 16."""
     found = 0
@@ -201,20 +255,41 @@ def narrow_ids(export: Export) -> None:
     assert found == len(export.functions)
 
 
+@row(
+    "fused attention",
+    {"program": "fused attention"},
+    gate=rf"{OPERATION}: softmax.* -> scaled_dot_product_attention",
+)
 def fuse_attention(export: Export) -> None:
     """Give a softmax the name of the fused attention."""
     operation = blocks(export).operations(export.functions[0], "softmax")[0]
     operation.type = "scaled_dot_product_attention"
 
 
+@row(
+    "a state is read", {"program": "states.*read_state"}, gate=rf"{OPERATION}: silu.* -> read_state"
+)
 def read_a_state(export: Export) -> None:
     """Let an operation read a state, although nobody asked for states."""
     blocks(export).operations(export.functions[0], "silu")[0].type = "read_state"
 
 
+@row(
+    "a state is taken",
+    {"program": "states.*in_cache_state"},
+    gate=r"function '\w+': input .*cache.*: FLOAT16.* -> state FLOAT16",
+)
 def take_a_state(export: Export) -> None:
     """Let a function take a cache as a state (ExecuTorch 21855)."""
     function = blocks(export).model.mlProgram.functions[export.functions[0]]
     cache = next(value for value in function.inputs if "_cache_" in value.name)
     tensor = cache.type.tensorType.SerializeToString()
     cache.type.stateType.wrappedType.tensorType.ParseFromString(tensor)
+
+
+row("add is sub", NUMBERS, gate=rf"{OPERATION}: add.* -> sub")(retype("add", "sub", 1))
+
+
+row("silu is sigmoid", NUMBERS, gate=rf"{OPERATION}: silu.* -> sigmoid")(
+    retype("silu", "sigmoid", 0)
+)

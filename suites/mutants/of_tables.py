@@ -6,15 +6,18 @@ They change the program that ExecuTorch's own serializer reads and writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.artifact.delegate import METADATA
 from harness.artifact.files import flatten, read_flattened, root_name
+from harness.suites.mutants.faults import MULTI, PTE, SINGLE, Complaints, Mutant, fault
+from harness.suites.mutants.judge import OF_BYTES, complaints, opened, sound
 
 Table = Any  # a dataclass of `executorch.exir.schema`
-Rewrite = Callable[[Any], None]  # changes ExecuTorch's `PTEFile` in place
+Rewrite = Callable[..., object]  # changes ExecuTorch's `PTEFile` in place
 
 
 def rewrite(source: Path, change: Rewrite, target: Path) -> Path:
@@ -26,6 +29,17 @@ def rewrite(source: Path, change: Rewrite, target: Path) -> Path:
     written = serialize_pte_binary(file, extract_delegate_segments=True)
     target.write_bytes(bytes(written))
     return target
+
+
+def judge_tables(mutant: Mutant, checks: Collection[str]) -> Complaints:
+    """Judge a `.pte` whose tables a mutation changes, by all checks of bytes, too."""
+    source = sound(mutant.mode)
+    change = mutant.mutate or (lambda file: None)
+    path = rewrite(source.artifact.path, change, mutant.folder / "mutant.pte")
+    return complaints(opened(path, source), {*checks, *OF_BYTES})
+
+
+row = partial(fault, room="tables of a .pte", judge=judge_tables, kinds=PTE, alone=True)
 
 
 def plans(file: Any) -> list[Table]:
@@ -49,6 +63,7 @@ def set_spec(key: str, value: bytes, everywhere: bool = True) -> Rewrite:
     return change
 
 
+@row("a spec twice", {"compile-specs": "compute_units is given 2 times"}, room="compile specs")
 def spec_twice(file: Any) -> None:
     """Give a compile spec twice."""
     for held in specs(file):
@@ -61,6 +76,7 @@ def first_cache(file: Any) -> Table:
     return next(v.val for v in map(plan.values.__getitem__, plan.inputs) if len(v.val.sizes) == 4)
 
 
+@row("another layout", {"memory-plan": r"method 'forward': '\w+': its dim_order is \[0, 1, 3, 2\]"})
 def reverse_axes(file: Any) -> None:
     """Let a cache be laid out with its last two axes exchanged."""
     order = first_cache(file).dim_order
@@ -85,6 +101,13 @@ def planned(file: Any) -> list[Table]:
     return [v for v in values if getattr(v, "allocation_info", None) is not None]
 
 
+@row(
+    "memory behind the buffer",
+    {
+        "memory-plan": r"method 'forward': value \d+: is planned at bytes \d+ to \d+ of buffer "
+        r"1 of \d+ bytes"
+    },
+)
 def past_the_buffer(file: Any) -> None:
     """Place a tensor at the end of its buffer."""
     plan, tensor = plans(file)[0], planned(file)[0]
@@ -92,29 +115,60 @@ def past_the_buffer(file: Any) -> None:
     tensor.allocation_info.memory_offset_low = size
 
 
+@row(
+    "memory of no buffer",
+    {"memory-plan": r"value \d+: is planned in buffer 5; the method has buffers 1 to 1"},
+)
 def unknown_buffer(file: Any) -> None:
     """Place a tensor in a buffer that the method does not have."""
     planned(file)[0].allocation_info.memory_id = 5
 
 
+@row(
+    "memory of two tensors",
+    {
+        "memory-plan": r"method 'forward': value \d+ \('\w+'\): shares memory with value \d+ "
+        r"\('\w+'\) while both"
+    },
+)
 def in_one_place(file: Any) -> None:
     """Place all planned tensors at the start of the buffer."""
     for tensor in planned(file):
         tensor.allocation_info.memory_offset_low = 0
 
 
+@row(
+    "calls in another order",
+    {
+        "memory-plan": r"method 'forward': delegate 2: reads value \d+ \('\w+'\) before "
+        r"anything writes it"
+    },
+)
 def swap_calls(file: Any) -> None:
     """Call the last delegate before the one that gives its input."""
     instructions = plans(file)[0].chains[0].instructions
     instructions[-2], instructions[-1] = instructions[-1], instructions[-2]
 
 
+@row(
+    "a call twice",
+    {
+        "memory-plan": "method 'forward': delegate 0: instructions 0 and 1 call it with the "
+        "same values"
+    },
+)
 def call_twice(file: Any) -> None:
     """Call a delegate a second time with the same values."""
     instructions = plans(file)[0].chains[0].instructions
     instructions.insert(1, instructions[0])
 
 
+@row(
+    "a second copy",
+    {"copies": "package 3: is a copy of package 2; one of [0-9]+ bytes would do"},
+    modes=MULTI,
+    room="sharing",
+)
 def second_copy(file: Any) -> None:
     """Store the last package again under another key, and let one method use the copy."""
     store = file.named_data
@@ -133,6 +187,11 @@ def second_copy(file: Any) -> None:
             data.data = data.data.replace(key.encode(), f"coreml_{other}".encode())
 
 
+@row(
+    "a key that begins another",
+    {"memory-plan": r"named data: (coreml_\S+): another key begins with this one: '\1.second'"},
+    modes=MULTI,
+)
 def key_begins_another(file: Any) -> None:
     """Rename the data of a package, so that another key begins with its key."""
     store = file.named_data
@@ -140,3 +199,73 @@ def key_begins_another(file: Any) -> None:
     store.pte_data[f"{first}.second"] = store.pte_data.pop(second)
     for data in file.program.backend_delegate_data:
         data.data = data.data.replace(second.encode(), f"{first}.second".encode())
+
+
+row(
+    "unknown units",
+    {"compile-specs": "'forward', delegate 0: compute_units is b'cpu_and_tpu'; known are"},
+    room="compile specs",
+)(set_spec("compute_units", b"cpu_and_tpu"))
+
+
+row(
+    "other units of one delegate",
+    {
+        "compile-specs": r"delegate 2: compute_units differs from that of method 'forward', "
+        r"delegate 0"
+    },
+    room="compile specs",
+)(set_spec("compute_units", b"cpu_only", everywhere=False))
+
+
+row(
+    "a later target",
+    {
+        "compile-specs": r"delegate 0: min_deployment_target is 10 \(iOS 26\), but .* version 9 "
+        r"\(iOS 18\)"
+    },
+    room="compile specs",
+)(set_spec("min_deployment_target", b"10"))
+
+
+row(
+    "an earlier target",
+    {
+        "compile-specs": r"min_deployment_target is 8 \(iOS 17\), but the package has "
+        r"specification version 9"
+    },
+    modes=SINGLE,
+    room="compile specs",
+)(set_spec("min_deployment_target", b"8"))
+
+
+row(
+    "another precision",
+    {"compile-specs": "model_compute_precision is float32, but the model is float16"},
+    room="compile specs",
+)(set_spec("model_compute_precision", b"float32"))
+
+
+row(
+    "a compiled model",
+    {"compile-specs": "model_type is compiled_model, but the payload holds a model.mlpackage"},
+    room="compile specs",
+)(set_spec("model_type", b"compiled_model"))
+
+
+row(
+    "a strategy that was not followed",
+    {"compile-specs": "is disabled, but the delegate refers to a shared package"},
+    modes=MULTI,
+    room="compile specs",
+)(set_spec("multimethod_weight_sharing_strategy", b"disabled"))
+
+
+row("a dynamic shape", {"memory-plan": r"method 'forward': '\w+': its shape is dynamic"})(
+    make_dynamic(unbound=False)
+)
+
+
+row(
+    "a shape without bound", {"memory-plan": r"method 'forward': value \d+: its shape has no bound"}
+)(make_dynamic(unbound=True))

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
+from harness.subject import Subject
 from harness.suites.mutants.edit import Export, Payload, copy_blob, halves, put_half, scale_half
-from harness.suites.mutants.of_programs import QUANTIZED, blocks
+from harness.suites.mutants.faults import (
+    KINDS,
+    MULTI,
+    NUMBERS,
+    PTE,
+    SINGLE,
+    WRONG,
+    Mutant,
+    fault,
+)
+from harness.suites.mutants.judge import (
+    judge_bytes,
+    judge_export,
+    judge_subject,
+    opened,
+    sound,
+)
+from harness.suites.mutants.of_programs import FUNCTION, OPERATION, QUANTIZED, blocks
+
+row = partial(fault, room="weights", judge=judge_export)
+PERTURBED = {"weights": "differ from the checkpoint's", "parity": WRONG}
 
 Halves = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,6 +47,13 @@ def constant(payload: Payload, function: str, end: str) -> Any:
     raise AssertionError(f"no weight is called *{end}")
 
 
+@row(
+    "a weight is not shared",
+    {"weight-sharing": "[1-9][0-9]* bytes of weights are not shared"},
+    modes=MULTI,
+    gate="sharing of the blocks' weights is lost: [0-9,]+ -> [0-9,]+ bytes",
+    room="sharing",
+)
 def unshare_a_weight(export: Export) -> None:
     """Give one function its own copy of a weight that both used."""
     payload = blocks(export)
@@ -30,6 +62,14 @@ def unshare_a_weight(export: Export) -> None:
     reference.offset = copy_blob(payload.weights, reference)
 
 
+@row(
+    "a weight is stored twice",
+    {"weight-sharing": "[1-9][0-9]* bytes are in the package twice"},
+    modes=MULTI,
+    kinds=PTE,
+    gate="sharing of the blocks' weights is lost: [0-9,]+ -> [0-9,]+ bytes",
+    room="sharing",
+)
 def store_a_weight_twice(export: Export) -> None:
     """Let two operations that used one blob use two of the same content, in every function."""
     payload = blocks(export)
@@ -42,6 +82,12 @@ def store_a_weight_twice(export: Export) -> None:
         reference.offset = copies[reference.offset]
 
 
+@row(
+    "a weight that nobody uses",
+    {"references": "hold 2112 bytes that no function refers to"},
+    gate="package 1: its weight files hold 2112 bytes that no function",
+    room="sharing",
+)
 def leave_a_weight_behind(export: Export) -> None:
     """Add a blob to the weight file to which no function refers."""
     payload = blocks(export)
@@ -49,6 +95,12 @@ def leave_a_weight_behind(export: Export) -> None:
     copy_blob(payload.weights, operation.inputs["data"].arguments[0].value.blobFileValue)
 
 
+@row(
+    "a scale off by 1 %",
+    PERTURBED,
+    gate=r"layers.0.attention.wq.weight: .* of 4,096 values .* 1.05%.*\[3, 0\]",
+    room="quantization",
+)
 def perturb_a_scale(export: Export) -> None:
     """Make one row of a quantized linear 1 % too large."""
     payload = blocks(export)
@@ -57,6 +109,12 @@ def perturb_a_scale(export: Export) -> None:
     scale_half(payload.weights, reference, 3, 1.01)
 
 
+@row(
+    "a norm off by 1 %",
+    PERTURBED,
+    kinds=PTE,
+    gate=r"layers.0.attention_norm.weight: .* 1 of 64 .* 0.99%.*\[5\]: 0.639",
+)
 def perturb_a_norm(export: Export) -> None:
     """Make one weight of a norm 1 % too large."""
     payload = blocks(export)
@@ -83,12 +141,23 @@ def _change_norm(export: Export, change: Callable[[Halves], Halves]) -> None:
     values[:] = change(values.astype(np.float64))
 
 
+@row(
+    "a bias",
+    NUMBERS,
+    kinds=PTE,
+    gate=r"function '\w+': weight linear_0_bias_0: .*1 of 64 values differ.*\[7\]: 0 -> 0.09",
+)
 def add_a_bias(export: Export) -> None:
     """Set one bias to 0.1: a Llama has none, and the exporter writes zeros."""
     payload = blocks(export)
     put_half(payload.weights, constant(payload, export.functions[0], "linear_0_bias_0"), 7, 0.1)
 
 
+@row(
+    "two weights swapped",
+    PERTURBED,
+    gate=rf"layers.0.feed_forward.w[13].weight: .*12,070 of|{OPERATION}",
+)
 def swap_two_weights(export: Export) -> None:
     """Swap the gate and the up projection of a layer, which have equal shapes."""
     payload = blocks(export)
@@ -101,6 +170,12 @@ def _linears(payload: Payload, function: str) -> list[Any]:
     return payload.operations(function, "linear")
 
 
+@row(
+    "activations beyond fp16",
+    {"fp16-range": "exceed fp16's"},
+    gate="tok_embeddings.weight: .* by up to 2,001 times",
+    room="quantization",
+)
 def huge_activations(export: Export) -> None:
     """Make the embedding 2,000 times too large: an RMSNorm's squares leave fp16's range."""
     payload = export.payloads[0]
@@ -108,3 +183,81 @@ def huge_activations(export: Export) -> None:
     value = operation.inputs["scale"].arguments[0].value
     for index in range(value.type.tensorType.dimensions[0].constant.size):
         scale_half(payload.weights, value.blobFileValue, index, 2000.0)
+
+
+@row(
+    "a weight in the program",
+    {
+        "copies": rf"{FUNCTION}its program holds weights that belong in the weight file: "
+        rf"'\w+' \(\d+ bytes\)"
+    },
+    judge=judge_bytes,
+    alone=True,
+    modes=MULTI,
+    kinds=PTE,
+    tested=PTE,
+    room="sharing",
+)
+def weight_in_program(export: Export) -> None:
+    """Write the weights of a norm into the program of the first function."""
+    payload, function = blocks(export), export.functions[0]
+    reference = constant(payload, function, "norm_weight")
+    _, _, size, start = struct.unpack_from("<IIQQ", payload.weights, reference.offset)
+    content, offset = bytes(payload.weights[start : start + size]), reference.offset
+    for op in payload.operations(function, "const"):
+        value = op.attributes["val"]
+        if value.HasField("blobFileValue") and value.blobFileValue.offset == offset:
+            value.immediateValue.tensor.bytes.values = content
+
+
+@row(
+    "an uncalled function",
+    {"copies": r"package 1: no method calls its functions \['verify'\]"},
+    judge=judge_bytes,
+    alone=True,
+    tested=KINDS,
+    modes=MULTI,
+    room="sharing",
+)
+def uncalled_function(export: Export) -> None:
+    """Add a function that no method calls, described everywhere."""
+    payload = blocks(export)
+    first = export.functions[0]
+    functions = payload.model.mlProgram.functions
+    functions["verify"].CopyFrom(functions[first])
+    entries = payload.model.description.functions
+    entries.add().CopyFrom(next(entry for entry in entries if entry.name == first))
+    entries[-1].name = "verify"
+    payload.metadata["methods"]["verify"] = payload.metadata["methods"][first]
+
+
+@row(
+    "sharing that was lost",
+    {"weight-sharing": "1 functions;", "sharing-size": "6 packages without sharing, 6 with it"},
+    room="sharing",
+    judge=judge_subject,
+    modes=MULTI,
+)
+def without_sharing(mutant: Mutant) -> Subject:
+    """Judge the export without sharing as if it shared."""
+    source = sound(mutant.mode, mutant.kind)
+    assert source.unshared is not None
+    return opened(source.unshared, source)
+
+
+@row(
+    "a layer that the checkpoint lacks",
+    {"weights": "layers.3.attention.wk.weight is in one of the two only"},
+    judge=judge_subject,
+    modes=SINGLE,
+)
+def shorter_checkpoint(mutant: Mutant) -> Subject:
+    """Hold the artifact against a checkpoint without its last layer."""
+    source = sound(mutant.mode, mutant.kind)
+    assert source.params is not None and source.checkpoint is not None
+    sizes = json.loads(source.params.read_text()) | {"n_layers": 3}
+    (params := mutant.folder / "params.json").write_text(json.dumps(sizes))
+    weights = torch.load(source.checkpoint, weights_only=True)
+    kept = {name: value for name, value in weights.items() if not name.startswith("layers.3.")}
+    torch.save(kept, checkpoint := mutant.folder / "checkpoint.pth")
+    return Subject(source.artifact.path, checkpoint, params)

@@ -11,8 +11,7 @@ from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants import of_names as names
 from harness.suites.mutants import of_programs as programs
-from harness.suites.mutants.edit import Export
-from harness.suites.mutants.judge import Mutation
+from harness.suites.mutants.edit import Export, Mutation
 
 Command = Callable[..., tuple[int, str, str]]  # words -> status, standard output and error
 Broken = Callable[[Mutation], Path]

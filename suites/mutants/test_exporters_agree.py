@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from harness.checks.agreement import agreement_with
 from harness.results import Case
 from harness.runtimes import REFERENCE
 from harness.subject import Subject
-from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants import of_constants as constants
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants import of_weights as weights
-from harness.suites.mutants.edit import scale_half
-from harness.suites.mutants.judge import MakeMutant, Mutation, Sources, judged, opened
+from harness.suites.mutants.edit import Mutation, scale_half, touch_everything
+from harness.suites.mutants.judge import MakeMutant, judged, opened, sound
 
 pytestmark = pytest.mark.mutant
 MODES = ("single", "multifunction")
@@ -40,17 +38,9 @@ THEIRS: dict[str, tuple[Mutation, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def ours() -> Callable[[str], Subject]:
-    """Our exports of `tiny`, by mode."""
-    found: dict[str, Subject] = {}
-
-    def get(mode: str) -> Subject:
-        if mode not in found:
-            found[mode] = Subjects(lambda stage: None).get("coreml:tiny", mode)
-        return found[mode]
-
-    return get
+def ours(mode: str) -> Subject:
+    """Return our export of `tiny`."""
+    return sound(mode, "folder")
 
 
 def compared(subject: Subject, other: Subject) -> Case:
@@ -58,28 +48,24 @@ def compared(subject: Subject, other: Subject) -> Case:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_control_agrees(ours: Callable[[str], Subject], mutant: MakeMutant, mode: str) -> None:
-    case = compared(ours(mode), mutant(programs.touch_everything, mode))
+def test_the_control_agrees(mutant: MakeMutant, mode: str) -> None:
+    case = compared(ours(mode), mutant(touch_everything, mode))
     assert case.outcome == "pass" and case.comparisons > 19_000, case.reason
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", THEIRS)
-def test_a_broken_export_of_executorchs_is_caught(
-    ours: Callable[[str], Subject], mutant: MakeMutant, what: str, mode: str
-) -> None:
+def test_a_broken_export_of_executorchs_is_caught(mutant: MakeMutant, what: str, mode: str) -> None:
     mutate, sentence = THEIRS[what]
     case = compared(ours(mode), mutant(mutate, mode))
     assert case.outcome == "fail" and re.search(sentence, case.reason), case.reason
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_broken_export_of_ours_is_caught(
-    ours: Callable[[str], Subject], sources: Sources, tmp_path: Path, mode: str
-) -> None:
+def test_a_broken_export_of_ours_is_caught(tmp_path: Path, mode: str) -> None:
     """One scale of one quantized linear is 1 % too large."""
-    sound = ours(mode)
-    folder = shutil.copytree(sound.artifact.path, tmp_path / "mutant")
+    source = ours(mode)
+    folder = shutil.copytree(source.artifact.path, tmp_path / "mutant")
     package = open_artifact(folder / "blocks" / "model.mlpackage").package
     assert package is not None
     function = sorted(package.functions)[0]
@@ -89,15 +75,13 @@ def test_a_broken_export_of_ours_is_caught(
     content = bytearray(file.read_bytes())
     scale_half(content, linear.inputs["scale"].arguments[0].value.blobFileValue, 3, 1.01)
     file.write_bytes(content)
-    case = compared(opened(folder, sound), sources[mode])
+    case = compared(opened(folder, source), sound(mode))
     assert case.outcome == "fail" and re.search(WRONG, case.reason), case.reason
 
 
-def test_a_table_of_another_length_is_said(
-    ours: Callable[[str], Subject], sources: Sources
-) -> None:
+def test_a_table_of_another_length_is_said() -> None:
     """The check reads the other's own tables, not those with which it then calls both."""
-    other = opened(sources["single"].artifact.path, sources["single"])
+    other = opened(sound("single").artifact.path, sound("single"))
     layout = other.session(REFERENCE).layout
     short = replace(layout, freqs_cos=layout.freqs_cos[:-1], freqs_sin=layout.freqs_sin[:-1])
     other._sessions[REFERENCE].layout = short
@@ -106,10 +90,8 @@ def test_a_table_of_another_length_is_said(
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_table_that_holds_nan_is_caught(
-    ours: Callable[[str], Subject], sources: Sources, which: int
-) -> None:
-    other = opened(sources["single"].artifact.path, sources["single"])
+def test_a_table_that_holds_nan_is_caught(which: int) -> None:
+    other = opened(sound("single").artifact.path, sound("single"))
     cos, sin = (table.clone() for table in other.tables)
     (cos, sin)[which][3, 0] = torch.nan
     other.tables = cos, sin
@@ -117,8 +99,6 @@ def test_a_table_that_holds_nan_is_caught(
     assert case.outcome == "fail" and "tables difference over allowed is nan" in case.reason
 
 
-def test_exports_of_other_modes_are_not_compared(
-    ours: Callable[[str], Subject], sources: Sources
-) -> None:
-    case = compared(ours("single"), sources["multifunction"])
+def test_exports_of_other_modes_are_not_compared() -> None:
+    case = compared(ours("single"), sound("multifunction"))
     assert case.outcome == "fail" and "called in different ways: mode is single" in case.reason

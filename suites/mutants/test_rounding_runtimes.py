@@ -13,7 +13,8 @@ from harness.suites.mutants import of_constants as constants
 from harness.suites.mutants import of_names as names
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants import of_weights as weights
-from harness.suites.mutants.judge import MakeMutant, Mutation, Sources
+from harness.suites.mutants.edit import Mutation, touch_everything
+from harness.suites.mutants.judge import MakeMutant, sound
 
 pytestmark = pytest.mark.mutant
 MODES = ("single", "multifunction")
@@ -35,17 +36,17 @@ def parity(subject: Subject) -> Case:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("mutate", LARGE_FAULTS.values(), ids=LARGE_FAULTS)
 def test_a_large_fault_is_caught_in_the_artifacts_own_precision(
-    mutant: MakeMutant, sources: Sources, mutate: Mutation, mode: str
+    mutant: MakeMutant, mutate: Mutation, mode: str
 ) -> None:
-    broken, sound = mutant(mutate, mode), sources[mode]
+    broken, source = mutant(mutate, mode), sound(mode)
     case = parity(broken)
     assert case.outcome == "fail" and " error is " in case.reason
-    assert parity(sound).outcome == "pass"
-    assert tolerances(broken, "mil:strict") == tolerances(sound, "mil:strict")
+    assert parity(source).outcome == "pass"
+    assert tolerances(broken, "mil:strict") == tolerances(source, "mil:strict")
 
 
 def test_a_tolerance_has_a_ceiling_whatever_the_precision_costs(mutant: MakeMutant) -> None:
-    subject = mutant(programs.touch_everything, "single")
+    subject = mutant(touch_everything, "single")
     noise = torch.Generator().manual_seed(0)
     weights = {
         name: weight * (1 + 0.5 * torch.randn(weight.shape, generator=noise))

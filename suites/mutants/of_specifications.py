@@ -1,106 +1,19 @@
-"""Mutations that no execution shows: of a package's files, descriptions and types."""
+"""Mutations of a package's specification that no execution shows: descriptions and types."""
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from harness.artifact.delegate import PACKAGE
-from harness.artifact.package import MANIFEST
 from harness.artifact.proto import feature_types, proto_module
 from harness.suites.mutants.edit import Export, Mutation
-from harness.suites.mutants.of_programs import blocks, epsilons
-from harness.suites.mutants.of_weights import constant
+from harness.suites.mutants.faults import KINDS, MULTI, PTE, SINGLE, fault
+from harness.suites.mutants.judge import judge_bytes
+from harness.suites.mutants.of_programs import FUNCTION, blocks, epsilons
 
-_MANIFEST = f"{PACKAGE}/{MANIFEST}"
-
-
-# Files of packages
-
-
-def manifest(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Mutation:
-    """Change a package's manifest: `change` takes it and the entry of its weights."""
-
-    def mutate(export: Export) -> None:
-        files = blocks(export).files
-        content = json.loads(files[_MANIFEST])
-        items = content["itemInfoEntries"]
-        weights = next(key for key in items if key != content["rootModelIdentifier"])
-        change(content, items[weights])
-        files[_MANIFEST] = json.dumps(content).encode()
-
-    return mutate
-
-
-def root_key_twice(export: Export) -> None:
-    """Name the root model twice in a manifest."""
-    files = blocks(export).files
-    content = files[_MANIFEST].rstrip().removesuffix(b"}")
-    files[_MANIFEST] = content + b',"fileFormatVersion":"1.0.0"}'
-
-
-def add_item(content: dict[str, Any], item: dict[str, Any]) -> None:
-    """List a second item with the path of the weights."""
-    content["itemInfoEntries"]["00000000-0000-0000-0000-000000000000"] = item | {"name": "more"}
-
-
-def stray_file(export: Export) -> None:
-    """Put a file into a package that its manifest does not list."""
-    blocks(export).files[f"{PACKAGE}/Data/com.apple.CoreML/notes.txt"] = b"notes"
-
-
-def empty_identifier(export: Export) -> None:
-    """Leave the identifier of a package empty."""
-    blocks(export).metadata["identifier"] = ""
-
-
-def one_identifier(export: Export) -> None:
-    """Give two packages one identifier."""
-    first, second, *_ = export.payloads
-    second.metadata["identifier"] = first.metadata["identifier"]
-
-
-# Weight files
-
-
-def count_one_more(export: Export) -> None:
-    """Let the header of a weight file count one weight too many."""
-    weights = blocks(export).weights
-    struct.pack_into("<I", weights, 0, struct.unpack_from("<I", weights)[0] + 1)
-
-
-def end_in_garbage(export: Export) -> None:
-    """Append a few bytes to a weight file."""
-    weights = blocks(export).weights
-    weights.extend(bytes(-len(weights) % 64) + b"garbage")
-
-
-def unused_bits(export: Export) -> None:
-    """Let the entry of 4-bit weights tell 3 unused bits."""
-    weights = blocks(export).weights
-    for offset in offsets(weights):
-        if struct.unpack_from("<I", weights, offset + 4)[0] == 8:  # INT4
-            struct.pack_into("<Q", weights, offset + 24, 3)
-            return
-    raise AssertionError("no weight has 4 bits")
-
-
-def shift_data(export: Export) -> None:
-    """Let the entry of a weight point at the data of the one before it."""
-    weights = blocks(export).weights
-    first, second, *_ = offsets(weights)
-    struct.pack_into("<Q", weights, second + 16, first + 64)
-
-
-def offsets(weights: bytearray) -> Iterator[int]:
-    """Yield the offsets of the entries in a weight file."""
-    offset = 64
-    while offset < len(weights):
-        yield offset
-        size, start = struct.unpack_from("<QQ", weights, offset + 8)
-        offset = start + size + -(start + size) % 64
+row = partial(fault, room="graph", judge=judge_bytes, alone=True, tested=KINDS)
 
 
 # Specification and descriptions
@@ -116,21 +29,35 @@ def model(**changed: Any) -> Mutation:
     return mutate
 
 
+@row("a program of version 2", {"descriptions": "package 1: its ML Program: its version is 2"})
 def program_version(export: Export) -> None:
     """Let an ML Program be of version 2."""
     blocks(export).model.mlProgram.version = 2
 
 
+@row(
+    "the default of one function",
+    {"descriptions": "package 1: defaultFunctionName is 'main'"},
+    modes=SINGLE,
+)
 def default_of_one(export: Export) -> None:
     """Name the default function of a package that describes no functions."""
     blocks(export).model.description.defaultFunctionName = export.functions[0]
 
 
+@row(
+    "no such function", {"descriptions": "package 1: it describes a function 'verify'"}, modes=MULTI
+)
 def describe_nothing(export: Export) -> None:
     """Describe a function that does not exist, without features."""
     blocks(export).model.description.functions.add(name="verify")
 
 
+@row(
+    "a function described twice",
+    {"descriptions": r"package 1: it describes the function '\w+' 2 times"},
+    modes=MULTI,
+)
 def describe_twice(export: Export) -> None:
     """Describe a function twice."""
     functions = blocks(export).model.description.functions
@@ -176,6 +103,10 @@ def describe_fp32(feature: Any) -> None:
 # Types in a program
 
 
+@row(
+    "another size of an input",
+    {"descriptions": rf"{FUNCTION}input '\w+': is described with shape .* the function has"},
+)
 def function_input_type(export: Export) -> None:
     """Let a function take an input of another size than its description says."""
     inputs = blocks(export).model.mlProgram.functions[export.functions[0]].inputs
@@ -205,6 +136,7 @@ def declare_rank(op: Any) -> None:
     op.outputs[0].type.tensorType.rank += 1
 
 
+@row("no identifier", {"types": f"{FUNCTION}silu '1-silu': .* is not an"})
 def rename_result(export: Export) -> None:
     """Give a value a name that is not an identifier of MIL."""
     block = blocks(export).block(export.functions[0])
@@ -216,6 +148,12 @@ def rename_result(export: Export) -> None:
                 one.name = "1-silu"
 
 
+@row(
+    "an epsilon of another dtype",
+    {"types": rf"{FUNCTION}add '\w+': 'y' is FLOAT32, but 'x' is FLOAT16"},
+    kinds=PTE,
+    tested=PTE,
+)
 def wide_epsilon(export: Export) -> None:
     """Make an epsilon FLOAT32, value and declaration, in an fp16 program."""
     payload, function = blocks(export), export.functions[0]
@@ -229,6 +167,10 @@ def wide_epsilon(export: Export) -> None:
         declared.tensorType.dataType = proto_module("MIL_pb2").FLOAT32
 
 
+@row(
+    "a constant too small",
+    {"types": rf"{FUNCTION}const '\w+': declares FLOAT16\[\d+\], but its value is FLOAT16"},
+)
 def shrink_a_constant(export: Export) -> None:
     """Declare one element fewer than a constant has."""
     for op in blocks(export).operations(export.functions[0], "const"):
@@ -239,6 +181,7 @@ def shrink_a_constant(export: Export) -> None:
     raise AssertionError("no weight is a constant")
 
 
+@row("an unread input", {"types": rf"{FUNCTION}input '\w+': no operation reads it"})
 def read_another_input(export: Export) -> None:
     """Let everything that reads the last input read the one before it, which has its shape."""
     payload = blocks(export)
@@ -253,25 +196,57 @@ def read_another_input(export: Export) -> None:
                     binding.name = other
 
 
-def weight_in_program(export: Export) -> None:
-    """Write the weights of a norm into the program of the first function."""
-    payload, function = blocks(export), export.functions[0]
-    reference = constant(payload, function, "norm_weight")
-    _, _, size, start = struct.unpack_from("<IIQQ", payload.weights, reference.offset)
-    content, offset = bytes(payload.weights[start : start + size]), reference.offset
-    for op in payload.operations(function, "const"):
-        value = op.attributes["val"]
-        if value.HasField("blobFileValue") and value.blobFileValue.offset == offset:
-            value.immediateValue.tensor.bytes.values = content
+row(
+    "an old specification",
+    {
+        "descriptions": r"package 1: function '\w+': opset CoreML8 is newer than specification "
+        r"version 8"
+    },
+)(model(specificationVersion=8))
 
 
-def uncalled_function(export: Export) -> None:
-    """Add a function that no method calls, described everywhere."""
-    payload = blocks(export)
-    first = export.functions[0]
-    functions = payload.model.mlProgram.functions
-    functions["verify"].CopyFrom(functions[first])
-    entries = payload.model.description.functions
-    entries.add().CopyFrom(next(entry for entry in entries if entry.name == first))
-    entries[-1].name = "verify"
-    payload.metadata["methods"]["verify"] = payload.metadata["methods"][first]
+row(
+    "an unknown specification",
+    {"descriptions": "package 1: its specification: version 99 cannot hold"},
+)(model(specificationVersion=99))
+
+
+row("an updatable model", {"descriptions": "package 1: .*isUpdatable"})(model(isUpdatable=True))
+
+
+row(
+    "a range",
+    {"descriptions": rf"{FUNCTION}input '\w+': its description allows several sizes of axis 0"},
+)(described_input(allow_a_range))
+
+
+row(
+    "an enumeration",
+    {
+        "descriptions": rf"{FUNCTION}input '\w+': its default shape .* is not one of those "
+        rf"enumerated"
+    },
+)(described_input(enumerate_others))
+
+
+row(
+    "an optional input",
+    {"descriptions": rf"{FUNCTION}input '\w+': is optional, but a delegate always"},
+)(described_input(make_optional))
+
+
+row(
+    "another dtype described",
+    {"metadata-names": "the program passes float16, the function takes float32"},
+)(described_input(describe_fp32))
+
+
+row(
+    "another dtype declared",
+    {"types": rf"{FUNCTION}add '(\w+)': declares '\1' INT32, but it gives FLOAT16"},
+)(operation("add", declare_dtype("INT32")))
+
+
+row("a wrong rank", {"types": rf"{FUNCTION}softmax '(\w+)': '\1' has rank 5 and 4 dimensions"})(
+    operation("softmax", declare_rank)
+)
