@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from harness.artifact import Artifact
+from harness.artifact.delegate import BACKEND
+from harness.artifact.operands import weights_in_program
 from harness.artifact.package import Package
 from harness.artifact.proto import declared_shape, mil_types
 from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
 
 if TYPE_CHECKING:
-    from coremltools.proto.MIL_pb2 import ValueType
+    from coremltools.proto.MIL_pb2 import Value, ValueType
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,26 @@ class Sharing:
     used: int
     stored: int
     shared: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How an artifact stores its weights, in bytes of weight data.
+
+    `used` counts a weight once for each function that uses it; `stored` counts each place once, in
+    a weight file or a program. Sharing saves the difference, `saved`. It could save `repeated`,
+    the places whose content is in an earlier one, too. `in_programs` are the stored weights that
+    belong in weight files, `uncalled` those that only functions use that no method calls, and
+    `unreferenced` the bytes of packages, segments and named data that nothing refers to.
+    """
+
+    used: int
+    stored: int
+    saved: int
+    repeated: int
+    in_programs: int
+    uncalled: int
+    unreferenced: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +121,7 @@ class ArtifactFacts:
     methods: tuple[MethodFacts, ...]
     packages: tuple[PackageFacts, ...]
     constants: dict[str, Any]
+    weights: Storage
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON values."""
@@ -108,7 +132,8 @@ def artifact_facts(artifact: Artifact) -> ArtifactFacts:
     """Return everything that `harness inspect` shows; raises ArtifactError for a damaged part."""
     if artifact.package is not None:
         facts = package_facts(artifact.package, None)
-        return ArtifactFacts(str(artifact.path), artifact.kind, facts.size, (), (facts,), {})
+        path, weights = str(artifact.path), storage(artifact)
+        return ArtifactFacts(path, artifact.kind, facts.size, (), (facts,), {}, weights)
     assert artifact.pte is not None
     bundles = artifact.bundles
     return ArtifactFacts(
@@ -118,6 +143,7 @@ def artifact_facts(artifact: Artifact) -> ArtifactFacts:
         methods=tuple(method_facts(artifact, name) for name in artifact.methods),
         packages=tuple(package_facts(b.package, b.metadata.identifier) for b in bundles),
         constants={name: _plain(value) for name, value in artifact.constants.items()},
+        weights=storage(artifact),
     )
 
 
@@ -210,15 +236,87 @@ def _plain(value: Any) -> Any:
 
 def duplicate_bytes(package: Package) -> int:
     """Return the bytes of weights that repeat another weight of the package and could share it."""
-    return repeated_bytes([package])
+    places = {key: p for name in package.functions for key, p in _places(package, name)}
+    return _repeated(place for place in places.values() if place.value is None)
 
 
-def repeated_bytes(packages: Iterable[Package]) -> int:
-    """Return the bytes of weights that repeat another weight of these packages."""
-    stored, contents = 0, dict[bytes, int]()
-    for package in packages:
-        for reference in {r for name in package.functions for r in package.weights(name)}:
-            size = len(package.blob(*reference).data)
-            stored += size
-            contents[package.digest(*reference)] = size
-    return stored - sum(contents.values())
+def _repeated(places: Iterable[_Place]) -> int:
+    """Return the bytes of weights whose content is in an earlier place."""
+    found = list(places)
+    return sum(place.size for place in found) - sum({p.digest(): p.size for p in found}.values())
+
+
+class _Place(NamedTuple):
+    """A weight in a weight file, by its reference, or in a function's program, by its value."""
+
+    package: Package
+    size: int
+    reference: tuple[str, int] | None = None
+    value: Value | None = None
+
+    def digest(self) -> bytes:
+        """Return what places of one dtype and content have in common."""
+        if self.reference is not None:
+            return self.package.digest(*self.reference)
+        assert self.value is not None
+        dtype = mil_types()[self.value.type.tensorType.dataType]
+        tensor = self.value.immediateValue.tensor
+        match tensor.WhichOneof("value"):
+            case "bytes":
+                data = tensor.bytes.values
+            case "floats":
+                data = np.array(tensor.floats.values, "<f4").tobytes()
+            case "ints":
+                data = np.array(tensor.ints.values, "<i4").tobytes()
+            case _:
+                data = tensor.SerializeToString(deterministic=True)
+        return dtype.name.encode() + bytes(1) + hashlib.sha256(data).digest()
+
+
+def _places(package: Package, function: str) -> Iterator[tuple[tuple[object, ...], _Place]]:
+    """Yield each place of a weight that a function uses, with a key that no other place has."""
+    for reference in sorted(package.weights(function)):
+        size = len(package.blob(*reference).data)
+        yield (package, reference), _Place(package, size, reference)
+    for number, (_, value, size) in enumerate(weights_in_program(package, function)):
+        yield (package, function, number), _Place(package, size, value=value)
+
+
+def storage(artifact: Artifact) -> Storage:
+    """Return how an artifact stores its weights; this reads all of them once."""
+    called = {
+        (delegate.bundle.package, delegate.program_function)
+        for delegates in artifact.delegates.values()
+        for delegate in delegates
+    }
+    places: dict[tuple[object, ...], _Place] = {}
+    live, used = set[tuple[object, ...]](), 0
+    for package in artifact.packages:
+        for function in package.functions:
+            for key, place in _places(package, function):
+                places[key] = place
+                used += place.size
+                if artifact.pte is None or (package, function) in called:
+                    live.add(key)
+    stored = sum(place.size for place in places.values())
+    return Storage(
+        used=used,
+        stored=stored,
+        saved=used - stored,
+        repeated=_repeated(places.values()),
+        in_programs=sum(place.size for place in places.values() if place.value is not None),
+        uncalled=sum(place.size for key, place in places.items() if key not in live),
+        unreferenced=_unreferenced(artifact),
+    )
+
+
+def _unreferenced(artifact: Artifact) -> int:
+    """Return the bytes to which nothing in a program refers."""
+    if artifact.pte is None:
+        return 0
+    delegates = [d for method in artifact.pte.methods.values() for d in method.delegates]
+    size = sum(artifact.pte.unused.values())
+    if all(delegate.backend == BACKEND for delegate in delegates):  # others may use named data
+        used = {d.reference.key for ds in artifact.delegates.values() for d in ds if d.reference}
+        size += sum(len(data) for key, data in artifact.pte.named_data.items() if key not in used)
+    return size

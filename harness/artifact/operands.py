@@ -98,8 +98,6 @@ class FunctionTypes:
         self._block = package.operations(function)
         self.operations = 0
         self.wide: list[str] = []
-        self.in_program: list[tuple[str, int]] = []
-        """Names and bytes of the constants in the program that belong in the weight file."""
         self._read: set[str] = set()
         self._shapes: dict[str, tuple[int | None, ...]] = {}
         self._numbers: dict[str, list[int]] = {}  # of constants, by name
@@ -170,29 +168,12 @@ class FunctionTypes:
             yield f"declares {declared}, but its value is {held}"
         name = operation.outputs[0].name
         self._numbers[name] = list(value.immediateValue.tensor.ints.values)
-        self._note_immediate(name, value)
-
-    def _note_immediate(self, name: str, value: Value) -> None:
-        """Note a constant in the program that coremltools would write into the weight file."""
-        dtype = dtype_of(value.type)
-        late = self._package.model.specificationVersion >= 9
-        if value.WhichOneof("value") != "immediateValue" or dtype not in (
-            _FILE_TYPES_SINCE_18 if late else _FILE_TYPES
-        ):
-            return
-        count = 1
-        for size in declared_shape(value.type.tensorType):
-            count *= size or 0
-        if count >= MIN_FILE_ELEMENTS:
-            bits = mil_types()[value.type.tensorType.dataType].bits
-            self.in_program.append((name, count * bits // 8))
 
     def _operation(self, operation: Operation, known: dict[str, str | None]) -> Iterator[str]:
         operands = {n: self._operands(a, known) for n, a in operation.inputs.items()}
         for name, value in operation.attributes.items():
             if name != "name":
                 operands[name] = [dtype_of(value.type)]
-                self._note_immediate(f"{operation.type}'s {name}", value)
         rule = signature(operation.type, self._opset)
         if rule is None:
             return
@@ -266,6 +247,37 @@ class FunctionTypes:
         if not hasattr(self, "_found_strings"):
             self._found_strings = dict(_string_constants(self._block))
         return self._found_strings
+
+
+def weights_in_program(package: Package, function: str) -> Iterator[tuple[str, Value, int]]:
+    """Yield each constant in a function that coremltools would write into the weight file.
+
+    It has a name, its value, and its size in bytes.
+    """
+    late = package.model.specificationVersion >= 9
+    allowed = _FILE_TYPES_SINCE_18 if late else _FILE_TYPES
+    for name, value in _values(package.operations(function)):
+        dtype = dtype_of(value.type)
+        if value.WhichOneof("value") == "immediateValue" and dtype in allowed:
+            count = 1
+            for size in declared_shape(value.type.tensorType):
+                count *= size or 0
+            if count >= MIN_FILE_ELEMENTS:
+                yield name, value, count * mil_types()[value.type.tensorType.dataType].bits // 8
+
+
+def _values(block: Block) -> Iterator[tuple[str, Value]]:
+    """Yield the constants and the bound values of all operations, with names."""
+    for operation in block.operations:
+        result = operation.outputs[0].name if operation.outputs else operation.type
+        for name, value in operation.attributes.items():
+            yield result if operation.type == "const" else f"{name} of {result}", value
+        for name, argument in operation.inputs.items():
+            for binding in argument.arguments:
+                if binding.WhichOneof("binding") == "value":
+                    yield f"{name} of {result}", binding.value
+        for inner in operation.blocks:
+            yield from _values(inner)
 
 
 def _wrong_operands(

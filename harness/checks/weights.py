@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 
 from harness.artifact import Artifact, Package, open_artifact
-from harness.artifact.facts import duplicate_bytes, repeated_bytes, sharing
-from harness.artifact.operands import FunctionTypes
+from harness.artifact.facts import duplicate_bytes, sharing, storage
+from harness.artifact.operands import weights_in_program
 from harness.checks.containers import readable
 from harness.checks.run import check
 from harness.models.config import load_params
@@ -93,7 +93,7 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
     """Check for copies of packages, unused packages, and weights outside the weight files.
 
     The facts are the bytes of weights in all packages, those that sharing saves (a weight that
-    several functions use is stored once), and those that are still stored more than once.
+    several functions use is stored once), and those that it could save: stored again, or unused.
     """
     artifact = subject.artifact
     packages = artifact.packages
@@ -108,18 +108,20 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
             copied = copied and not _common_methods(artifact, number, other)
         yield Finding("copies", f"package {number}", not copied, text, 1)
         for name in sorted(package.functions):
-            types = FunctionTypes(package, name)
-            for _ in types.problems():
-                pass  # `types` reports these
-            told = ", ".join(f"'{n}' ({size} bytes)" for n, size in types.in_program[:5])
+            found = [(what, size) for what, _, size in weights_in_program(package, name)]
+            told = ", ".join(f"'{what}' ({size} bytes)" for what, size in found[:5])
             text = f"its program holds weights that belong in the weight file: {told}"
             where = f"package {number}, function '{name}'"
-            yield Finding("copies", where, not types.in_program, text, max(1, types.operations))
+            count = len(package.operations(name).operations)
+            yield Finding("copies", where, not found, text, max(1, count))
     yield from _not_called(artifact)
-    used = sum(sharing(package).used for package in packages)
-    stored = sum(sharing(package).stored for package in packages)
-    facts = {"weight bytes": stored, "bytes saved by sharing": used - stored}
-    facts["bytes stored again"] = repeated_bytes(packages)
+    weights = storage(artifact)
+    facts = {
+        "weight bytes": weights.stored,
+        "bytes saved by sharing": weights.saved,
+        "bytes stored again": weights.repeated,
+        "unused bytes": weights.uncalled + weights.unreferenced,
+    }
     yield Finding("copies", "the artifact", comparisons=len(packages), facts=facts)
 
 

@@ -6,10 +6,15 @@ import argparse
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.text import printable
+
+if TYPE_CHECKING:
+    from harness.export.options import ExportOptions
 
 
 def add_models_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +158,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the artifact, print its name and size, and return 0."""
+    """Write the artifact, print its name and size, and return 0.
+
+    Options that leave the artifact as it is without them are reported on standard error.
+    """
     from harness.export.exporters import get_exporter
     from harness.export.options import ExportOptions
 
@@ -171,6 +179,7 @@ def export(args: argparse.Namespace) -> int:
         raise HarnessError("--checkpoint needs --params, the model's params.json")
     else:
         options = ExportOptions(**given)
+        _report_ignored(options, args.params, given)
         exporter = get_exporter(args.exporter, args.progress)
         exporter.export(args.checkpoint, args.params, options, output, args.progress)
     print(f"{output}: {_size(output):,} bytes")
@@ -187,6 +196,7 @@ def _export_model(args: argparse.Namespace, given: dict[str, Any], output: Path)
     if args.params is not None:
         raise HarnessError("--params goes with --checkpoint; a named model has its own")
     options = dataclasses.replace(model(args.model).options, **given)
+    _report_ignored(options, cache.fixture(args.model, args.progress).params, given)
     made = cache.exported(args.model, options, args.progress, args.exporter)
     if made.is_dir():
         with partial_folder(output, EXPORT, replace=True) as folder:
@@ -194,6 +204,14 @@ def _export_model(args: argparse.Namespace, given: dict[str, Any], output: Path)
         return
     with partial_file(output, FILE_IDENTIFIER) as partial:
         shutil.copyfile(made, partial)
+
+
+def _report_ignored(options: ExportOptions, params: str | Path, given: dict[str, Any]) -> None:
+    from harness.export.options import ignored_options
+    from harness.models.config import load_params
+
+    for sentence in ignored_options(options, load_params(params), given):
+        print(f"harness export: ignored: {printable(sentence)}", file=sys.stderr)
 
 
 def _size(output: Path) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         FunctionFacts,
         MethodFacts,
         PackageFacts,
+        Storage,
         Tensor,
     )
 
@@ -47,6 +48,8 @@ def _lines(facts: ArtifactFacts, everything: bool) -> Iterator[str]:
         yield from _method_lines(method, everything)
     for number, package in enumerate(facts.packages):
         yield from _package_lines(number, package, everything)
+    yield ""
+    yield from _storage_lines(facts.weights)
     if facts.constants:
         yield ""
         yield "constant methods"
@@ -82,6 +85,20 @@ def _package_lines(number: int, package: PackageFacts, everything: bool) -> Iter
             f"  weights: {_bytes(sharing.stored)} stored for {_bytes(sharing.used)} used, "
             f"{_bytes(sharing.shared)} shared by all functions"
         )
+
+
+def _storage_lines(weights: Storage) -> Iterator[str]:
+    stored, used = _bytes(weights.stored), _bytes(weights.used)
+    saved = f"sharing saves {_bytes(weights.saved)}" if weights.saved else "nothing is shared"
+    yield f"weights of the artifact: {stored} stored for {used} used, {saved}"
+    for size, what in (
+        (weights.repeated, "more could be saved: they are stored again"),
+        (weights.in_programs, "are in programs; they belong in weight files"),
+        (weights.uncalled, "are in functions that no method calls"),
+        (weights.unreferenced, "are in packages and data to which nothing refers"),
+    ):
+        if size:
+            yield f"  {_bytes(size)} {what}"
 
 
 def _function_lines(function: FunctionFacts, everything: bool) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from harness.artifact import Artifact
+from harness.artifact.facts import storage
 from harness.artifact.files import FolderFiles, is_folder, map_file
 from harness.artifact.pte_reader import program_tables
 from harness.diff.difference import Difference, changed, same_files, without_random
@@ -41,6 +42,7 @@ def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
     if same_files(*files):
         return []
     found = [*changed("", "size", *({"bytes": sum(map(len, x.values()))} for x in files))]
+    found += changed("", "weight bytes", *map(_storage, (a, b)))
     if a.kind == b.kind:
         found += changed("", "file", *(dict.fromkeys(each, "there") for each in files))
     if a.package is not None and b.package is not None:
@@ -55,6 +57,18 @@ def diff_artifacts(a: Artifact, b: Artifact) -> list[Difference]:
     # A manifest's identifiers, or the order of a message's entries.
     sizes = [sum(map(len, each.values())) for each in files]
     return [Difference("", "bytes", "identifiers or order", sizes[0], sizes[1], is_incidental=True)]
+
+
+def _storage(artifact: Artifact) -> dict[str, int]:
+    """Return in bytes what sharing saves and could save; packages show what they store."""
+    found = storage(artifact)
+    return {
+        "saved by sharing": found.saved,
+        "stored again": found.repeated,
+        "in programs": found.in_programs,
+        "of uncalled functions": found.uncalled,
+        "without reference": found.unreferenced,
+    }
 
 
 def check_readable(artifact: Artifact) -> None:

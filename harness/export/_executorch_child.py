@@ -4,8 +4,8 @@ The exporter's `main()` does the work. This module replaces four names of the ex
 
 - `load_model`: a checkpoint without `output.weight` gets its output layer from the embedding; the
   exporter would leave the layer on the meta device. Any other parameter left there is an error.
-- `_transform_eager_model`: receives the options that the command line cannot express (linear layers
-  not quantized, embedding not quantized, linear layers not split).
+- `argparse`: its parser returns, too, the options that the command line cannot express (linear
+  layers not quantized, embedding not quantized, linear layers not split).
 - `MULTIMETHOD_WEIGHT_SHARING_STRATEGY`: POSITIONAL becomes DISABLED when the options forbid the
   sharing of weights.
 - `save_pte_program`: a failed write raises; the exporter would log it and go on.
@@ -15,6 +15,7 @@ A request is `{"checkpoint", "params", "output", "options"}`; the answer is null
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -30,9 +31,9 @@ from harness.export.options import ExportOptions
 EXPORTER = "executorch.examples.apple.coreml.llama.export_static_llm_coreml"
 PATCHED = (
     "main",
+    "argparse",
     "load_model",
     "save_pte_program",
-    "_transform_eager_model",
     "MULTIMETHOD_WEIGHT_SHARING_STRATEGY",
 )
 
@@ -64,11 +65,11 @@ def patch(exporter: ModuleType, options: ExportOptions) -> None:
     if absent := [name for name in PATCHED if not hasattr(exporter, name)]:
         raise HarnessError(
             f"the exporter of this ExecuTorch has no {', '.join(absent)}; "
-            "versions 1.3, 1.4 and 1.5 have all that is needed"
+            "versions 1.2 to 1.5 have all that is needed"
         )
     exporter.save_pte_program = _save  # type: ignore[attr-defined]
     _patch_load(exporter)
-    _patch_transform(
+    _patch_arguments(
         exporter,
         embedding_quantize=options.embedding_quantize,
         linear_quantize=_none_if(options.linear_quantize, "none"),
@@ -123,15 +124,16 @@ def _patch_load(exporter: ModuleType) -> None:
     exporter.load_model = load_complete_model  # type: ignore[attr-defined]
 
 
-def _patch_transform(exporter: ModuleType, **overrides: Any) -> None:
-    transform = exporter._transform_eager_model
+def _patch_arguments(exporter: ModuleType, **overrides: Any) -> None:
+    """Let the exporter's parser return these values, whatever the command line holds."""
 
-    def transform_as_asked(model: Any, args: Any, float_dtype: Any) -> Any:
-        for name, value in overrides.items():
-            setattr(args, name, value)
-        return transform(model, args, float_dtype)
+    class Parser(argparse.ArgumentParser):
+        def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+            parsed = super().parse_args(*args, **kwargs)
+            vars(parsed).update(overrides)
+            return parsed
 
-    exporter._transform_eager_model = transform_as_asked  # type: ignore[attr-defined]
+    exporter.argparse = SimpleNamespace(ArgumentParser=Parser)  # type: ignore[attr-defined]
 
 
 def _none_if(value: str, nothing: str) -> str | None:

@@ -42,7 +42,7 @@ SOURCES = (
 )
 RUNTIME = ("runtime", "extension/pybindings")
 EXPORTER_FILE = "examples/apple/coreml/llama/export_static_llm_coreml.py"
-WORKING = "1.3, 1.4 and 1.5"
+WORKING = "1.2 to 1.5"
 DEFAULT = "1.4.1"  # where none is installed
 _PROBE_SECONDS = 60
 _PROBE = """

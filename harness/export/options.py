@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.errors import HarnessError
@@ -127,6 +128,59 @@ def split_count(options: ExportOptions, rows: int) -> int:
     if options.target_split_size is None:
         return 1
     return min(max(rows // options.target_split_size, 1), options.max_splits)
+
+
+def ignored_options(
+    options: ExportOptions, config: ModelConfig, given: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield a sentence for each option without which the artifact would be the same.
+
+    Only options in `given`, and those that differ from their defaults, are reported, and none that
+    asks for nothing (`--target-split-size none`). The sentences hold for all exporters.
+    """
+    defaults = ExportOptions().as_dict()
+    for name, reason in _without_effect(options, config):
+        value = getattr(options, name)
+        if name in given or value != defaults[name]:
+            yield f"--{name.replace('_', '-')} {value} has no effect{reason}"
+
+
+def _without_effect(options: ExportOptions, config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield each option without effect, with the rest of a sentence that gives the reason."""
+    if options.mode == "single":
+        yield "weight_sharing", " in --mode single: one method has nothing to share"
+    yield from _cuts_without_effect(options, [rows for rows, _ in config.linears.values()])
+    embedding = options.quantization.embedding
+    if embedding and embedding[1] == config.dim:
+        text = f"{embedding[0]},0: the one group of a row is the row"
+        yield "embedding_quantize", f" that differs from {text}"
+    columns = {columns for _, columns in config.linears.values()}
+    if options.linear_quantize == "b4w" and columns == {LINEAR_GROUP}:
+        yield "linear_quantize", " that differs from c4w: the one group of a row is the row"
+
+
+def _cuts_without_effect(
+    options: ExportOptions, all_rows: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    """Yield as `_without_effect` does; `all_rows` has the rows of each linear layer."""
+    target, default = options.target_split_size, ExportOptions()
+    if target is None:
+        yield "max_splits", " without --target-split-size"
+        return
+    parts = max(rows // target for rows in all_rows)
+    alike = replace(options, target_split_size=default.target_split_size)
+    if parts <= 1:
+        yield "target_split_size", f": no linear layer has {2 * target} rows to cut"
+    elif options.max_splits == 1:
+        yield "target_split_size", " with --max-splits 1"
+    elif options != alike and all(
+        split_count(options, rows) == split_count(alike, rows) for rows in all_rows
+    ):
+        text = f"{alike.target_split_size}: both cut the linear layers alike"
+        yield "target_split_size", f" that differs from {text}"
+    if parts <= min(options.max_splits, default.max_splits):
+        text = f"--target-split-size {target} cuts no linear layer into more than {max(parts, 1)}"
+        yield "max_splits", f": {text}"
 
 
 def _check_size(options: ExportOptions, name: str, low: int, high: int, note: str = "") -> None:

@@ -47,6 +47,7 @@ _ACCEPTED_AS: Mapping[str | tuple[str, str], str | None] = {
     ("package", "described functions"): "names",
     "package": None,
     "size": None,
+    "weight bytes": None,
     "option": "options",
     "opset": "options",
     "metadata": "metadata",

@@ -43,8 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        named = config.getoption("exporter") or list(_at_hand())
-        found = {_label(exporter): exporter for exporter in map(get_exporter, named)}
+        named = config.getoption("exporter") or list(at_hand())
+        found = {label_of(exporter): exporter for exporter in map(get_exporter, named)}
         if not found:
             raise HarnessError("no ExecuTorch is at hand: give --exporter executorch@VERSION")
     except HarnessError as error:
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     start_recording(config, "runners", config.getoption("results"), options, exporters=versions)
 
 
-def _at_hand() -> Iterator[str]:
+def at_hand() -> Iterator[str]:
     """Yield the name of each ExecuTorch that works, one of each version."""
     seen = set()
     for name, environment in exporters_at_hand():
@@ -64,7 +64,8 @@ def _at_hand() -> Iterator[str]:
             yield name
 
 
-def _label(exporter: Exporter) -> str:
+def label_of(exporter: Exporter) -> str:
+    """Return an exporter's name, with its version for the installed ExecuTorch."""
     return exporter.label if "@" in exporter.label else f"{exporter.label}@{exporter.version}"
 
 

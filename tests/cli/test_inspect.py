@@ -124,10 +124,10 @@ def test_a_reader_that_goes_away_is_no_error(mixed_program):
 
 
 def test_what_an_artifact_names_cannot_drive_a_terminal(mixed_program, capsys, monkeypatch):
-    from harness.artifact.facts import ArtifactFacts
+    from harness.artifact.facts import ArtifactFacts, Storage
 
     constants = {"a\x1b[31m": "x\ny", "half": "\ud800", "ü": 1}
-    facts = ArtifactFacts("p", "pte", 1, (), (), constants)
+    facts = ArtifactFacts("p", "pte", 1, (), (), constants, Storage(0, 0, 0, 0, 0, 0, 0))
     monkeypatch.setattr("harness.artifact.facts.artifact_facts", lambda artifact: facts)
     text = inspected(capsys, mixed_program[0])
     assert text.splitlines()[-3:] == ["  a\\x1b[31m = x\\ny", "  half = \\ud800", "  ü = 1"]

@@ -62,7 +62,7 @@ def main():
 
 exporter = ModuleType("stand_in_exporter")
 exporter.main = main
-exporter.load_model = exporter.save_pte_program = exporter._transform_eager_model = None
+exporter.load_model = exporter.save_pte_program = exporter.argparse = None
 exporter.MULTIMETHOD_WEIGHT_SHARING_STRATEGY = None
 sys.modules["stand_in_exporter"] = exporter
 child.EXPORTER = "stand_in_exporter"

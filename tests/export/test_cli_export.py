@@ -42,13 +42,28 @@ def test_a_named_model_is_exported_with_its_own_options(asked, output, capsys):
     assert output.read_text() == "bytes"
 
 
+SIZES = {"dim": 96, "n_layers": 2, "n_heads": 4, "vocab_size": 300, "hidden_dim": 192}
+
+
 def test_a_checkpoint_is_exported_with_the_exporters_defaults(asked, output):
     words = ["--embedding-quantize", "none", "--target-split-size", "none", "--no-graph-breaks"]
-    source = ["--checkpoint", "c.pth", "--params", "p.json"]
+    (params := output.with_name("p.json")).write_text(json.dumps(SIZES))
+    source = ["--checkpoint", "c.pth", "--params", str(params)]
     assert main(["export", *source, *words, "-o", str(output)]) == 0
     options = asked[0]
     assert (options.embedding_quantize, options.target_split_size) == (None, None)
     assert (options.graph_breaks, options.max_context_len) == (False, 1024)
+
+
+def test_an_option_without_effect_is_reported_and_the_export_goes_on(asked, output, capsys):
+    words = ["--target-split-size", "none", "--max-splits", "4"]
+    assert main(["export", "--model", "tiny", *words, "-o", str(output)]) == 0
+    said = "harness export: ignored: --max-splits 4 has no effect without --target-split-size\n"
+    assert capsys.readouterr().err == said
+    assert asked[0].max_splits == 4 and output.exists()
+    output.unlink()
+    assert main(["export", "--model", "tiny", *words[:2], "-o", str(output)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
-from dataclasses import replace
+import random
+import re
+from dataclasses import fields, replace
 
 import pytest
 
 from harness.errors import HarnessError
-from harness.export.options import ExportOptions, check_fit, split_count
+from harness.export.options import ExportOptions, check_fit, ignored_options, split_count
+from harness.export.plan import plan_methods, plan_packages
 from harness.models.config import parse_params
 
 CONFIG = parse_params(
@@ -97,3 +100,84 @@ def test_a_norm_epsilon_that_fp32_cannot_hold_is_refused():
     for eps in (1e39, 1e-46):
         with pytest.raises(HarnessError, match="becomes 0 or infinite in fp32"):
             check_fit(ExportOptions(dtype="fp32"), replace(CONFIG, norm_eps=eps))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"max_splits": 4, "target_split_size": None}, "--max-splits 4 .* without --target-split-"),
+        ({"max_splits": 4}, "--max-splits 4 .*: --target-split-size 1024 cuts .* more than 1$"),
+        ({"max_splits": 6, "target_split_size": 60}, "--max-splits 6 .* more than 5$"),
+        ({"target_split_size": 300}, "--target-split-size 300 .*: no linear layer has 600 rows"),
+        ({"target_split_size": 48, "max_splits": 1}, "--target-split-size 48 .*--max-splits 1$"),
+        ({"embedding_quantize": "8,96"}, "--embedding-quantize 8,96 .* that differs from 8,0"),
+    ],
+)
+def test_an_option_without_effect_is_named_with_the_reason(given, sentence):
+    (said,) = ignored_options(ExportOptions(**given), CONFIG)
+    assert re.search(sentence, said)
+
+
+def test_a_default_is_reported_only_if_it_was_given():
+    assert not [*ignored_options(ExportOptions(), CONFIG)]
+    said = " ".join(ignored_options(ExportOptions(), CONFIG, ["weight_sharing", "max_splits"]))
+    assert "--weight-sharing positional has no effect in --mode single" in said
+    assert "--max-splits 8 has no effect" in said
+
+
+VALUES = {
+    "mode": ["single", "multifunction"],
+    "weight_sharing": ["positional", "none"],
+    "input_len": [1, 8, 32],
+    "max_context_len": [64, 1024],
+    "dtype": ["fp16", "fp32"],
+    "embedding_quantize": ["8,0", "8,32", "8,96", "4,0", None],
+    "linear_quantize": ["c4w", "b4w", "none"],
+    "target_split_size": [1024, None, 1000, 300, 96, 60, 48, 16],
+    "max_splits": [8, 1, 2, 3, 5, 6, 64],
+    "graph_breaks": [True, False],
+}
+WIDE = replace(CONFIG, vocab_size=4000)
+SQUARE = replace(CONFIG, dim=32, hidden_dim=32, n_heads=1, n_kv_heads=1, head_dim=32)
+
+
+def made(options, config):
+    """Return all that decides what an export holds, from the plan and the schemes of weights."""
+    schemes = {}
+    for name, scheme in options.quantization.schemes(config).items():
+        whole = scheme and scheme[1] == config.weight_shapes[name][1]
+        schemes[name] = (scheme[0], 0) if whole else scheme
+    methods = plan_methods(config, options)
+    packages = plan_packages(methods, options.weight_sharing)
+    return methods, packages, schemes, options.dtype, options.max_context_len
+
+
+@pytest.mark.parametrize("config", [CONFIG, SQUARE, WIDE], ids=["varied", "square", "wide"])
+def test_exactly_the_options_without_effect_are_reported(config):
+    assert {field.name for field in fields(ExportOptions)} == VALUES.keys()
+    draw, seen = random.Random(7), {True: 0, False: 0}
+    while min(seen.values()) < 300:
+        try:
+            options = ExportOptions(**{name: draw.choice(v) for name, v in VALUES.items()})
+            check_fit(options, config)
+            whole = made(options, config)
+        except HarnessError:
+            continue
+        reported = {line.split()[0] for line in ignored_options(options, config)}
+        for name, value in ExportOptions().as_dict().items():
+            if getattr(options, name) in (value, None):
+                continue
+            without = replace_or_none(options, name, value)
+            if without is None:
+                continue
+            is_dead = made(without, config) == whole
+            assert (f"--{name.replace('_', '-')}" in reported) == is_dead, (name, options)
+            seen[is_dead] += 1
+
+
+def replace_or_none(options, name, value):
+    """Return the options with the default of one, or None if the others refuse it."""
+    try:
+        return replace(options, **{name: value})
+    except HarnessError:
+        return None

@@ -1,0 +1,92 @@
+"""The exporters of the suite, and the table that it prints."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
+
+import pytest
+from tabulate import tabulate
+
+from harness.errors import HarnessError
+from harness.export.environments import EXECUTORCH
+from harness.export.exporters import Exporter, get_exporter
+from harness.report import summary_line
+from harness.results import Run
+from harness.suites.results import (
+    Recorder,
+    add_results_option,
+    pytest_runtest_makereport,
+    record,
+    start_recording,
+)
+from harness.suites.runners.conftest import at_hand, label_of
+from harness.text import clip, printable
+
+__all__ = ["pytest_runtest_makereport", "record"]
+
+_EXPORTERS = pytest.StashKey[dict[str, Exporter]]()
+
+
+class Table(Recorder):
+    """Prints a row for each option, value and exporter: what changed, and the verdict."""
+
+    def summary(self, run: Run, colours: bool) -> str:
+        """Return the table, the reason of each failure, and the last line."""
+        rows = [
+            (
+                case.check,
+                case.fixture,
+                case.mode,
+                clip(printable(str(case.facts.get("what changed", case.reason))), 110),
+                case.facts.get("verdict", case.outcome),
+            )
+            for case in run.cases
+        ]
+        headers = ("option", "exporter", "mode", "what changed", "verdict")
+        table = tabulate(rows, headers=headers, disable_numparse=True)
+        reasons = [f"{c.id}: {c.summary}" for c in run.cases if not c.passes]
+        return "\n\n".join([table, *reasons, summary_line(run.footer, colours)])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("options")
+    group.addoption(
+        "--exporter",
+        action="append",
+        metavar="NAME",
+        help="coreml, executorch, executorch@VERSION or executorch@PATH; several times for several "
+        "(default: ours, and every ExecuTorch at hand)",
+    )
+    add_results_option(group, "results/options")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        names = config.getoption("exporter") or ["coreml", *at_hand()]
+        found = {_label(exporter): exporter for exporter in map(get_exporter, names)}
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_EXPORTERS] = found
+    versions = {name: {EXECUTORCH: one.version} for name, one in found.items() if one.version}
+    options = {"exporter": list(found)}
+    start_recording(
+        config, "options", config.getoption("results"), options, Table, exporters=versions
+    )
+
+
+def _label(exporter: Exporter) -> str:
+    return label_of(exporter) if exporter.version else exporter.label
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "exporter" in metafunc.fixturenames:
+        exporters = metafunc.config.stash[_EXPORTERS]
+        metafunc.parametrize("exporter", exporters.values(), ids=list(exporters), scope="session")
+
+
+@pytest.fixture
+def exporter_name(exporter: Exporter) -> str:
+    """Return the exporter's name with its version."""
+    return _label(exporter)
