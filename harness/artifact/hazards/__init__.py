@@ -1,0 +1,29 @@
+"""Lints of what converters emit and devices do wrong: hazards that no execution on a CPU shows.
+
+Each is a *warning*: the bytes are valid, but may compute something else than the model's author
+meant, or something else on a device. `harness.checks.hazards` lists them; their sources are public
+reports, named by the rows of `findings.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.artifact.hazards import folding, indices, numerics
+from harness.artifact.hazards.lint import LINTS, Function, Hazard
+from harness.artifact.package import Package
+
+__all__ = ["LINTS", "Function", "Hazard", "hazards_of"]
+
+_MODULES = (folding, indices, numerics)  # imported so that their lints are registered
+
+
+def hazards_of(package: Package, function: str) -> Iterator[tuple[str, Hazard]]:
+    """Yield the code and the place of each hazard in a function, in the order of codes.
+
+    Raises ArtifactError when the function cannot be read.
+    """
+    walked = Function(package, function)
+    for code in sorted(LINTS):
+        for found in LINTS[code](walked):
+            yield code, found

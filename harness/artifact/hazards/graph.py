@@ -1,0 +1,327 @@
+"""The operations of an ML Program's function as a graph, which the lints of hazards walk.
+
+A value knows the operation that makes it and those that read it, its declared type, and its array
+if it is constant. Nothing executes, and nothing is trusted: what cannot be read is None. Source:
+coremltools' `MIL.proto`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.artifact.operands import dtype_of
+from harness.artifact.package import Package
+from harness.artifact.proto import declared_shape, mil_types
+from harness.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from coremltools.proto.MIL_pb2 import Argument, Block, NamedValueType, ValueType
+    from coremltools.proto.MIL_pb2 import Operation as OperationMessage
+    from coremltools.proto.MIL_pb2 import Value as ValueMessage
+
+Shape = tuple[int | None, ...]
+Array = NDArray[Any]
+COPIES = frozenset(
+    ("cast", "expand_dims", "identity", "reshape", "squeeze", "tile", "transpose", "reverse")
+)
+"""Operations whose result has the values of `x`, perhaps several times or in another order."""
+_STATE_WRITES = ("write_state", "coreml_update_state")
+_VERSION = "com.github.apple.coremltools.version"
+_FIELDS = {
+    "BOOL": "bools",
+    "FLOAT32": "floats",
+    "FLOAT64": "doubles",
+    "INT32": "ints",
+    "INT16": "ints",
+    "UINT16": "ints",
+    "INT64": "longInts",
+    "STRING": "strings",
+}
+"""The field that holds immediate values of a dtype; all others are bytes."""
+
+
+@dataclass(eq=False)
+class Value:
+    """A value of a function: an input, a result or a constant.
+
+    `dtype` is None for what is no tensor. None in `shape` marks a flexible dimension; the shape is
+    None when the rank is unknown. `producer` is None for an input and an inline constant.
+    """
+
+    name: str
+    dtype: str | None
+    shape: Shape | None
+    producer: Operation | None = None
+    readers: list[Operation] = field(default_factory=list)
+    literal: tuple[Package, ValueMessage] | None = field(default=None, repr=False)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the program holds its value, or that of what it is computed from."""
+        if self.literal is not None:
+            return True
+        maker = self.producer
+        return maker is not None and maker.type.startswith("constexpr_")
+
+    @cached_property
+    def array(self) -> Array | None:
+        """The value of a constant, None for any other value and for one that cannot be read."""
+        if self.literal is None:
+            return None
+        try:
+            return _array(*self.literal)
+        except (ArtifactError, ValueError, TypeError, OverflowError):
+            return None
+
+    @property
+    def number(self) -> float | None:
+        """The value of a constant of one element, None for any other value."""
+        array = self.array
+        if array is None or array.size != 1 or array.dtype.kind not in "fiub":
+            return None
+        return float(array.reshape(())[()])
+
+    @property
+    def count(self) -> int | None:
+        """The number of elements, None when a dimension is flexible."""
+        if self.shape is None or None in self.shape:
+            return None
+        return math.prod(size or 0 for size in self.shape)
+
+    def origin(self, through: frozenset[str] = COPIES) -> Value:
+        """Return the value that this one is a copy of, through casts and changes of shape."""
+        value = self
+        while (maker := value.producer) is not None and maker.type in through:
+            source = maker.operand("x")
+            if source is None:
+                break
+            value = source
+        return value
+
+    def made_by(self, *types: str) -> Operation | None:
+        """Return the operation that makes the value's origin if it is one of these types."""
+        maker = self.origin().producer
+        return maker if maker is not None and maker.type in types else None
+
+
+@dataclass(eq=False)
+class Operation:
+    """An operation that is no constant: its operands by parameter, and its results."""
+
+    type: str
+    operands: Mapping[str, tuple[Value, ...]]
+    results: tuple[Value, ...]
+
+    @property
+    def place(self) -> str:
+        """Its type and its first result: "log 'scores'"."""
+        return f"{self.type} '{self.results[0].name}'" if self.results else self.type
+
+    @property
+    def result(self) -> Value | None:
+        """Its first result."""
+        return self.results[0] if self.results else None
+
+    def operand(self, name: str) -> Value | None:
+        """Return the only operand of a parameter, None when there is none or there are several."""
+        found = self.operands.get(name, ())
+        return found[0] if len(found) == 1 else None
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        """Return a parameter that is a constant number, `default` when it is not given."""
+        value = self.operand(name)
+        return default if value is None else value.number
+
+    def numbers(self, name: str) -> list[int] | None:
+        """Return a parameter that is a constant list of integers or bools."""
+        value = self.operand(name)
+        array = None if value is None else value.array
+        if array is None or array.dtype.kind not in "iub":
+            return None
+        return [int(one) for one in array.reshape(-1)]
+
+    def text(self, name: str) -> str | None:
+        """Return a parameter that is a constant string."""
+        value = self.operand(name)
+        array = None if value is None else value.array
+        return str(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+    def all_operands(self) -> Iterator[Value]:
+        """Yield every operand."""
+        for values in self.operands.values():
+            yield from values
+
+
+class Graph:
+    """A function of a package.
+
+    `operations` are those of all blocks, in their order, without constants; `constants` the values
+    of all `const` operations. `inputs` include states. A value of an inner block's own inputs has
+    no producer. Raises ArtifactError when the package has no such function.
+    """
+
+    def __init__(self, package: Package, function: str) -> None:
+        self.package, self.function = package, function
+        self.opset = package.functions[function].opset if function in package.functions else ""
+        self.operations: list[Operation] = []
+        self.constants: list[Value] = []
+        block = package.operations(function)
+        self.states = frozenset(package.states(function))
+        known: dict[str, Value] = {}
+        for value in package.functions[function].inputs:
+            known[value.name] = _value(value)
+        self.inputs = tuple(known.values())
+        self.outputs = tuple(self._block(block, known))
+
+    @cached_property
+    def version(self) -> tuple[int, ...] | None:
+        """The version of coremltools that made the package, None when the package has none."""
+        return parse_version(self.package.model.description.metadata.userDefined.get(_VERSION, ""))
+
+    def of_type(self, *types: str) -> Iterator[Operation]:
+        """Yield the operations of these types."""
+        yield from (one for one in self.operations if one.type in types)
+
+    @cached_property
+    def from_inputs(self) -> frozenset[Value]:
+        """The values that depend on an input or a state."""
+        found = set(self.inputs)
+        for operation in self.operations:
+            is_random = operation.type.startswith("random_")
+            if is_random or any(value in found for value in operation.all_operands()):
+                found.update(operation.results)
+        return frozenset(found)
+
+    @cached_property
+    def needed(self) -> frozenset[Value]:
+        """The values that an output or a state is computed from."""
+        found: set[Value] = set()
+        queue = list(self.outputs)
+        for operation in self.operations:
+            if operation.type in _STATE_WRITES:
+                queue += operation.all_operands()
+        while queue:
+            value = queue.pop()
+            if value in found:
+                continue
+            found.add(value)
+            if value.producer is not None:
+                queue += value.producer.all_operands()
+        return frozenset(found)
+
+    def _block(self, block: Block, outer: Mapping[str, Value]) -> list[Value]:
+        """Add a block's operations; return its outputs."""
+        known = {**outer, **{value.name: _value(value) for value in block.inputs}}
+        for message in block.operations:
+            results = tuple(_value(output) for output in message.outputs)
+            if message.type == "const":
+                for result in results[:1]:
+                    if "val" in message.attributes:
+                        result.literal = (self.package, message.attributes["val"])
+                    self.constants.append(result)
+            else:
+                self._operation(message, results, known)
+            known.update((result.name, result) for result in results)
+        return [known[name] for name in block.outputs if name in known]
+
+    def _operation(
+        self, message: OperationMessage, results: tuple[Value, ...], known: Mapping[str, Value]
+    ) -> None:
+        operands = {
+            name: tuple(self._operands(argument, known))
+            for name, argument in message.inputs.items()
+        }
+        for name, value in message.attributes.items():
+            if name != "name":
+                operands.setdefault(name, (self._inline(value),))
+        inner = [self._block(block, known) for block in message.blocks]
+        for number, outputs in enumerate(inner):
+            operands[f"block{number}"] = tuple(outputs)
+        operation = Operation(message.type, operands, results)
+        for result in results:
+            result.producer = operation
+        for operand in dict.fromkeys(operation.all_operands()):
+            operand.readers.append(operation)
+        self.operations.append(operation)
+
+    def _operands(self, argument: Argument, known: Mapping[str, Value]) -> Iterator[Value]:
+        for binding in argument.arguments:
+            if binding.WhichOneof("binding") == "value":
+                yield self._inline(binding.value)
+            elif binding.name in known:
+                yield known[binding.name]
+
+    def _inline(self, message: ValueMessage) -> Value:
+        return Value("", *_declared(message.type), literal=(self.package, message))
+
+
+def _value(message: NamedValueType) -> Value:
+    return Value(message.name, *_declared(message.type))
+
+
+def _declared(message: ValueType) -> tuple[str | None, Shape | None]:
+    """Return dtype and shape of a tensor or of the tensor in a state."""
+    if message.WhichOneof("type") == "stateType":
+        message = message.stateType.wrappedType
+    dtype = dtype_of(message)
+    if dtype is None:
+        return None, None
+    tensor = message.tensorType
+    shape = declared_shape(tensor)
+    is_known = tensor.rank == len(shape) and not any(d.unknown.variadic for d in tensor.dimensions)
+    return dtype, shape if is_known else None
+
+
+def _array(package: Package, message: ValueMessage) -> Array | None:
+    """Return a constant tensor; one in the weight file is a view of it."""
+    kind = mil_types().get(message.type.tensorType.dataType)
+    if message.type.WhichOneof("type") != "tensorType" or kind is None or 0 < kind.bits < 8:
+        return None
+    shape = [size or 0 for size in declared_shape(message.type.tensorType)]
+    if message.WhichOneof("value") == "blobFileValue":
+        reference = message.blobFileValue
+        blob = package.blob(reference.fileName, reference.offset)
+        return np.frombuffer(blob.data, kind.numpy).reshape(shape)
+    tensor = message.immediateValue.tensor
+    stored = tensor.WhichOneof("value")
+    if stored is None:
+        return None
+    if stored == "bytes":
+        return np.frombuffer(tensor.bytes.values, kind.numpy).reshape(shape)
+    values = list(getattr(tensor, _FIELDS.get(kind.name, "ints")).values)
+    dtype = object if kind.name == "STRING" else np.dtype(kind.numpy)
+    return np.array(values, dtype).reshape(shape)
+
+
+def parse_version(text: str) -> tuple[int, ...] | None:
+    """Return a version's numbers, (9, 1) for "9.1.dev1"; None without a number."""
+    numbers = re.match(r"\d+(\.\d+)*", text[:40])
+    return tuple(int(one[:9]) for one in numbers[0].split(".")) if numbers else None
+
+
+def upstream(
+    value: Value, stop: Callable[[Operation], bool] = lambda _: False
+) -> Iterator[Operation]:
+    """Yield each operation that a value is computed from once, the nearest first.
+
+    Nothing before an operation that `stop` accepts is yielded, unless another path leads there.
+    """
+    queue = deque([value.producer])
+    seen: set[Operation] = set()
+    while queue:
+        maker = queue.popleft()
+        if maker is None or maker in seen:
+            continue
+        seen.add(maker)
+        yield maker
+        if not stop(maker):
+            queue.extend(operand.producer for operand in maker.all_operands())

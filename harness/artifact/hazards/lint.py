@@ -1,0 +1,72 @@
+"""What a lint of hazards is: a generator of hazards in one function, found by its code.
+
+Write one with `@hazard("H99")` in a module that `harness.artifact.hazards` imports, and give the
+code a row in `harness/checks/findings.toml`. A lint names only what is really in the program:
+`Function.bounds` says what cannot occur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness.artifact.hazards.bounds import UNKNOWN, Bounds, as_declared, bounds_of_constant
+from harness.artifact.hazards.graph import Graph, Operation, Value
+from harness.artifact.hazards.ranges import bounds_of_results
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """One place that may go wrong: an operation, a value, an input or an output, and the evidence.
+
+    The evidence is a clause about the place: "'scores' may be below 6e-08".
+    """
+
+    place: str
+    evidence: str
+
+
+class Function(Graph):
+    """A function of a package with the bounds of its values."""
+
+    @cached_property
+    def _bounds(self) -> dict[Value, Bounds]:
+        """The bounds of each value. Inputs are finite, and have none."""
+        found = {value: bounds_of_constant(value) for value in (*self.inputs, *self.constants)}
+        for operation in self.operations:
+            for operand in operation.all_operands():
+                if operand not in found:
+                    found[operand] = bounds_of_constant(operand)
+            result = bounds_of_results(operation, found)
+            found |= {value: as_declared(value, result) for value in operation.results}
+        return found
+
+    def bounds(self, value: Value | None) -> Bounds:
+        """Return what a value's elements can be."""
+        return UNKNOWN if value is None else self._bounds.get(value, UNKNOWN)
+
+    def is_before(self, *version: int) -> bool:
+        """Return whether a coremltools before this version made the package."""
+        return self.version is not None and self.version < version
+
+
+Lint = Callable[[Function], Iterator[Hazard]]
+LINTS: dict[str, Lint] = {}
+
+
+def hazard(code: str) -> Callable[[Lint], Lint]:
+    """Register a lint under its code, which no other lint has."""
+
+    def register(lint: Lint) -> Lint:
+        if code in LINTS:
+            raise ValueError(f"two lints have the code {code}")
+        LINTS[code] = lint
+        return lint
+
+    return register
+
+
+def at(operation: Operation, evidence: str) -> Hazard:
+    """Return a hazard of an operation."""
+    return Hazard(operation.place, evidence)

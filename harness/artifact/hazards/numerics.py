@@ -1,0 +1,279 @@
+"""Hazards of numbers: infinities that become NaN, exponentials and constants beyond FLOAT16.
+
+The limits of FLOAT16: the largest value is 65504, so `exp` overflows above 11.09; digits are lost
+below 6.1e-5, and 3e-8 rounds to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import log
+
+import numpy as np
+
+from harness.artifact.hazards.bounds import HALF_MAX, HALF_TINY, ROUNDS_TO_INFINITY, Bounds
+from harness.artifact.hazards.graph import COPIES, Operation, Value, upstream
+from harness.artifact.hazards.lint import Function, Hazard, at, hazard
+
+_EXP_LIMITS = {
+    "exp": log(HALF_MAX),
+    "exp2": 16.0,
+    "sinh": log(2 * HALF_MAX),
+    "cosh": log(2 * HALF_MAX),
+}
+_PROBABILITIES = ("softmax", "sigmoid", "exp", "exp2", "tanh", "softplus")
+_PASSED = COPIES | {
+    *("mul", "add", "sub", "real_div", "reduce_sum", "cumsum", "reduce_mean", "clip", "maximum"),
+    *("concat", "gather", "gather_along_axis", "gather_nd", "select", "split", "slice_by_index"),
+    *("slice_by_size", "pow", "sqrt", "square", "reduce_max", "reduce_min", "minimum"),
+}
+"""Operations that hand a small value on to what reads them."""
+_ADDED = COPIES | {"add", "slice_by_index", "slice_by_size", "select"}
+_HALF_STEP = {"FLOAT16": 2.0**-11, "FLOAT32": 2.0**-20}
+_LEAST_EPSILON = 1e-6
+_LARGEST_ANGLE = 64.0  # above it, neighbours in FLOAT16 are 1/16 apart
+_HARMLESS_WITH_INFINITY = frozenset(
+    (
+        *("equal", "not_equal", "greater", "greater_equal", "less", "less_equal", "clip"),
+        *("maximum", "minimum", "max_pool", "pad", "cast", "fill"),
+    )
+)
+
+
+@hazard("H02")
+def nan_from_infinities(function: Function) -> Iterator[Hazard]:
+    """Find differences of equal infinities and products of an infinity and zero."""
+    for operation in function.of_type("sub", "add", "mul"):
+        x, y = operation.operand("x"), operation.operand("y")
+        if x is None or y is None or not _is_float(operation.result):
+            continue
+        a, b = function.bounds(x), function.bounds(y)
+        band = y.made_by("band_part") if operation.type == "sub" else None
+        source = None if band is None else band.operand("x")
+        if source is not None and source.origin() is x.origin():
+            if a.minus or a.plus:
+                yield at(operation, f"it subtracts a band of '{x.name}', which holds infinities")
+            elif source.origin() in function.inputs or (
+                a.held is None and not np.isfinite(a.largest) and _reaches(operation, "softmax")
+            ):
+                yield at(operation, f"it subtracts a band of '{x.name}', which may be infinite")
+        elif problem := _indefinite(operation, a, b):
+            yield at(operation, problem)
+
+
+def _indefinite(operation: Operation, a: Bounds, b: Bounds) -> str:
+    """Return what of an operation is NaN by its operands' bounds, "" for nothing."""
+    if operation.type == "mul":
+        for one, other in ((a, b), (b, a)):
+            if (one.minus or one.plus) and other.has_zero:
+                return "it multiplies an infinity by what may be 0"
+        return ""
+    x, y = operation.operand("x"), operation.operand("y")
+    maker = y.made_by("reduce_max", "reduce_min", "maximum", "minimum") if y is not None else None
+    if maker is not None and x is not None:
+        return ""  # x - max(x): NaN only where all of a row is infinite
+    minus, plus = (b.minus, b.plus) if operation.type == "sub" else (b.plus, b.minus)
+    if (a.minus and minus) or (a.plus and plus):
+        return "infinities of one sign may be subtracted from one another"
+    return ""
+
+
+@hazard("H03")
+def log_of_underflow(function: Function) -> Iterator[Hazard]:
+    """Find logarithms in FLOAT16 of what an exponential makes, which may round to 0."""
+    for operation in function.of_type("log"):
+        x = operation.operand("x")
+        if x is None or x.dtype != "FLOAT16" or x.is_constant:
+            continue
+        epsilon = operation.number("epsilon", 1e-45) or 0.0
+        if function.bounds(x).low + epsilon >= HALF_TINY:
+            continue
+        source = next((one for one in _handed_on(x) if one.type in _PROBABILITIES), None)
+        if source is not None:
+            yield at(operation, f"'{x.name}' comes from {source.place} and may round to 0")
+
+
+@hazard("H04")
+def exp_overflow(function: Function) -> Iterator[Hazard]:
+    """Find exponentials in FLOAT16 whose arguments have no bound that keeps them finite."""
+    for operation in function.of_type(*_EXP_LIMITS):
+        x, result = operation.operand("x"), operation.result
+        if x is None or result is None or result.dtype != "FLOAT16":
+            continue
+        found, limit = function.bounds(x), _EXP_LIMITS[operation.type]
+        is_odd = operation.type in ("sinh", "cosh")
+        if (found.largest if is_odd else found.high) <= limit or _only_divides(result):
+            continue
+        yield at(operation, f"it overflows where '{x.name}' is above {limit:.4g}")
+
+
+@hazard("H06")
+def hidden_epsilon(function: Function) -> Iterator[Hazard]:
+    """Find reciprocals with an epsilon that changes what they may get."""
+    for operation in function.of_type("inverse"):
+        x, epsilon = operation.operand("x"), operation.number("epsilon")
+        if x is None or epsilon is None or epsilon < _LEAST_EPSILON:
+            continue
+        low = function.bounds(x).low
+        if low <= 0 or epsilon / low > _HALF_STEP.get(x.dtype or "", 0.0):
+            least = "without a lower bound above 0" if low <= 0 else f"which may be {low:.3g}"
+            yield at(operation, f"it adds {epsilon:.2g} to '{x.name}', {least}")
+
+
+@hazard("H07")
+def inflated_norm_epsilon(function: Function) -> Iterator[Hazard]:
+    """Find norms that scale by the largest magnitude and then add the unscaled epsilon."""
+    for operation in function.of_type("sqrt", "rsqrt"):
+        x = operation.operand("x")
+        total = None if x is None else x.made_by("add")
+        epsilon = _constant_operand(total) if total is not None else operation.number("epsilon")
+        mean = _moment(x if total is None else _other_operand(total))
+        scaled = None if mean is None else _squared(mean)
+        largest = None if scaled is None else _scale(scaled)
+        if largest is not None and epsilon is not None and epsilon >= 1e-11:
+            yield at(
+                operation,
+                f"its epsilon {epsilon:.3g} counts {largest.results[0].name!r} squared times, and "
+                "a row of zeros is divided by 0",
+            )
+
+
+@hazard("H08")
+def beyond_half(function: Function) -> Iterator[Hazard]:
+    """Find constants that FLOAT16 cannot hold: infinities and NaN where they are computed with."""
+    for value in function.constants:
+        array = value.array if value.dtype == "FLOAT16" else None
+        readers = [one for one in value.readers if one.type not in _HARMLESS_WITH_INFINITY]
+        if array is None or not readers or not array.size:
+            continue
+        if problem := _beyond(array):
+            for reader in readers[:1]:
+                if problem != "-inf" or _masks_whole_rows(function, value, array, reader):
+                    yield at(reader, f"its constant '{value.name}' holds {problem}")
+    for operation in function.of_type("cast"):
+        x, result = operation.operand("x"), operation.result
+        found = function.bounds(x)
+        if x is None or result is None or result.dtype != "FLOAT16" or found.held is None:
+            continue
+        largest = max(found.held, key=abs)
+        if abs(largest) >= ROUNDS_TO_INFINITY:
+            yield at(operation, f"'{x.name}' holds {largest:.3g}, which becomes infinite")
+
+
+@hazard("H16")
+def coarse_angles(function: Function) -> Iterator[Hazard]:
+    """Find sines and cosines in FLOAT16 of angles so large that neighbours are far apart."""
+    for operation in function.of_type("sin", "cos"):
+        x = operation.operand("x")
+        if x is None or x.dtype != "FLOAT16" or x.is_constant:
+            continue
+        largest = function.bounds(x).largest
+        is_position = any(
+            one.type == "range_1d" or (one.type == "cast" and _is_integer(one.operand("x")))
+            for one in upstream(x)
+        )
+        if largest > _LARGEST_ANGLE and (is_position or np.isfinite(largest)):
+            reach = f"reaches {largest:.4g}" if np.isfinite(largest) else "has no bound"
+            yield at(operation, f"the angle '{x.name}' {reach}, and FLOAT16 rounds it")
+
+
+def _is_float(value: Value | None) -> bool:
+    return value is not None and (value.dtype or "").startswith("FLOAT")
+
+
+def _is_integer(value: Value | None) -> bool:
+    return value is not None and (value.dtype or "").startswith(("INT", "UINT"))
+
+
+def _reaches(operation: Operation, *types: str) -> bool:
+    """Return whether a result is read by one of these types, through sums and copies."""
+    queue, seen = [operation], {operation}
+    while queue:
+        for result in queue.pop().results:
+            for reader in result.readers:
+                if reader.type in types:
+                    return True
+                if reader not in seen and reader.type in _ADDED:
+                    seen.add(reader)
+                    queue.append(reader)
+    return False
+
+
+def _handed_on(value: Value) -> Iterator[Operation]:
+    return upstream(value, stop=lambda one: one.type not in _PASSED)
+
+
+def _only_divides(value: Value) -> bool:
+    """Return whether an infinity here only gives 0, as in `1 / (1 + exp(-x))`."""
+    found = list(value.readers)
+    while found:
+        reader = found.pop()
+        if reader.type == "add" and _constant_operand(reader) is not None:
+            found += [one for result in reader.results for one in result.readers]
+        elif reader.type != "inverse" and not (
+            reader.type == "real_div" and reader.operand("x") is not value
+        ):
+            return False
+    return bool(value.readers)
+
+
+def _constant_operand(operation: Operation) -> float | None:
+    numbers = [one.number for one in operation.all_operands()]
+    return next((one for one in numbers if one is not None), None)
+
+
+def _other_operand(operation: Operation) -> Value | None:
+    return next((one for one in operation.all_operands() if one.number is None), None)
+
+
+def _moment(value: Value | None) -> Value | None:
+    """Return what a value is the mean or the sum of."""
+    maker = None if value is None else value.made_by("reduce_mean", "reduce_sum", "mul")
+    if maker is not None and maker.type == "mul":  # a sum times 1 / n
+        return _moment(_other_operand(maker)) if _constant_operand(maker) is not None else None
+    return None if maker is None else maker.operand("x")
+
+
+def _squared(value: Value) -> Value | None:
+    maker = value.made_by("square", "mul", "pow")
+    if maker is None or (maker.type == "mul" and maker.operand("x") is not maker.operand("y")):
+        return None
+    return maker.operand("x")
+
+
+def _scale(value: Value) -> Operation | None:
+    """Return the maximum of magnitudes that a value is divided by."""
+    maker = value.made_by("real_div", "mul")
+    if maker is None:
+        return None
+    for operand in maker.all_operands():
+        inverse = operand.made_by("inverse")
+        scale = inverse.operand("x") if inverse is not None else operand
+        largest = None if scale is None else scale.made_by("reduce_max")
+        magnitudes = None if largest is None else largest.operand("x")
+        if magnitudes is not None and magnitudes.made_by("abs") is not None:
+            return largest
+    return None
+
+
+def _beyond(array: np.ndarray) -> str:
+    """Return what a FLOAT16 array holds that is not finite: "NaN", "inf", "-inf" or ""."""
+    bits = array.view(np.uint16)
+    special = bits[(bits & 0x7C00) == 0x7C00]
+    if not special.size:
+        return ""
+    if (special & 0x3FF).any():
+        return "NaN"
+    return "-inf" if (special & 0x8000).all() else "inf"
+
+
+def _masks_whole_rows(
+    function: Function, value: Value, array: np.ndarray, reader: Operation
+) -> bool:
+    """Return whether -inf may fill a whole row of a softmax, or is computed with otherwise."""
+    if not _reaches(reader, "softmax"):
+        return reader.type not in ("select", "add", "sub", "mul", "concat")
+    if array.ndim and array.size > 1:
+        return bool(np.isneginf(array.reshape(-1, array.shape[-1])).all(1).any())
+    condition = reader.operand("cond")
+    return condition is not None and condition in function.from_inputs

@@ -1,0 +1,207 @@
+"""Hazards of numbers: what coremltools 9.0 emits, what it gives, and what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from coremltools.converters.mil.mil import Builder as mb
+
+from tests.hazards.making import built, given, hazards, traced
+
+INF = float("inf")
+LOGITS = torch.tensor([[12.0, 20.0, -3.0, 30.0]])
+SMALL = torch.full((2, 3), 1e-4)
+SQUARE = torch.zeros(3, 3)
+FREQUENCIES = torch.tensor([0.137, 0.731])
+IDS = torch.tensor([1, 3001, 9001], dtype=torch.int32)
+
+
+def causal(x: torch.Tensor) -> torch.Tensor:
+    return torch.triu(torch.full((x.shape[0], x.shape[1]), -INF), 1) + x
+
+
+def masked(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x + (1 - keep) * torch.finfo(torch.float32).min, -1)
+
+
+def filled(x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x.masked_fill(x < 0, -1e9), -1)
+
+
+def normalized(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.reciprocal(x.norm(dim=-1, keepdim=True))
+
+
+def angles(ids: torch.Tensor) -> torch.Tensor:
+    return torch.cos(ids.float()[:, None] * FREQUENCIES)
+
+
+FREE = {"x": ((2, 8), (2, 8))}
+# What is traced, its inputs, the precision, the hazard, and the place of it.
+HAZARDS: dict[str, tuple[Any, dict[str, torch.Tensor], str, tuple[str, str], dict[str, Any]]] = {
+    "a causal mask of a flexible size": (
+        causal,
+        {"x": SQUARE},
+        "fp16",
+        ("H02", "sub 'sub_0_cast_fp16'"),
+        {"shapes": FREE},
+    ),
+    "a triangle of an input": (
+        lambda x: torch.triu(x, 1),
+        {"x": torch.full((3, 3), -INF)},
+        "fp32",
+        ("H02", "sub 'sub_0'"),
+        {},
+    ),
+    "a product of a mask and the least float": (
+        masked,
+        {"x": torch.zeros(2, 3), "keep": torch.ones(2, 3)},
+        "fp16",
+        ("H02", "mul 'var_7_cast_fp16'"),
+        {},
+    ),
+    "log_softmax": (
+        lambda x: torch.log_softmax(x, -1),
+        {"x": LOGITS},
+        "fp16",
+        ("H03", "log 'var_4'"),
+        {},
+    ),
+    "log of a sigmoid": (
+        lambda x: torch.log(torch.sigmoid(x) * 0.5),
+        {"x": -LOGITS},
+        "fp16",
+        ("H03", "log 'var_5'"),
+        {},
+    ),
+    "logcumsumexp": (
+        lambda x: torch.logcumsumexp(x, -1),
+        {"x": LOGITS},
+        "fp16",
+        ("H04", "exp 'exp_0_cast_fp16'"),
+        {},
+    ),
+    "a softmax without its maximum": (
+        lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
+        {"x": LOGITS},
+        "fp16",
+        ("H04", "exp 'var_2_cast_fp16'"),
+        {},
+    ),
+    "a reciprocal of a norm": (normalized, {"x": SMALL}, "fp32", ("H06", "inverse 'var_8'"), {}),
+    "a reciprocal": (lambda x: 1.0 / x, {"x": SMALL}, "fp32", ("H06", "inverse 'var_2'"), {}),
+    "an RMSNorm": (
+        torch.nn.RMSNorm(3, eps=1e-5),
+        {"x": torch.tensor([[300.0, 0.1, 0.1], [0.0, 0.0, 0.0]])},
+        "fp32",
+        ("H07", "sqrt 'var_6_rms'"),
+        {},
+    ),
+    "a mask of -1e9": (
+        filled,
+        {"x": -torch.ones(2, 3)},
+        "fp16",
+        ("H08", "cast 'var_5_to_fp16'"),
+        {},
+    ),
+    "angles of positions": (angles, {"ids": IDS}, "fp16", ("H16", "cos 'var_16'"), {}),
+}
+
+
+@pytest.mark.parametrize("what", HAZARDS)
+def test_a_hazard_gives_another_value_and_is_named_at_its_place(what: str, tmp_path: Path) -> None:
+    module, inputs, precision, (code, place), options = HAZARDS[what]
+    path = traced(module, inputs, tmp_path, precision=precision, **options)
+    found = hazards(path)
+    assert code in {one for one, _ in found}, found
+    assert (code, place) in found
+    (have,), want = given(path, *inputs.values()), module(*inputs.values())
+    if what not in ("log_softmax", "log of a sigmoid"):
+        assert not torch.allclose(have.float(), want, rtol=0.01, atol=0.01, equal_nan=False)
+    else:
+        assert float((have.float() - want).abs().max()) > 10
+
+
+SOUND: dict[str, tuple[Any, Mapping[str, torch.Tensor]]] = {
+    "a triangle of a product": (lambda x: torch.triu(x @ x, 1), {"x": torch.ones(3, 3)}),
+    "a finite mask": (
+        lambda x, keep: torch.softmax(x + (1 - keep) * -1e4, -1),
+        {"x": torch.zeros(2, 3), "keep": torch.ones(2, 3)},
+    ),
+    "a stable log_softmax": (
+        lambda x: (
+            x - x.max(-1, keepdim=True)[0] - x.sub(x.amax(-1, True)).exp().sum(-1, True).log()
+        ),
+        {"x": LOGITS},
+    ),
+    "logsumexp": (lambda x: torch.logsumexp(x, -1), {"x": LOGITS}),
+    "log1p of an exponential of what is not positive": (
+        lambda x: torch.log(1 + torch.exp(-torch.abs(x))),
+        {"x": LOGITS},
+    ),
+    "a logistic function by hand": (lambda x: x / (1 + torch.exp(-x)), {"x": LOGITS}),
+    "a clamped exponential": (lambda x: torch.exp(torch.clamp(x, -5.0, 10.0)), {"x": SMALL}),
+    "a division": (lambda x: x / (x.abs().sum(-1, keepdim=True) + 1.0), {"x": SMALL}),
+    "an RMSNorm by hand": (
+        lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5),
+        {"x": torch.ones(2, 3)},
+    ),
+    "LayerNorm": (torch.nn.LayerNorm(3), {"x": LOGITS[:, :3]}),
+    "a masked fill that leaves the diagonal": (
+        lambda x: torch.softmax(x.masked_fill(torch.ones(3, 3).triu(1).bool(), -INF), -1),
+        {"x": SQUARE},
+    ),
+    "attention": (
+        lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x),
+        {"x": torch.ones(1, 2, 4, 8)},
+    ),
+    "sines of activations": (lambda x: torch.sin(torch.tanh(x)), {"x": LOGITS}),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("what", SOUND)
+def test_a_sound_model_has_no_hazard(what: str, precision: str, tmp_path: Path) -> None:
+    module, inputs = SOUND[what]
+    path = traced(module, inputs, tmp_path, precision=precision)
+    assert hazards(path) == []
+    (have,), want = given(path, *inputs.values()), module(*inputs.values())
+    assert torch.allclose(have.float(), want, rtol=0.01, atol=0.01)
+
+
+BORDERS: dict[str, tuple[Callable[[Any], Any], bool]] = {
+    "an epsilon below FLOAT16's rounding": (
+        lambda x: mb.inverse(x=mb.add(x=mb.square(x=x), y=2.0), epsilon=1e-4),
+        False,
+    ),
+    "an epsilon above it": (
+        lambda x: mb.inverse(x=mb.add(x=mb.square(x=x), y=0.01), epsilon=1e-4),
+        True,
+    ),
+    "no epsilon": (lambda x: mb.inverse(x=x, epsilon=0.0), False),
+    "an exponential that may just overflow": (
+        lambda x: mb.exp(x=mb.clip(x=x, alpha=0.0, beta=11.2)),
+        True,
+    ),
+    "one that just does not": (lambda x: mb.exp(x=mb.clip(x=x, alpha=0.0, beta=11.0)), False),
+    "log of a floor that FLOAT16 holds": (
+        lambda x: mb.log(x=mb.maximum(x=mb.softmax(x=x, axis=-1), y=np.float32(1e-3))),
+        False,
+    ),
+    "log of a floor that it does not": (
+        lambda x: mb.log(x=mb.maximum(x=mb.softmax(x=x, axis=-1), y=np.float32(1e-7))),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BORDERS)
+def test_bounds_decide_at_the_border(what: str, tmp_path: Path) -> None:
+    function, is_hazard = BORDERS[what]
+    path = built(function, [("fp32", (2, 3))], tmp_path, precision="fp16")
+    assert bool(hazards(path)) == is_hazard
