@@ -19,6 +19,7 @@ the dtypes of numbers.
     Function.__call__                      function.py: checks inputs and shapes (shapes.py)
         Block.run                          block.py: step by step the first time, or when observed;
             Step.run                       later as one generated Python function
+                fused                      fusion.py: of fewer steps, many of them by rows/
 
 An operation is one builder in `ops/`; `operation` explains how to add one. `packed/` multiplies by
 quantized weights without expanding them. `ranges` measures the ranges of FLOAT16 values.

@@ -5,9 +5,9 @@ A run executes step by step, or as generated code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, cast
 
@@ -16,13 +16,16 @@ import torch
 from harness.errors import HarnessError
 from harness.mil.operation import Run
 from harness.mil.types import TensorType, ValueType
+from harness.mil.values import Constant
 
 
 @dataclass(frozen=True)
 class Step:
     """One operation: its function, and the slots that it reads (-1: absent), writes and frees.
 
-    `names` and `types` are the names and the declared types of its results.
+    `names` and `types` are the names and the declared types of its results. `constants` are the
+    parameters that are known at load. A `fused` step computes what several operations do, and
+    returns a tuple.
     """
 
     run: Run
@@ -33,6 +36,13 @@ class Step:
     types: tuple[ValueType, ...]
     operation: str = ""
     names: tuple[str, ...] = ()
+    constants: Mapping[str, tuple[Constant, ...]] = field(default_factory=dict)
+    fused: bool = False
+
+    def parameter(self, name: str, default: Any = None) -> Any:
+        """Return a parameter that is known at load, `default` if it is not given."""
+        values = self.constants.get(name)
+        return values[0].python if values else default
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ class Block:
             return self._run_steps(slots)
         if self._generated is None:
             self._fused = self._fuse(self.plan)
-            tupled = [self._gives_tuple.get(step.writes, True) for step in self._fused.steps]
+            tupled = [s.fused or self._gives_tuple[s.writes] for s in self._fused.steps]
             self._generated = _generate(self._fused, tupled)
         try:
             return self._generated(slots)

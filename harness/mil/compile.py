@@ -159,7 +159,8 @@ class Compiler:
             for output, declared in zip(message.outputs, outputs, strict=True)
         )
         names = tuple(output.name for output in message.outputs)
-        return Step(run, reads, writes, (), where, outputs, message.type, names)
+        known = operation.constants
+        return Step(run, reads, writes, (), where, outputs, message.type, names, known)
 
     def _bind(
         self, message: MIL_pb2.Operation, outputs: tuple[ValueType, ...], where: str, index: int

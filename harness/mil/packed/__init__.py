@@ -45,8 +45,8 @@ class PackedWeight:
             return self._product_by_tiles(x)
         out = torch.empty((*x.shape[:-1], rows))
         m = x.numel() // columns
-        parts = _parts(m * rows * columns)
-        with _turn(parts):
+        parts = parts_for(m * rows * columns)
+        with turn(parts):
             self._fast.products(x.contiguous(), m, out, parts)
         return out
 
@@ -76,8 +76,8 @@ class PackedWeight:
         tile = _tile(min(n_rows, max(1, _TILE // n_columns)), n_columns)
         for start in range(0, n_rows, len(tile)):
             part = tile[: n_rows - start]
-            parts = _parts(part.numel())
-            with _turn(parts):
+            parts = parts_for(part.numel())
+            with turn(parts):
                 self._blocks.expand(start, part.numpy(), parts)
             torch.mm(part.to(x.dtype), columns, out=product[start : start + len(part)])
         return product.T.contiguous().reshape(*x.shape[:-1], n_rows)
@@ -90,20 +90,25 @@ class PackedLinears:
         self._weights = weights
         self._group = TableGroup([w._fast for w in weights if isinstance(w._fast, Tables)])
         self._rows = [weight.shape[0] for weight in weights]
+        self._n_rows, self._n_weights = sum(self._rows), sum(w.shape.numel() for w in weights)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return `x @ weight.T` of each weight, as `PackedWeight.linear` does."""
         if x.dtype != torch.float32:
             return tuple(weight.linear(x) for weight in self._weights)
-        columns = x.shape[-1]
-        m = x.numel() // columns
-        out = torch.empty(m * sum(self._rows))
-        parts = _parts(out.numel() * columns)
-        with _turn(parts):
-            self._group.products(x.contiguous(), m, out, parts)
+        m = x.numel() // x.shape[-1]
+        (out,) = self.joined(m, x)
         products = out.split([m * rows for rows in self._rows])
         shape = x.shape[:-1]
         return tuple(p.view(*shape, n) for p, n in zip(products, self._rows, strict=True))
+
+    def joined(self, m: int, x: Tensor) -> tuple[Tensor]:
+        """Return the products of each weight with x [m, columns], all in one vector."""
+        out = torch.empty(m * self._n_rows)
+        parts = parts_for(m * self._n_weights)
+        with turn(parts):
+            self._group.products(x.contiguous(), m, out, parts)
+        return (out,)
 
 
 _held = threading.local()
@@ -121,14 +126,14 @@ def multiplied_by(threads: int) -> Iterator[None]:
         _held.threads = before
 
 
-def _parts(count: int) -> int:
+def parts_for(count: int) -> int:
     """Return the number of threads to use for `count` multiplications."""
     if count < _ALONE:
         return 1
     return getattr(_held, "threads", None) or torch.get_num_threads()
 
 
-def _turn(parts: int) -> AbstractContextManager[object]:
+def turn(parts: int) -> AbstractContextManager[object]:
     """Return a lock on numba's threads, if any are needed.
 
     Some of its threading layers abort a process that calls them twice at the same time.

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _BATCH = 8 * vector.TILE_ROWS  # rows of a weight that are decoded at a time
-_ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities are kept
+ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities are kept
 _VECTOR_CODE = sha256(getsource(vector).encode()).hexdigest()[:16]
 
 
-def _compiler(parallel: bool = False) -> Callable[[Kernel], Kernel]:
+def compiler(*, parallel: bool = False, math: set[str] = ANY_ORDER) -> Callable[[Kernel], Kernel]:
     """Return a decorator that compiles, and caches the machine code for the next process.
+
+    `math` are LLVM's permissions for arithmetic.
 
     numba compiles again when the file of a kernel has changed. The vector code is part of the
     machine code too, but it is in another file. Therefore a kernel's name, and with it the name of
@@ -43,7 +45,7 @@ def _compiler(parallel: bool = False) -> Callable[[Kernel], Kernel]:
     """
 
     def compiled(function: Kernel) -> Kernel:
-        options: dict[str, Any] = {"nogil": True, "fastmath": _ANY_ORDER, "parallel": parallel}
+        options: dict[str, Any] = {"nogil": True, "fastmath": math, "parallel": parallel}
         function.__qualname__ += f"_{_VECTOR_CODE}"
         try:
             made: Kernel = njit(cache=True, **options)(function)
@@ -54,7 +56,7 @@ def _compiler(parallel: bool = False) -> Callable[[Kernel], Kernel]:
     return compiled
 
 
-_serial, _parallel = _compiler(), _compiler(parallel=True)
+_serial, _parallel = compiler(), compiler(parallel=True)
 
 
 @_parallel
@@ -69,13 +71,13 @@ def table_products(
     [m, rows] for each. A unit fp32 [rows] is the value of a 1 in a row's table, divided by 65536;
     `order` int64 [columns] is the order of the columns in the tables' layout.
     """
-    given = carray(_pointer(x), (m, columns), np.float32)
-    indices = carray(_pointer(order), (columns,), np.int64)
+    given = carray(pointer(x), (m, columns), np.float32)
+    indices = carray(pointer(order), (columns,), np.int64)
     ordered = np.empty((m, columns), np.float32)
     for each in range(m):
         for column in range(columns):
             ordered[each, column] = given[each, indices[column]]
-    listed = carray(_pointer(weights), (count, 5), np.int64)
+    listed = carray(pointer(weights), (count, 5), np.int64)
     rows = listed[count - 1, 3] + listed[count - 1, 4]
     if parts == 1:
         _table_products(0, rows, listed, ordered, out)
@@ -112,7 +114,7 @@ def table_tiles(
 ) -> None:
     """Multiply like `table_products`, for more rows of x: a weight is decoded once for all rows."""
     x_tiles = _x_tiles(x, order, m, columns)
-    listed = carray(_pointer(weights), (count, 5), np.int64)
+    listed = carray(pointer(weights), (count, 5), np.int64)
     rows = listed[count - 1, 3] + listed[count - 1, 4]
     if parts == 1:
         _table_tiles(0, rows, listed, x_tiles, m, out)
@@ -154,8 +156,8 @@ def _table_products(first: int, last: int, weights: np.ndarray, x: np.ndarray, o
     for weight in range(len(weights)):
         codes, tables, unit = weights[weight, 0], weights[weight, 1], weights[weight, 2]
         rows, before = weights[weight, 3], weights[weight, 4]
-        units = carray(_pointer(unit), (rows,), np.float32)
-        results = carray(_pointer(out + 4 * m * before), (m, rows), np.float32)
+        units = carray(pointer(unit), (rows,), np.float32)
+        results = carray(pointer(out + 4 * m * before), (m, rows), np.float32)
         for row in range(max(first - before, 0), min(last - before, rows)):
             row_codes, table = codes + row * (columns // 2), tables + row * vector.COLUMNS
             for each in range(m):
@@ -166,8 +168,8 @@ def _table_products(first: int, last: int, weights: np.ndarray, x: np.ndarray, o
 @_serial
 def _x_tiles(x: int, order: int, m: int, columns: int) -> np.ndarray:
     """Cut x [m, columns] into tiles of `vector.TILE_WIDTH` rows; zeros fill the last one."""
-    given = carray(_pointer(x), (m, columns), np.float32)
-    indices = carray(_pointer(order), (columns,), np.int64)
+    given = carray(pointer(x), (m, columns), np.float32)
+    indices = carray(pointer(order), (columns,), np.int64)
     x_tiles = np.zeros((-(-m // vector.TILE_WIDTH), columns, vector.TILE_WIDTH), np.float32)
     for each in range(m):
         tile, place = each // vector.TILE_WIDTH, each % vector.TILE_WIDTH
@@ -187,8 +189,8 @@ def _table_tiles(
     for weight in range(len(weights)):
         codes, tables, unit = weights[weight, 0], weights[weight, 1], weights[weight, 2]
         rows, before = weights[weight, 3], weights[weight, 4]
-        units = carray(_pointer(unit), (rows,), np.float32)
-        results = carray(_pointer(out + 4 * m * before), (m, rows), np.float32)
+        units = carray(pointer(unit), (rows,), np.float32)
+        results = carray(pointer(out + 4 * m * before), (m, rows), np.float32)
         end = min(last - before, rows)
         for start in range(max(first - before, 0), end, _BATCH):
             n = min(_BATCH, end - start)
@@ -321,7 +323,7 @@ def _rounded(typing: TypingContext, value: types.Type) -> vector.Intrinsic:
 
 
 @vector.intrinsic
-def _pointer(typing: TypingContext, address: types.Type) -> vector.Intrinsic:
+def pointer(typing: TypingContext, address: types.Type) -> vector.Intrinsic:
     """Convert an address to the pointer that `numba.carray` takes."""
 
     def generate(
