@@ -69,7 +69,7 @@ def _agreement(subject: Subject, other: Subject, runtime: str) -> Iterator[Findi
         bound = allowed[part]
         difference = Figure(found.relative, "", bound, floor=noise_floor(bound))
         figures = {f"{part} difference": difference}
-        yield Finding("agreement", part, comparisons=found.count, figures=figures)
+        yield Finding("agreement", part, comparisons=found.count, figures=figures, code="N25")
 
 
 def _tables(ours: Freqs, theirs: Freqs) -> Finding:
@@ -82,6 +82,7 @@ def _tables(ours: Freqs, theirs: Freqs) -> Finding:
         comparisons=want.numel(),
         figures={"tables difference over allowed": Figure(float(over), "", bound=1.0)},
         facts={"table values that differ": int((have != want).sum())},
+        code="N24",
     )
 
 
@@ -97,6 +98,7 @@ def _interface(ours: ModelLayout, theirs: ModelLayout) -> Finding:
         ok=not differing,
         message=f"the two are called in different ways: {'; '.join(differing)}",
         comparisons=len(want),
+        code="N23",
     )
 
 

@@ -16,6 +16,7 @@ from harness.artifact.blob import file_problems
 from harness.artifact.plan import call_problems, key_problems, overlap_problems, tensor_problems
 from harness.artifact.pte import DelegateCall, TensorValue
 from harness.artifact.specification import SYSTEMS, manifest_problems, version_problems
+from harness.checks.findings import rows
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.results import Finding
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from harness.artifact import Bundle, Delegate
     from harness.artifact.pte import DelegateData, PteMethod
 
-_MAX_TOLD = 5  # problems in one message
 _UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 _STRATEGY = "multimethod_weight_sharing_strategy"
 _IN_JSON = ("op_linear_quantizer_config", "enumerated_shapes", "pass_pipeline")
@@ -67,15 +67,15 @@ def model_dtype(subject: Subject) -> str | None:
     return str(getattr(subject.artifact.constants.get("freqs_cos"), "dtype", "")) or None
 
 
-def one_finding(
-    name: str, where: str, problems: Iterable[tuple[str, str] | str], comparisons: int = 1
-) -> Finding:
-    """Return one finding of all problems at a place."""
-    told = [one if isinstance(one, str) else ": ".join(filter(None, one)) for one in problems]
-    message = "; ".join(told[:_MAX_TOLD])
-    if len(told) > _MAX_TOLD:
-        message += f"; and {len(told) - _MAX_TOLD} more"
-    return Finding(name, where, not told, message, max(1, comparisons))
+def findings_at(
+    where: str, problems: Iterable[tuple[str, str] | str], code: str, comparisons: int = 1
+) -> Iterator[Finding]:
+    """Yield a finding of each problem at a place, and one that counts the comparisons there."""
+    check = rows()[code].check
+    yield Finding(check, where, comparisons=comparisons)
+    for one in problems:
+        place, text = ("", one) if isinstance(one, str) else one
+        yield Finding(check, f"{where}: {place}" if place else where, False, text, code=code)
 
 
 @check("package-files", needs=(readable,))
@@ -88,11 +88,11 @@ def check_package_files(subject: Subject) -> Iterator[Finding]:
     for number, package in enumerate(subject.artifact.packages):
         where = f"package {number}"
         problems = manifest_problems(package.files)
-        yield one_finding("package-files", f"{where}, Manifest.json", problems, len(package.files))
+        yield from findings_at(f"{where}, Manifest.json", problems, "A10", len(package.files))
         for name in package.files:
             if name.endswith(".bin"):
                 problems = file_problems(package.files[name])
-                yield one_finding("package-files", f"{where}, {name}", problems)
+                yield from findings_at(f"{where}, {name}", problems, "A11")
     owners: dict[str, int] = {}
     for number, bundle in enumerate(subject.artifact.bundles):
         identifier = bundle.metadata.identifier
@@ -102,7 +102,7 @@ def check_package_files(subject: Subject) -> Iterator[Finding]:
             problem = ["its identifier is empty; the runtime caches a compiled model under it"]
         elif other != number and not _same(bundle, subject.artifact.bundles[other]):
             problem = [f"has the identifier of package {other}, '{identifier}'; draw another"]
-        yield one_finding("package-files", f"package {number}, metadata.json", problem)
+        yield from findings_at(f"package {number}, metadata.json", problem, "A12")
 
 
 def _same(bundle: Bundle, other: Bundle) -> bool:
@@ -111,7 +111,15 @@ def _same(bundle: Bundle, other: Bundle) -> bool:
     return files.keys() == others.keys() and all(files[name] == others[name] for name in files)
 
 
-@check("compile-specs", needs=(readable, pte))
+def compile_specs(subject: Subject) -> str | None:
+    """Return why a `.pte` whose delegates carry no compile specs is skipped, or None."""
+    assert subject.artifact.pte is not None
+    methods = subject.artifact.pte.methods.values()
+    held = any(delegate.compile_specs for method in methods for delegate in method.delegates)
+    return None if held else "no delegate carries compile specs"
+
+
+@check("compile-specs", needs=(readable, pte, compile_specs))
 def check_compile_specs(subject: Subject) -> Iterator[Finding]:
     """Check the compile specs of delegates: known, true of the packages, equal.
 
@@ -127,15 +135,14 @@ def check_compile_specs(subject: Subject) -> Iterator[Finding]:
         for delegate in delegates:
             data = artifact.pte.methods[method].delegates[delegate.index]
             first, other = firsts.setdefault(scope, (delegate, data))
-            problems = [*_spec_values(data), *_spec_facts(subject, delegate, data, several)]
-            if problems or {*data.compile_specs} == {*other.compile_specs}:
-                yield one_finding(
-                    "compile-specs", delegate.where, problems, len(data.compile_specs)
-                )
-                continue
+            values = list(_spec_values(data))
+            yield from findings_at(delegate.where, values, "A20", len(data.compile_specs))
+            facts = list(_spec_facts(subject, delegate, data, several))
+            yield from findings_at(delegate.where, facts, "A21", 0)
             changed = sorted(dict({*data.compile_specs} ^ {*other.compile_specs}))
-            text = f"{', '.join(changed)} differs from that of {first.where}"
-            yield one_finding("compile-specs", delegate.where, [text], len(data.compile_specs))
+            if changed and not values and not facts:
+                text = f"{', '.join(changed)} differs from that of {first.where}"
+                yield Finding("compile-specs", delegate.where, False, text, code="A22")
 
 
 def _spec_values(data: DelegateData) -> Iterator[str]:
@@ -192,17 +199,18 @@ def check_memory_plan(subject: Subject) -> Iterator[Finding]:
     artifact = subject.artifact
     assert artifact.pte is not None
     if artifact.pte.keys:
-        problems: Iterable[tuple[str, str]] = key_problems(artifact.pte)
-        yield one_finding("memory-plan", "named data", problems, len(artifact.pte.keys))
+        problems = key_problems(artifact.pte)
+        yield from findings_at("named data", problems, "A30", len(artifact.pte.keys))
     for name, delegates in artifact.delegates.items():
         method, names = artifact.pte.methods[name], artifact.value_names(name)
-        problems = [*tensor_problems(method), *overlap_problems(method, names)]
+        where = f"method '{name}'"
+        yield from findings_at(where, tensor_problems(method), "A31", len(method.values))
+        yield from findings_at(where, overlap_problems(method, names), "A32", 0)
         if _takes_arguments(method, delegates):
             inputs_of = {d.index: len(d.names.input_names) for d in delegates}
-            problems += call_problems(method, inputs_of, names)
+            yield from findings_at(where, call_problems(method, inputs_of, names), "A33", 0)
         if subject.is_language_model:
-            problems += _unusual(subject, name)
-        yield one_finding("memory-plan", f"method '{name}'", problems, len(method.values))
+            yield from findings_at(where, _unusual(subject, name), "A34", 0)
 
 
 def _takes_arguments(method: PteMethod, delegates: Sequence[Delegate]) -> bool:

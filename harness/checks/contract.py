@@ -51,6 +51,7 @@ def check_owners(subject: Subject) -> Iterator[Finding]:
                 ok=not problems,
                 message="; ".join(problems),
                 comparisons=len(specs),
+                code="M10",
             )
         yield _cache_lengths(reader, prefix, name)
     yield from _sizes(subject, reader, unnamed)
@@ -113,7 +114,8 @@ def _cache_lengths(reader: ConstantReader, prefix: str, method: str) -> Finding:
             f"row {wrong[0]} of {prefix}kv_cache_specs has a cache of {rows[wrong[0]][4]} "
             f"positions, but {prefix}mask_specs has masks for {masks} only"
         )
-    return Finding("owners", f"method '{method}', caches", not wrong, message, len(rows))
+    where = f"method '{method}', caches"
+    return Finding("owners", where, not wrong, message, len(rows), code="M11")
 
 
 def _sizes(
@@ -136,6 +138,7 @@ def _sizes(
         message=f"freqs_cos has {positions} positions, but caches and input hold {held}: a runner "
         "reads beyond the table",
         comparisons=1,
+        code="M12",
     )
     vocabulary = reader.integer("vocab_size")
     problems = [
@@ -162,6 +165,7 @@ def _sizes(
         message="; ".join(problems),
         comparisons=len(_LENGTHS) + len(_IDS),
         facts={NOT_IN_FILE: ", ".join(missing) or "nothing"},
+        code="M13",
     )
 
 

@@ -40,7 +40,13 @@ OURS = ("mil:strict", REFERENCE)
 _TIMES = ("cold load", "cached load", "first prediction")
 
 
-@check("against-core-ml", needs=(executable,), takes_runtime=True, kinds=("coreml", "executorch"))
+@check(
+    "against-core-ml",
+    needs=(executable,),
+    takes_runtime=True,
+    kinds=("coreml", "executorch"),
+    damaged="N01",
+)
 def check_against_core_ml(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare our executor with Core ML: logits and caches, or the outputs of each method.
 
@@ -103,10 +109,17 @@ def _finding(ours: str, place: str, found: Error, allowed: float) -> Finding:
         ),
         f"{ours} {place} SQNR": Figure(found.sqnr, "dB", better="higher"),
     }
-    return Finding("against-core-ml", f"{ours}, {place}", comparisons=found.count, figures=figures)
+    where = f"{ours}, {place}"
+    return Finding("against-core-ml", where, comparisons=found.count, figures=figures, code="N21")
 
 
-@check("core-ml-profile", needs=(executable,), takes_runtime=True, kinds=("coreml",))
+@check(
+    "core-ml-profile",
+    needs=(executable,),
+    takes_runtime=True,
+    kinds=("coreml",),
+    damaged="N01",
+)
 def check_profile(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Record Core ML's own times and its placement of each operation, in a process of its own.
 
@@ -129,6 +142,7 @@ def check_profile(subject: Subject, runtime: str) -> Iterator[Finding]:
                 **_costs(method, profile["placement"]),
             },
             facts=_facts(method, profile),
+            code="N22",
         )
 
 

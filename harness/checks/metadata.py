@@ -35,7 +35,7 @@ def check_references(subject: Subject) -> Iterator[Finding]:
                 used.add(delegate.reference.key)
             ok = delegate.program_function in delegate.bundle.package.functions
             message = f"function '{delegate.program_function}' is not in its package"
-            yield Finding("references", delegate.where, ok, message, comparisons=1)
+            yield Finding("references", delegate.where, ok, message, 1, code="A02")
     if (pte := subject.artifact.pte) is not None:
         yield Finding("references", "the file", facts={"pte bytes": pte.size})
         drafts = sum(
@@ -48,7 +48,8 @@ def check_references(subject: Subject) -> Iterator[Finding]:
             yield Finding("references", "the file's references", facts=facts)
         others = other_backends(subject.artifact)  # these may use named data of their own
         for key in sorted(set(pte.named_data) - used) if not others else ():
-            yield Finding("references", key, False, "no delegate refers to this named data", 1)
+            message = "no delegate refers to this named data"
+            yield Finding("references", key, False, message, 1, code="S01")
     for number, package in enumerate(subject.artifact.packages):
         unused = _unused_weight_bytes(package)
         yield Finding(
@@ -57,6 +58,7 @@ def check_references(subject: Subject) -> Iterator[Finding]:
             ok=unused < ENTRY_SIZE,  # less than one weight
             message=f"its weight files hold {unused} bytes that no function refers to",
             comparisons=1,
+            code="S02",
         )
 
 
@@ -88,6 +90,7 @@ def check_metadata_round_trip(subject: Subject) -> Iterator[Finding]:
                 ok=written == content,
                 message=f"parsing and writing it again changes {content!r} to {written!r}",
                 comparisons=1,
+                code="M01",
             )
 
 
@@ -114,6 +117,7 @@ def check_metadata_names(subject: Subject) -> Iterator[Finding]:
                 ok=named == own,
                 message=f"metadata.json describes {sorted(named)}, the package holds {sorted(own)}",
                 comparisons=len(named | own),
+                code="M04",
             )
 
 
@@ -134,6 +138,7 @@ def _check_package(package: Package) -> Iterator[Finding]:
                 ok=named == own,
                 message=f"the description's order is {named}, the function's is {own}",
                 comparisons=max(1, len(own)),
+                code="A05",
             )
 
 
@@ -155,6 +160,7 @@ def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
             ok=named == own,
             message=f"metadata.json's order is {list(named)}, the function's is {list(own)}",
             comparisons=len(own),
+            code="M02",
         )
         features = {feature.name: feature for feature in declared}
         for name, value in zip(named, passed, strict=False):
@@ -162,7 +168,8 @@ def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
             free = kind == "output" and not subject.is_language_model
             problem = _misfit(value, features.get(name), _CONVERTED_OUTPUTS if free else _CONVERTED)
             if problem:
-                yield Finding("metadata-names", f"{where}, '{name}'", False, problem, 1)
+                place = f"{where}, {kind} '{name}'"
+                yield Finding("metadata-names", place, False, problem, 1, code="M03")
 
 
 def _called_with(subject: Subject, delegate: Delegate) -> tuple[object, ...]:
@@ -218,6 +225,7 @@ def check_function_names(subject: Subject) -> Iterator[Finding]:
                 message=f"needs {wanted}; it has {found}, and the package is {kind} with "
                 f"{', '.join(sorted(package.functions))}",
                 comparisons=1,
+                code="A03",
             )
 
 
@@ -240,4 +248,5 @@ def _check_default_functions(subject: Subject) -> Iterator[Finding]:
             ok=default == wanted and default in own,
             message=f"its default function is '{default}'; {expected} is expected",
             comparisons=1,
+            code="A04",
         )

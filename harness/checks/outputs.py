@@ -70,15 +70,15 @@ def check_reference_weights(subject: Subject) -> Iterator[Finding]:
     assert subject.reference_module is not None
     found = [match for match in subject.reference_weights if match.parameter or match.difference]
     for match in found:
-        difference = match.difference
-        yield Finding("reference-weights", match.where, not difference, difference, match.count)
+        ok, text = not match.difference, match.difference
+        yield Finding("reference-weights", match.where, ok, text, match.count, code="W04")
     digests = distinct(subject.reference_module.parameters(subject.artifact.methods))
     matched = {digests[match.parameter] for match in found if match.parameter in digests}
     facts = {"reference tensors": len(set(digests.values())), "matched tensors": len(matched)}
     yield Finding("reference-weights", "the reference", facts=facts)
 
 
-@check("outputs", needs=(values, executable), takes_runtime=True)
+@check("outputs", needs=(values, executable), takes_runtime=True, damaged="N01")
 def check_outputs(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Call each method with each sequence of inputs, and compare every output."""
     assert subject.golden is not None
@@ -112,6 +112,7 @@ def check_outputs(subject: Subject, runtime: str) -> Iterator[Finding]:
                 )
             },
             facts={f"{method} sequences": len(sequences)},
+            code="N20",
         )
 
 

@@ -46,7 +46,7 @@ _NEW_TOKENS = 32  # after each prompt
 LIMITS = (0, 127, 128, 255, 256, 32767, 32768, 65535, 65536)  # of ids in 8, 16 and 17 bits
 
 
-@check("parity", needs=(language_model,), takes_runtime=True)
+@check("parity", needs=(language_model,), takes_runtime=True, damaged="N01")
 def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare logits and caches, teacher forced: prefill in chunks, then decode step by step."""
     measured = measure(subject, runtime)
@@ -54,7 +54,7 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
     for part in PARTS:
         found: Error = getattr(measured.errors, part)
         figures = found.figures(part, allowed[part])
-        yield Finding("parity", part, comparisons=found.count, figures=figures)
+        yield Finding("parity", part, comparisons=found.count, figures=figures, code="N10")
     have, wanted = measured.trace.logits, measured.wanted
     bound = allowed["decode"] * measured.errors.decode.scale
     agreement = top_agreement(have.argmax(-1), wanted, bound)
@@ -66,6 +66,7 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
         "where the oracle's margin exceeds the error bound",
         comparisons=agreement.decided,
         figures={"KL divergence": _divergence(measured, allowed)},
+        code="N11",
     )
 
 
@@ -78,7 +79,7 @@ def _divergence(measured: Measured, allowed: dict[str, float]) -> Figure:
     return Figure(found, "nats", bound, floor=bound * noise_floor(allowed[part]) / allowed[part])
 
 
-@check("greedy", needs=(language_model,), takes_runtime=True)
+@check("greedy", needs=(language_model,), takes_runtime=True, damaged="N01")
 def check_greedy(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Check that the artifact chooses the oracle's tokens wherever the oracle decides."""
     tokens = sequence(subject)[: prompt_length(subject)]
@@ -105,6 +106,7 @@ def greedy_findings(
             "the oracle's although its margin exceeds the error bound",
             comparisons=agreement.decided,
             facts={"tokens": agreement.rows, "decided": agreement.decided},
+            code="N12",
         )
 
 
@@ -114,10 +116,10 @@ def greedy_prompts(prompts: Sequence[str], tokenizer: Path) -> Check[Subject]:
     encode = loaded.encode_chat if loaded.chat_template else loaded.encode
     tokens = {prompt: encode(prompt) for prompt in prompts}
     find = partial(greedy_findings, prompts=tokens, new_tokens=_NEW_TOKENS)
-    return Check(GREEDY_PROMPTS, find, (language_model,), takes_runtime=True)
+    return Check(GREEDY_PROMPTS, find, (language_model,), takes_runtime=True, damaged="N01")
 
 
-@check("residues", needs=(language_model,), takes_runtime=True)
+@check("residues", needs=(language_model,), takes_runtime=True, damaged="N01")
 def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare prompts of every length up to two chunks and of the whole context, and its last step.
 
@@ -143,6 +145,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         f"prompts of 1 to {len(have)} tokens",
         comparisons=found.count,
         figures={"prompt lengths error": _bounded(found, allowed)},
+        code="N14",
     )
     last = have[-1]
     while session.position < layout.context:
@@ -153,6 +156,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         f"the last position, {layout.context - 1}",
         comparisons=found.count,
         figures={"last position error": _bounded(found, allowed)},
+        code="N14",
     )
     session.reset()
     found = error(session.prefill(text), logits[-1])
@@ -161,6 +165,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         f"a prompt of the whole context, {layout.context} tokens",
         comparisons=found.count,
         figures={"whole context error": _bounded(found, allowed)},
+        code="N14",
     )
     session.reset()
     yield Finding(
@@ -169,6 +174,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         ok=_refuses(session, [*text, 0]),
         message="it is longer than the context, but it is not refused",
         comparisons=1,
+        code="N15",
     )
 
 
@@ -183,7 +189,7 @@ def _refuses(session: Session, tokens: list[int]) -> bool:
     return False
 
 
-@check("token-ids", needs=(language_model,), takes_runtime=True)
+@check("token-ids", needs=(language_model,), takes_runtime=True, damaged="N01")
 def check_token_ids(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare ids at the limits of 8, 16 and 17 bits, the last id, and id 0 at every place.
 
@@ -228,6 +234,7 @@ def _fed_both_ways(
                     f"{name}, {how}",
                     comparisons=off.count,
                     figures={f"{name} {how} {part} error": _bounded(off, allowed)},
+                    code="N16",
                 )
 
 
@@ -254,7 +261,7 @@ def fp16(subject: Subject) -> str | None:
     return None if subject.dtype == "fp16" else f"an {subject.dtype} artifact holds no fp16 values"
 
 
-@check("fp16-range", needs=(executable, fp16))
+@check("fp16-range", needs=(executable, fp16), damaged="N01")
 def check_fp16_range(subject: Subject) -> Iterator[Finding]:
     """Check under `widen` that no FLOAT16 result exceeds fp16's largest value."""
     monitor = RangeMonitor()
@@ -276,4 +283,5 @@ def check_fp16_range(subject: Subject) -> Iterator[Finding]:
         comparisons=len(rows),
         figures=figures,
         facts={"operations over fp16": len(over)},
+        code="N17",
     )

@@ -19,7 +19,7 @@ from harness.artifact.specification import (
     model_description_problems,
     version_problems,
 )
-from harness.checks.containers import model_dtype, one_finding, readable
+from harness.checks.containers import findings_at, model_dtype, readable
 from harness.checks.metadata import check_metadata_names
 from harness.checks.run import check
 from harness.errors import ArtifactError
@@ -50,10 +50,10 @@ def check_program(subject: Subject) -> Iterator[Finding]:
             fused = [kind for kind in _FUSED_ATTENTION if counts[kind]]
             wide = list(_wide_operations(operations)) if subject.dtype == "fp16" else []
             where = f"package {number}, function '{name}'"
-            for found, what in (
-                (states, "states, although none were asked for"),
-                (fused, "fused attention, although decomposed attention was asked for"),
-                (wide, "fp32 results in an fp16 export"),
+            for found, what, code in (
+                (states, "states, although none were asked for", "A60"),
+                (fused, "fused attention, although decomposed attention was asked for", "A61"),
+                (wide, "fp32 results in an fp16 export", "A62"),
             ):
                 yield Finding(
                     "program",
@@ -61,6 +61,7 @@ def check_program(subject: Subject) -> Iterator[Finding]:
                     ok=not found,
                     message=f"{what}: {', '.join(found[:5])}",
                     comparisons=len(operations),
+                    code=code,
                 )
             yield Finding(
                 "program",
@@ -86,6 +87,7 @@ def _check_operations(subject: Subject) -> Iterator[Finding]:
                 message=problem,
                 comparisons=count,
                 facts={"operations": count, "opset": package.functions[name].opset},
+                code="A63",
             )
 
 
@@ -107,18 +109,20 @@ def check_descriptions(subject: Subject) -> Iterator[Finding]:
     artifact, reported = subject.artifact, _reported_places(subject)
     for number, package in enumerate(artifact.packages):
         where = f"package {number}"
-        yield one_finding("descriptions", where, version_problems(package))
+        yield from findings_at(where, version_problems(package), "A40")
         if artifact.package is None:  # `metadata-names` judges that of a bare package
-            yield one_finding("descriptions", where, model_description_problems(package))
+            yield from findings_at(where, model_description_problems(package), "A41")
         for name in sorted(package.functions):
             if subject.is_language_model and package.states(name):
                 continue  # `program` reports states
-            problems = [*description_problems(package, name)]
+            place, count = f"{where}, function '{name}'", len(package.functions[name].inputs)
+            problems = description_problems(package, name)
+            new = [one for one in problems if (number, name, one[0]) not in reported]
+            yield from findings_at(place, new, "A42", count)
             if artifact.package is None:
-                problems += _of_delegates(artifact.bundles[number], name)
-            problems = [one for one in problems if (number, name, one[0]) not in reported]
-            count = len(package.functions[name].inputs)
-            yield one_finding("descriptions", f"{where}, function '{name}'", problems, count)
+                problems = _of_delegates(artifact.bundles[number], name)
+                new = [one for one in problems if (number, name, one[0]) not in reported]
+                yield from findings_at(place, new, "A43", 0)
 
 
 def _reported_places(subject: Subject) -> set[tuple[int, str, str]]:
@@ -179,12 +183,15 @@ def check_types(subject: Subject) -> Iterator[Finding]:
         for name in sorted(package.functions):
             types = FunctionTypes(package, name)
             problems = list(types.problems())
+            where = f"package {number}, function '{name}'"
+            yield from findings_at(where, problems, "A50", types.operations)
             if model_dtype(subject) != "float16":  # there, `program` reports these
                 text = "is declared FLOAT32, but its operation gives FLOAT16"
-                problems += [(f"'{wide}'", text) for wide in types.wide]
-            unread, where = types.unread_inputs(), f"package {number}, function '{name}'"
+                wide = [(f"'{result}'", text) for result in types.wide]
+                yield from findings_at(where, wide, "A51", 0)
+            unread = types.unread_inputs()
             if subject.artifact.pte is not None:
-                problems += [(f"input '{n}'", "no operation reads it") for n in unread]
+                ignored = [(f"input '{one}'", "no operation reads it") for one in unread]
+                yield from findings_at(where, ignored, "A52", 0)
             elif unread:  # a model of one's own may take what it ignores
                 yield Finding("types", where, facts={"unread inputs": ", ".join(unread)})
-            yield one_finding("types", where, problems, types.operations)

@@ -20,7 +20,7 @@ from harness.runtimes import REFERENCE
 from harness.subject import Subject, language_model
 
 
-@check("roles", needs=(language_model,))
+@check("roles", needs=(language_model,), damaged="N01")
 def check_roles(subject: Subject) -> Iterator[Finding]:
     """Prove by execution what each input of a method is, apart from the caches of its layers.
 
@@ -29,11 +29,11 @@ def check_roles(subject: Subject) -> Iterator[Finding]:
     Cosines and sines: they rotate keys. `last_valid_token_pos`: it chooses the row of the logits.
     """
     for probe in _probes(subject):
-        for what, problems, comparisons in (
-            ("tokens", _token_problems(probe), probe.length),
-            ("mask", _mask_problems(probe), 4),
-            ("cosines and sines", _rope_problems(probe), 2 * len(probe.rows)),
-            (LAST_POSITION, _last_problems(probe), 2),
+        for what, problems, comparisons, code in (
+            ("tokens", _token_problems(probe), probe.length, "M20"),
+            ("mask", _mask_problems(probe), 4, "M21"),
+            ("cosines and sines", _rope_problems(probe), 2 * len(probe.rows), "M22"),
+            (LAST_POSITION, _last_problems(probe), 2, "M23"),
         ):
             if what == LAST_POSITION and probe.phase.last_valid_token_pos is None:
                 continue
@@ -44,6 +44,7 @@ def check_roles(subject: Subject) -> Iterator[Finding]:
                 ok=not found,
                 message="; ".join(found),
                 comparisons=comparisons,
+                code=code,
             )
 
 
@@ -141,7 +142,7 @@ def _last_problems(probe: Probe) -> Iterator[str]:
             yield f"input {index}: later tokens move the logits of position {position}"
 
 
-@check("cache-rows", needs=(language_model,))
+@check("cache-rows", needs=(language_model,), damaged="N01")
 def check_cache_rows(subject: Subject) -> Iterator[Finding]:
     """Check that each row of `kv_cache_specs` pairs inputs and outputs of one layer's caches.
 
@@ -167,6 +168,7 @@ def check_cache_rows(subject: Subject) -> Iterator[Finding]:
             "output",
             comparisons=len(rows),
             facts={"crossed rows": crossed},
+            code="M24",
         )
     yield from _proved_rows(subject)
 
@@ -188,6 +190,7 @@ def _proved_rows(subject: Subject) -> Iterator[Finding]:
             ok=not problems,
             message="; ".join(problems),
             comparisons=sum(found.compared for found in moves.values()),
+            code="M25",
         )
         layers.append(moves["key"].layers)
     first = layers[0]
@@ -201,6 +204,7 @@ def _proved_rows(subject: Subject) -> Iterator[Finding]:
             message=f"{len(wrong)} rows are one layer in one method and another in the other, the "
             f"first is row {wrong[0] if wrong else 0}: the methods share caches by row",
             comparisons=len(pairs),
+            code="M26",
         )
 
 

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from harness.errors import CallTimeoutError, CrashError, HarnessError, NotInstalledError
-from harness.results import NOT_APPLICABLE, Case, Finding, case_from_findings
+from harness.checks.findings import ANY_CHECK, rows
+from harness.errors import (
+    ArtifactError,
+    CallTimeoutError,
+    CrashError,
+    HarnessError,
+    NotInstalledError,
+)
+from harness.results import NOT_APPLICABLE, Case, Finding, RecordedFinding, case_from_findings
 from harness.runtimes import get_runtime, runtime_row
 
 S = TypeVar("S")  # the kind of subject
@@ -25,6 +32,7 @@ class Check(Generic[S]):
     """A check: `find(subject)`, or `find(subject, runtime)` with `takes_runtime`, yields findings.
 
     Each of `needs` takes the subject and returns why the check does not apply to it, or None.
+    `damaged` is the code of an artifact that the check cannot read, or cannot execute.
     """
 
     name: str
@@ -32,6 +40,7 @@ class Check(Generic[S]):
     needs: tuple[Callable[[S], str | None], ...] = ()
     takes_runtime: bool = False
     kinds: tuple[str, ...] = ()
+    damaged: str = "A01"
 
     def runs_on(self, runtime: str) -> bool:
         """Return whether the check is about this runtime: one of its `kinds`, or any without."""
@@ -45,6 +54,16 @@ class Check(Generic[S]):
         """Return the findings about a subject; raises HarnessError when it is too broken."""
         return self.find(subject, runtime) if self.takes_runtime else self.find(subject)
 
+    def coded_findings(self, subject: S, runtime: str | None = None) -> Iterator[Finding]:
+        """Yield the findings; raise LookupError for one that contradicts the table.
+
+        A wrong finding may lack a code only where its check has no row.
+        """
+        for finding in self.findings(subject, runtime):
+            if problem := _wrong_code(finding):
+                raise LookupError(problem)
+            yield finding
+
 
 def check(
     name: str,
@@ -52,11 +71,12 @@ def check(
     needs: tuple[Callable[[Any], str | None], ...] = (),
     takes_runtime: bool = False,
     kinds: tuple[str, ...] = (),
+    damaged: str = "A01",
 ) -> Callable[[Callable[..., Iterable[Finding]]], Check[Any]]:
     """Turn a generator of findings into a check, which `defined_in` finds in its module."""
 
     def decorate(find: Callable[..., Iterable[Finding]]) -> Check[Any]:
-        return Check(name, find, needs, takes_runtime, kinds)
+        return Check(name, find, needs, takes_runtime, kinds, damaged)
 
     return decorate
 
@@ -79,6 +99,7 @@ def run_check(
     suite: str,
     fixture: str = NOT_APPLICABLE,
     mode: str = NOT_APPLICABLE,
+    strict: bool = False,
 ) -> Case:
     """Run a check on a subject, or on one that a function makes here; never raises.
 
@@ -90,17 +111,21 @@ def run_check(
     | the artifact cannot be read, or the harness itself has a bug | `error` |
 
     The stage of an error is `runtime` (is it available?), `export` (make and open the subject) or
-    `check`. Only a bug leaves a `traceback`.
+    `check`. Only a bug leaves a `traceback`. A `strict` run takes warnings for failures.
     """
     names: dict[str, Any] = {"suite": suite, "check": check.name, "fixture": fixture, "mode": mode}
     names["runtime"] = runtime or NOT_APPLICABLE
     start = time.perf_counter()
-    case = _judge(check, subject, runtime, names)
+    case = _judge(check, subject, runtime, names, strict)
     return replace(case, seconds=round(time.perf_counter() - start, 3))
 
 
 def _judge(
-    check: Check[S], subject: S | Callable[[], S], runtime: str | None, names: dict[str, Any]
+    check: Check[S],
+    subject: S | Callable[[], S],
+    runtime: str | None,
+    names: dict[str, Any],
+    strict: bool,
 ) -> Case:
     stage = "runtime"
     try:
@@ -111,16 +136,36 @@ def _judge(
         stage = "check"
         if reason := check.inapplicable(opened):
             return Case(**names, outcome="skip", reason=reason)
-        return case_from_findings(check.findings(opened, runtime), **names)
+        return case_from_findings(check.coded_findings(opened, runtime), **names, strict=strict)
     except NotInstalledError as error:
         return Case(**names, outcome="skip", reason=str(error))
     except CrashError as error:
-        return Case(**names, outcome="crash", signal=error.signal, reason=str(error))
+        found = _raised("N03", error)
+        return Case(**names, **found, outcome="crash", signal=error.signal)
     except CallTimeoutError as error:
-        return Case(**names, outcome="timeout", reason=str(error))
+        return Case(**names, **_raised("N04", error), outcome="timeout")
     except HarnessError as error:
-        return Case(**names, outcome="error", stage=stage, reason=str(error))
+        code = check.damaged if isinstance(error, ArtifactError) else "N05"
+        return Case(**names, **_raised(code, error), outcome="error", stage=stage)
     except Exception as error:  # a bug here must not hide the findings of other checks
         reason = f"the {stage} itself failed ({type(error).__name__}: {error}); please report it"
         trace = traceback.format_exc()
         return Case(**names, outcome="error", stage=stage, reason=reason, traceback=trace)
+
+
+def _wrong_code(finding: Finding) -> str:
+    """Describe how a finding contradicts the table; "" when it does not."""
+    row, name = rows().get(finding.code), finding.check
+    if row is None:
+        bad = not finding.ok or any(not f.within_bound for f in finding.figures.values())
+        lacks = bool(finding.code) or (bad and any(row.check == name for row in rows().values()))
+        return f"{name} found '{finding.code}', which is no row of findings.toml" if lacks else ""
+    if row.check not in (name, ANY_CHECK):
+        return f"{finding.code} is a finding of {row.check}, not of {name}"
+    warns = row.severity == "warning"
+    return "" if finding.warning == warns else f"{finding.code} must be a {row.severity}"
+
+
+def _raised(code: str, error: HarnessError) -> dict[str, Any]:
+    """Return the reason and the finding of a case that an error ended."""
+    return {"reason": str(error), "findings": (RecordedFinding(code, "", str(error)),)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
+from harness.checks.findings import causes_only
 from harness.errors import HarnessError
 from harness.results import NOT_APPLICABLE, Case
 from harness.runtimes import RUNTIMES, default_runtime, usable_runtimes
@@ -22,13 +23,18 @@ def check(
     *,
     name: str = NOT_APPLICABLE,
     more: Iterable[Check[Subject]] = (),
+    judge: Callable[[Case], Case] = lambda case: case,
+    strict: bool = False,
 ) -> Iterator[Case]:
     """Run the checks that apply to a subject; yield each one's case when it has run.
 
     A path is a subject without a reference. Without names, every check runs on our executor, and
     on a Mac on Core ML, too. `progress` takes the name of what runs, the number of finished cases
     and their total. `name` is the subject's in the cases. `more` are checks to run after the
-    others, such as those of `MEASUREMENTS` of `harness.measure.measurements`.
+    others, such as those of `MEASUREMENTS` of `harness.measure.measurements`. `judge` returns a
+    case as it judges it, by known defects. A `strict` run takes warnings for failures.
+
+    A case that fails only because of what an earlier case found is skipped because of that one.
 
     Raises HarnessError at once for an unknown name and for a subject that cannot be judged,
     NotInstalledError for a named runtime that cannot be used here.
@@ -38,7 +44,8 @@ def check(
     more = tuple(more)
     chosen = [*_chosen(checks, subject, {check.name for check in more}), *more]
     _refuse(subject)
-    return _cases(subject, chosen, names, name, progress or (lambda *_: None))
+    found = _cases(subject, chosen, names, name, progress or (lambda *_: None), strict)
+    return causes_only(map(judge, found))
 
 
 def _chosen(
@@ -98,6 +105,7 @@ def _cases(
     runtimes: list[str],
     name: str,
     progress: Callable[[str, int, int], object],
+    strict: bool,
 ) -> Iterator[Case]:
     mode = subject.mode if subject.is_language_model else NOT_APPLICABLE
     pairs = [
@@ -108,4 +116,5 @@ def _cases(
     for done, (check, runtime) in enumerate(pairs):
         where = f" on {runtime}" if runtime else ""
         progress(f"checking {check.name}{where}", done, len(pairs))
-        yield run_check(check, subject, runtime, suite="check", fixture=name, mode=mode)
+        names = {"suite": "check", "fixture": name, "mode": mode}
+        yield run_check(check, subject, runtime, **names, strict=strict)

@@ -84,6 +84,7 @@ def check_sharing(subject: Subject) -> Iterator[Finding]:
             message=f"{len(package.functions)} functions; {alone} bytes of weights are not "
             f"shared by all of them, {twice} bytes are in the package twice",
             comparisons=len(package.functions),
+            code="S03",
             facts={"stored weight bytes": shares.stored, "used weight bytes": shares.used},
         )
 
@@ -106,14 +107,14 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
         copied = other != number and asked and any(map(package.weights, package.functions))
         if not subject.is_language_model:  # a module that a method calls twice is lowered twice
             copied = copied and not _common_methods(artifact, number, other)
-        yield Finding("copies", f"package {number}", not copied, text, 1)
+        yield Finding("copies", f"package {number}", not copied, text, 1, code="S04")
         for name in sorted(package.functions):
             found = [(what, size) for what, _, size in weights_in_program(package, name)]
             told = ", ".join(f"'{what}' ({size} bytes)" for what, size in found[:5])
             text = f"its program holds weights that belong in the weight file: {told}"
             where = f"package {number}, function '{name}'"
             count = len(package.operations(name).operations)
-            yield Finding("copies", where, not found, text, max(1, count))
+            yield Finding("copies", where, not found, text, count, code="S05")
     yield from _not_called(artifact)
     weights = storage(artifact)
     facts = {
@@ -151,7 +152,8 @@ def _not_called(artifact: Artifact) -> Iterator[Finding]:
     if artifact.pte is None:
         return
     for what, size in artifact.pte.unused.items():
-        yield Finding("copies", what, False, f"nothing uses these {size} bytes; leave them out", 1)
+        text = f"nothing uses these {size} bytes; leave them out"
+        yield Finding("copies", what, False, text, 1, code="S06")
     called = {
         (delegate.bundle, delegate.program_function)
         for delegates in artifact.delegates.values()
@@ -161,7 +163,7 @@ def _not_called(artifact: Artifact) -> Iterator[Finding]:
         names = sorted(bundle.package.functions)
         wrong = [name for name in names if (bundle, name) not in called]
         text = f"no method calls its functions {wrong}; leave them out"
-        yield Finding("copies", f"package {number}", not wrong, text, len(names))
+        yield Finding("copies", f"package {number}", not wrong, text, len(names), code="S07")
 
 
 @check("sharing-size", needs=(language_model, multifunction, weight_sharing, unshared_export))
@@ -187,6 +189,7 @@ def check_sharing_size(subject: Subject) -> Iterator[Finding]:
         ok=len(unshared.bundles) == functions * len(packages),
         message=f"{len(unshared.bundles)} packages without sharing, {len(packages)} with it",
         comparisons=len(unshared.bundles),
+        code="S08",
         figures={
             "size over parts": Figure(
                 together / apart, "", bound=round(possible + _SLACK, 4), floor=_SLACK
@@ -224,6 +227,7 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
             message=f"differ from the checkpoint's: {'; '.join(different[:5])}",
             comparisons=sum(want.numel() for want in common.values()),
             facts={"tensors": len(expected)},
+            code="W01",
         )
 
 
@@ -255,9 +259,11 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
             f"freqs_{name}",
             comparisons=table.numel(),
             figures={f"{name} error over allowed": Figure(float(over), "", bound=1.0)},
+            code="W02",
         )
     held, rounded = subject.held.norm_eps, float(torch.tensor(params.norm_eps, dtype=cos.dtype))
-    yield Finding("tables", "norm_eps", held == rounded, f"is {held}, not {rounded}", 1)
+    message = f"is {held}, not {rounded}"
+    yield Finding("tables", "norm_eps", held == rounded, message, 1, code="W03")
 
 
 def table_error(table: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from harness.cli import (
     bisect,
     check,
     export,
+    findings,
     inspect,
     packages,
     results,
@@ -96,6 +97,11 @@ COMMANDS = {
         check.add_arguments,
         check.run,
         artifacts=("file",),
+    ),
+    "findings": Command(
+        "explain the codes of findings: what is wrong, and what to do",
+        findings.add_arguments,
+        findings.run,
     ),
     "golden": Command(
         "write inputs and outputs of an artifact's methods, to check another one against",

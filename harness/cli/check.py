@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+from harness.cli.findings import codes_of, finding_lines
 from harness.cli.recording import (
     add_recording_arguments,
     artifact_name,
@@ -16,7 +17,7 @@ from harness.cli.recording import (
     recording,
 )
 from harness.errors import HarnessError, NotInstalledError
-from harness.text import counted, printable
+from harness.text import counted, listed, printable
 
 if TYPE_CHECKING:
     from harness.checks import Check
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where to execute it (default: our executor, and on a Mac Core ML); may be repeated",
     )
     parser.add_argument("--check", action="append", help="only this check; may be repeated")
+    parser.add_argument("--strict", action="store_true", help="let warnings fail, too")
     parser.add_argument(
         "--measure",
         action="store_true",
@@ -134,25 +136,31 @@ def run(args: argparse.Namespace) -> int:
         golden=args.golden,
         seed=args.seed,
     )
-    no_reference = not (subject.is_language_model or subject.has_golden)
     runtimes = args.runtime or project().runtimes
     more = [*_prompted(args), *(MEASUREMENTS if args.measure else ())]
     name, judge, cases = artifact_name(args), judge_of_known(args), []
-    found = check(subject, runtimes, args.check, args.progress, name=name, more=more)
+    found = check(
+        subject,
+        runtimes,
+        args.check,
+        args.progress,
+        name=name,
+        more=more,
+        judge=judge,
+        strict=args.strict,
+    )
     with recording(args, _options(args)) as record:
-        for case in map(judge, found):
+        for case in found:
             record(case)
             cases.append(case)
-            if not args.json and case.outcome != "skip":
-                lines = map(printable, [_line(case), *_failures(case)])
-                print("\n      ".join(lines), flush=True)
+            if not args.json and case.outcome in ("pass", "known"):
+                print(printable(_line(case)), flush=True)
     if not args.json:
-        closing = [*_skip_lines(cases), *_note_lines(cases), "", _summary(cases)]
-        print("\n".join(map(printable, closing)))
-        if no_reference and not args.check:
-            print("no output was compared with a reference: give --reference or --golden")
+        print("\n".join(map(printable, _closing(cases))))
         if args.results is not None:
             print(f"results: {args.results}")
+        if not args.check and (lacking := _lacking(subject)):
+            print(lacking)
     passed = any(case.outcome == "pass" for case in cases)
     return 0 if passed and all(case.passes for case in cases) else 1
 
@@ -175,6 +183,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "compared with": sources or "its own weights",
         "seed": args.seed,
         "measure": args.measure,
+        **({"strict": True} if args.strict else {}),
     }
 
 
@@ -186,13 +195,30 @@ def _line(case: Case) -> str:
     shown = bounded or case.figures
     figures = "; ".join(f"{name} {figure}" for name, figure in shown.items() if figure.within_bound)
     reason = case.summary if case.outcome == "known" else case.reason
-    detail = figures if case.outcome in ("pass", "fail") else reason
+    detail = figures if case.outcome == "pass" else reason
     return f"{case.outcome:5} {case.check}{where}{count}{': ' if detail else ''}{detail}"
 
 
-def _failures(case: Case) -> tuple[str, ...]:
-    """Return all that makes a case fail; a known defect that no longer shows is its only reason."""
-    return () if case.outcome != "fail" else case.failures or (case.reason,)
+def _closing(cases: list[Case]) -> Iterator[str]:
+    """Yield what follows the checks that passed: skips, notes, warnings, failures, the summary."""
+    yield from _skip_lines(cases)
+    yield from _note_lines(cases)
+    yield from finding_lines(cases, warnings=True)
+    yield from finding_lines(cases, warnings=False)
+    yield from ("", _summary(cases))
+
+
+def _lacking(subject: Subject) -> str:
+    """Return what was not compared for want of a source, and what to add; "" if nothing was."""
+    if subject.is_language_model:
+        if subject.checkpoint is None:
+            return (
+                "weights and tables were not compared with a checkpoint: give --checkpoint and "
+                "--params"
+            )
+    elif not subject.has_golden:
+        return "no output was compared with a reference: give --reference or --golden"
+    return ""
 
 
 def _skip_lines(cases: list[Case]) -> Iterator[str]:
@@ -219,11 +245,15 @@ def _summary(cases: list[Case]) -> str:
     skipped = sum(case.outcome == "skip" for case in cases)
     known = sum(case.outcome == "known" for case in cases)
     compared = sum(case.comparisons for case in cases)
+    warned = sum(one.warning for case in cases for one in case.findings)
+    codes = codes_of(cases)
     if skipped == len(cases):
         return f"nothing was checked: {skipped} skipped"
     return (
-        f"{counted(len(cases) - skipped, 'check')}, {failed} failed, {skipped} skipped"
-        f"{f', {known} known' if known else ''}; {counted(compared, 'comparison')}"
+        f"{counted(len(cases) - skipped, 'check')}, {failed} failed"
+        f"{f' ({listed(codes)})' if codes else ''}, {skipped} skipped"
+        f"{f', {known} known' if known else ''}"
+        f"{', ' + counted(warned, 'warning') if warned else ''}; {counted(compared, 'comparison')}"
     )
 
 
@@ -233,7 +263,8 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} {' '.join(f'[{option}]' for option in options)} ..."
     parser.epilog = (
         "Each option may be repeated, and pytest's own options are passed on. Results are written "
-        "below `results/`, or to the folder of --results."
+        "below `results/`, or to the folder of --results. --strict-findings also fails on "
+        "warnings."
     )
 
 

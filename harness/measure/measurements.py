@@ -28,6 +28,7 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
         ok=sum(sizes) <= facts.size,
         message=f"{facts.size} bytes, and packages of {sum(sizes)} bytes",
         comparisons=1,
+        code="S09",
         facts=_facts(subject),
     )
     for number, package in enumerate(facts.packages):
@@ -37,6 +38,7 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
             ok=package.sharing.stored <= package.size,
             message=f"{package.size} bytes, and weights of {package.sharing.stored} bytes",
             comparisons=1,
+            code="S09",
             facts={
                 f"package {number} bytes": package.size,
                 f"package {number} used weight bytes": package.sharing.used,

@@ -16,8 +16,16 @@ from typing import IO, Any, Self
 
 from harness.errors import HarnessError
 from harness.files import PARTIAL, lock, remove_unlocked, token, unfinished
-from harness.results.cases import NOT_APPLICABLE, OUTCOMES, Case, Fact, Finding, case_from_findings
+from harness.results.cases import (
+    MAX_FINDINGS,
+    NOT_APPLICABLE,
+    OUTCOMES,
+    Case,
+    Fact,
+    RecordedFinding,
+)
 from harness.results.figures import Figure
+from harness.results.findings import Finding, case_from_findings
 from harness.results.known import KnownDefect, read_known
 from harness.results.lines import MAX_LINE_BYTES, format_line, parse_line
 from harness.results.machine import Header, conditions
@@ -34,6 +42,7 @@ __all__ = [
     "InvalidStream",
     "KnownDefect",
     "MissingFooter",
+    "RecordedFinding",
     "Run",
     "Stream",
     "Writer",
@@ -61,6 +70,7 @@ class Footer:
     comparisons: int
     seconds: float
     passed: bool
+    warnings: int = 0
     conditions: Mapping[str, str | int] = field(default_factory=dict)
 
     @classmethod
@@ -78,6 +88,7 @@ class Footer:
             comparisons=comparisons,
             seconds=seconds,
             passed=compared and all(case.passes for case in cases),
+            warnings=sum(f.warning for case in cases for f in case.findings[:MAX_FINDINGS]),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -86,14 +97,14 @@ class Footer:
             "comparisons": self.comparisons,
             "seconds": self.seconds,
             "passed": self.passed,
+            **({"warnings": self.warnings} if self.warnings else {}),
             **({"conditions": dict(self.conditions)} if self.conditions else {}),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Footer:
         """Read the footer that `to_json` wrote; `data` has been validated against the schema."""
-        names = ("counts", "comparisons", "seconds", "passed")
-        return cls(**{name: data[name] for name in names}, conditions=data.get("conditions", {}))
+        return cls(**{name: value for name, value in data.items() if name != "type"})
 
 
 @dataclass(frozen=True)
@@ -291,10 +302,11 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _check_footer(path: Path, run: Run) -> None:
-    expected = Footer.of(run.cases, run.footer.seconds).to_json()
-    for name, value in replace(run.footer, conditions={}).to_json().items():
-        if value != expected[name]:
+    expected = Footer.of(run.cases, run.footer.seconds)
+    for name in ("counts", "comparisons", "passed", "warnings"):
+        value, own = getattr(run.footer, name), getattr(expected, name)
+        if value != own:
             raise InvalidStream(
-                f"{path}: the footer says {name} {value}, its cases say {expected[name]}:"
-                " the stream was changed or cut after the run"
+                f"{path}: the footer says {name} {value}, its cases say {own}: the stream was"
+                " changed or cut after the run"
             )

@@ -1,13 +1,12 @@
-"""A case: the findings of a check about one subject, and one of seven outcomes."""
+"""A case: one check of one subject, its outcome, and what it found wrong."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.results.figures import Figure
@@ -17,11 +16,12 @@ NOT_APPLICABLE = "-"
 NAME_PARTS = ("suite", "check", "fixture", "mode", "runtime")
 # A part of an id must not contain a separator, or two cases could share an id.
 _NAME = re.compile(r"[^\[\],\x00-\x1f\x7f]{1,200}")
-MAX_FAILURES = 10
-MAX_SENTENCE = 400
+MAX_FINDINGS = 25  # that a record holds, and the places of each
+MAX_PLACES = 20
+MAX_PLACE = 200
+MAX_EVIDENCE = 400
 
 Fact = bool | int | float | str
-V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,55 @@ DETAILS = tuple(outcome.detail for outcome in _ROWS if outcome.detail)
 
 
 @dataclass(frozen=True)
+class RecordedFinding:
+    """Something wrong that a case found, once for all places that show it.
+
+    `code` names its row in `harness/checks/findings.toml`; "" for a check of another suite.
+    `place` is the first place ("" for the whole artifact), `others` are more, and `count` is the
+    number of all. `evidence` is the sentence at the first place. A `warning` fails no case.
+    """
+
+    code: str
+    place: str
+    evidence: str
+    warning: bool = False
+    count: int = 1
+    others: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The place, the evidence, and the number of other places."""
+        text = f"{self.place}: {self.evidence}" if self.place else self.evidence
+        return f"{text} (and in {self.count - 1} more places)" if self.count > 1 else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as a JSON object, without what is empty; long texts are cut."""
+        others = [clip(place, MAX_PLACE) for place in self.others[: MAX_PLACES - 1]]
+        return {
+            "code": self.code,
+            "place": clip(self.place, MAX_PLACE),
+            "evidence": clip(self.evidence, MAX_EVIDENCE),
+            "warning": self.warning,
+            **({"count": self.count, "others": others} if self.count > 1 else {}),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RecordedFinding:
+        """Read the finding that `to_json` wrote; `data` has been validated against the schema."""
+        return cls(**({**data} | {"others": tuple(data.get("others", ()))}))
+
+
+@dataclass(frozen=True)
 class Case:
     """One case: a check, its subject, the runtime and the outcome.
 
     A part of the name that does not apply is `-`. `facts` are deterministic (the gate compares
-    them exactly), `figures` are measured. `seconds` is the duration of the case.
-
-    Two fields are not recorded, but help those who run the case: `failures` holds in full every
-    failure that `reason` summarises; `traceback` belongs to a bug in the harness.
+    them exactly), `figures` are measured. `findings` are what is wrong, in full; `reason` is their
+    summary. `seconds` is the duration of the case. `traceback`, of a bug in the harness, is not
+    recorded.
 
     Raises HarnessError for an unknown outcome, an outcome without the field that it needs, and a
-    `pass` that compared nothing or holds a figure outside its bound.
+    `pass` that compared nothing, holds a figure outside its bound, or a finding that is no warning.
     """
 
     suite: str
@@ -82,7 +120,7 @@ class Case:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     facts: Mapping[str, Fact] = field(default_factory=dict)
     seconds: float = 0.0
-    failures: tuple[str, ...] = field(default=(), compare=False)
+    findings: tuple[RecordedFinding, ...] = ()
     traceback: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -122,6 +160,7 @@ class Case:
     def to_json(self) -> dict[str, Any]:
         """Return the case as a JSON object, without details that do not belong to the outcome."""
         detail = OUTCOMES[self.outcome].detail
+        findings = [finding.to_json() for finding in self.findings[:MAX_FINDINGS]]
         return {
             "type": "case",
             "id": self.id,
@@ -133,6 +172,7 @@ class Case:
             "figures": {name: figure.to_json() for name, figure in self.figures.items()},
             "facts": dict(self.facts),
             "seconds": self.seconds,
+            **({"findings": findings} if findings else {}),
         }
 
     @classmethod
@@ -140,7 +180,8 @@ class Case:
         """Read the case that `to_json` wrote; `data` has been validated against the schema."""
         values = {name: value for name, value in data.items() if name not in ("type", "id")}
         figures = {name: Figure.from_json(figure) for name, figure in data["figures"].items()}
-        case = cls(**(values | {"figures": figures}))
+        findings = tuple(map(RecordedFinding.from_json, data.get("findings", ())))
+        case = cls(**(values | {"figures": figures, "findings": findings}))
         if data["id"] != case.id:
             raise HarnessError(f"The id {data['id']} does not belong to case {case.id}")
         return case
@@ -181,101 +222,6 @@ class Case:
         for name, figure in self.figures.items():
             if not figure.within_bound:
                 yield f"it passed although its figure {name} is {figure}"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One finding: the place, whether it is right, and the number of comparisons.
-
-    `message` is a sentence if something is wrong. A check whose findings compared nothing has not
-    passed. `facts` are deterministic, `figures` are measured.
-    """
-
-    check: str
-    where: str
-    ok: bool = True
-    message: str = ""
-    comparisons: int = 0
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-    facts: Mapping[str, Fact] = field(default_factory=dict)
-
-
-def case_from_findings(
-    findings: Iterable[Finding],
-    *,
-    suite: str,
-    check: str,
-    fixture: str = NOT_APPLICABLE,
-    mode: str = NOT_APPLICABLE,
-    runtime: str = NOT_APPLICABLE,
-    seconds: float = 0.0,
-) -> Case:
-    """Make a case of findings.
-
-    It passes when every finding is ok, every figure is within its bound, and something was
-    compared; otherwise it fails, and its reason names the places, and of each place the first
-    figure outside its bound. If two findings have a figure or a fact of one name, both are renamed
-    to `name@where`.
-    """
-    findings = tuple(findings)
-    figures = _merged([(finding.where, finding.figures) for finding in findings])
-    facts = _merged([(finding.where, finding.facts) for finding in findings])
-    comparisons = sum(finding.comparisons for finding in findings)
-    failures = [f"{f.where}: {f.message}" if f.where else f.message for f in findings if not f.ok]
-    failures += [text for finding in findings if (text := _missed_bounds(finding, figures))]
-    if comparisons == 0:
-        failures.append("nothing was compared")
-    return Case(
-        suite=suite,
-        check=check,
-        fixture=fixture,
-        mode=mode,
-        runtime=runtime,
-        outcome="fail" if failures else "pass",
-        reason=_sentence(failures),
-        failures=tuple(failures),
-        comparisons=comparisons,
-        figures=figures,
-        facts={name: plain_fact(value) for name, value in facts.items()},
-        seconds=seconds,
-    )
-
-
-def _missed_bounds(finding: Finding, figures: Mapping[str, Figure]) -> str:
-    """Return a sentence on a finding's figures outside their bounds, by the names of the case.
-
-    The first speaks for the others, which often are the same error in other units.
-    """
-    own = set(map(id, finding.figures.values()))
-    missed = {n: f for n, f in figures.items() if id(f) in own and not f.within_bound}
-    if not missed:
-        return ""
-    name, figure = next(iter(missed.items()))
-    more = f", and {len(missed) - 1} more of its figures miss their bounds"
-    return f"{name} is {figure}{more if len(missed) > 1 else ''}"
-
-
-def plain_fact(value: Any) -> Fact:
-    """Return a fact as a value of JSON: numpy's scalars become Python's."""
-    fact: Fact = value.item() if hasattr(value, "item") else value
-    return fact
-
-
-def _merged(named: Sequence[tuple[str, Mapping[str, V]]]) -> dict[str, V]:
-    """Merge values by name; a name with several owners gets the owner's place as a suffix."""
-    owners = Counter(name for _, values in named for name in values)
-    merged: dict[str, V] = {}
-    for where, values in named:
-        for name, value in values.items():
-            full = name if owners[name] == 1 else f"{name}@{where}"
-            if full in merged:
-                raise HarnessError(f"Two findings at {where or 'the same place'} both name {name}")
-            merged[full] = value
-    return merged
-
-
-def _sentence(failures: Sequence[str]) -> str:
-    shown = [clip(failure, MAX_SENTENCE) for failure in failures[:MAX_FAILURES]]
-    if len(failures) > MAX_FAILURES:
-        shown.append(f"and {len(failures) - MAX_FAILURES} more")
-    return "; ".join(shown)
+        for finding in self.findings:
+            if not finding.warning:
+                yield f"it passed although it found {finding.code or 'a fault'}: {finding.sentence}"

@@ -20,6 +20,7 @@ class Judge:
     subjects: Subjects
     fixture_name: str
     mode: str
+    strict: bool = False  # warnings fail
 
     def __call__(self, check: Check[Subject], runtime: str | None = None) -> None:
         """Run a check on the subject, which is exported and opened on first use."""
@@ -30,5 +31,6 @@ class Judge:
             suite=self.suite,
             fixture=self.fixture_name,
             mode=self.mode,
+            strict=self.strict,
         )
         self.record(case)

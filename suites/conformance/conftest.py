@@ -88,6 +88,8 @@ def add_options(parser: pytest.Parser, suite: Suite) -> None:
     )
     group.addoption("--runtime", action="append", help="a runtime, kind:option")
     group.addoption("--shard", metavar="K/N", help="part K of N; harness report merges the results")
+    # pytest has a `--strict` of its own
+    group.addoption("--strict-findings", action="store_true", help="let warnings fail, too")
     add_results_option(group, suite.results)
 
 
@@ -147,6 +149,8 @@ def configure(config: pytest.Config, suite: Suite) -> None:
     }
     names = ("fixture", "mode", "exporter", "runtime")
     options = {name: config.getoption(name) or "default" for name in names}
+    if config.getoption("strict_findings"):
+        options["strict"] = True
     if config.getoption("exporter"):  # as the cases name them: a gate compares such runs
         options["exporter"] = list(exporters)
     versions = {
@@ -293,4 +297,5 @@ def judge(
     mode: str,
 ) -> Judge:
     """Run one check of this test's subject, record the case, and fail when it fails."""
-    return Judge(pytestconfig.stash[_SUITE].name, record, subjects, fixture_name, mode)
+    suite, strict = pytestconfig.stash[_SUITE].name, pytestconfig.getoption("strict_findings")
+    return Judge(suite, record, subjects, fixture_name, mode, strict)

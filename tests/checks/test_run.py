@@ -32,8 +32,9 @@ def test_sound_findings_pass_and_others_fail_with_every_sentence():
     assert judged(lambda subject: [finding()]).outcome == "pass"
     wrong = [finding(ok=False, message="x" * 900), finding(ok=False, message="is wrong")]
     case = judged(lambda subject: wrong)
-    assert (case.outcome, case.failures) == ("fail", (f"here: {'x' * 900}", "here: is wrong"))
-    assert len(case.reason) < 900 and "failures" not in case.to_json()
+    assert case.outcome == "fail"
+    assert [one.evidence for one in case.findings] == ["x" * 900, "is wrong"]
+    assert len(case.reason) < 900 and len(case.to_json()["findings"][0]["evidence"]) == 400
 
 
 def test_a_check_that_compares_nothing_fails():
@@ -89,3 +90,26 @@ def test_every_check_that_a_module_of_the_room_defines_is_run():
     modules = [importlib.import_module(f"harness.checks.{name}") for name in names]
     every = artifact_checks() | value_checks() | core_ml_checks()
     assert defined_in(*modules) == every and len(every) >= 16
+
+
+def test_a_warning_passes_unless_the_run_is_strict():
+    warned = [finding(), finding(ok=False, message="may overflow", warning=True)]
+    case = judged(lambda subject: warned)
+    assert (case.outcome, [one.warning for one in case.findings]) == ("pass", [True])
+    strict = run_check(Check("toy", lambda subject: warned), None, suite="test", strict=True)
+    assert (strict.outcome, strict.reason) == ("fail", "here: may overflow")
+    assert judged(lambda subject: [*warned, finding(ok=False, message="is wrong")]).reason == (
+        "here: is wrong"
+    )
+
+
+def test_equal_findings_are_one_with_all_their_places():
+    def wrong(where, message, code="A50"):
+        return Finding("types", where, False, message, 1, code=code)
+
+    given = [wrong(f"function '{n}'", f"add '{n}' gives {n} values") for n in range(3)]
+    given += [wrong("function '0'", "mul '0' has no type"), wrong("a", "add '0' gives 0", "A52")]
+    case = judged(lambda subject: given)
+    first, *others = case.findings
+    assert (first.count, first.others) == (3, ("function '1'", "function '2'"))
+    assert [(one.code, one.count) for one in others] == [("A50", 1), ("A52", 1)]

@@ -89,30 +89,28 @@ def test_without_a_checkpoint_what_needs_one_is_skipped_with_its_reason(check, s
 def test_a_broken_artifact_fails_and_every_finding_is_printed_in_full(check, broken, source):
     status, out, err = check(broken(names.swap_outputs), *source, "--check", "metadata-names")
     assert (status, err) == (1, "")
-    first, *findings, blank, summary = out.splitlines()
-    assert first.startswith("fail  metadata-names (") and blank == ""
-    assert summary.startswith("1 check, 1 failed, 0 skipped; ")
-    whole = [line for line in findings if "outputs: metadata.json's order is [" in line]
-    assert len(whole) == 2 and all(line.endswith("'aten_add_tensor_27']") for line in whole)
-    assert ["method 'forward'" in whole[0], "method 'prefill'" in whole[1]] == [True, True]
+    first, place, evidence, remedy, blank, summary = out.splitlines()
+    assert first.startswith("fail  metadata-names: M02 `metadata.json` has other") and blank == ""
+    assert summary.startswith("1 check, 1 failed (M02), 0 skipped; ")
+    assert place.startswith("      place     2 places: method 'forward', delegate 1")
+    assert "method 'prefill', delegate 1" in place and place.count(", outputs") == 2
+    assert "evidence  metadata.json's order is [" in evidence
+    assert evidence.endswith("'aten_add_tensor_27']")
+    assert "remedy    List the names in the order of the function's description." in remedy
 
 
 def test_a_figure_beyond_its_bound_is_a_finding(check, broken, source):
     status, out, _ = check(broken(weights.perturb_a_norm), *source, *WIDEN, "--check", "parity")
-    first, *findings, _, _ = out.splitlines()
-    assert status == 1 and first.startswith("fail  parity on mil:widen (")
-    assert [line.split(" is ")[0].strip() for line in findings] == [
-        "prefill error",
-        "decode error",
-        "caches error",
-        "KL divergence",
-    ]
+    first, place, evidence, *_ = out.splitlines()
+    assert status == 1 and first.startswith("fail  parity on mil:widen: N10 Logits or caches are")
+    assert place.endswith("3 places: prefill, decode, caches")
+    assert evidence.strip().startswith("evidence  prefill error is ")
 
 
 def test_a_part_too_broken_to_be_looked_at_fails_its_checks_and_no_others(check, broken, source):
     status, out, err = check(broken(programs.change_one_epsilon), *source, *WIDEN)
     assert (status, err) == (1, "")
-    assert "error weights: " in out and out.count("2 epsilons, not one") == 6
+    assert out.count("2 epsilons, not one") == 1 and "6 checks, 1 failed (A01)" in out
     assert "pass  metadata-names" in out and "pass  weight-sharing" in out
 
 

@@ -191,7 +191,7 @@ def test_a_place_is_told_by_the_first_of_its_figures_outside_a_bound():
         }
 
     findings = [Finding("c", where, comparisons=1, figures=error(9.0)) for where in ("a", "b")]
-    assert case(*findings).failures == (
-        "error@a is 9 (<= 1), and 1 more of its figures miss their bounds",
-        "error@b is 9 (<= 1), and 1 more of its figures miss their bounds",
+    assert case(*findings).reason == (
+        "a: error@a is 9 (<= 1), and 1 more of its figures miss their bounds; "
+        "b: error@b is 9 (<= 1), and 1 more of its figures miss their bounds"
     )

@@ -10,7 +10,16 @@ import pytest
 
 import harness.results
 from harness.errors import HarnessError
-from harness.results import Case, Figure, InvalidStream, MissingFooter, Stream, Writer, read_run
+from harness.results import (
+    Case,
+    Figure,
+    InvalidStream,
+    MissingFooter,
+    RecordedFinding,
+    Stream,
+    Writer,
+    read_run,
+)
 from tests.results.runs import HEADER, PARITY, SKIPPED, lines_of, write_lines, write_run
 
 
@@ -72,6 +81,31 @@ def test_a_header_may_name_the_artifact_of_the_run(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
 
 
+def test_findings_and_warnings_come_back(tmp_path):
+    warning = RecordedFinding("H01", "function 'main'", "may overflow", True)
+    wrong = RecordedFinding("A50", "a", "has no type", count=30, others=tuple("b" * 29))
+    cases = (
+        replace(PARITY, findings=(warning,)),
+        replace(PARITY, mode="m", outcome="fail", reason="r", findings=(wrong, warning)),
+    )
+    run = read_run(write_run(tmp_path / "run.jsonl", *cases))
+    kept = replace(wrong, others=tuple("b" * 19))
+    assert run.cases == (cases[0], replace(cases[1], findings=(kept, warning)))
+    assert run.footer.warnings == 2
+    with pytest.raises(HarnessError, match=r"passed although it found A50: a: has no type"):
+        replace(PARITY, findings=(wrong,))
+
+
+def test_a_stream_of_a_time_before_findings_is_read(stream):
+    assert all("findings" not in record for record in lines_of(stream))
+    assert "warnings" not in lines_of(stream)[-1]
+
+
+def forget_the_warnings(records):
+    finding = {"code": "H01", "place": "", "evidence": "may overflow", "warning": True}
+    records[1]["findings"] = [finding]
+
+
 def break_footer(records):
     records[-1]["counts"]["pass"] += 1
 
@@ -112,6 +146,7 @@ def after_the_footer(records):
     ("change", "problem"),
     [
         (break_footer, "the footer says counts"),
+        (forget_the_warnings, "the footer says warnings 0, its cases say 1"),
         (drop_a_case, "the footer says"),
         (repeat_a_case, "line 3: .* is there twice"),
         (second_header, "line 2: a stream starts with its header"),

@@ -1,0 +1,151 @@
+"""The table of findings: what each code means, what to do about it, and what it keeps from view.
+
+`findings.toml` beside this file is the table; its head explains the columns. `harness findings`
+prints it, and `docs/findings.md` is made of it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from harness.results import Case, RecordedFinding
+
+ANY_CHECK = "any"
+SECTIONS = {
+    "A": "Artifact, packages and programs",
+    "M": "Metadata and the runner's contract",
+    "S": "Sharing and sizes",
+    "W": "Weights and tables",
+    "N": "Numbers",
+    "H": "Hazards of converters and devices",
+    "O": "Options of exporters",
+}
+SEVERITIES = ("failure", "warning")
+_PLACE = re.compile(r"\b(method|delegate|package|function|input|output|state) ('[^']*'|\d+)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    `check` is the check that finds it, `sentence` what is wrong, `remedy` what to do, `source` the
+    failure or report that it belongs to. `versions` is the range of a tool's versions where only
+    some have it. `breaks` are the parts that nobody can judge before it is repaired; the finding
+    means something only if the parts of `rests_on` are sound.
+    """
+
+    code: str
+    check: str
+    severity: str
+    sentence: str
+    remedy: str
+    source: str
+    versions: str = ""
+    breaks: tuple[str, ...] = ()
+    rests_on: tuple[str, ...] = ()
+
+
+@cache
+def rows() -> Mapping[str, Row]:
+    """Return the rows of the table by code, in its order."""
+    table = tomllib.loads((files("harness.checks") / "findings.toml").read_text("utf-8"))
+    made = {code: _row(code, values) for code, values in table.items()}
+    return {code: row for section in SECTIONS for code, row in made.items() if code[0] == section}
+
+
+def _row(code: str, values: Mapping[str, Any]) -> Row:
+    parts = {name: tuple(values.get(name, ())) for name in ("breaks", "rests_on")}
+    return Row(code, **{**values, **parts})
+
+
+def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield cases without the findings that an earlier finding explains.
+
+    A finding explains a later one that rests on a part that it breaks, unless their places exclude
+    each other, and one of equal code and evidence. A case whose failures are all explained is
+    skipped because of the first of their causes. A case that passes, a known defect and a warning
+    explain nothing.
+    """
+    causes: list[RecordedFinding] = []
+    for case in cases:
+        if case.passes or not case.findings:
+            yield case
+            continue
+        own: list[RecordedFinding] = []
+        explained: list[RecordedFinding] = []
+        for finding in case.findings:
+            cause = None if finding.warning else _cause(finding, [*causes, *own])
+            if cause is None:
+                own.append(finding)
+            else:
+                explained.append(cause)
+        causes += (finding for finding in own if not finding.warning)
+        yield _without(case, tuple(own), explained) if explained else case
+
+
+def _cause(finding: RecordedFinding, causes: Iterable[RecordedFinding]) -> RecordedFinding | None:
+    row = rows().get(finding.code)
+    for cause in causes:
+        if (cause.code, cause.evidence) == (finding.code, finding.evidence):
+            return cause
+        broken = rows()[cause.code].breaks if cause.code in rows() else ()
+        if row and not set(broken).isdisjoint(row.rests_on) and _may_meet(cause, finding):
+            return cause
+    return None
+
+
+def _may_meet(cause: RecordedFinding, finding: RecordedFinding) -> bool:
+    """Return whether no place of a finding is excluded: package 0 excludes package 1."""
+    places = [dict(_PLACE.findall(place)) for place in (cause.place, *cause.others)]
+    return all(
+        any(all(own.get(kind, value) == value for kind, value in place.items()) for place in places)
+        for own in (dict(_PLACE.findall(place)) for place in (finding.place, *finding.others))
+    )
+
+
+def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[RecordedFinding]) -> Case:
+    """Return a case with its own findings alone, and the first of the causes of the others."""
+    first = f"{causes[0].code}{f' in {causes[0].place}' if causes[0].place else ''}"
+    if any(not finding.warning for finding in own):
+        kept = "; ".join(finding.sentence for finding in own if not finding.warning)
+        return replace(case, findings=own, reason=f"{kept}; the rest is because of {first}")
+    return replace(
+        case,
+        outcome="skip",
+        reason=f"because of {first}",
+        findings=own,
+        figures={},
+        comparisons=0,
+        stage="",
+        signal="",
+    )
+
+
+def markdown() -> str:
+    """Return the page `docs/findings.md`."""
+    lines = [
+        "# Findings",
+        "",
+        "Each fault that `harness check` finds has a code, which never changes. A *warning* fails",
+        "no check unless you give `--strict`. When a finding makes other checks meaningless, they",
+        "are skipped because of it: repair it, and check again. `harness findings --markdown`",
+        "writes this page; `harness findings CODE` prints one row.",
+    ]
+    for section, title in SECTIONS.items():
+        found = [row for row in rows().values() if row.code[0] == section]
+        if not found:
+            continue
+        lines += ["", f"## {title}", "", "| code | check | wrong | remedy | source |"]
+        lines.append("|---|---|---|---|---|")
+        for row in found:
+            told = [f"{row.code}{', warning' if row.severity == 'warning' else ''}", row.check]
+            told += [row.sentence, row.remedy]
+            told.append(f"{row.source}{f'; {row.versions}' if row.versions else ''}")
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in told) + " |")
+    return "\n".join(lines) + "\n"

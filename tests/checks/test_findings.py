@@ -1,0 +1,124 @@
+"""The table of findings is true of the code, and one cause is told once."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
+from harness.checks.findings import ANY_CHECK, SECTIONS, SEVERITIES, causes_only, markdown, rows
+from harness.cli import main
+from harness.measure.measurements import MEASUREMENTS
+from harness.results import Case, Figure, Finding, RecordedFinding
+
+ROOT = Path(harness.__file__).parent
+SOURCES = (
+    *ROOT.glob("checks/*.py"),
+    *ROOT.glob("measure/*.py"),
+    *ROOT.glob("artifact/hazards/*.py"),
+    ROOT / "results/findings.py",
+)
+CODE = re.compile(r'"([A-Z]\d\d)"')
+
+
+def test_every_row_is_a_code_of_a_check_and_says_what_is_wrong_and_what_to_do():
+    checks = {*artifact_checks(), *value_checks(), *core_ml_checks(), "agreement", ANY_CHECK}
+    checks |= {check.name for check in MEASUREMENTS}
+    parts = {part for row in rows().values() for part in row.breaks}
+    for code, row in rows().items():
+        assert re.fullmatch(r"[A-Z]\d\d", code) and code[0] in SECTIONS
+        assert row.check in checks and row.severity in SEVERITIES and row.source
+        assert all(re.fullmatch(r"\S.*\.", text) for text in (row.sentence, row.remedy)), code
+        assert parts.issuperset(row.rests_on), f"{code} rests on a part that nothing breaks"
+
+
+def test_every_row_is_found_by_code_and_every_code_has_a_row():
+    used = {code for path in SOURCES for code in CODE.findall(path.read_text("utf-8"))}
+    assert used == set(rows())
+
+
+def test_every_check_has_a_row():
+    named = {row.check for row in rows().values()}
+    measured = {"latency", "memory", "greedy-prompts"}  # figures without bounds; rows of `greedy`
+    assert {*artifact_checks(), *value_checks(), *core_ml_checks()} <= named | measured
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"ok": False}, "parity found '', which is no row"),
+        ({"figures": {"error": Figure(2.0, bound=1.0)}}, "parity found '', which is no row"),
+        ({"code": "N99"}, "parity found 'N99', which is no row"),
+        ({"ok": False, "code": "W01"}, "W01 is a finding of weights, not of parity"),
+        ({"ok": False, "code": "N10", "warning": True}, "N10 must be a failure"),
+    ],
+)
+def test_a_finding_that_contradicts_the_table_is_a_bug_of_its_check(given, problem):
+    found = [Finding("parity", "here", message="is off", comparisons=1, **given)]
+    case = run_check(Check("parity", lambda subject: found), None, suite="test")
+    assert case.outcome == "error" and case.traceback and problem in case.reason
+
+
+def test_the_page_is_made_of_the_table(capsys):
+    assert main(["findings", "--markdown"]) == 0
+    page = capsys.readouterr().out
+    assert page == markdown() == (ROOT.parent / "docs/findings.md").read_text("utf-8")
+
+
+def test_a_code_is_explained(capsys):
+    assert main(["findings", "M02"]) == 0
+    out = capsys.readouterr().out
+    assert rows()["M02"].remedy in out and "found by  metadata-names" in out
+    assert main(["findings", "Z99"]) == 2
+    assert "no finding has the code 'Z99'" in capsys.readouterr().err
+
+
+def failed(check, *findings, outcome="fail", **given):
+    stage = {"stage": "check"} if outcome == "error" else {}
+    reason = "; ".join(finding.sentence for finding in findings)
+    return Case("t", check, outcome=outcome, reason=reason, findings=findings, **stage, **given)
+
+
+ORDER = RecordedFinding("M02", "method 'forward', package 0, function 'main'", "the order is x")
+WRONG = RecordedFinding("N10", "decode", "decode error is 2")
+
+
+def test_what_rests_on_a_broken_part_is_skipped_because_of_its_cause():
+    cause, effect = causes_only([failed("metadata-names", ORDER), failed("parity", WRONG)])
+    assert cause.findings == (ORDER,) and cause.outcome == "fail"
+    assert (effect.outcome, effect.reason) == ("skip", f"because of M02 in {ORDER.place}")
+
+
+def test_an_error_that_checks_share_is_told_once():
+    damaged = RecordedFinding("A01", "", "the key is missing")
+    cases = [failed(name, damaged, outcome="error") for name in ("references", "owners")]
+    first, second = causes_only(cases)
+    assert (first.outcome, second.outcome, second.reason) == ("error", "skip", "because of A01")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        RecordedFinding("W01", "method 'forward'", "differ from the checkpoint's"),
+        RecordedFinding("M03", "method 'forward', package 1, function 'main'", "passes float64"),
+        RecordedFinding("A11", "package 0, weight.bin", "ends in garbage"),
+    ],
+)
+def test_another_cause_is_not_hidden(other):
+    cases = [failed("metadata-names", ORDER), failed("other", other)]
+    assert list(causes_only(cases)) == cases
+
+
+def test_a_case_keeps_what_is_its_own():
+    here = RecordedFinding("M03", "method 'forward', package 0", "passes float64")
+    there = RecordedFinding("M03", "method 'forward', package 1", "passes float64")
+    (case,) = causes_only([failed("metadata-names", ORDER, here, there)])
+    assert case.outcome == "fail" and case.findings == (ORDER, there)
+    assert case.reason.endswith(f"the rest is because of M02 in {ORDER.place}")
+
+
+def test_a_known_defect_and_a_warning_explain_nothing():
+    known = Case("t", "metadata-names", outcome="known", issue="x", reason="y", findings=(ORDER,))
+    parity = failed("parity", WRONG)
+    assert list(causes_only([known, parity])) == [known, parity]
