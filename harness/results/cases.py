@@ -71,10 +71,16 @@ class RecordedFinding:
     others: tuple[str, ...] = ()
 
     @property
+    def sentences(self) -> tuple[str, ...]:
+        """The evidence at each place."""
+        places = (self.place, *self.others)
+        return tuple(f"{place}: {self.evidence}" if place else self.evidence for place in places)
+
+    @property
     def sentence(self) -> str:
-        """The place, the evidence, and the number of other places."""
-        text = f"{self.place}: {self.evidence}" if self.place else self.evidence
-        return f"{text} (and in {self.count - 1} more places)" if self.count > 1 else text
+        """The evidence at the first place, and the number of the others."""
+        more = f" (and in {self.count - 1} more places)" if self.count > 1 else ""
+        return self.sentences[0] + more
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as a JSON object, without what is empty; long texts are cut."""

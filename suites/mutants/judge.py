@@ -66,7 +66,7 @@ def complaints(subject: Subject | Callable[[], Subject], checks: Iterable[str]) 
     """Return the failures of the checks that do not pass, by name."""
     cases = [judged(subject, name) for name in checks]
     return {
-        case.check: case.failures or (case.reason,)
+        case.check: tuple(text for one in case.findings for text in one.sentences) or (case.reason,)
         for case in cases
         if case.outcome not in ("pass", "skip")
     }
