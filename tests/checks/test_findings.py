@@ -16,7 +16,6 @@ ROOT = Path(harness.__file__).parent
 SOURCES = (
     *ROOT.glob("checks/*.py"),
     *ROOT.glob("measure/*.py"),
-    *ROOT.glob("artifact/hazards/*.py"),
     ROOT / "results/findings.py",
 )
 CODE = re.compile(r'"([A-Z]\d\d)"')
