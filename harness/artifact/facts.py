@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from harness.artifact import Artifact
+from harness.artifact.activations import ActivationPeak, activation_peak
 from harness.artifact.delegate import BACKEND
 from harness.artifact.operands import weights_in_program
 from harness.artifact.package import Package
@@ -41,6 +42,7 @@ class FunctionFacts:
     outputs: tuple[Tensor, ...]
     operations: dict[str, int]
     weight_bytes: int
+    activations: ActivationPeak
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def _function_facts(package: Package, name: str) -> FunctionFacts:
         outputs=tuple(_tensor(n, (declared | produced).get(n)) for n in block.outputs),
         operations=dict(operations.most_common()),
         weight_bytes=sum(len(package.blob(*ref).data) for ref in package.weights(name)),
+        activations=activation_peak(function, block),
     )
 
 

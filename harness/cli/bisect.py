@@ -137,6 +137,9 @@ def _table(rows: list[Range]) -> str:
     near = [_row(row) for row in rows[:_SHOWN]]
     small = sorted(rows, key=lambda row: -row.subnormal_fraction)[:_SHOWN]
     headers = ("operation", "largest", "to overflow", "to the square's", "subnormal")
+    clipped = sorted((row for row in rows if row.quantized), key=lambda row: -row.clipped)[:_SHOWN]
+    quantized = [(_place(row), f"{row.clipped_fraction:.2%}", row.quantized) for row in clipped]
+    ends = ["", tabulate(quantized, ("quantized activations", "clipped", "values"))]
     return "\n".join(
         [
             f"nearest to overflow, of {len(rows)} operations; 12x: twelve times larger would fit",
@@ -144,14 +147,19 @@ def _table(rows: list[Range]) -> str:
             "",
             "most subnormal values (the part of those that are not zero)",
             tabulate([_row(row) for row in small], headers, disable_numparse=True),
+            *(ends if quantized else ()),
         ]
     )
+
+
+def _place(row: Range) -> str:
+    return row.where.partition("function ")[2] or row.where
 
 
 def _row(row: Range) -> tuple[Any, ...]:
     square = row.square_margin
     return (
-        row.where.partition("function ")[2] or row.where,
+        _place(row),
         f"{row.peak:.4g}",
         f"{row.overflow_margin:.3g}x",
         "" if square is None else f"{square:.3g}x",

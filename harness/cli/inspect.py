@@ -104,6 +104,9 @@ def _storage_lines(weights: Storage) -> Iterator[str]:
 def _function_lines(function: FunctionFacts, everything: bool) -> Iterator[str]:
     weights = _bytes(function.weight_bytes)
     yield f"  function {function.name}: {function.opset}, {weights} of weights"
+    peak = function.activations
+    least = "at least " if peak.is_minimum else ""
+    yield f"    activations: {least}{_bytes(peak.bytes)}, at {peak.operation}"
     counts = [f"{name} {count}" for name, count in function.operations.items()]
     yield f"    operations: {', '.join(counts)}"
     yield from (f"  {line}" for line in _tensors("in", function.inputs, everything))

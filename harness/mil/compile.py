@@ -21,7 +21,7 @@ from harness.mil.packed import PackedWeight
 from harness.mil.policy import Policy
 from harness.mil.storage import SharedTensors
 from harness.mil.table import check_known
-from harness.mil.types import StateType, TensorType, ValueType, value_type
+from harness.mil.types import StateType, TensorType, ValueType, broadcast_type, value_type
 from harness.mil.values import Constant, read_constant
 
 if TYPE_CHECKING:
@@ -136,11 +136,7 @@ class Compiler:
         name = message.outputs[0].name if message.outputs else f"number {index}"
         where = f"{self._where}, {message.type} '{name}'"
         outputs = tuple(value_type(output.type, where) for output in message.outputs)
-        counts = [declared.count for declared in outputs if isinstance(declared, TensorType)]
-        if max(counts, default=0) > self._scope.max_elements:
-            raise ArtifactError(
-                f"{where}: declares a result of over {self._scope.max_elements} elements"
-            )
+        self._check_sizes(outputs, where)
         if message.type == "const":
             if "val" not in message.attributes:
                 raise ArtifactError(f"{where}: a const without 'val'")
@@ -148,6 +144,10 @@ class Compiler:
             self._constants[self._define(message.outputs[0].name, value.type)] = value
             return None
         operation, bound = self._bind(message, outputs, where, index)
+        if message.type == "select" and isinstance(outputs[0], TensorType):
+            operands = [self._types[slot] for slots in bound.values() for slot in slots]
+            outputs = (broadcast_type(outputs[0], operands),)
+            self._check_sizes(outputs, where)
         if message.type.startswith("constexpr_"):
             made = self._scope.shared.constexpr(operation, built(operation))
             for output, declared, tensor in zip(message.outputs, outputs, made, strict=True):
@@ -161,6 +161,13 @@ class Compiler:
         names = tuple(output.name for output in message.outputs)
         known = operation.constants
         return Step(run, reads, writes, (), where, outputs, message.type, names, known)
+
+    def _check_sizes(self, outputs: Sequence[ValueType], where: str) -> None:
+        counts = [declared.count for declared in outputs if isinstance(declared, TensorType)]
+        if max(counts, default=0) > self._scope.max_elements:
+            raise ArtifactError(
+                f"{where}: declares a result of over {self._scope.max_elements} elements"
+            )
 
     def _bind(
         self, message: MIL_pb2.Operation, outputs: tuple[ValueType, ...], where: str, index: int

@@ -8,6 +8,9 @@ it.
 
 A margin is a factor: with a margin of 12, the values may grow twelvefold. Infinities do not count,
 because masks contain them.
+
+Quantized activations have limits of their own: a scale that was calibrated on too small values
+clips the others to the ends of 8 bits (coremltools 2724).
 """
 
 from __future__ import annotations
@@ -23,16 +26,18 @@ from harness.mil.types import TensorType
 _HALF = torch.finfo(torch.float16)
 LARGEST: float = _HALF.max
 SMALLEST: float = _HALF.tiny
+_ENDS = {"INT8": (-128, 127), "UINT8": (0, 255)}
 _SQUARES = frozenset(("square", "reduce_sum_square"))
 
 
 @dataclass
 class Range:
-    """The range of an operation's FLOAT16 results over all calls.
+    """The range of an operation's FLOAT16 results over all calls, or the clipping of a `quantize`.
 
     It has the largest magnitude, the smallest magnitude above zero, the number of nonzero values,
     and how many of these are subnormal in fp16. `squares` is true for an operation whose results
-    are squares or sums of squares: one of that name, or a `mul` of a value by itself.
+    are squares or sums of squares: one of that name, or a `mul` of a value by itself. `quantized`
+    counts the results of a `quantize`, `clipped` those at an end of their dtype.
     """
 
     where: str
@@ -42,6 +47,8 @@ class Range:
     least: float = math.inf
     nonzero: int = 0
     subnormal: int = 0
+    quantized: int = 0
+    clipped: int = 0
 
     @property
     def overflow_margin(self) -> float:
@@ -67,6 +74,16 @@ class Range:
         """The fraction of nonzero values that are smaller than 6.1e-5."""
         return self.subnormal / self.nonzero if self.nonzero else 0.0
 
+    @property
+    def clipped_fraction(self) -> float | None:
+        """The fraction of quantized values at an end of their dtype; None for other operations."""
+        return self.clipped / self.quantized if self.quantized else None
+
+    def add_quantized(self, tensor: torch.Tensor, low: int, high: int) -> None:
+        """Add the integers of one `quantize`, whose dtype goes from `low` to `high`."""
+        self.quantized += tensor.numel()
+        self.clipped += int(((tensor <= low) | (tensor >= high)).sum())
+
     def add(self, tensor: torch.Tensor) -> None:
         """Add the values of one result."""
         size = tensor.abs()
@@ -86,13 +103,18 @@ class RangeMonitor:
     ranges: dict[str, Range] = field(default_factory=dict)
 
     def __call__(self, step: Step, results: tuple[torch.Tensor, ...]) -> None:
-        """Add the FLOAT16 results of an operation."""
+        """Add the FLOAT16 results of an operation, and those of a `quantize`."""
         for result, declared in zip(results, step.types, strict=True):
-            if not isinstance(declared, TensorType) or declared.dtype.name != "FLOAT16":
+            name = declared.dtype.name if isinstance(declared, TensorType) else ""
+            ends = _ENDS.get(name) if step.operation == "quantize" else None
+            if name != "FLOAT16" and ends is None:
                 continue
             if step.where not in self.ranges:
                 self.ranges[step.where] = Range(step.where, step.operation, _squares(step))
-            self.ranges[step.where].add(result)
+            if ends is None:
+                self.ranges[step.where].add(result)
+            else:
+                self.ranges[step.where].add_quantized(result, *ends)
 
     def worst(self) -> list[Range]:
         """Return the ranges, the one nearest to overflow first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,26 @@ def tensor_type(message: MIL_pb2.ValueType, where: str) -> TensorType:
         kind = message.WhichOneof("type") or "nothing"
         raise ArtifactError(f"{where}: a value of kind {kind}, where a tensor is expected")
     return _tensor(message.tensorType, where)
+
+
+def broadcast_type(declared: TensorType, operands: Sequence[ValueType]) -> TensorType:
+    """Return a declared type with the shape to which its operands are broadcast.
+
+    coremltools declares a `select` by the shapes of `a` and `b` only: a choice between two scalars
+    has rank 0 there, whatever `cond` has. The operation's manual page broadcasts all three.
+    """
+    shapes = [operand.shape for operand in operands if isinstance(operand, TensorType)]
+    rank = max((len(shape) for shape in shapes), default=0)
+    if declared.variadic or rank < len(declared.shape):
+        return declared
+    padded = [(1,) * (rank - len(shape)) + shape for shape in (declared.shape, *shapes)]
+    return replace(declared, shape=tuple(map(_broadcast, zip(*padded, strict=True))))
+
+
+def _broadcast(sizes: Sequence[int | None]) -> int | None:
+    """Return the size of one axis; None where it is flexible. The declared size comes first."""
+    fixed = [size for size in sizes if size not in (1, None)]
+    return fixed[0] if fixed else None if None in sizes else 1
 
 
 def _tensor(declared: MIL_pb2.TensorType, where: str) -> TensorType:

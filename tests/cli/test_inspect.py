@@ -141,3 +141,18 @@ def test_several_constants_of_one_method_are_shown(capsys, mixed_program, monkey
     assert "  eos = [128001, 128009]\n" in inspected(capsys, mixed_program[0])
     facts = json.loads(inspected(capsys, mixed_program[0], "--json"))
     assert facts["constants"]["both"][1]["values"] == [0, 1]
+
+
+def test_the_activation_peak_is_that_of_the_values_alive_at_one_time():
+    """An input of 16 bytes lives to the end, and two of three results of 16 bytes meet."""
+    from harness.artifact.facts import package_facts
+    from tests.mil.programs import save, save_flexible
+
+    def chain(mb, a):
+        return mb.sqrt(x=mb.square(x=mb.relu(x=a, name="first"), name="second"), name="third")
+
+    (facts,) = package_facts(save(chain, [(4,)]), None).functions
+    assert (facts.activations.bytes, facts.activations.is_minimum) == (48, False)
+    assert facts.activations.operation == "square 'second'"
+    (facts,) = package_facts(save_flexible(chain, [((4, None), "fp32")]), None).functions
+    assert (facts.activations.bytes, facts.activations.is_minimum) == (48, True)

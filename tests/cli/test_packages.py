@@ -111,6 +111,7 @@ def test_inspect_shows_a_combined_package(both, capsys):
         "package 0: multifunction, ",
         "  function decode: CoreML8, 4.2 kB of weights",
         "  function prefill: CoreML8, 4.2 kB of weights",
+        "    activations: ",
         "  weights: 4.2 kB stored for 8.4 kB used, 4.2 kB shared by all functions",
     ):
         assert line in text, text

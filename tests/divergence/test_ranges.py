@@ -54,6 +54,15 @@ def test_infinities_are_a_masks_and_zeros_have_no_margin():
     assert range_json(row)["overflow_margin"] is None
 
 
+def test_values_at_the_ends_of_8_bits_are_counted():
+    array = np.array([10, 0.1, 0, -0.05], np.float16)
+    row = measured(
+        lambda mb, a: mb.quantize(input=a, scale=np.float16(0.1 / 127), output_dtype="int8"), array
+    )["quantize"]
+    assert row.clipped_fraction == 1 / 2 and row.quantized == 4  # 0.1 itself is at the end
+    assert range_json(row)["clipped_fraction"] == 1 / 2
+
+
 def test_the_command_shows_margins_and_fails_on_an_overflow(capsys, tmp_path):
     sound = Subjects(lambda stage: None).get("tiny", "single").artifact.path
     assert main(["bisect", str(sound), "--ranges"]) == 0

@@ -1,12 +1,14 @@
 """Inputs of flexible shape: ranges, lists, lists that belong together; errors list the allowed."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
-from tests.mil.programs import to_package
+from tests.mil.programs import run, save_flexible, to_package
 
 
 def flexible(*shapes):
@@ -72,3 +74,26 @@ def test_a_fixed_dimension_of_a_flexible_input_is_still_checked():
     function = flexible(listed(2, 7))
     with pytest.raises(HarnessError, match=r"'a' has shape \[2, 4\]; allowed is"):
         function({"a": torch.ones(2, 4)})
+
+
+@pytest.mark.executes("select")
+@pytest.mark.parametrize("shape", [(2, None), (None, 3)])
+def test_a_choice_between_scalars_has_the_shape_of_its_condition(shape):
+    """coremltools declares rank 0; the manual page of `select` broadcasts all three operands."""
+    package = save_flexible(
+        lambda mb, a: mb.select(cond=mb.greater(x=a, y=0.0), a=0.0, b=-np.inf), [(shape, "fp32")]
+    )
+    for n in (1, 5):
+        sizes = [size or n for size in shape]
+        x = np.linspace(-1, 1, math.prod(sizes), dtype=np.float32).reshape(sizes)
+        (got,) = run(package, x)
+        np.testing.assert_array_equal(got, np.where(x > 0, np.float32(0), np.float32(-np.inf)))
+
+
+def test_a_choice_that_does_not_broadcast_is_refused():
+    package = save_flexible(
+        lambda mb, a, b: mb.select(cond=mb.greater(x=a, y=0.0), a=b, b=0.0),
+        [((2, None), "fp32"), ((None,), "fp32")],
+    )
+    with pytest.raises(HarnessError, match="select"):
+        run(package, np.ones((2, 3), np.float32), np.ones(4, np.float32))
