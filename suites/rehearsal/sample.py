@@ -20,9 +20,10 @@ _WHOLE = (_ROOT / "tests" / "runtimes", _ROOT / "suites" / "conformance")
 _LEFT_OUT = _ROOT / "suites" / "mutants"
 
 
-def pytest_configure() -> None:
-    """Leave the runs of pytest that a test starts as they are."""
-    os.environ.pop("PYTEST_ADDOPTS", None)
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the runs of pytest that a test starts as they are, but not pytest-xdist's workers."""
+    if not config.getoption("numprocesses", None):
+        os.environ.pop("PYTEST_ADDOPTS", None)
 
 
 @pytest.hookimpl(trylast=True)

@@ -75,8 +75,13 @@ class _Sys(ModuleType):
 
     @property
     def platform(self) -> str:
-        """The platform: that of a Mac for the packages in `APART`."""
-        return self.shown if _is_apart(sys._getframe(1)) else self.real
+        """The platform: that of a Mac for the packages in `APART`.
+
+        pytest's monkeypatch sees it too, because it sets what it has read when a test ends.
+        """
+        asking = sys._getframe(1)
+        restores = asking.f_globals.get("__name__") == "_pytest.monkeypatch"
+        return self.shown if restores or _is_apart(asking) else self.real
 
     @platform.setter
     def platform(self, value: str) -> None:  # a test may show another

@@ -42,6 +42,7 @@ SEPARATE = ("install-compile", "install-files", *headers.RUNNERS)
 WHOLE = [name for name in INSTALLATION_CHECKS if name not in SEPARATE]
 
 
+@pytest.mark.linux  # macOS has a wheel of its own
 @pytest.mark.parametrize("check", WHOLE)
 def test_the_release_passes_but_for_what_is_known(check):
     known = {"install-module-headers": 3, "install-coreml-headers": 2, "install-libraries": 1}

@@ -63,6 +63,44 @@ def test_what_a_mac_does_not_have_fails_and_the_rest_passes(tmp_path):
     assert passed == {str(i) for i in range(len(LINUX_ONLY), len(rows))}
 
 
+RESTORED = """
+import sys
+
+
+def test_a_shown_platform(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert sys.platform == "linux"
+
+
+def test_ends_with_its_test():
+    assert sys.platform == "darwin"
+"""
+
+
+def test_a_platform_that_a_test_shows_ends_with_that_test(tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    (tmp_path / "tests" / "test_restored.py").write_text(RESTORED)
+    variables = environment(tmp_path, tmp_path / "lines")
+    variables["PYTHONPATH"] += f":{ROOT}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert "2 passed" in done.stdout, done.stdout[-3000:]
+
+
+def test_the_workers_of_a_run_take_the_sample_too(tmp_path):
+    (tmp_path / "tests").mkdir()
+    run = "import pytest\n\n@pytest.mark.parametrize('x', range(9))\ndef test_x(x):\n    pass\n"
+    (tmp_path / "tests" / "test_x.py").write_text(run)
+    variables = environment(tmp_path, tmp_path / "lines", everything=False)
+    variables["PYTHONPATH"] += f":{ROOT}"
+    ours = "from pathlib import Path\nfrom harness.suites.rehearsal import sample\n"
+    (tmp_path / "conftest.py").write_text(f"{ours}sample._OURS = (Path({str(tmp_path)!r}),)\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "tests"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert "1 passed" in done.stdout, done.stdout[-3000:]
+
+
 def test_core_ml_may_pass_what_is_listed_and_ours_is_not_compared_there(tmp_path):
     write_programs(tmp_path)  # coremltools asks one for the version of macOS
     variables = environment(tmp_path, tmp_path / "lines") | {"HARNESS_POLICY": "widen"}

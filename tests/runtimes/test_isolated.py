@@ -170,7 +170,7 @@ def test_a_child_dies_with_a_killed_parent_even_while_it_hangs(caller, what):
     parent.kill()
     assert psutil.wait_procs([child], timeout=20)[1] == []
     assert folder.name.startswith(".harness-child.")
-    assert folder.exists() == (what != "hang")  # only its end can still run there
+    assert what != "hang" or not folder.exists()  # with the lock held, nothing can remove it
     shutil.rmtree(folder, ignore_errors=True)
 
 
