@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from weakref import finalize
 
 from harness.errors import HarnessError
 from harness.text import resolved
@@ -114,6 +115,14 @@ def private_folder(prefix: str) -> Iterator[Path]:
     folder = _beside(output, "")
     with _temporary(folder, lambda: folder.mkdir(mode=0o700), output):
         yield folder
+
+
+def folder_of(owner: object, prefix: str) -> Path:
+    """Return a private folder that is removed with an object, or with this process."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(private_folder(prefix))
+        finalize(owner, stack.pop_all().close)
+    return folder
 
 
 @contextmanager

@@ -56,7 +56,8 @@ class Artifact:
         self.pte = pte
         self.package = package
         self.is_exported_folder = bundles is not None
-        self._bundles: dict[str, Bundle] = bundles or {}
+        self._named_bundles: dict[str, Bundle] = bundles or {}
+        self._bundles: dict[int, Bundle] = {}  # by the identity of the payload's view
 
     @property
     def kind(self) -> str:
@@ -93,8 +94,8 @@ class Artifact:
     def delegates(self) -> Mapping[str, tuple[Delegate, ...]]:
         """The Core ML delegates of each method of a program, in order.
 
-        Methods that refer to the same key share one Bundle. Raises ArtifactError when a reference
-        names a key that the program does not have.
+        Delegates with one payload, by a key or as the same segment, share one Bundle. Raises
+        ArtifactError when a reference names a key that the program does not have.
         """
         if self.pte is None:
             return {}
@@ -109,12 +110,12 @@ class Artifact:
             what = f"{self.path}, method '{method}', delegate {index}"
             reference = parse_reference(data.processed, what)
             if reference is None:
-                bundle = Bundle(data.processed, what)
+                bundle = self._bundle(data.processed, what)
+            elif reference.key in self._named_bundles:
+                bundle = self._named_bundles[reference.key]
             elif reference.key in self.pte.named_data:
-                bundle = self._bundles.setdefault(
-                    reference.key,
-                    Bundle(self.pte.named_data[reference.key], f"{self.path}, '{reference.key}'"),
-                )
+                payload = self.pte.named_data[reference.key]
+                bundle = self._bundle(payload, f"{self.path}, '{reference.key}'")
             else:
                 raise ArtifactError(
                     f"{what}: refers to named data '{reference.key}', which the program does not "
@@ -122,6 +123,9 @@ class Artifact:
                 )
             delegates.append(Delegate(method, index, data.processed, reference, bundle))
         return tuple(delegates)
+
+    def _bundle(self, payload: memoryview, what: str) -> Bundle:
+        return self._bundles.setdefault(id(payload), Bundle(payload, what))
 
     def value_names(self, method: str) -> dict[int, str]:
         """Return names for a method's values, from the first delegate that is called with each.
@@ -145,6 +149,11 @@ class Artifact:
         """Each payload once, in the order of first use."""
         bundles = [d.bundle for delegates in self.delegates.values() for d in delegates]
         return tuple(dict.fromkeys(bundles))
+
+    @cached_property
+    def bundle_numbers(self) -> Mapping[Bundle, int]:
+        """The number of each payload in `bundles`."""
+        return {bundle: number for number, bundle in enumerate(self.bundles)}
 
     @property
     def packages(self) -> tuple[Package, ...]:

@@ -152,7 +152,7 @@ def artifact_facts(artifact: Artifact) -> ArtifactFacts:
 def method_facts(artifact: Artifact, name: str) -> MethodFacts:
     """Return the facts of one method of a program."""
     assert artifact.pte is not None
-    method, bundles = artifact.pte.methods[name], list(artifact.bundles)
+    method, bundles = artifact.pte.methods[name], artifact.bundle_numbers
     delegates = artifact.delegates[name]
     names = artifact.value_names(name)
 
@@ -168,8 +168,7 @@ def method_facts(artifact: Artifact, name: str) -> MethodFacts:
         inputs=tuple(tensor(index) for index in method.inputs),
         outputs=tuple(tensor(index) for index in method.outputs),
         delegates=tuple(
-            DelegateFacts(d.index, bundles.index(d.bundle), d.function, len(d.payload))
-            for d in delegates
+            DelegateFacts(d.index, bundles[d.bundle], d.function, len(d.payload)) for d in delegates
         ),
         delegate_calls=sum(isinstance(c, DelegateCall) for c in method.instructions),
         kernel_calls=dict(kernels.most_common()),
@@ -192,7 +191,7 @@ def package_facts(package: Package, identifier: str | None) -> PackageFacts:
 def _function_facts(package: Package, name: str) -> FunctionFacts:
     block, function = package.operations(name), package.functions[name]
     declared = {v.name: v.type for v in function.inputs}
-    produced = {o.name: o.type for op in block.operations for o in op.outputs}
+    produced = declared | {o.name: o.type for op in block.operations for o in op.outputs}
     operations = Counter(op.type for op in block.operations)
     states = package.states(name)
     stateful = frozenset(states)
@@ -201,7 +200,7 @@ def _function_facts(package: Package, name: str) -> FunctionFacts:
         opset=function.opset,
         inputs=tuple(_tensor(n, t) for n, t in declared.items() if n not in stateful),
         states=tuple(_tensor(n, declared[n].stateType.wrappedType) for n in states),
-        outputs=tuple(_tensor(n, (declared | produced).get(n)) for n in block.outputs),
+        outputs=tuple(_tensor(n, produced.get(n)) for n in block.outputs),
         operations=dict(operations.most_common()),
         weight_bytes=sum(len(package.blob(*ref).data) for ref in package.weights(name)),
         activations=activation_peak(function, block),

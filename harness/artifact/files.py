@@ -31,8 +31,9 @@ MAX_PROGRAM_BYTES = 1 << 26  # of program.json; a model of 1,000 layers has unde
 MAX_REFERENCE_BYTES = 1 << 16  # of a payload that refers to named data
 
 # The file tree of a flattened package
-MAX_TREE_BYTES = 1 << 26  # of JSON; a package has a few files
+MAX_TREE_BYTES = 1 << 24  # of JSON; a package has a few files
 MAX_TREE_DEPTH = 64
+MAX_PATH_BYTES = 1024  # of a file below the root; no path on a Mac is longer
 
 # Tensors
 MAX_AXES = 16  # ExecuTorch's runtime has the same limit
@@ -188,7 +189,9 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
             node = nodes[index]
             if node["kind"] == _FILE and path:  # the root is a folder
                 region = node["dataRegion"]
-                name = "/".join(path)
+                name = _checked_length(path, what)
+                if len(files) == MAX_PACKAGE_FILES:
+                    raise ArtifactError(f"{what}: more than {MAX_PACKAGE_FILES} files")
                 files[name] = cut(data, region["offset"], region["size"], f"{what}: file '{name}'")
                 offsets[name] = region["offset"]
                 return
@@ -197,6 +200,7 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
             children = None
         if children is None:
             raise ArtifactError(f"{what}: its file tree is damaged (node {index})")
+        _checked_length(path, what)  # of a folder, too: its path is repeated for each file
         for name, child in children:
             walk(child, (*path, _checked_name(name, what)))
 
@@ -204,6 +208,13 @@ def read_flattened(data: memoryview, what: str) -> dict[str, memoryview]:
     if sum(map(len, files.values())) > len(data):
         raise ArtifactError(f"{what}: its files overlap; it is damaged")
     return dict(sorted(files.items(), key=lambda item: offsets[item[0]]))
+
+
+def _checked_length(path: tuple[str, ...], what: str) -> str:
+    """Return a path as text; raises ArtifactError for one that no system can open."""
+    if sum(map(len, path)) + len(path) > MAX_PATH_BYTES:
+        raise ArtifactError(f"{what}: the path of a file in it is longer than {MAX_PATH_BYTES}")
+    return "/".join(path)
 
 
 def root_name(data: memoryview, what: str) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from harness.artifact.package import Package, described
+from harness.artifact.package import Package
 from harness.artifact.proto import declared_shape, feature_types, mil_types
 
 if TYPE_CHECKING:
@@ -114,11 +115,11 @@ class FunctionTypes:
             dtype = dtype_of(value.type)
             agreed = described_as.get(value.name, dtype) == dtype  # `descriptions` says if not
             known[value.name] = dtype if agreed else None
-        yield from self._in_block(self._block, known)
+        yield from self._in_block(self._block, ChainMap(known))
 
     def _described_dtypes(self) -> dict[str, str]:
         """Return the dtypes of arrays in the function's description, by name."""
-        features = described(self._package.model.description, self._function).input
+        features = self._package.described(self._function).input
         return {
             feature.name: feature_types().get(feature.type.multiArrayType.dataType, "").upper()
             for feature in features
@@ -131,8 +132,10 @@ class FunctionTypes:
         names = [value.name for value in self._package.functions[self._function].inputs]
         return [name for name in names if name not in read]
 
-    def _in_block(self, block: Block, outer: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-        known = {**outer, **{value.name: dtype_of(value.type) for value in block.inputs}}
+    def _in_block(
+        self, block: Block, outer: ChainMap[str, str | None]
+    ) -> Iterator[tuple[str, str]]:
+        known = outer.new_child({value.name: dtype_of(value.type) for value in block.inputs})
         for operation in block.operations:
             self.operations += 1
             name = operation.outputs[0].name if operation.outputs else "without result"
@@ -169,7 +172,9 @@ class FunctionTypes:
         name = operation.outputs[0].name
         self._numbers[name] = list(value.immediateValue.tensor.ints.values)
 
-    def _operation(self, operation: Operation, known: dict[str, str | None]) -> Iterator[str]:
+    def _operation(
+        self, operation: Operation, known: MutableMapping[str, str | None]
+    ) -> Iterator[str]:
         operands = {n: self._operands(a, known) for n, a in operation.inputs.items()}
         for name, value in operation.attributes.items():
             if name != "name":

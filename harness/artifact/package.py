@@ -63,12 +63,8 @@ class Package:
         return cls(FolderFiles(folder), str(folder))
 
     def write(self, folder: Path) -> None:
-        """Write the files into a new folder; their names were checked when they were read."""
-        for name, data in self.files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
-                file.write(data)
+        """Write the files into a new folder; raises ArtifactError as `write_files` does."""
+        write_files(self.files, folder, self.what)
 
     @cached_property
     def spec_path(self) -> str:
@@ -121,6 +117,15 @@ class Package:
                 "convert the model again"
             )
         return self._descriptions[function][0] if self.is_multifunction else self.model.description
+
+    def described(self, function: str) -> Description:
+        """Return a function's entry in the description, or the top level when it has none.
+
+        A multifunction model has an entry for each function. Any other model describes the inputs,
+        outputs and states of its function at the top level.
+        """
+        entries = self._descriptions.get(function)
+        return entries[0] if entries else self.model.description
 
     @cached_property
     def _descriptions(self) -> Mapping[str, Sequence[FunctionDescription]]:
@@ -188,15 +193,6 @@ def core_ml_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape) or (1,)
 
 
-def described(description: ModelDescription, function: str) -> Description:
-    """Return a function's entry in a model's description, or the top level when it has none.
-
-    A multifunction model has an entry for each function. Any other model describes the inputs,
-    outputs and states of its function at the top level.
-    """
-    return next((entry for entry in description.functions if entry.name == function), description)
-
-
 def blob_references(function: Function) -> Iterator[Value.BlobFileValue]:
     """Yield every `BlobFileValue` message of a `Function`; callers may change it."""
     yield from _in_values(function.attributes.values())
@@ -234,6 +230,27 @@ def _entries(immediate: Value.ImmediateValue) -> Iterator[Value]:
             for pair in immediate.dictionary.values:
                 yield pair.key
                 yield pair.value
+
+
+def write_files(files: Mapping[str, memoryview], folder: Path, what: str) -> None:
+    """Write files, a manifest last: a killed process leaves a folder that is not a package.
+
+    Their names were checked when they were read. Raises ArtifactError, naming `what`, for two names
+    that are one here, and for a name that no file can have.
+    """
+    for name, content in sorted(files.items(), key=lambda item: item[0].endswith(MANIFEST)):
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(content)
+        except (FileExistsError, NotADirectoryError):
+            raise ArtifactError(
+                f"{what}: its file {name!r} differs from another in case only; "
+                "write it on a case-sensitive file system"
+            ) from None
+        except ValueError:  # a lone surrogate
+            raise ArtifactError(f"{what}: {name!r} cannot name a file") from None
 
 
 def write_manifest(package: Path, digest: bytes) -> None:

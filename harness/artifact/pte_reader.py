@@ -112,7 +112,11 @@ def extents(file: memoryview) -> tuple[memoryview, int]:
 
 
 class ProgramTables:
-    """Reads the tables of a program, each once."""
+    """Reads the tables of a program, each once.
+
+    Delegates and keys that name one segment get the same view of it. Different segments together
+    have no more bytes than the file: overlapping ones would let a small file hold many packages.
+    """
 
     def __init__(self, data: memoryview) -> None:
         self._file = data
@@ -121,6 +125,9 @@ class ProgramTables:
         self._constants = self._buffers(ProgramField.CONSTANT_BUFFER)
         self._inline = self._buffers(ProgramField.BACKEND_DELEGATE_DATA)
         self._segments = list(self._root.children(ProgramField.SEGMENTS))
+        self._views: dict[tuple[int, int], memoryview] = {}
+        self._unread = len(data)
+        self._parts: dict[int, tuple[int, ...]] = {}
         self._constant_segment = self._root.child(ProgramField.CONSTANT_SEGMENT)
         self._mutable_segments = list(self._root.children(ProgramField.MUTABLE_DATA_SEGMENTS))
         self._used = {
@@ -161,7 +168,12 @@ class ProgramTables:
         table = self._segments[index]
         offset = table.scalar(DataSegmentField.OFFSET, "uint64")
         size = table.scalar(DataSegmentField.SIZE, "uint64")
-        return cut(self._file, self._segment_base + offset, size, what)
+        if (offset, size) not in self._views:
+            self._views[offset, size] = cut(self._file, self._segment_base + offset, size, what)
+            self._unread -= size
+            if self._unread < 0:
+                raise damaged("its segments overlap")
+        return self._views[offset, size]
 
     def _method(self, table: Table) -> PteMethod:
         field = ExecutionPlanField
@@ -249,7 +261,9 @@ class ProgramTables:
 
     def _part(self, parts: Table, index: int, what: str) -> memoryview:
         """Return a segment's bytes from the start of part `index` to the segment's end."""
-        offsets = parts.numbers(SubsegmentOffsetsField.OFFSETS, "uint64")
+        if id(parts) not in self._parts:  # they are as many as the tensors that name one each
+            self._parts[id(parts)] = parts.numbers(SubsegmentOffsetsField.OFFSETS, "uint64")
+        offsets = self._parts[id(parts)]
         if index >= len(offsets):
             raise damaged(f"{what} {index} of {len(offsets)}")
         number = parts.scalar(SubsegmentOffsetsField.SEGMENT_INDEX, "uint32")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.artifact.files import MAX_MANIFEST_BYTES
 from harness.artifact.operands import dtype_of, shape_text
-from harness.artifact.package import MANIFEST, Package, core_ml_shape, described
+from harness.artifact.package import MANIFEST, Package, core_ml_shape
 from harness.artifact.proto import declared_shape, feature_types
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def description_problems(package: Package, function: str) -> Iterator[Problem]:
 
     Names are compared with the function's by the check `metadata-names`.
     """
-    description = described(package.model.description, function)
+    description = package.described(function)
     message, block = package.functions[function], package.operations(function)
     made = {output.name: output.type for op in block.operations for output in op.outputs}
     given = {value.name: value.type for value in message.inputs}

@@ -6,19 +6,20 @@ another order, the answer is wrong without an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from harness.artifact import Bundle, Delegate, Package, parse_metadata
 from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
-from harness.artifact.package import core_ml_shape, described
+from harness.artifact.package import core_ml_shape
 from harness.artifact.proto import feature_types
 from harness.artifact.pte import DelegateCall, TensorValue
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.results import Finding
 from harness.subject import Subject, other_backends, program
+from harness.text import listed
 
 _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
 # A partitioner that computes in fp16 leaves the values between delegates as the model has them.
@@ -103,9 +104,12 @@ def _draft(bundle: Bundle) -> bytes:
 @check("metadata-names")
 def check_metadata_names(subject: Subject) -> Iterator[Finding]:
     """Check that metadata, function and program agree in names, order, shapes and dtypes."""
-    for delegates in subject.artifact.delegates.values():
+    for name, delegates in subject.artifact.delegates.items():
+        passed = _passed_values(subject, name)
         for delegate in delegates:
-            yield from _check_delegate(subject, delegate)
+            if delegate.index not in passed:
+                raise ArtifactError(f"{delegate.where}: no instruction calls it")
+            yield from _check_delegate(subject, delegate, passed[delegate.index])
     if subject.artifact.package is not None:
         yield from _check_package(subject.artifact.package)
     for number, bundle in enumerate(subject.artifact.bundles):
@@ -125,7 +129,8 @@ def _check_package(package: Package) -> Iterator[Finding]:
     """Check that the description of each function names what the function has, in its order."""
     for name in sorted(package.functions):
         description, states = package.description(name), package.states(name)
-        inputs = [i.name for i in package.functions[name].inputs if i.name not in states]
+        own_states = frozenset(states)
+        inputs = [i.name for i in package.functions[name].inputs if i.name not in own_states]
         for kind, features, own in (
             ("inputs", description.input, inputs),
             ("outputs", description.output, list(package.operations(name).outputs)),
@@ -142,10 +147,12 @@ def _check_package(package: Package) -> Iterator[Finding]:
             )
 
 
-def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
+def _check_delegate(
+    subject: Subject, delegate: Delegate, values: Sequence[object]
+) -> Iterator[Finding]:
+    """Check a delegate that is first called with values of these declarations."""
     package = delegate.bundle.package
-    description = described(package.model.description, delegate.program_function)
-    values = _called_with(subject, delegate)
+    description = package.described(delegate.program_function)
     names = delegate.names
     split = len(names.input_names)
     for kind, named, declared, passed in (
@@ -172,14 +179,15 @@ def _check_delegate(subject: Subject, delegate: Delegate) -> Iterator[Finding]:
                 yield Finding("metadata-names", place, False, problem, 1, code="M03")
 
 
-def _called_with(subject: Subject, delegate: Delegate) -> tuple[object, ...]:
-    """Return the declarations of the values that the delegate is called with."""
+def _passed_values(subject: Subject, name: str) -> dict[int, tuple[object, ...]]:
+    """Return the declarations of the values that each delegate of a method is first called with."""
     assert subject.artifact.pte is not None
-    method = subject.artifact.pte.methods[delegate.method]
+    method = subject.artifact.pte.methods[name]
+    passed: dict[int, tuple[object, ...]] = {}
     for call in method.instructions:
-        if isinstance(call, DelegateCall) and call.delegate == delegate.index:
-            return tuple(method.values[index] for index in call.args)
-    raise ArtifactError(f"{delegate.where}: no instruction calls it")
+        if isinstance(call, DelegateCall) and call.delegate not in passed:
+            passed[call.delegate] = tuple(method.values[index] for index in call.args)
+    return passed
 
 
 def _misfit(value: object, feature: Any, converted: set[tuple[str, str]]) -> str:
@@ -223,7 +231,7 @@ def check_function_names(subject: Subject) -> Iterator[Finding]:
                 delegate.where,
                 ok=ok,
                 message=f"needs {wanted}; it has {found}, and the package is {kind} with "
-                f"{', '.join(sorted(package.functions))}",
+                f"{listed(sorted(package.functions))}",
                 comparisons=1,
                 code="A03",
             )

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.artifact.operands import FunctionTypes
-from harness.artifact.package import described
 from harness.artifact.proto import mil_types
 from harness.artifact.specification import (
     description_problems,
@@ -140,9 +139,7 @@ def _reported_places(subject: Subject) -> set[tuple[int, str, str]]:
         for delegates in artifact.delegates.values()
         for one in delegates
         for kind in ("input", "output")
-        for feature in getattr(
-            described(one.bundle.package.model.description, one.program_function), kind
-        )
+        for feature in getattr(one.bundle.package.described(one.program_function), kind)
         if not failed.isdisjoint(
             (f"{one.where}, {kind}s", f"{one.where}, {kind}s, '{feature.name}'")
         )
@@ -156,7 +153,7 @@ def _of_delegates(bundle: Bundle, function: str) -> Iterator[tuple[str, str]]:
     `metadata-names` compares with the description.
     """
     package, metadata = bundle.package, bundle.metadata
-    description = described(package.model.description, function)
+    description = package.described(function)
     passed = metadata.single or (metadata.methods or {}).get(function)
     if passed is None or list(passed.input_names) != [f.name for f in description.input]:
         return

@@ -54,12 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a .pte, an exported folder or an .mlpackage of a language model",
     )
-    add(
-        "--tokenizer",
-        metavar="T",
-        help="tokenizer.json, tokenizer.model, or their folder; needed unless FILE is a subject's "
-        "name",
-    )
+    add_tokenizer_argument(parser)
     repeated: dict[str, Any] = {"action": "append", "default": []}
     add("--prompt", **repeated, metavar="S", help="a text to continue; may be repeated")
     add(
@@ -96,6 +91,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print an object for each prompt instead of its text")
 
 
+def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the tokenizer of a command about texts."""
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        help="tokenizer.json, tokenizer.model, or their folder; needed unless FILE is a subject's "
+        "name",
+    )
+
+
+def open_tokenizer(args: argparse.Namespace) -> Tokenizer:
+    """Load the tokenizer that was named; raises HarnessError without one."""
+    if args.tokenizer is None:
+        raise HarnessError(
+            "--tokenizer is needed: give the model's tokenizer.json or its folder, or declare the "
+            "tokenizer of a subject in harness.toml"
+        )
+    from harness.generate.tokenizer import load_tokenizer
+
+    return load_tokenizer(args.tokenizer)
+
+
 def run(args: argparse.Namespace) -> int:
     """Generate text for each prompt; return 0, or 130 when interrupted."""
     for name, holds, sentence in _BOUNDS:
@@ -105,16 +122,11 @@ def run(args: argparse.Namespace) -> int:
     prompts = [*args.prompt, *_read_prompts(args.prompts)]
     if not prompts:
         raise HarnessError("no prompt: give --prompt TEXT, or --prompts FILE with a line or more")
-    if args.tokenizer is None:
-        raise HarnessError(
-            "--tokenizer is needed: give the model's tokenizer.json or its folder, or declare the "
-            "tokenizer of a subject in harness.toml"
-        )
     from harness.generate.lookahead import Lookahead
-    from harness.generate.tokenizer import check_vocabulary, load_tokenizer
+    from harness.generate.tokenizer import check_vocabulary
 
     lookahead = None if args.lookahead is None else Lookahead.parse(args.lookahead)
-    tokenizer = load_tokenizer(args.tokenizer).stopping_at(args.stop)
+    tokenizer = open_tokenizer(args).stopping_at(args.stop)
     encode = tokenizer.encode_chat if args.chat else tokenizer.encode
     tokens = [encode(prompt) for prompt in prompts]
     session, runtime = _open(args)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.check import add_checkpoint_arguments
+from harness.cli.run import add_tokenizer_argument, open_tokenizer
 from harness.errors import HarnessError, NotInstalledError
 from harness.text import counted, printable
 
@@ -38,12 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a .pte, an exported folder or an .mlpackage of a language model",
     )
-    parser.add_argument(
-        "--tokenizer",
-        metavar="T",
-        help="tokenizer.json, tokenizer.model, or their folder; needed unless FILE is a subject's "
-        "name",
-    )
+    add_tokenizer_argument(parser)
     parser.add_argument(
         "--text", metavar="F", required=True, help="a UTF-8 text, or '-': standard input"
     )
@@ -86,14 +82,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure a text; return 0, or 130 when interrupted, with the figures until then."""
     if args.max_tokens < 3:
         raise HarnessError(f"--max-tokens must be at least 3, not {args.max_tokens}")
-    if args.tokenizer is None:
-        raise HarnessError(
-            "--tokenizer is needed: give the model's tokenizer.json or its folder, or declare the "
-            "tokenizer of a subject in harness.toml"
-        )
-    from harness.generate.tokenizer import check_vocabulary, load_tokenizer, read_text
+    tokenizer = open_tokenizer(args)
+    from harness.generate.tokenizer import check_vocabulary, read_text
 
-    tokenizer = load_tokenizer(args.tokenizer)
     text = read_text(args.text, "a text to measure")
     tokens = tokenizer.encode(text[: _CHARACTERS * args.max_tokens])
     is_cut = len(text) > _CHARACTERS * args.max_tokens or len(tokens) > args.max_tokens

@@ -14,7 +14,7 @@ import numpy as np
 from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND, METADATA, PACKAGE, Bundle, Delegate
 from harness.artifact.facts import MethodFacts, Tensor, method_facts, sharing
-from harness.artifact.package import MANIFEST, Package, described
+from harness.artifact.package import MANIFEST, Package
 from harness.artifact.pte import DelegateCall, KernelCall, Pte
 from harness.diff.difference import Difference, changed, reordered, same_files, without_random
 from harness.diff.expressions import function_digests, method_digests
@@ -283,7 +283,7 @@ def _manifest(data: memoryview) -> str:
 
 def _features(package: Package, function: str) -> dict[str, str]:
     """Return the features in a function's description as text, by kind and name."""
-    description = described(package.model.description, function)
+    description = package.described(function)
     return {
         f"{field} {feature.name}": " ".join(str(feature.type).split())
         for field in _FEATURES

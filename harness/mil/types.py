@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.artifact.package import Package, described
+from harness.artifact.package import Package
 from harness.artifact.proto import MilType, declared_shape, mil_types
 from harness.errors import ArtifactError, HarnessError
 
@@ -210,7 +210,7 @@ class AllowedShapes:
 def allowed_shapes(package: Package, function: str) -> dict[str, AllowedShapes]:
     """Return the allowed shapes of a function's flexible inputs, by name."""
     found = {}
-    for feature in described(package.model.description, function).input:
+    for feature in package.described(function).input:
         if feature.type.WhichOneof("Type") != "multiArrayType":
             continue
         allowed = _allowed(feature.type.multiArrayType)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.artifact import Artifact
 from harness.artifact.delegate import METADATA, PACKAGE, Bundle, Delegate
-from harness.artifact.package import MANIFEST, Package
+from harness.artifact.package import Package, write_files
 from harness.errors import ArtifactError
 from harness.files import Kind, partial_folder
 from harness.text import require_outside
@@ -90,7 +90,7 @@ def extract_packages(artifact: Artifact, output: str | Path, replace: bool = Fal
     extraction = Extraction(artifact.path.name, packages, unused)
     with partial_folder(Path(output), Kind(LIST, ("package_*/*",)), replace) as folder:
         for number, source in enumerate(sources):
-            _write(source.files, folder / _folder(number), source.package.what)
+            write_files(source.files, folder / _folder(number), source.package.what)
         (folder / LIST).write_bytes(extraction.to_bytes())
     return extraction
 
@@ -104,13 +104,11 @@ def _sources(artifact: Artifact) -> list[_Source]:
         package = artifact.package
         files = {f"{PACKAGE}/{name}": data for name, data in package.files.items()}
         return [_Source(files, package, None, ())]
-    delegates = [d for of_method in artifact.delegates.values() for d in of_method]
-    return [
-        _Source(
-            bundle.files, bundle.package, bundle, tuple(d for d in delegates if d.bundle is bundle)
-        )
-        for bundle in artifact.bundles
-    ]
+    users: dict[Bundle, list[Delegate]] = {bundle: [] for bundle in artifact.bundles}
+    for delegates in artifact.delegates.values():
+        for delegate in delegates:
+            users[delegate.bundle].append(delegate)
+    return [_Source(b.files, b.package, b, tuple(found)) for b, found in users.items()]
 
 
 def _describe(number: int, source: _Source) -> Extracted:
@@ -149,20 +147,3 @@ def content_digest(files: Mapping[str, memoryview]) -> str:
         digest.update(f"{name!r} {len(files[name])}\n".encode())
         digest.update(files[name])
     return digest.hexdigest()
-
-
-def _write(files: Mapping[str, memoryview], folder: Path, what: str) -> None:
-    """Write files, a manifest last: a killed process leaves a folder that is not a package."""
-    for name, content in sorted(files.items(), key=lambda item: item[0].endswith(MANIFEST)):
-        path = folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
-                file.write(content)
-        except (FileExistsError, NotADirectoryError):
-            raise ArtifactError(
-                f"{what}: its file {name!r} differs from another in case only; "
-                "extract it on a case-sensitive file system"
-            ) from None
-        except ValueError:  # a lone surrogate
-            raise ArtifactError(f"{what}: {name!r} cannot name a file") from None

@@ -10,13 +10,11 @@ from __future__ import annotations
 import functools
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakValueDictionary
 
 import numpy
 import torch
@@ -25,6 +23,7 @@ from harness.artifact import Artifact, Delegate, Package
 from harness.artifact.delegate import PACKAGE
 from harness.artifact.proto import feature_types
 from harness.errors import ArtifactError, HarnessError
+from harness.files import folder_of
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod
@@ -176,8 +175,7 @@ class CompiledPackage:
         from coremltools.models.utils import compile_model
 
         self.package = package
-        folder = Path(tempfile.mkdtemp(prefix="harness-coreml-"))
-        finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        folder = folder_of(self, "harness-coreml")
         source = folder / PACKAGE
         package.write(source)
         self.path = str(folder / "model.mlmodelc")

@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +27,7 @@ from harness.child import Child, python_path
 from harness.errors import HarnessError, NotInstalledError
 from harness.export.environments import placed
 from harness.export.executorch import python_path_of
+from harness.files import private_folder
 from harness.pte import TensorSpec
 from harness.runtimes._isolated_child import SharedTensors, anonymous_file
 from harness.runtimes.base import Method, Runtime, add_core_ml_ns
@@ -245,18 +244,19 @@ class _Process:
         # The child installs the stand-in for Core ML if this process has done so.
         if is_installed() or (setup.place and sys.platform != "darwin"):
             path = os.pathsep.join([str(SITE), path])
-        home = tempfile.mkdtemp(prefix="harness-home-")
-        for name in ("Caches", "Application Support"):
-            Path(home, "Library", name).mkdir(parents=True)
-        self._child = Child(
-            CHILD,
-            setup.what,
-            {"PYTHONPATH": path, "CFFIXED_USER_HOME": home},
-            arguments=[json.dumps(described)],
-            descriptors=files,
-            python=python,
-        )
-        self.end = finalize(self, _end, self._child, end_seconds, home)
+        with ExitStack() as stack:
+            home = stack.enter_context(private_folder("harness-home"))
+            for name in ("Caches", "Application Support"):
+                (home / "Library" / name).mkdir(parents=True)
+            self._child = Child(
+                CHILD,
+                setup.what,
+                {"PYTHONPATH": path, "CFFIXED_USER_HOME": str(home)},
+                arguments=[json.dumps(described)],
+                descriptors=files,
+                python=python,
+            )
+            self.end = finalize(self, _end, self._child, end_seconds, stack.pop_all().close)
 
     @property
     def is_alive(self) -> bool:
@@ -274,13 +274,13 @@ class _Process:
         return Answer(answer["value"], copies, int(answer["ns"]), int(answer["core_ml_ns"]))
 
 
-def _end(child: Child, seconds: float, home: str) -> None:
+def _end(child: Child, seconds: float, remove_home: Callable[[], None]) -> None:
     """Let a child unload its methods, then end it and remove its home."""
     if child.end.alive:
         with suppress(HarnessError):  # it has died, or hangs
             child.ask({"verb": "end", "method": "", "tensors": []}, "asked to end", seconds)
     child.end()
-    shutil.rmtree(home, ignore_errors=True)
+    remove_home()
 
 
 _overhead = threading.local()

@@ -12,7 +12,6 @@ ML would place an operation, and at which cost.
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from harness.artifact.files import checked_path
 from harness.artifact.package import DATA, MANIFEST, MODEL_PATH, SPECIFICATION
 from harness.artifact.proto import feature_types, parse_model
 from harness.errors import ArtifactError, HarnessError
+from harness.files import private_folder, token
 
 NEWEST_VERSION = 10
 _OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9, "CoreML9": 10}
@@ -76,11 +76,14 @@ def open_compiled(path: str) -> Package:
 def compile_model(path: str) -> str:
     """Compile the model at `path` for the stand-in; return the new folder.
 
-    The caller deletes the folder. Raises ArtifactError when the model is not an ML Program.
+    The caller moves or deletes the folder, which lies directly among the temporary files: nothing
+    is left around it. Raises ArtifactError when the model is not an ML Program.
     """
     source = Path(path)
     package = package_of_bytes(source.read_bytes()) if source.is_file() else open_model(path)
-    return str(write_compiled(package, Path(tempfile.mkdtemp(prefix="harness-compiled-")), source))
+    with private_folder("harness-compiled") as folder:
+        made = write_compiled(package, folder, source)
+        return str(made.rename(folder.parent / f"{source.stem}.{token()}{COMPILED}"))
 
 
 def write_compiled(package: Package, folder: Path, source: Path) -> Path:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import HarnessError
+from harness.files import folder_of
 from harness.mil import State, get_policy, load_function
 from harness.shim.asset import (
     COMPILED,
@@ -91,7 +91,7 @@ class ModelProxy:
         del compute_units, optimization_hints  # they change place and speed, not results
         start = time.perf_counter_ns()
         self._path = path
-        self._compiled: tempfile.TemporaryDirectory[str] | None = None
+        self._compiled: Path | None = None
         self._last_prediction: int | None = None
         self._reported: set[str] = set()
         with as_runtime_error():
@@ -140,9 +140,9 @@ class ModelProxy:
         if self._path.rstrip("/").endswith(COMPILED):
             return self._path
         if self._compiled is None:
-            self._compiled = tempfile.TemporaryDirectory(prefix="harness-compiled-")
-            write_compiled(self._package, Path(self._compiled.name), Path(self._path))
-        return str(next(Path(self._compiled.name).iterdir()))
+            folder = folder_of(self, "harness-compiled")
+            self._compiled = write_compiled(self._package, folder, Path(self._path))
+        return str(self._compiled)
 
     def get_load_duration_in_nano_seconds(self) -> int:
         """Return the duration of loading."""

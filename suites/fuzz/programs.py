@@ -14,25 +14,40 @@ import numpy as np
 
 def save_all(folder: Path) -> None:
     """Build and save the programs as .mlpackage folders."""
+    for build, shape in PROGRAMS:
+        save_package(build, shape, folder / f"{build.__name__}.mlpackage")
+
+
+def save_package(build: Any, shape: tuple[int, ...], path: Path) -> None:
+    """Build a program of one input, and save it."""
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
 
-    def program(build: Any, shape: tuple[int, ...]) -> Any:
-        def main(a: Any) -> Any:
-            return build(mb, a)
+    def main(a: Any) -> Any:
+        return build(mb, a)
 
-        return mb.program([mb.TensorSpec(shape)], opset_version=ct.target.iOS18)(main)
+    model = ct.convert(
+        mb.program([mb.TensorSpec(shape)], opset_version=ct.target.iOS18)(main),
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32,
+        pass_pipeline=ct.PassPipeline.EMPTY,
+        skip_model_load=True,
+    )
+    model.save(str(path))
 
-    for build, shape in PROGRAMS:
-        model = ct.convert(
-            program(build, shape),
-            convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS18,
-            compute_precision=ct.precision.FLOAT32,
-            pass_pipeline=ct.PassPipeline.EMPTY,
-            skip_model_load=True,
-        )
-        model.save(str(folder / f"{build.__name__}.mlpackage"))
+
+def small(mb: Any, a: Any) -> Any:
+    """Build a linear layer of packed weights, and a condition."""
+    weight = mb.constexpr_blockwise_shift_scale(
+        data=np.ones((3, 4), np.int8), scale=np.ones((3, 1), np.float32)
+    )
+    x = mb.linear(x=a, weight=weight, bias=np.linspace(0, 1, 3, dtype=np.float32))
+    x = mb.slice_by_index(x=x, begin=[0, 0], end=[2, 3])
+    positive = mb.greater(x=mb.reduce_sum(x=x), y=0.0)
+    return mb.cond(
+        pred=positive, _true_fn=lambda: mb.relu(x=x), _false_fn=lambda: mb.gelu(x=x, mode="EXACT")
+    )
 
 
 def arrangement(mb: Any, a: Any) -> Any:

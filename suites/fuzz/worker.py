@@ -39,7 +39,7 @@ def _outcome(case: Case, what: str) -> tuple[str, str]:
         executed = case.run()
     except HarnessError as error:
         said = str(error)
-        if _asked_for_too_much(error):
+        if asked_for_too_much(error):
             return "memory", said
         return ("refused" if what in said else "nameless"), said
     except MemoryError as error:
@@ -49,8 +49,8 @@ def _outcome(case: Case, what: str) -> tuple[str, str]:
     return ("executed" if executed else "loaded"), ""
 
 
-def _asked_for_too_much(error: BaseException | None) -> bool:
-    """Whether an allocation failed somewhere below: that it was refused does not excuse it."""
+def asked_for_too_much(error: BaseException | None) -> bool:
+    """Return whether an allocation failed somewhere below: to be refused does not excuse it."""
     while error is not None:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             return True

@@ -5,6 +5,7 @@ it, makes a folder, renames or removes something. Moments count from 0. At the c
 interrupts the command, or a signal kills the process. Between two moments a file may be written:
 `limit` kills the process (SIGXFSZ) at the write that would make a file longer than so many bytes.
 Only a limit reaches what libraries do in machine code, as coremltools does when it writes weights.
+`seconds` kills the process at a time, whatever it does then.
 
 `python -m harness.suites.interrupts.moments` reads one request a line, as JSON, and answers each.
 """
@@ -17,9 +18,11 @@ import os
 import resource
 import signal
 import sys
+import tempfile
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +34,19 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class Request:
     """A command line, and how it ends: at a moment, by `signal` SIGINT or SIGKILL; or at a size.
 
-    `watched` are the folders in which moments count; `stand_in` is a module that replaces the
-    process of ExecuTorch's exporter.
+    Or SIGKILL ends it after `seconds`. `watched` are the folders in which moments count;
+    `stand_in` is a module that replaces the process of ExecuTorch's exporter. `environment` is
+    added to that of the process.
     """
 
     command: Sequence[str]
-    watched: Sequence[str]
+    watched: Sequence[str] = ()
     moment: int | None = None
     signal: str = "SIGINT"
     limit: int | None = None
+    seconds: float | None = None
     stand_in: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the request as a line."""
@@ -98,12 +104,20 @@ def main() -> None:
         request = Request(**json.loads(line))
         executorch.CHILD = request.stand_in or executorch.CHILD
         clock.start(request)
+        start = time.monotonic()
         if warm:
             status, moments = _forked(request, harness, clock)
         else:
+            _enter(request.environment)
             status, warm, moments = harness(request.command), True, None
-        answer = {"status": status, "moments": moments}
+        lasted = time.monotonic() - start
+        answer = {"status": status, "moments": moments, "seconds": lasted}
         os.write(answers, f"{json.dumps(answer)}\n".encode())
+
+
+def _enter(environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    tempfile.tempdir = None  # TMPDIR may be another one now
 
 
 def _forked(
@@ -121,6 +135,7 @@ def _forked(
             resource.setrlimit(resource.RLIMIT_FSIZE, (request.limit, request.limit))
         status = 70
         try:
+            _enter(request.environment)
             status = harness(request.command)
         except BaseException:
             traceback.print_exc()
@@ -129,6 +144,9 @@ def _forked(
             os.write(write, str(clock.count).encode())
             os._exit(status)
     os.close(write)
+    if request.seconds is not None:
+        time.sleep(request.seconds)
+        os.kill(child, signal.SIGKILL)  # one that has ended stays until it is waited for
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with os.fdopen(read) as counted:
         count = counted.read()

@@ -24,6 +24,7 @@ class Ended(NamedTuple):
 
     status: int
     moments: int | None
+    seconds: float
 
 
 class WarmProcess:

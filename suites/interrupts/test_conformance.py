@@ -1,26 +1,28 @@
 """`kill -9` at random moments of a conformance run: the next run gives the verdict (`--every`).
 
 The killed run starts with an empty cache, so that many moments are those at which it makes a model
-or an export. Afterwards, the cache holds what that of an undisturbed run holds, and nothing else.
+or an export. Afterwards the cache, the results and the folder of temporary files hold what they
+hold after an undisturbed run, and nothing else.
+
+A warm process forks for each run, so that moments are those of the run and not of the imports
+before it.
 """
 
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from harness.results import Run, read_run
-from harness.suites.interrupts.process import ROOT
+from harness.suites.interrupts.moments import Request
+from harness.suites.interrupts.process import Ended, WarmProcess
+from harness.suites.interrupts.test_interrupts import KEPT_BY_TORCH
 
 MOMENTS = 50
-WORDS = ("conformance", "--exporter", "coreml", "--mode", "single", "--runtime", "mil:widen", "-q")
+OPTIONS = ("--exporter", "coreml", "--mode", "single", "--runtime", "mil:widen", "-q")
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,22 @@ class Place:
 
     folder: Path
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start a run as a process."""
-        environment: Mapping[str, str] = {
-            **os.environ,
-            "HARNESS_CACHE": str(self.folder / "cache"),
-            "TMPDIR": str(self.folder / "tmp"),
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        }
-        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
-        return subprocess.Popen(
-            [sys.executable, "-m", "harness", *WORDS, "--results", str(self.folder / "results")],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def run_in(self, process: WarmProcess, seconds: float | None = None) -> Ended:
+        """Run the suite to its end, or kill it after some seconds."""
+        folders = {name: self.folder / name for name in ("cache", "tmp", "results")}
+        folders["tmp"].mkdir(parents=True, exist_ok=True)
+        environment = {"HARNESS_CACHE": str(folders["cache"]), "TMPDIR": str(folders["tmp"])}
+        words = ("conformance", *OPTIONS, "--results", str(folders["results"]))
+        return process.run(Request(words, seconds=seconds, environment=environment))
 
     def left(self) -> list[str]:
-        """Return the paths of all files in the cache and the results, locks apart."""
-        found = [*(self.folder / "cache").rglob("*"), *(self.folder / "results").rglob("*")]
-        return sorted(str(p.relative_to(self.folder)) for p in found if p.suffix != ".lock")
+        """Return the paths of all files and folders, locks apart."""
+        found = [path.relative_to(self.folder) for path in self.folder.rglob("*")]
+        return sorted(
+            str(path)
+            for path in found
+            if path.suffix != ".lock" and not any(p.startswith(KEPT_BY_TORCH) for p in path.parts)
+        )
 
     def run(self) -> Run:
         """Return the results."""
@@ -56,28 +54,36 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, every: bool) -> tuple[Place, float]:
-    """Return the place of an undisturbed run, and the seconds that it took."""
+def warm_runs(tmp_path_factory: pytest.TempPathFactory, every: bool) -> Iterator[WarmProcess]:
+    """Yield a warm process that has run the suite once."""
     if not every:
-        pytest.skip("an hour of conformance runs; `--every` runs them")
-    place, start = Place(tmp_path_factory.mktemp("whole")), time.monotonic()
-    assert place.start().wait() == 0
-    return place, time.monotonic() - start
+        pytest.skip("minutes of conformance runs; `--every` runs them")
+    process = WarmProcess(tmp_path_factory.mktemp("warm"))
+    assert Place(tmp_path_factory.mktemp("first")).run_in(process).status == 0
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, warm_runs: WarmProcess) -> tuple[Place, float]:
+    """Return the place of an undisturbed run, and the seconds that it took."""
+    place = Place(tmp_path_factory.mktemp("whole"))
+    ended = place.run_in(warm_runs)
+    assert ended.status == 0
+    return place, ended.seconds
 
 
 @pytest.mark.parametrize("number", range(MOMENTS))
 def test_a_killed_run_does_not_change_the_verdict_of_the_next(
-    whole: tuple[Place, float], number: int, tmp_path: Path
+    whole: tuple[Place, float], warm_runs: WarmProcess, number: int, tmp_path: Path
 ) -> None:
     expected, lasts = whole
     place = Place(tmp_path)
-    moment = random.Random(number).uniform(0.0, 1.0) * lasts
-    process = place.start()
-    time.sleep(moment)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    print(f"killed after {moment:.1f} of {lasts:.1f} s: {place.left()}")
-    assert place.start().wait() == 0
+    share = (number + random.Random(number).random()) / MOMENTS  # each part of the run gets one
+    killed = place.run_in(warm_runs, share * lasts)
+    print(f"{killed.status} after {share * lasts:.1f} of {lasts:.1f} s: {place.left()}")
+    assert killed.status in (0, -signal.SIGKILL)
+    assert place.run_in(warm_runs).status == 0
     wanted, found = expected.run(), place.run()
     assert found.footer.passed and found.footer.counts == wanted.footer.counts
     assert found.footer.comparisons == wanted.footer.comparisons

@@ -84,3 +84,21 @@ def test_bytes_that_are_not_a_payload_are_refused(data):
 
 def test_an_empty_file_is_read():  # the native module crashes on one
     assert read(tree(node(0), node(1, {"empty": 0}))) == {"empty": b""}
+
+
+def test_a_tree_that_repeats_a_long_path_is_refused_before_it_fills_the_memory():
+    files = [node(0) for _ in range(2000)]
+    folder = node(1, {f"f{number}": number for number in range(2000)})
+    with pytest.raises(ArtifactError, match="path of a file in it is longer than 1024"):
+        read(tree(*files, folder, node(1, {"n" * 2000: 2000})))
+
+
+def test_a_path_may_have_as_many_bytes_as_a_mac_opens():
+    path = "/".join(["n" * 200] * 5)
+    assert read(flatten({path: b"x"})) == {path: b"x"}
+
+
+def test_more_files_than_a_package_has_are_refused():
+    entries = {f"f{number}": number for number in range(10_001)}
+    with pytest.raises(ArtifactError, match="more than 10000 files"):
+        read(tree(*[node(0) for _ in entries], node(1, entries)))

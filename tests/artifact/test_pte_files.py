@@ -1,6 +1,7 @@
 """Programs with every kind of content, written by ExecuTorch's serializer and read by ours."""
 
 import re
+import struct
 import time
 import tracemalloc
 from enum import EnumType
@@ -13,6 +14,7 @@ import pytest
 
 from harness.artifact import Artifact, flatbuffer, open_artifact
 from harness.artifact.facts import artifact_facts
+from harness.artifact.flatbuffer import DataSegmentField, ProgramField, Table
 from harness.artifact.pte import (
     DelegateCall,
     FreeCall,
@@ -357,3 +359,32 @@ def test_fields_have_the_numbers_of_the_schema():
         assert found == [e.replace("_", "").upper() for e in expected][: len(found)], name
         assert [*enum] == [*range(len(found))], name
     assert len(enums) > 15
+
+
+def test_a_program_of_many_constants_is_read(files, tmp_path):
+    """Each constant names its place in one list of offsets, which is as long as they are many."""
+    count = 300
+    values = [files.tensor(1, buffer=number + 1) for number in range(count)]
+    ones = [np.float32(number).tobytes() for number in range(count)]
+    pte = read(files.serialize([files.plan("table", values, (), range(count))], ones), tmp_path)
+    assert [float(v[0]) for v in pte.constant(pte.methods["table"])] == list(range(count))
+
+
+def test_delegates_of_one_segment_share_one_package(files, tmp_path):
+    method = files.plan("forward", [files.tensor(1)], [0], delegates=[("CoreMLBackend", 0)] * 3)
+    data = files.serialize([method], payloads=[b"one"])
+    (tmp_path / "a.pte").write_bytes(data)
+    artifact = open_artifact(tmp_path / "a.pte")
+    assert len(artifact.delegates["forward"]) == 3 and len(artifact.bundles) == 1
+
+
+def test_segments_that_overlap_are_refused(files, tmp_path):
+    method = files.plan("forward", [], delegates=[("CoreMLBackend", n) for n in range(4)])
+    data = bytearray(files.serialize([method], payloads=[bytes([n]) * 3000 for n in range(4)]))
+    program = Table.root(memoryview(data)[: struct.unpack_from("<Q", data, 24)[0]])
+    for number, table in enumerate(program.children(ProgramField.SEGMENTS)):
+        for field, value in ((DataSegmentField.SIZE, 9000 - number), (DataSegmentField.OFFSET, 0)):
+            if position := table._field(field):  # a flatbuffer leaves out a field that is 0
+                struct.pack_into("<Q", data, position, value)
+    with pytest.raises(ArtifactError, match="its segments overlap"):
+        read(bytes(data), tmp_path)
