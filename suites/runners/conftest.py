@@ -18,6 +18,7 @@ from harness.suites.results import (
     record,
     start_recording,
 )
+from harness.suites.runners.older import OLDER
 from harness.suites.runners.scenarios import SCENARIOS
 from harness.suites.runners.script import Bench, Scripts, folder_of
 from harness.suites.runners.tools import TOOLS
@@ -75,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         rows = [
             (label, scenario, mode)
             for label in exporters
-            for scenario in (*SCENARIOS, *VOCABULARIES, *TOOLS)
+            for scenario in (*SCENARIOS, *VOCABULARIES, *TOOLS, *OLDER)
             for mode in scenario.modes
         ]
         names = [f"{label}-{one.check.name}-{one.fixture}-{mode}" for label, one, mode in rows]

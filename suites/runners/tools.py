@@ -5,18 +5,23 @@ from __future__ import annotations
 import ast
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from harness.artifact import Package
+import torch
+
+from harness.artifact import Package, open_artifact
 from harness.checks.run import check
+from harness.errors import HarnessError
 from harness.results import Finding
+from harness.runtimes import get_runtime
 from harness.shim.asset import compile_model
 from harness.suites.runners.places import Run
 from harness.suites.runners.scenarios import HUGGING_FACE, sizes_of
-from harness.suites.runners.script import RUNNERS, SCRIPTS, Bench, Scenario, told
+from harness.suites.runners.script import RUNNERS, RUNTIME, SCRIPTS, Bench, Scenario, told
 
 EXTRACT, PLAN = f"{SCRIPTS}.extract_coreml_models", f"{SCRIPTS}.coreml_compute_plan"
+EXPORT = f"{SCRIPTS}.export"  # of small models, not of language models
 UNITS = ("all", "cpu_and_gpu", "cpu_and_ne", "cpu_only")
 _N = 6  # new tokens of a short text
 
@@ -74,6 +79,15 @@ def declared_options(bench: Bench, module: str) -> list[str]:
     ]
     constants = [one for call in named for one in call.args if isinstance(one, ast.Constant)]
     return [str(one.value) for one in sorted(constants, key=lambda one: one.lineno)]
+
+
+def covered(bench: Bench, check: str, module: str, commands: Iterable[Sequence[object]]) -> Finding:
+    """Require that each option which a script declares is in one of the commands."""
+    words = {str(word) for command in commands for word in command}
+    options = declared_options(bench, module)
+    missing = [name for name in options if name not in words]
+    message = f"this suite never gives {', '.join(missing)}"
+    return Finding(check, "options", bool(options) and not missing, message, len(options))
 
 
 def _packages(bench: Bench) -> dict[str, Package]:
@@ -158,10 +172,61 @@ def _plans(bench: Bench, path: Path, package: Package) -> Iterator[Finding]:
         yield Finding("compute-plan", f"{path.suffix} {units}", sound, told(run), 1)
 
 
+_SMALL: dict[str, tuple[str, list[object]]] = {
+    "by the partitioner": (
+        "mul_coreml_cpu_only.pte",
+        [
+            *("-m", "mul", "-c", "cpu_only", "-precision", "float32"),
+            *("--use_partitioner", "--generate_etrecord"),
+        ],
+    ),
+    "lowered whole": (
+        "mul_coreml_cpu_and_ne.pte",
+        [
+            *("--model_name", "mul", "--compute_unit", "cpu_and_ne"),
+            *("--compute_precision", "float16", "--save_processed_bytes", "--generate_etrecord"),
+        ],
+    ),
+    "with dynamic shapes": (
+        "mul_coreml_all.pte",
+        ["-m", "mul", "--use_partitioner", "--dynamic_shapes"],
+    ),
+    "compiled": ("mul_compiled_coreml_all.pte", ["-m", "mul", "--compile"]),
+    "by pybindings": ("mul_coreml_all.pte", ["-m", "mul", "--run_with_pybindings"]),
+}
+
+
+@check("small-export")
+def check_small_export(bench: Bench) -> Iterator[Finding]:
+    """Export a product by the general `export.py`, with each option; the program multiplies."""
+    yield covered(bench, "small-export", EXPORT, [command for _, command in _SMALL.values()])
+    inputs = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(1)).unbind()
+    for name, (output, command) in _SMALL.items():
+        run = bench.scripts(EXPORT, *command)
+        path = bench.folder / output
+        if name == "by pybindings":  # the script runs what it has exported on a Mac only
+            refused = run.status != 0 and "pybindings" in run.problem
+            yield Finding("small-export", name, refused, told(run), 1)
+            continue
+        if run.status:
+            yield Finding("small-export", name, False, told(run), 1)
+            continue
+        try:
+            method = get_runtime(RUNTIME).load(open_artifact(path), "forward")
+        except HarnessError as error:  # only Core ML executes a compiled model
+            compiled = name == "compiled" and "holds a compiled model" in str(error)
+            yield Finding("small-export", name, compiled, str(error), 1)
+            continue
+        (product,) = method(*inputs)
+        off = float((product - inputs[0] * inputs[1]).abs().max())
+        yield Finding("small-export", name, off < 4e-3, f"it is off by {off:.3g}", product.numel())
+
+
 TOOLS = (
     Scenario(check_flags),
     Scenario(check_flags, fixture=HUGGING_FACE),
     Scenario(check_extract),
     Scenario(check_plan_of_package),
     Scenario(check_plan_of_program),
+    Scenario(check_small_export, ("single",)),
 )

@@ -86,8 +86,15 @@ def check_tiktoken_characters(bench: Bench) -> Iterator[Finding]:
     """Print a text in which a token ends inside a character."""
     words = tiktoken(bench.folder, 200, 200)
     prompt = _prompt(bench, words, lambda tokens: any(_cut(t, last=456) for t in tokens))
+    yield from bench.findings("tiktoken-characters", [prompt], _N, vocabulary=words)
     run = bench.run(prompt, _N, vocabulary=words)
-    yield Finding("tiktoken-characters", "text", run.status == 0, told(run), 1)
+    ids = words.encode(prompt)
+    together = words.decode(ids + run.printed).removeprefix(words.decode(ids))
+    apart = "".join(words.decode([token]) for token in run.printed)  # U+FFFD for each part
+    have = printed_text(run, prompt)
+    ok = run.status == 0 and have in (together, apart)
+    message = f"{told(run)}; it printed {have!r}, not {together!r}"
+    yield Finding("tiktoken-characters", "text", ok, message, 1)
 
 
 @check("tiktoken-stop")
@@ -152,24 +159,22 @@ def check_token_objects(bench: Bench) -> Iterator[Finding]:
     words = bench.tokenizer("objects", {"bos_token": None, "eos_token": "<|im_end|>"})
     assert words.config is not None
     words.config.write_text(json.dumps({"bos_token": token, "eos_token": token}))
-    run = bench.run(words.prompt(9), 2, vocabulary=words)
-    yield Finding("token-objects", "status", run.status == 0, told(run), 1)
+    yield from bench.findings("token-objects", [words.prompt(9)], _N, vocabulary=words)
 
 
 @check("config-without-bos")
 def check_config_without_bos(bench: Bench) -> Iterator[Finding]:
     """Read a tokenizer_config.json that names no BOS."""
     words = bench.tokenizer("no-bos", {"eos_token": "<|im_end|>"})
-    run = bench.run(words.prompt(9), 2, vocabulary=words)
-    yield Finding("config-without-bos", "status", run.status == 0, told(run), 1)
+    yield from bench.findings("config-without-bos", [words.prompt(9)], _N, vocabulary=words)
 
 
 @check("no-config")
 def check_no_config(bench: Bench) -> Iterator[Finding]:
     """Run a `tokenizer.json` alone, which is documented to need its configuration."""
     words = bench.tokenizer("alone", {"bos_token": None, "eos_token": "<|endoftext|>"})
-    run = bench.run(words.prompt(9), 2, vocabulary=type(words)(words.path, None, words.stops))
-    yield Finding("no-config", "status", run.status == 0, told(run), 1)
+    alone = Vocabulary(words.path, None, frozenset())  # no file says what ends a text
+    yield from bench.findings("no-config", [words.prompt(9)], _N, vocabulary=alone)
 
 
 VOCABULARIES = (
