@@ -176,12 +176,15 @@ def _json_prompt(line: str, where: str) -> str:
 
 def _open(args: argparse.Namespace) -> tuple[Session | CallSession, str]:
     from harness.artifact import open_artifact
+    from harness.artifact.hazards.narrowing import require_whole_ids
     from harness.generate.calls import open_session
     from harness.runtimes import default_runtime, get_runtime
 
     artifact = open_artifact(args.file)
     runtime = get_runtime(args.runtime or default_runtime())
-    return open_session(artifact, runtime), runtime.name
+    session = open_session(artifact, runtime)
+    require_whole_ids(artifact.packages, session.layout.vocab_size)
+    return session, runtime.name
 
 
 def _check_lengths(prompts: list[list[int]], session: Session | CallSession) -> None:

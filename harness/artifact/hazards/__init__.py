@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.artifact.hazards import folding, indices, numerics
+from harness.artifact.hazards import devices, folding, indices, interfaces, narrowing, numerics
 from harness.artifact.hazards.lint import LINTS, Function, Hazard
 from harness.artifact.package import Package
 
 __all__ = ["LINTS", "Function", "Hazard", "hazards_of"]
 
-_MODULES = (folding, indices, numerics)  # imported so that their lints are registered
+_MODULES = (
+    devices,
+    folding,
+    indices,
+    interfaces,
+    narrowing,
+    numerics,
+)  # imported so that their lints are registered
 
 
 def hazards_of(package: Package, function: str) -> Iterator[tuple[str, Hazard]]:

@@ -1,0 +1,262 @@
+"""Integers that lose their high bits: a cast of int32 data to 16 bits.
+
+coremltools 9.0 casts the integer operands of five operations to 16 bits in fp16 models (its pass
+`common::add_int16_cast`). It tests the range of constants and of some indices, never that of data:
+token id 128255 becomes 62719 (coremltools 2222, 2626).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from harness.artifact.hazards.graph import COPIES, Graph, Operation, Value
+from harness.artifact.hazards.lint import Function, Hazard, at, hazard
+from harness.artifact.package import Package
+from harness.errors import ArtifactError
+
+_RANGES = {
+    "BOOL": (0, 1),
+    "INT8": (-128, 127),
+    "UINT8": (0, 255),
+    "INT16": (-(1 << 15), (1 << 15) - 1),
+    "UINT16": (0, (1 << 16) - 1),
+}
+NARROW = ("INT16", "UINT16")
+# Parameters that are positions along an axis of the operation's `x` or `data`, not data.
+_INDICES = {
+    "gather": "indices",
+    "gather_along_axis": "indices",
+    "gather_nd": "indices",
+    "scatter": "indices",
+    "scatter_along_axis": "indices",
+    "scatter_nd": "indices",
+    "slice_by_index": "begin end",
+    "slice_by_size": "begin size",
+    "slice_update": "begin end",
+}
+_ONE_AXIS = ("gather", "gather_along_axis", "scatter", "scatter_along_axis")
+# Operations whose result holds elements of these operands and no others.
+_MOVES = {
+    **dict.fromkeys((*COPIES, "slice_by_index", "slice_by_size", "split"), ("x",)),
+    **dict.fromkeys(("gather", "gather_along_axis", "gather_nd", "reduce_max"), ("x",)),
+    **dict.fromkeys(("reduce_min", "sliding_windows"), ("x",)),
+    **dict.fromkeys(("concat", "stack"), ("values",)),
+    "select": ("a", "b"),
+    "slice_update": ("x", "update"),
+    "maximum": ("x", "y"),
+    "minimum": ("x", "y"),
+    "fill": ("value",),
+    "read_state": ("input",),
+}
+
+
+_MAX_COPIES = 1000  # that are followed from one value; a value with more counts as data
+
+
+class Range(NamedTuple):
+    """The least and the greatest value; infinite where nothing bounds it."""
+
+    low: float
+    high: float
+
+    def fits(self, dtype: str) -> bool:
+        """Return whether a dtype holds all values of the range."""
+        low, high = _RANGES[dtype]
+        return low <= self.low and self.high <= high
+
+
+_UNKNOWN = Range(-math.inf, math.inf)
+
+
+class Ranges:
+    """What is known of the integers of a function, from constants, axes and declared dtypes."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._outputs = frozenset(graph.outputs)
+        self._flexible = _largest_flexible_size(graph)
+        self._known: dict[Value, Range] = {}
+        for value in graph.inputs:
+            self._known[value] = self._used_as_index(value)
+        for operation in graph.operations:  # producers come before readers
+            for result in operation.results:
+                self._known[result] = self._of(operation, result)
+
+    def of(self, value: Value) -> Range:
+        """Return the range of a value."""
+        if value.is_constant:
+            array = value.array
+            if array is None or not array.size or array.dtype.kind not in "iub":
+                return _dtype_range(value)
+            return Range(int(array.min()), int(array.max()))
+        return self._known.get(value, _dtype_range(value))
+
+    def _of(self, operation: Operation, result: Value) -> Range:
+        own = _dtype_range(result)
+        if own != _UNKNOWN:
+            return own
+        found, used = self._computed(operation, result), self._used_as_index(result)
+        return Range(max(found.low, used.low), min(found.high, used.high))
+
+    def _computed(self, operation: Operation, result: Value) -> Range:
+        kind = operation.type
+        if kind == "shape":
+            return Range(0, self._longest(operation.operand("x")))
+        if kind == "topk" and result is operation.result:
+            return self._operand(operation, "x")
+        if kind in ("reduce_argmax", "reduce_argmin", "argsort", "topk", "non_zero"):
+            return Range(0, self._longest(operation.operand("x")) - 1)
+        if kind == "range_1d":
+            start, end = (self._operand(operation, name) for name in ("start", "end"))
+            return Range(min(start.low, end.low), max(start.high, end.high))
+        if kind == "one_hot":
+            parts = [self._operand(operation, name) for name in ("on_value", "off_value")]
+            return Range(min(p.low for p in parts), max(p.high for p in parts))
+        if kind in _MOVES:
+            moved = [v for name in _MOVES[kind] for v in operation.operands.get(name, ())]
+            parts = [self.of(value) for value in moved]
+            if not parts:
+                return _UNKNOWN
+            return Range(min(p.low for p in parts), max(p.high for p in parts))
+        return self._arithmetic(operation)
+
+    def _arithmetic(self, operation: Operation) -> Range:
+        if operation.operand("x") is None or operation.operand("y") is None:
+            return _UNKNOWN
+        a, b = self._operand(operation, "x"), self._operand(operation, "y")
+        match operation.type:
+            case "add":
+                return Range(a.low + b.low, a.high + b.high)
+            case "sub":
+                return Range(a.low - b.high, a.high - b.low)
+            case "mul" if not any(map(math.isinf, (*a, *b))):
+                corners = [x * y for x in a for y in b]
+                return Range(min(corners), max(corners))
+            case "floor_div" if b.low >= 1:
+                return Range(min(a.low, 0), max(a.high, 0))
+            case "mod" if b.low >= 1:
+                return Range(0, b.high - 1)
+        return _UNKNOWN
+
+    def _operand(self, operation: Operation, name: str) -> Range:
+        value = operation.operand(name)
+        return _UNKNOWN if value is None else self.of(value)
+
+    def _longest(self, value: Value | None) -> float:
+        """Return the largest size that an axis of a value can have."""
+        if value is None or value.shape is None:
+            return self._flexible
+        return max((self._flexible if n is None else n for n in value.shape), default=1)
+
+    def _used_as_index(self, value: Value) -> Range:
+        """Return the range that a value must have because something reads it as positions."""
+        if value.dtype != "INT32":
+            return _dtype_range(value)
+        limits = [size for size in self.index_uses(value) if size < math.inf]
+        return Range(0, min(limits) - 1) if limits else _UNKNOWN
+
+    def index_uses(self, value: Value) -> Iterator[float]:
+        """Yield the size of the axis of the positions, for each operation at which a value ends.
+
+        The size is infinite where the value is data: for the operation, or for the caller.
+        """
+        queue, seen = [value], {value}
+        while queue:
+            current = queue.pop()
+            if current in self._outputs or len(seen) > _MAX_COPIES:
+                yield math.inf
+                continue
+            for reader in current.readers:
+                roles = [name for name, values in reader.operands.items() if current in values]
+                if all(name in _INDICES.get(reader.type, "").split() for name in roles):
+                    yield self._axis(reader)
+                elif set(roles) <= set(_MOVES.get(reader.type, ())):
+                    new = [result for result in reader.results if result not in seen]
+                    seen.update(new)
+                    queue += new
+                else:
+                    yield math.inf
+
+    def _axis(self, operation: Operation) -> float:
+        """Return the size of the longest axis that the operation's indices can point to."""
+        table = operation.operand("x") or operation.operand("data")
+        axis = operation.number("axis", 0.0)
+        shape = () if table is None or table.shape is None else table.shape
+        if operation.type in _ONE_AXIS and axis is not None and -len(shape) <= axis < len(shape):
+            size = shape[int(axis)]
+            return self._flexible if size is None else size
+        return self._longest(table)
+
+
+@hazard("H30")
+def narrowed_data(graph: Function) -> Iterator[Hazard]:
+    """Yield each cast of computed int32 data to 16 bits that can lose bits."""
+    ranges = Ranges(graph)
+    named = set[Value]()  # what is made of integers that are named already
+    for cast in graph.operations:
+        source, result = cast.operand("x"), cast.result
+        moved = [v for n in _MOVES.get(cast.type, ()) for v in cast.operands.get(n, ())]
+        if not named.isdisjoint(moved):
+            named.update(cast.results)
+            continue
+        if cast.type != "cast" or source is None or result is None or result.dtype not in NARROW:
+            continue
+        if source.is_constant or source.dtype != "INT32":
+            continue
+        known = ranges.of(source)
+        low, high = _RANGES[result.dtype]
+        if known.fits(result.dtype) or max(ranges.index_uses(result), default=0) <= high + 1:
+            continue
+        named.add(result)
+        yield at(
+            cast,
+            f"the integers '{source.origin().name}' {_reach(known)}, and {result.dtype} has {low} "
+            f"to {high}: {_example(known, result.dtype)}",
+        )
+
+
+def _reach(known: Range) -> str:
+    if math.inf in (known.high, -known.low):
+        return "have no known bounds"
+    return f"are from {known.low:.0f} to {known.high:.0f}"
+
+
+def require_whole_ids(packages: Iterable[Package], vocabulary: int) -> None:
+    """Raise ArtifactError if a model with ids above 16 bits narrows integers that it computes."""
+    if vocabulary <= _RANGES["INT16"][1] + 1:
+        return
+    for package in packages:
+        for name in sorted(package.functions):
+            for found in narrowed_data(Function(package, name)):
+                raise ArtifactError(
+                    f"{package.what}, function '{name}', {found.place}: {found.evidence}; token "
+                    f"ids of this vocabulary of {vocabulary} cannot be trusted: convert without "
+                    "the pass 'common::add_int16_cast'"
+                )
+
+
+def _example(known: Range, dtype: str) -> str:
+    value = 128255 if known.high == math.inf else int(known.high)
+    if value <= _RANGES[dtype][1]:
+        value = int(max(known.low, -1 << 31))
+    wrapped = value % (1 << 16)
+    if dtype == "INT16" and wrapped > _RANGES[dtype][1]:
+        wrapped -= 1 << 16
+    return f"{value} becomes {wrapped}"
+
+
+def _largest_flexible_size(graph: Graph) -> float:
+    """Return the largest size that a description allows for any flexible axis."""
+    largest = 0.0
+    for feature in graph.package.described(graph.function).input:
+        array = feature.type.multiArrayType
+        for shape in array.enumeratedShapes.shapes:
+            largest = max(largest, *shape.shape, 0)
+        for one in array.shapeRange.sizeRanges:
+            largest = max(largest, one.upperBound if one.upperBound > 0 else math.inf)
+    return largest or math.inf
+
+
+def _dtype_range(value: Value) -> Range:
+    return Range(*_RANGES[value.dtype]) if value.dtype in _RANGES else _UNKNOWN

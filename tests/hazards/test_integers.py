@@ -1,0 +1,94 @@
+"""Integers that lose their high bits in a cast to 16 bits (coremltools 2222, 2626)."""
+
+import numpy as np
+import pytest
+from coremltools.converters.mil import Builder as mb
+
+from tests.hazards.programs import converted, found, program
+from tests.mil.programs import run
+
+CODE = "H30"
+IDS = np.array([5, 40000, 100000, 128255], np.int32)
+
+
+def last_id(**options):
+    """Pick an id by its position, inside the model: the id passes casts to 16 bits."""
+
+    @program(((4,), "int32"), ((1,), "int32"), target="iOS17")
+    def picks(ids, position):
+        picked = mb.gather(x=ids, indices=position, axis=0)
+        return mb.squeeze(x=mb.expand_dims(x=picked, axes=[0]), axes=[0], name="id")
+
+    return converted(picks, target="iOS17", **options)
+
+
+def lookup(rows, narrowed=True):
+    """Look up a picked id in a table of `rows` rows."""
+    table = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+
+    @program(((4,), "int32"), ((1,), "int32"), target="iOS17")
+    def looks(ids, position):
+        picked = mb.gather(x=ids, indices=position, axis=0) if narrowed else ids
+        return mb.gather(x=table, indices=picked, axis=0)
+
+    return converted(looks, target="iOS17")
+
+
+def test_ids_above_16_bits_wrap_and_the_cast_is_named():
+    package = last_id()
+    got = [int(run(package, IDS, np.array([n], np.int32))[0][0]) for n in range(4)]
+    assert got == [5, 40000, 34464, 62719]  # what the bytes say; right is IDS
+    (place,) = found(package)[CODE]
+    assert place.startswith("cast ")
+
+
+def test_without_the_pass_the_ids_are_right_and_nothing_is_named():
+    import coremltools as ct
+
+    pipeline = ct.PassPipeline()
+    pipeline.remove_passes({"common::add_int16_cast"})
+    package = last_id(pass_pipeline=pipeline)
+    got = [int(run(package, IDS, np.array([n], np.int32))[0][0]) for n in range(4)]
+    assert got == IDS.tolist()
+    assert CODE not in found(package)
+
+
+@pytest.mark.parametrize(("rows", "is_named"), [(32000, False), (40000, True), (128256, True)])
+def test_a_picked_id_is_bounded_by_the_table_that_it_is_looked_up_in(rows, is_named):
+    assert (CODE in found(lookup(rows))) == is_named
+
+
+@pytest.mark.parametrize("rows", [32000, 128256])
+def test_ids_that_are_only_looked_up_are_not_named(rows):
+    assert CODE not in found(lookup(rows, narrowed=False))
+
+
+def argmax_of(width):
+    """Return the index of the largest score, which the axis bounds."""
+
+    @program(((2, width), "fp32"), ((1,), "int32"), target="iOS17")
+    def searches(scores, row):
+        best = mb.reduce_argmax(x=scores, axis=1)
+        return mb.gather(x=best, indices=row, axis=0)
+
+    return converted(searches, target="iOS17")
+
+
+@pytest.mark.parametrize(("width", "is_named"), [(32000, False), (49152, True)])
+def test_an_index_is_bounded_by_the_axis_that_it_was_found_on(width, is_named):
+    assert (CODE in found(argmax_of(width))) == is_named
+
+
+def test_arithmetic_keeps_bounds():
+    @program(((2, 100), "fp32"), ((1,), "int32"), target="iOS17")
+    def scaled(scores, row):
+        best = mb.mul(x=mb.reduce_argmax(x=scores, axis=1), y=np.int32(300))
+        return mb.gather(x=best, indices=row, axis=0)
+
+    @program(((2, 100), "fp32"), ((1,), "int32"), target="iOS17")
+    def large(scores, row):
+        best = mb.mul(x=mb.reduce_argmax(x=scores, axis=1), y=np.int32(400))
+        return mb.gather(x=best, indices=row, axis=0)
+
+    assert CODE not in found(converted(scaled, target="iOS17"))
+    assert CODE in found(converted(large, target="iOS17"))
