@@ -23,9 +23,18 @@ def artifact_checks() -> dict[str, Check[Subject]]:
 
     This call imports their modules, which import torch.
     """
-    from harness.checks import containers, contract, metadata, parity, program, roles, weights
+    from harness.checks import (
+        containers,
+        contract,
+        hazards,
+        metadata,
+        parity,
+        program,
+        roles,
+        weights,
+    )
 
-    return defined_in(metadata, contract, roles, containers, program, weights, parity)
+    return defined_in(metadata, contract, roles, containers, program, hazards, weights, parity)
 
 
 @cache

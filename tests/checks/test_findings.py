@@ -15,6 +15,7 @@ from harness.results import Case, Figure, Finding, RecordedFinding
 ROOT = Path(harness.__file__).parent
 SOURCES = (
     *ROOT.glob("checks/*.py"),
+    *ROOT.glob("artifact/hazards/*.py"),
     *ROOT.glob("measure/*.py"),
     ROOT / "results/findings.py",
 )

@@ -1,6 +1,6 @@
 """What a lint of hazards is: a generator of hazards in one function, found by its code.
 
-Write one with `@hazard("H99")` in a module that `harness.artifact.hazards` imports, and give the
+Write one with `@hazard(CODE)` in a module that `harness.artifact.hazards` imports, and give the
 code a row in `harness/checks/findings.toml`. A lint names only what is really in the program:
 `Function.bounds` says what cannot occur.
 """

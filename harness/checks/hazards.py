@@ -1,0 +1,38 @@
+"""The check of hazards: what a converter may have made wrong, and what devices are known to do.
+
+Each finding is a warning; `harness check --strict` makes it a failure. The lints are in
+`harness.artifact.hazards` and need nothing but bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.artifact.hazards import hazards_of
+from harness.checks.containers import readable
+from harness.checks.run import check
+from harness.results import Finding
+from harness.subject import Subject
+
+_UNREAD_INPUT = "H10"  # of a delegate, `types` calls it a failure
+
+
+@check("hazards", needs=(readable,))
+def check_hazards(subject: Subject) -> Iterator[Finding]:
+    """Look for the hazards of each function; one finding for each place."""
+    for number, package in enumerate(subject.artifact.packages):
+        for name in sorted(package.functions):
+            where = f"package {number}, function '{name}'"
+            for code, found in hazards_of(package, name):
+                if code == _UNREAD_INPUT and subject.artifact.pte is not None:
+                    continue
+                yield Finding(
+                    "hazards",
+                    f"{where}, {found.place}",
+                    ok=False,
+                    message=found.evidence,
+                    code=code,
+                    warning=True,
+                )
+            count = len(package.operations(name).operations)
+            yield Finding("hazards", where, comparisons=count)
