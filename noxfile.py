@@ -225,6 +225,17 @@ def runners(session: nox.Session) -> None:
     run(session, "pytest", "suites/runners", *results, *session.posargs)
 
 
+@nox.session(name="options", python=False, default=False)
+def option_traces(session: nox.Session) -> None:
+    """Export with each option at two values, by ours and every ExecuTorch at hand, and compare.
+
+    `-- --exporter coreml` judges ours alone; an hour the first time.
+    """
+    install(session, "executorch", "test")
+    results = ["--results", f"{RESULTS}/options"]
+    run(session, "pytest", "suites/options", *results, *session.posargs)
+
+
 @nox.session(python=False, default=False)
 def large(session: nox.Session) -> None:
     """Check speed, memory and load time, up to a model of 1B weights; needs a quiet machine.

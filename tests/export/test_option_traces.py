@@ -1,53 +1,61 @@
 """The judge can fail: an exporter that drops an option, reports it wrongly, or does half of it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.export.options import ExportOptions
+from harness.export import plan
+from harness.export.coreml import export
 from harness.fixtures.cache import exported, fixture
 from harness.models.config import load_params
 from harness.suites.options import judge as judges
-from harness.suites.options.judge import Make, judge
+from harness.suites.options.judge import judge
 from harness.suites.options.traces import MODEL, TRACES, WHOLE, Trace
 
 CONFIG = load_params(fixture(MODEL).params)
 CHANGED = [trace for trace in TRACES if trace.verdict == "changed"]
 
 
-def sound(options: ExportOptions) -> Path:
+def sound(options):
     """Export by ours."""
     return exported(MODEL, options, exporter="coreml")
 
 
-def without(trace: Trace) -> Make:
+def without(trace):
     """Return an exporter that parses and stores the option of a trace, and never reads it."""
     value = getattr(trace.base, trace.option)
     return lambda options: sound(replace(options, **{trace.option: value}))
 
 
 @pytest.mark.parametrize("trace", CHANGED, ids=lambda trace: f"{trace.name}-{trace.base.mode}")
-def test_an_option_that_is_never_read_is_dead(trace: Trace) -> None:
+def test_an_option_that_is_never_read_is_dead(trace):
     verdict = judge(trace, CONFIG, without(trace))
     assert verdict.kind == "dead" and f"--{trace.option.replace('_', '-')} " in verdict.text
 
 
-def test_an_option_without_effect_that_nobody_reports_is_dead(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_option_that_a_part_of_the_exporter_drops_is_dead(tmp_path, monkeypatch):
+    """The plan is made with a fixed number of splits; all else knows the option."""
+    trace = next(trace for trace in CHANGED if trace.option == "max_splits")
+    count = plan.split_count
+    monkeypatch.setattr(
+        plan, "split_count", lambda options, rows: count(replace(options, max_splits=8), rows)
+    )
+    source = fixture(MODEL)
+
+    def make(options):
+        return export(source.checkpoint, source.params, options, tmp_path / str(options.max_splits))
+
+    assert judge(trace, CONFIG, make).kind == "dead"
+
+
+def test_an_option_without_effect_that_nobody_reports_is_dead(monkeypatch):
     trace = Trace("max_splits", 4, WHOLE, "ignored")
     assert judge(trace, CONFIG, sound).kind == "ignored"
     monkeypatch.setattr(judges, "ignored_options", lambda *given: iter(()))
     assert judge(trace, CONFIG, sound).kind == "dead"
 
 
-def test_a_report_of_no_effect_is_wrong_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_report_of_no_effect_is_wrong_where_there_is_one(monkeypatch):
     trace = next(trace for trace in CHANGED if trace.option == "graph_breaks")
     said = ["--graph-breaks False has no effect"]
     monkeypatch.setattr(judges, "ignored_options", lambda *given: iter(said))
@@ -65,11 +73,10 @@ def test_a_report_of_no_effect_is_wrong_where_there_is_one(
         ("weight_sharing", "none", {"dtype": "fp32", "weight_sharing": "positional"}, "packages"),
     ],
 )
-def test_an_option_that_changes_something_else_is_broken(
-    option: str, value: object, instead: dict[str, Any], missing: str
-) -> None:
+def test_an_option_that_changes_something_else_is_broken(option, value, instead, missing):
     trace = next(one for one in CHANGED if (one.option, one.value) == (option, value))
     swapped = replace(trace.base, **instead)
-    make: Make = lambda options: sound(options if options == trace.base else swapped)  # noqa: E731
-    verdict = judge(trace, CONFIG, make)
+    verdict = judge(
+        trace, CONFIG, lambda options: sound(trace.base if options == trace.base else swapped)
+    )
     assert verdict.kind == "broken" and missing in verdict.text
