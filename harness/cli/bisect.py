@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
     parser.add_argument("--params", type=Path, help="the checkpoint's params.json")
     parser.add_argument(
+        "--reference",
+        metavar="MODULE:FUNCTION",
+        help="the eager PyTorch module of a model of any kind, as for `harness check`; this "
+        "executes your Python code",
+    )
+    parser.add_argument(
         "--inputs",
         type=Path,
         metavar="TENSORS",
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.subject import Subject
 
     args.progress(f"executing {args.file} beside its reference")
-    subject = Subject(args.file, args.checkpoint, args.params)
+    subject = Subject(args.file, args.checkpoint, args.params, reference=args.reference)
     given = None if args.inputs is None else _tensors(args.inputs)
     if args.checkpoint is not None and given is not None:
         raise HarnessError(
@@ -90,7 +96,7 @@ def _bisect(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any]
 
 def _lines(found: Bisection, policy: str) -> list[str]:
     model, precision = found.model, found.precision
-    lines = [] if model is None else _model_lines(model, found.has_checkpoint)
+    lines = [] if model is None else _model_lines(model, found.weights)
     lines += [
         f"{policy} against double: {counted(precision.judged, 'operation')} in "
         f"{counted(precision.calls, 'call')}; the last result is off by "
@@ -103,11 +109,11 @@ def _lines(found: Bisection, policy: str) -> list[str]:
     return lines
 
 
-def _model_lines(model: ModelReport, has_checkpoint: bool) -> list[str]:
+def _model_lines(model: ModelReport, weights: str) -> list[str]:
     matched = f"{counted(model.matched, 'operation')} in {counted(model.calls, 'call')}"
     lines = [
         f"the model's graph: {matched} match its values, {model.excused:,} lie between them"
-        + ("" if has_checkpoint else " (weights are the artifact's own: no checkpoint)")
+        + (" (weights are the artifact's own: no checkpoint)" if weights == "artifact" else "")
     ]
     if model.first is not None:
         lines += ["", "the first operation that leaves it:", *_described(model.first)]

@@ -33,11 +33,15 @@ _EVERYTHING = Part()
 
 @dataclass(frozen=True)
 class Bisection:
-    """The comparisons of an artifact with both references; `model` is None without a prompt."""
+    """The comparisons of an artifact with both references.
+
+    `model` is None without a model to compare with; `weights` says whose the model's weights are:
+    those of the `checkpoint`, of the `reference`, or the `artifact`'s own.
+    """
 
     model: ModelReport | None
     precision: PrecisionReport
-    has_checkpoint: bool
+    weights: str
 
     @property
     def passes(self) -> bool:
@@ -51,7 +55,7 @@ class Bisection:
         return {
             "model": model
             and {
-                "weights": "checkpoint" if self.has_checkpoint else "artifact",
+                "weights": self.weights,
                 "calls": model.calls,
                 "matched": model.matched,
                 "excused": model.excused,
@@ -77,22 +81,26 @@ def bisect(
     """Feed a prompt once for each reference, and compare the operations of a part.
 
     A language model of another make is fed one, too, if it has a checkpoint. Of another model, each
-    method is called once. So are the methods of any
-    artifact for which `given` holds a tensor for each name of an input. In these cases `double` is
-    the only reference. Raises HarnessError when the artifact cannot be executed, when it is not of
-    a known architecture or not of the checkpoint, and when nothing was compared.
+    method is called once, beside the subject's eager module if it has one. So are the methods of
+    any artifact for which `given` holds a tensor for each name of an input. Without a module,
+    `double` is the only reference then. Raises HarnessError when the artifact cannot be executed,
+    when it is not of a known architecture or not of the checkpoint, and when nothing was compared.
     """
     subject = Subject.of(subject)
     part.check(subject.artifact)
     precision, model = PrecisionJudge(policy, part), None
-    if given is None and (subject.is_language_model or subject.checkpoint):
+    weights = "checkpoint" if subject.checkpoint else "artifact"
+    if subject.reference_name is not None:
+        weights, model = "reference", ModelJudge(subject, part)
+        call(subject, model, part, given)
+    elif given is None and (subject.is_language_model or subject.checkpoint):
         model = ModelJudge(subject, part)
         (drive if subject.is_language_model else drive_calls)(subject, model)
     _feed(subject, precision, part, given)
     if not precision.report.judged or (model is not None and not model.report.compared):
         raise HarnessError(f"{subject.artifact.path}: no operation of {part} was executed")
     report = None if model is None else model.report
-    return Bisection(report, precision.report, subject.checkpoint is not None)
+    return Bisection(report, precision.report, weights)
 
 
 def measured_ranges(

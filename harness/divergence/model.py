@@ -58,8 +58,11 @@ class ModelJudge:
 
     def __init__(self, subject: Subject, part: Part) -> None:
         dtype, self._config = _DTYPES[subject.dtype], None
-        self._graphs: dict[str, Graph | CallGraph]
-        if subject.is_language_model:
+        self._graphs: dict[str, Graph | CallGraph | ModuleGraph]
+        if subject.reference_name is not None:
+            graphs = {name: ModuleGraph(subject, name) for name in part.methods(subject.artifact)}
+            self._graphs = {**graphs}
+        elif subject.is_language_model:
             self._config, weights = model_of(subject)
             graph = Graph(self._config, weights, dtype)
             self._graphs = dict.fromkeys(subject.artifact.methods, graph)
@@ -89,6 +92,10 @@ class ModelJudge:
         report = self.report
         is_open = report.first is None and not report.output and self._part.has_method(method.name)
         given = method(*inputs) if is_open else ()
+        if is_open and len(given) != len(expected):
+            raise HarnessError(
+                f"method '{method.name}' has {len(given)} outputs, its reference {len(expected)}"
+            )
         if is_open and graph.stages:
             wanted = [r for r in self._recorder.recordings if self._part.has(r.place)]
             found = compare(wanted, Catalogue(graph.stages))
@@ -102,6 +109,30 @@ class ModelJudge:
         self.report.matched += found.matched
         self.report.excused += found.excused
         self.report.first = found.first
+
+
+class ModuleGraph:
+    """Computes calls of a method by the user's eager module; all values on the way are stages.
+
+    A single number is none: too many operations give the same.
+    """
+
+    def __init__(self, subject: Subject, method: str) -> None:
+        module = subject.reference_module
+        assert module is not None
+        self._module, self._artifact, self._method = module, subject.artifact, method
+        self.stages: list[Stage] = []
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Compute a call of the method; return what the module gives, in fp64."""
+        results, found = self._module.stages(self._artifact, self._method, tuple(inputs))
+        given = [(f"input {number}", tensor) for number, tensor in enumerate(inputs)]
+        returned = [(f"result {number}", tensor) for number, tensor in enumerate(results)]
+        values = [(name, t) for name, t in (*given, *found) if t.numel() > 1] + returned
+        self.stages = [
+            Stage(name, t.double() if t.is_floating_point() else t) for name, t in values
+        ]
+        return results
 
 
 class CallGraph:
@@ -234,7 +265,7 @@ def _wrong_output(
         if error > TOLERANCE:
             return (
                 f"method '{method.name}': output '{spec.name}' is off by {error:.3g} of its "
-                "largest value although every operation agrees with the model: the order of "
-                "metadata.json or of the program's outputs returns another value in its place"
+                "largest value although every operation agrees with the model: it is a constant, "
+                "or the order of metadata.json or of the program's outputs returns another value"
             )
     return ""

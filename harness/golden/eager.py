@@ -24,8 +24,7 @@ from typing import Any, Self
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from harness.artifact import Artifact
 from harness.errors import HarnessError
@@ -35,6 +34,7 @@ from harness.golden import Call, Expected, Golden, Steps, check_output, distance
 from harness.golden.folding import Computed, replaced
 from harness.golden.functions import Function, is_factory, with_its_modules
 from harness.golden.inputs import float_dtype
+from harness.golden.rounding import Recording, Rounding
 from harness.golden.weights import (
     Key,
     Match,
@@ -46,8 +46,6 @@ from harness.golden.weights import (
     most_alike,
 )
 from harness.pte import Specs
-
-_LARGEST = 65504.0  # of fp16
 
 Results = list[tuple[torch.Tensor, ...]]
 
@@ -129,6 +127,19 @@ class Reference:
                 found |= {(method, name): t.detach().float() for name, t in floats}
         return found
 
+    def stages(
+        self, artifact: Artifact, method: str, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[tuple[torch.Tensor, ...], list[tuple[str, torch.Tensor]]]:
+        """Return the results of one call in fp64, and each value on the way with a name.
+
+        Weights and constants are rounded to the artifact's dtype.
+        """
+        self._adopted = adopted(artifact, self.parameters(artifact.methods))
+        half = float_dtype(artifact) == "fp16"
+        mode = Recording(half)
+        (results,) = self._run(method, (inputs,), torch.float64, half, mode)
+        return results, mode.found
+
     def weight_matches(
         self, artifact: Artifact, inputs: Mapping[str, Mapping[str, Steps]]
     ) -> list[Match]:
@@ -179,8 +190,8 @@ class Reference:
         exact = self._run(method, steps, torch.float64, half, None)
         others = []
         if half:
-            others.append(self._run(method, steps, torch.float64, True, _Rounding(results=False)))
-            rounded = self._run(method, steps, torch.float32, True, _Rounding(results=True))
+            others.append(self._run(method, steps, torch.float64, True, Rounding(results=False)))
+            rounded = self._run(method, steps, torch.float32, True, Rounding(results=True))
         else:
             rounded = self._run(method, steps, torch.float32, False, None)
         if folded:
@@ -206,7 +217,7 @@ class Reference:
         steps: Steps,
         dtype: torch.dtype,
         half_weights: bool,
-        mode: _Rounding | None,
+        mode: Rounding | None,
     ) -> Results:
         """Call a copy of the module with each step's inputs; buffers go on from step to step."""
         try:
@@ -226,7 +237,7 @@ class Reference:
         steps: Steps,
         dtype: torch.dtype,
         half_weights: bool,
-        mode: _Rounding | None,
+        mode: Rounding | None,
     ) -> Results:
         target = copy.deepcopy(self.module(method))
         if isinstance(target, torch.nn.Module):
@@ -276,46 +287,3 @@ class Reference:
 def _error(origin: str, what: str, error: BaseException) -> HarnessError:
     text = " ".join(str(error).split())[:300]
     return HarnessError(f"{origin}: {what}: {type(error).__name__}: {text}")
-
-
-class _Rounding(TorchDispatchMode):
-    """Rounds the float constants of each operation to fp16, and with `results` what it returns."""
-
-    def __init__(self, results: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._results = results
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call an operation of PyTorch."""
-        divides = str(func).startswith("aten.div")  # coremltools multiplies by the reciprocal
-        scalar = _half_divisor if divides else _half_scalar
-        result = func(*tree_map(scalar, args), **tree_map(scalar, kwargs or {}))
-        if not self._results:
-            return result
-        found = result if isinstance(result, tuple | list) else (result,)
-        returns = func._schema.returns  # one for a list of tensors, as of unbind
-        aliases = [one.alias_info for one in returns] * (len(found) if len(returns) == 1 else 1)
-        rounded = [_half_result(*pair) for pair in zip(found, aliases, strict=False)]
-        return type(result)(rounded) if isinstance(result, tuple | list) else rounded[0]
-
-
-def _half_scalar(value: Any) -> Any:
-    """Return a float as fp16 holds it; one that fp16 cannot hold stays as it is."""
-    if not isinstance(value, float) or not 0 < abs(value) <= _LARGEST:
-        return value
-    return float(torch.tensor(value).half()) or value
-
-
-def _half_divisor(value: Any) -> Any:
-    is_divisor = isinstance(value, float | int) and not isinstance(value, bool) and value
-    return 1 / _half_scalar(1 / value) if is_divisor else value
-
-
-def _half_result(value: Any, alias: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return value
-    if alias is None:
-        return value.half().to(value.dtype)
-    if alias.is_write:
-        value.copy_(value.half())
-    return value  # a view: its values are rounded already
