@@ -34,7 +34,8 @@ def artifact_checks() -> dict[str, Check[Subject]]:
         weights,
     )
 
-    return defined_in(metadata, contract, roles, containers, program, hazards, weights, parity)
+    # Those that execute come last: what the others find explains their failures.
+    return defined_in(metadata, contract, containers, program, hazards, weights, roles, parity)
 
 
 @cache

@@ -37,7 +37,8 @@ class Row:
     `check` is the check that finds it, `sentence` what is wrong, `remedy` what to do, `source` the
     failure or report that it belongs to. `versions` is the range of a tool's versions where only
     some have it. `breaks` are the parts that nobody can judge before it is repaired; the finding
-    means something only if the parts of `rests_on` are sound.
+    means something only if the parts of `rests_on` are sound. All findings of a code that is told
+    `once` in a case are one.
     """
 
     code: str
@@ -49,6 +50,7 @@ class Row:
     versions: str = ""
     breaks: tuple[str, ...] = ()
     rests_on: tuple[str, ...] = ()
+    once: bool = False
 
 
 @cache
@@ -64,6 +66,14 @@ def _row(code: str, values: Mapping[str, Any]) -> Row:
     return Row(code, **{**values, **parts})
 
 
+def is_told_once(code: str) -> bool:
+    """Return whether all findings of a code in one case are one, whatever their evidence."""
+    return code in rows() and rows()[code].once
+
+
+Cause = tuple[str, RecordedFinding]  # a check, and what it found
+
+
 def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
     """Yield cases without the findings that an earlier finding explains.
 
@@ -72,31 +82,31 @@ def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
     skipped because of the first of their causes. A case that passes, a known defect and a warning
     explain nothing.
     """
-    causes: list[RecordedFinding] = []
+    causes: list[Cause] = []
     for case in cases:
-        if case.passes or not case.findings:
+        if case.passes:
             yield case
             continue
         own: list[RecordedFinding] = []
-        explained: list[RecordedFinding] = []
+        explained: list[Cause] = []
         for finding in case.findings:
-            cause = None if finding.warning else _cause(finding, [*causes, *own])
+            cause = None if finding.warning else _cause(finding, causes)
             if cause is None:
                 own.append(finding)
+                causes += () if finding.warning else ((case.check, finding),)
             else:
                 explained.append(cause)
-        causes += (finding for finding in own if not finding.warning)
         yield _without(case, tuple(own), explained) if explained else case
 
 
-def _cause(finding: RecordedFinding, causes: Iterable[RecordedFinding]) -> RecordedFinding | None:
+def _cause(finding: RecordedFinding, causes: Iterable[Cause]) -> Cause | None:
     row = rows().get(finding.code)
-    for cause in causes:
+    for check, cause in causes:
         if (cause.code, cause.evidence) == (finding.code, finding.evidence):
-            return cause
+            return check, cause
         broken = rows()[cause.code].breaks if cause.code in rows() else ()
         if row and not set(broken).isdisjoint(row.rests_on) and _may_meet(cause, finding):
-            return cause
+            return check, cause
     return None
 
 
@@ -109,22 +119,16 @@ def _may_meet(cause: RecordedFinding, finding: RecordedFinding) -> bool:
     )
 
 
-def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[RecordedFinding]) -> Case:
+def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[Cause]) -> Case:
     """Return a case with its own findings alone, and the first of the causes of the others."""
-    first = f"{causes[0].code}{f' in {causes[0].place}' if causes[0].place else ''}"
+    check, cause = causes[0]
+    where = f"in {cause.place}" if cause.place else f"that {check} found"
+    because = f"because of {cause.code} {where}"
     if any(not finding.warning for finding in own):
         kept = "; ".join(finding.sentence for finding in own if not finding.warning)
-        return replace(case, findings=own, reason=f"{kept}; the rest is because of {first}")
-    return replace(
-        case,
-        outcome="skip",
-        reason=f"because of {first}",
-        findings=own,
-        figures={},
-        comparisons=0,
-        stage="",
-        signal="",
-    )
+        return replace(case, findings=own, reason=f"{kept}; the rest is {because}")
+    emptied = {"figures": {}, "comparisons": 0, "stage": "", "signal": ""}
+    return replace(case, outcome="skip", reason=because, findings=own, **emptied)
 
 
 def markdown() -> str:

@@ -1,4 +1,4 @@
-"""Checks that `metadata.json`, the references to packages and the functions agree.
+"""Checks that references, descriptions and `metadata.json` agree with the functions.
 
 The delegate passes arguments in the order of the names in `metadata.json`: if the function has
 another order, the answer is wrong without an error.
@@ -15,10 +15,16 @@ from harness.artifact.blob import ENTRY_SIZE, HEADER_SIZE
 from harness.artifact.package import core_ml_shape
 from harness.artifact.proto import feature_types
 from harness.artifact.pte import DelegateCall, TensorValue
+from harness.artifact.specification import (
+    description_problems,
+    model_description_problems,
+    version_problems,
+)
+from harness.checks.containers import findings_at, readable
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.results import Finding
-from harness.subject import Subject, other_backends, program
+from harness.subject import Subject, program
 from harness.text import listed
 
 _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
@@ -28,15 +34,12 @@ _CONVERTED_OUTPUTS = _CONVERTED | {("float32", "float16")}
 
 @check("references")
 def check_references(subject: Subject) -> Iterator[Finding]:
-    """Check that every reference resolves, and that no named data and no weight is unused."""
-    used = set()
+    """Check that every reference resolves, and that no weight is unused."""
     for delegates in subject.artifact.delegates.values():  # raises when a key does not resolve
         for delegate in delegates:
-            if delegate.reference is not None:
-                used.add(delegate.reference.key)
             ok = delegate.program_function in delegate.bundle.package.functions
             message = f"function '{delegate.program_function}' is not in its package"
-            yield Finding("references", delegate.where, ok, message, 1, code="A02")
+            yield Finding("references", _place(subject, delegate), ok, message, 1, code="A02")
     if (pte := subject.artifact.pte) is not None:
         yield Finding("references", "the file", facts={"pte bytes": pte.size})
         drafts = sum(
@@ -47,10 +50,6 @@ def check_references(subject: Subject) -> Iterator[Finding]:
         if drafts:
             facts = {"references of the draft dialect, which no release reads": drafts}
             yield Finding("references", "the file's references", facts=facts)
-        others = other_backends(subject.artifact)  # these may use named data of their own
-        for key in sorted(set(pte.named_data) - used) if not others else ():
-            message = "no delegate refers to this named data"
-            yield Finding("references", key, False, message, 1, code="S01")
     for number, package in enumerate(subject.artifact.packages):
         unused = _unused_weight_bytes(package)
         yield Finding(
@@ -61,6 +60,12 @@ def check_references(subject: Subject) -> Iterator[Finding]:
             comparisons=1,
             code="S02",
         )
+
+
+def _place(subject: Subject, delegate: Delegate) -> str:
+    """Return the place of a delegate, with its package and its function."""
+    number = subject.artifact.bundles.index(delegate.bundle)
+    return f"{delegate.where}, package {number}, function '{delegate.program_function}'"
 
 
 def _unused_weight_bytes(package: Package) -> int:
@@ -99,6 +104,108 @@ def _draft(bundle: Bundle) -> bytes:
     """Return the bundle's metadata in the draft dialect, which has a default method."""
     methods = bundle.metadata.methods or {}
     return replace(bundle.metadata, default_method=next(iter(methods))).to_bytes()
+
+
+@check("function-names")
+def check_function_names(subject: Subject) -> Iterator[Finding]:
+    """Check that multifunction artifacts, and no others, ask Core ML for a function by name.
+
+    Core ML loads a package of one function without a name, a multifunction package with one.
+    """
+    yield from _check_default_functions(subject)
+    for delegates in subject.artifact.delegates.values():
+        for delegate in delegates:
+            package, function = delegate.bundle.package, delegate.function
+            is_single = subject.is_language_model and subject.mode == "single"
+            if is_single or not package.is_multifunction:
+                ok = function is None and not package.is_multifunction
+                wanted = "no function name and a package of one function"
+            else:
+                ok = function == delegate.method and function in package.functions
+                wanted = f"function '{delegate.method}' of a multifunction package"
+            found = f"function '{function}'" if function else "no function name"
+            kind = "multifunction" if package.is_multifunction else "single-function"
+            yield Finding(
+                "function-names",
+                _place(subject, delegate),
+                ok=ok,
+                message=f"needs {wanted}; it has {found}, and the package is {kind} with "
+                f"{listed(sorted(package.functions))}",
+                comparisons=1,
+                code="A03",
+            )
+
+
+def _check_default_functions(subject: Subject) -> Iterator[Finding]:
+    """Check that every package has the same default function, and contains it.
+
+    Tools that open a package without naming a function run its default; partitions with different
+    defaults do not belong together.
+    """
+    artifact = subject.artifact
+    wishes = [bundle.metadata.default_method for bundle in artifact.bundles] or [None]
+    defaults = [package.default_function for package in artifact.packages]
+    for number, (package, wish) in enumerate(zip(artifact.packages, wishes, strict=True)):
+        wanted, default = wish or defaults[0], defaults[number]
+        own = package.functions
+        expected = f"'{wanted}'" if wanted in own else f"one of {', '.join(sorted(own))}"
+        yield Finding(
+            "function-names",
+            f"package {number}",
+            ok=default == wanted and default in own,
+            message=f"its default function is '{default}'; {expected} is expected",
+            comparisons=1,
+            code="A04",
+        )
+
+
+@check("descriptions", needs=(readable,))
+def check_descriptions(subject: Subject) -> Iterator[Finding]:
+    """Check specification versions, and the description of each function against the function.
+
+    The rules are in `harness.artifact.specification`.
+    """
+    artifact = subject.artifact
+    for number, package in enumerate(artifact.packages):
+        where = f"package {number}"
+        yield from findings_at(where, version_problems(package), "A40")
+        if artifact.package is None:  # `metadata-names` judges that of a bare package
+            yield from findings_at(where, model_description_problems(package), "A41")
+        for name in sorted(package.functions):
+            if subject.is_language_model and package.states(name):
+                continue  # `program` reports states
+            place, count = f"{where}, function '{name}'", len(package.functions[name].inputs)
+            yield from findings_at(place, description_problems(package, name), "A42", count)
+            if artifact.package is None:
+                lacking = _of_delegates(artifact.bundles[number], name)
+                yield from findings_at(place, lacking, "A43", 0)
+
+
+def _of_delegates(bundle: Bundle, function: str) -> Iterator[tuple[str, str]]:
+    """Yield what a delegate needs beyond a package: names as described, no optional inputs.
+
+    A delegate passes every argument by its name in `metadata.json` (`ETCoreMLModel.mm`), which
+    `metadata-names` compares with the description.
+    """
+    package, metadata = bundle.package, bundle.metadata
+    description = package.described(function)
+    passed = metadata.single or (metadata.methods or {}).get(function)
+    if passed is None or list(passed.input_names) != [f.name for f in description.input]:
+        return
+    own = {value.name for value in package.functions[function].inputs}
+    taken = {feature.name for feature in (*description.input, *description.state)}
+    made = {feature.name for feature in description.output}
+    for what, names, held in (
+        ("inputs", taken, own),
+        ("outputs", made, set(package.operations(function).outputs)),
+    ):
+        for name in sorted(names - held):
+            yield f"'{name}'", f"is described, but is none of the function's {what}"
+        for name in sorted(held - names):
+            yield f"'{name}'", f"is one of the function's {what}, but is not described"
+    for feature in description.input:
+        if feature.type.isOptional:
+            yield f"input '{feature.name}'", "is optional, but a delegate always passes it"
 
 
 @check("metadata-names")
@@ -142,7 +249,7 @@ def _check_package(package: Package) -> Iterator[Finding]:
                 f"function '{name}', {kind}",
                 ok=named == own,
                 message=f"the description's order is {named}, the function's is {own}",
-                comparisons=max(1, len(own)),
+                comparisons=max(len(named), len(own)),
                 code="A05",
             )
 
@@ -159,11 +266,11 @@ def _check_delegate(
         ("input", names.input_names, description.input, values[:split]),
         ("output", names.output_names, description.output, values[split:]),
     ):
-        where = f"{delegate.where}, {kind}s"
+        where = _place(subject, delegate)
         own = tuple(feature.name for feature in declared)
         yield Finding(
             "metadata-names",
-            where,
+            f"{where}, {kind}s",
             ok=named == own,
             message=f"metadata.json's order is {list(named)}, the function's is {list(own)}",
             comparisons=len(own),
@@ -205,56 +312,3 @@ def _misfit(value: object, feature: Any, converted: set[tuple[str, str]]) -> str
     if value.dtype != dtype and (value.dtype, dtype) not in converted:
         return f"the program passes {value.dtype}, the function takes {dtype}"
     return ""
-
-
-@check("function-names")
-def check_function_names(subject: Subject) -> Iterator[Finding]:
-    """Check that multifunction artifacts, and no others, ask Core ML for a function by name.
-
-    Core ML loads a package of one function without a name, a multifunction package with one.
-    """
-    yield from _check_default_functions(subject)
-    for delegates in subject.artifact.delegates.values():
-        for delegate in delegates:
-            package, function = delegate.bundle.package, delegate.function
-            is_single = subject.is_language_model and subject.mode == "single"
-            if is_single or not package.is_multifunction:
-                ok = function is None and not package.is_multifunction
-                wanted = "no function name and a package of one function"
-            else:
-                ok = function == delegate.method and function in package.functions
-                wanted = f"function '{delegate.method}' of a multifunction package"
-            found = f"function '{function}'" if function else "no function name"
-            kind = "multifunction" if package.is_multifunction else "single-function"
-            yield Finding(
-                "function-names",
-                delegate.where,
-                ok=ok,
-                message=f"needs {wanted}; it has {found}, and the package is {kind} with "
-                f"{listed(sorted(package.functions))}",
-                comparisons=1,
-                code="A03",
-            )
-
-
-def _check_default_functions(subject: Subject) -> Iterator[Finding]:
-    """Check that every package has the same default function, and contains it.
-
-    Tools that open a package without naming a function run its default; partitions with different
-    defaults do not belong together.
-    """
-    artifact = subject.artifact
-    wishes = [bundle.metadata.default_method for bundle in artifact.bundles] or [None]
-    defaults = [package.default_function for package in artifact.packages]
-    for number, (package, wish) in enumerate(zip(artifact.packages, wishes, strict=True)):
-        wanted, default = wish or defaults[0], defaults[number]
-        own = package.functions
-        expected = f"'{wanted}'" if wanted in own else f"one of {', '.join(sorted(own))}"
-        yield Finding(
-            "function-names",
-            f"package {number}",
-            ok=default == wanted and default in own,
-            message=f"its default function is '{default}'; {expected} is expected",
-            comparisons=1,
-            code="A04",
-        )

@@ -1,7 +1,7 @@
-"""Checks of ML Programs: descriptions, types, states, fused attention, fp32 in an fp16 export.
+"""Checks of ML Programs: types, states, fused attention, fp32 in an fp16 export.
 
-Descriptions and types are judged as bytes; the rules are in `harness.artifact`. The others have
-broken real exports: states that nobody asked for (ExecuTorch 21855, 21979), fused attention on the
+Types are judged as bytes; the rules are in `harness.artifact`. The others have broken real exports:
+states that nobody asked for (ExecuTorch 21855, 21979), fused attention on the
 Neural Engine (15833), fp32 weights in an fp16 export (19786).
 """
 
@@ -9,31 +9,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.artifact.operands import FunctionTypes
 from harness.artifact.proto import mil_types
-from harness.artifact.specification import (
-    description_problems,
-    model_description_problems,
-    version_problems,
-)
 from harness.checks.containers import findings_at, model_dtype, readable
-from harness.checks.metadata import check_metadata_names
 from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.mil import get_policy, load_function
 from harness.results import Finding
 from harness.subject import Subject
 
-if TYPE_CHECKING:
-    from harness.artifact import Bundle
-
 _FUSED_ATTENTION = ("scaled_dot_product_attention",)
 _STATE = ("read_state", "coreml_update_state", "write_state")
 
 
-@check("program")
+@check("program", damaged="A63")
 def check_program(subject: Subject) -> Iterator[Finding]:
     """Check every operation of every function."""
     if not subject.is_language_model:
@@ -100,77 +91,6 @@ def _wide_operations(operations: Any) -> Iterator[str]:
             dtype = mil_types().get(tensor.dataType)
             if dtype is not None and dtype.name == "FLOAT32":
                 yield f"{operation.type} '{output.name}'"
-
-
-@check("descriptions", needs=(readable,))
-def check_descriptions(subject: Subject) -> Iterator[Finding]:
-    """Check specification versions, and the description of each function against the function."""
-    artifact, reported = subject.artifact, _reported_places(subject)
-    for number, package in enumerate(artifact.packages):
-        where = f"package {number}"
-        yield from findings_at(where, version_problems(package), "A40")
-        if artifact.package is None:  # `metadata-names` judges that of a bare package
-            yield from findings_at(where, model_description_problems(package), "A41")
-        for name in sorted(package.functions):
-            if subject.is_language_model and package.states(name):
-                continue  # `program` reports states
-            place, count = f"{where}, function '{name}'", len(package.functions[name].inputs)
-            problems = description_problems(package, name)
-            new = [one for one in problems if (number, name, one[0]) not in reported]
-            yield from findings_at(place, new, "A42", count)
-            if artifact.package is None:
-                problems = _of_delegates(artifact.bundles[number], name)
-                new = [one for one in problems if (number, name, one[0]) not in reported]
-                yield from findings_at(place, new, "A43", 0)
-
-
-def _reported_places(subject: Subject) -> set[tuple[int, str, str]]:
-    """Return the package, the function and the input or output of each finding of `metadata-names`.
-
-    The program contradicts these descriptions already.
-    """
-    artifact, numbers = subject.artifact, {b: n for n, b in enumerate(subject.artifact.bundles)}
-    try:
-        failed = {f.where for f in check_metadata_names.findings(subject) if not f.ok}
-    except ArtifactError:
-        return set()
-    return {
-        (numbers[one.bundle], one.program_function, f"{kind} '{feature.name}'")
-        for delegates in artifact.delegates.values()
-        for one in delegates
-        for kind in ("input", "output")
-        for feature in getattr(one.bundle.package.described(one.program_function), kind)
-        if not failed.isdisjoint(
-            (f"{one.where}, {kind}s", f"{one.where}, {kind}s, '{feature.name}'")
-        )
-    }
-
-
-def _of_delegates(bundle: Bundle, function: str) -> Iterator[tuple[str, str]]:
-    """Yield what a delegate needs beyond a package: names as described, no optional inputs.
-
-    A delegate passes every argument by its name in `metadata.json` (`ETCoreMLModel.mm`), which
-    `metadata-names` compares with the description.
-    """
-    package, metadata = bundle.package, bundle.metadata
-    description = package.described(function)
-    passed = metadata.single or (metadata.methods or {}).get(function)
-    if passed is None or list(passed.input_names) != [f.name for f in description.input]:
-        return
-    own = {value.name for value in package.functions[function].inputs}
-    taken = {feature.name for feature in (*description.input, *description.state)}
-    made = {feature.name for feature in description.output}
-    for what, names, held in (
-        ("inputs", taken, own),
-        ("outputs", made, set(package.operations(function).outputs)),
-    ):
-        for name in sorted(names - held):
-            yield f"'{name}'", f"is described, but is none of the function's {what}"
-        for name in sorted(held - names):
-            yield f"'{name}'", f"is one of the function's {what}, but is not described"
-    for feature in description.input:
-        if feature.type.isOptional:
-            yield f"input '{feature.name}'", "is optional, but a delegate always passes it"
 
 
 @check("types", needs=(readable,))

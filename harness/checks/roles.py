@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy
 
+from harness.checks.containers import findings_at
 from harness.checks.contract import LAST_POSITION, cache_rows
 from harness.checks.probe import KIND_COLUMNS, Probe, RowMoves, differ, is_rotation
 from harness.checks.run import check
@@ -30,22 +31,15 @@ def check_roles(subject: Subject) -> Iterator[Finding]:
     """
     for probe in _probes(subject):
         for what, problems, comparisons, code in (
-            ("tokens", _token_problems(probe), probe.length, "M20"),
             ("mask", _mask_problems(probe), 4, "M21"),
+            ("tokens", _token_problems(probe), probe.length, "M20"),
             ("cosines and sines", _rope_problems(probe), 2 * len(probe.rows), "M22"),
             (LAST_POSITION, _last_problems(probe), 2, "M23"),
         ):
             if what == LAST_POSITION and probe.phase.last_valid_token_pos is None:
                 continue
-            found = list(problems)
-            yield Finding(
-                "roles",
-                f"method '{probe.phase.method}', {what}",
-                ok=not found,
-                message="; ".join(found),
-                comparisons=comparisons,
-                code=code,
-            )
+            where = f"method '{probe.phase.method}', {what}"
+            yield from findings_at(where, problems, code, comparisons)
 
 
 def _probes(subject: Subject) -> Iterator[Probe]:
@@ -184,14 +178,9 @@ def _proved_rows(subject: Subject) -> Iterator[Finding]:
     for probe in _probes(subject):
         moves = {kind: probe.row_moves(kind) for kind in KIND_COLUMNS}
         problems = [*_kind_problems(probe), *_layer_problems(probe, moves)]
-        yield Finding(
-            "cache-rows",
-            f"method '{probe.phase.method}', executed",
-            ok=not problems,
-            message="; ".join(problems),
-            comparisons=sum(found.compared for found in moves.values()),
-            code="M25",
-        )
+        compared = sum(found.compared for found in moves.values())
+        where = f"method '{probe.phase.method}', executed"
+        yield from findings_at(where, problems, "M25", compared)
         layers.append(moves["key"].layers)
     first = layers[0]
     for other in layers[1:]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from harness.checks.findings import ANY_CHECK, rows
+from harness.checks.findings import ANY_CHECK, is_told_once, rows
 from harness.errors import (
     ArtifactError,
     CallTimeoutError,
@@ -60,7 +60,7 @@ class Check(Generic[S]):
         A wrong finding may lack a code only where its check has no row.
         """
         for finding in self.findings(subject, runtime):
-            if problem := _wrong_code(finding):
+            if problem := _wrong_code(self.name, finding):
                 raise LookupError(problem)
             yield finding
 
@@ -136,12 +136,12 @@ def _judge(
         stage = "check"
         if reason := check.inapplicable(opened):
             return Case(**names, outcome="skip", reason=reason)
-        return case_from_findings(check.coded_findings(opened, runtime), **names, strict=strict)
+        found = check.coded_findings(opened, runtime)
+        return case_from_findings(found, **names, strict=strict, once=is_told_once)
     except NotInstalledError as error:
         return Case(**names, outcome="skip", reason=str(error))
     except CrashError as error:
-        found = _raised("N03", error)
-        return Case(**names, **found, outcome="crash", signal=error.signal)
+        return Case(**names, **_raised("N03", error), outcome="crash", signal=error.signal)
     except CallTimeoutError as error:
         return Case(**names, **_raised("N04", error), outcome="timeout")
     except HarnessError as error:
@@ -153,12 +153,12 @@ def _judge(
         return Case(**names, outcome="error", stage=stage, reason=reason, traceback=trace)
 
 
-def _wrong_code(finding: Finding) -> str:
+def _wrong_code(check: str, finding: Finding) -> str:
     """Describe how a finding contradicts the table; "" when it does not."""
     row, name = rows().get(finding.code), finding.check
     if row is None:
         bad = not finding.ok or any(not f.within_bound for f in finding.figures.values())
-        lacks = bool(finding.code) or (bad and any(row.check == name for row in rows().values()))
+        lacks = bool(finding.code) or (bad and any(row.check == check for row in rows().values()))
         return f"{name} found '{finding.code}', which is no row of findings.toml" if lacks else ""
     if row.check not in (name, ANY_CHECK):
         return f"{finding.code} is a finding of {row.check}, not of {name}"

@@ -20,7 +20,7 @@ from harness.models.config import load_params
 from harness.models.model import rope_tables
 from harness.models.recognise import read_model
 from harness.results import Figure, Finding
-from harness.subject import Subject, language_model
+from harness.subject import Subject, language_model, other_backends
 
 _STRATEGY = "multimethod_weight_sharing_strategy"
 _SLACK = 0.001  # names and headers may differ a little between the two exports
@@ -145,20 +145,19 @@ def _content(package: Package) -> bytes:
 
 
 def _not_called(artifact: Artifact) -> Iterator[Finding]:
-    """Yield the packages, the data and the functions that no method uses.
-
-    Named data that no delegate refers to is reported by `references`.
-    """
+    """Yield the packages, the data and the functions that no method uses."""
     if artifact.pte is None:
         return
+    calls = [delegate for delegates in artifact.delegates.values() for delegate in delegates]
+    used = {delegate.reference.key for delegate in calls if delegate.reference is not None}
+    others = other_backends(artifact)  # these may use named data of their own
+    for key in sorted(set(artifact.pte.named_data) - used) if not others else ():
+        text = "no delegate refers to this named data"
+        yield Finding("copies", f"named data '{key}'", False, text, 1, code="S01")
     for what, size in artifact.pte.unused.items():
         text = f"nothing uses these {size} bytes; leave them out"
         yield Finding("copies", what, False, text, 1, code="S06")
-    called = {
-        (delegate.bundle, delegate.program_function)
-        for delegates in artifact.delegates.values()
-        for delegate in delegates
-    }
+    called = {(delegate.bundle, delegate.program_function) for delegate in calls}
     for number, bundle in enumerate(artifact.bundles):
         names = sorted(bundle.package.functions)
         wrong = [name for name in names if (bundle, name) not in called]
@@ -207,7 +206,7 @@ def _model_bytes(package: Package) -> int:
     return sum(len(data) for name, data in package.files.items() if name.startswith("Data/"))
 
 
-@check("weights", needs=(language_model, checkpoint))
+@check("weights", needs=(language_model, checkpoint), damaged="W05")
 def check_weights(subject: Subject) -> Iterator[Finding]:
     """Check that every method's dequantized weights equal the quantized checkpoint's at 0 ULP.
 
@@ -241,7 +240,7 @@ def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) ->
     return f"{name} ({wrong} of {want.numel()} values, by up to {error.max():.3g})" if wrong else ""
 
 
-@check("tables", needs=(language_model, checkpoint))
+@check("tables", needs=(language_model, checkpoint), damaged="W05")
 def check_tables(subject: Subject) -> Iterator[Finding]:
     """Check that the RoPE tables are within `table_error` of exact ones.
 

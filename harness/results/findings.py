@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from harness.text import clip
 
 MAX_FAILURES = 10  # in a reason
 NOTHING_COMPARED = "N02"
-_PARTICULARS = re.compile(r"'[^']*'|[-+.\w]*\d[-+.\w]*")  # names, numbers
+_PARTICULARS = re.compile(r"'[^']*'|[-+.\w]*[\d_][-+.\w]*")  # names, numbers
 
 V = TypeVar("V")
 
@@ -57,26 +57,26 @@ def case_from_findings(
     runtime: str = NOT_APPLICABLE,
     seconds: float = 0.0,
     strict: bool = False,
+    once: Callable[[str], bool] = lambda code: False,
 ) -> Case:
     """Make a case of findings; a `strict` one takes warnings for failures.
 
     It passes when every finding is ok or a warning, every figure is within its bound, and something
     was compared; otherwise it fails, and its reason names the places, and of each place the first
     figure outside its bound. If two findings have a figure or a fact of one name, both are renamed
-    to `name@where`.
+    to `name@where`. Equal findings are recorded once, and all of a code that `once` is true of.
     """
     findings = tuple(findings)
     figures = _merged([(finding.where, finding.figures) for finding in findings])
     facts = _merged([(finding.where, finding.facts) for finding in findings])
     comparisons = sum(finding.comparisons for finding in findings)
-    wrong = [
-        RecordedFinding(f.code, f.where, f.message, f.warning and not strict)
-        for f in findings
-        if not f.ok
-    ]
-    for finding in findings:
-        if text := _missed_bounds(finding, figures):
-            wrong.append(RecordedFinding(finding.code, finding.where, text))
+    wrong: list[RecordedFinding] = []
+    for one in findings:
+        if not one.ok:
+            warns = one.warning and not strict
+            wrong.append(RecordedFinding(one.code, one.where, one.message, warns))
+        if text := _missed_bounds(one, figures):
+            wrong.append(RecordedFinding(one.code, one.where, text))
     if comparisons == 0:
         wrong.append(RecordedFinding(NOTHING_COMPARED, "", "nothing was compared"))
     failures = [finding.sentence for finding in wrong if not finding.warning]
@@ -88,7 +88,7 @@ def case_from_findings(
         runtime=runtime,
         outcome="fail" if failures else "pass",
         reason=_sentence(failures),
-        findings=fold(wrong),
+        findings=_folded(wrong, once),
         comparisons=comparisons,
         figures=figures,
         facts={name: plain_fact(value) for name, value in facts.items()},
@@ -96,7 +96,9 @@ def case_from_findings(
     )
 
 
-def fold(findings: Iterable[RecordedFinding]) -> tuple[RecordedFinding, ...]:
+def _folded(
+    findings: Iterable[RecordedFinding], once: Callable[[str], bool]
+) -> tuple[RecordedFinding, ...]:
     """Return findings with equal ones made one, which has all their places; warnings come last.
 
     Two are equal when their code and their evidence are, apart from names and numbers.
@@ -104,12 +106,17 @@ def fold(findings: Iterable[RecordedFinding]) -> tuple[RecordedFinding, ...]:
     alike: dict[tuple[str, bool, str], list[RecordedFinding]] = {}
     for one in sorted(findings, key=lambda one: one.warning):
         shape = _PARTICULARS.sub("#", one.evidence.replace(one.place or "\0", ""))
+        if once(one.code):
+            shape = ""
         key = one.code, one.warning, shape if one.code else one.sentence
         alike.setdefault(key, []).append(one)
-    return tuple(
-        replace(first, count=1 + len(others), others=tuple(other.place for other in others))
-        for first, *others in alike.values()
-    )
+    return tuple(_joined(group) for group in alike.values())
+
+
+def _joined(group: Sequence[RecordedFinding]) -> RecordedFinding:
+    """Return the first of equal findings with the places of all, each once."""
+    first, *others = dict.fromkeys(one.place for one in group)
+    return replace(group[0], place=first, count=1 + len(others), others=tuple(others))
 
 
 def _missed_bounds(finding: Finding, figures: Mapping[str, Figure]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from harness.checks import Check, artifact_checks, run_check, value_checks
+from harness.checks.findings import causes_only
 from harness.results import Case
 from harness.runtimes import REFERENCE
 from harness.subject import Subject
@@ -62,12 +63,15 @@ def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]
     return case
 
 
-def complaints(subject: Subject | Callable[[], Subject], checks: Iterable[str]) -> Complaints:
-    """Return the failures of the checks that do not pass, by name."""
-    cases = [judged(subject, name) for name in checks]
+def complaints(
+    subject: Subject | Callable[[], Subject], checks: Collection[str], causes: bool = False
+) -> Complaints:
+    """Return the failures of the checks that do not pass, by name, or of the `causes` alone."""
+    order = [*artifact_checks(), *value_checks()]
+    cases: Iterable[Case] = (judged(subject, name) for name in sorted(checks, key=order.index))
     return {
-        case.check: tuple(text for one in case.findings for text in one.sentences) or (case.reason,)
-        for case in cases
+        case.check: (*(text for one in case.findings for text in one.sentences), case.reason)
+        for case in (causes_only(cases) if causes else cases)
         if case.outcome not in ("pass", "skip")
     }
 
@@ -83,7 +87,7 @@ def judge_bytes(mutant: Mutant, checks: Collection[str]) -> Complaints:
     subject = broken(*_made(mutant))
     applicable = [n for n in OF_BYTES if not artifact_checks()[n].inapplicable(subject)]
     assert len(applicable) >= len(OF_BYTES) - len(_OF_PTES), applicable
-    return complaints(subject, {*checks, *OF_BYTES})
+    return complaints(subject, {*checks, *OF_BYTES}, causes=True)
 
 
 def judge_subject(mutant: Mutant, checks: Collection[str]) -> Complaints:

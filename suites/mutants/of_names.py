@@ -156,7 +156,7 @@ def change_first_reference(**changed: Any) -> Mutation:
 @row(
     "another partition's package",
     {
-        "references": "no delegate refers to this named data",
+        "copies": "no delegate refers to this named data",
         "metadata-names": "the program passes shape",
     },
     modes=MULTI,

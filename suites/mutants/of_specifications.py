@@ -237,7 +237,7 @@ row(
 
 row(
     "another dtype described",
-    {"metadata-names": "the program passes float16, the function takes float32"},
+    {"descriptions": rf"{FUNCTION}input '\w+': is described as FLOAT32, but .* has FLOAT16"},
 )(described_input(describe_fp32))
 
 

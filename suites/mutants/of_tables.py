@@ -36,7 +36,7 @@ def judge_tables(mutant: Mutant, checks: Collection[str]) -> Complaints:
     source = sound(mutant.mode)
     change = mutant.mutate or (lambda file: None)
     path = rewrite(source.artifact.path, change, mutant.folder / "mutant.pte")
-    return complaints(opened(path, source), {*checks, *OF_BYTES})
+    return complaints(opened(path, source), {*checks, *OF_BYTES}, causes=True)
 
 
 row = partial(fault, room="tables of a .pte", judge=judge_tables, kinds=PTE, alone=True)

@@ -80,6 +80,7 @@ def failed(check, *findings, outcome="fail", **given):
     return Case("t", check, outcome=outcome, reason=reason, findings=findings, **stage, **given)
 
 
+BECAUSE = "because of A01 that references found"
 ORDER = RecordedFinding("M02", "method 'forward', package 0, function 'main'", "the order is x")
 WRONG = RecordedFinding("N10", "decode", "decode error is 2")
 
@@ -94,7 +95,7 @@ def test_an_error_that_checks_share_is_told_once():
     damaged = RecordedFinding("A01", "", "the key is missing")
     cases = [failed(name, damaged, outcome="error") for name in ("references", "owners")]
     first, second = causes_only(cases)
-    assert (first.outcome, second.outcome, second.reason) == ("error", "skip", "because of A01")
+    assert (first.outcome, second.outcome, second.reason) == ("error", "skip", BECAUSE)
 
 
 @pytest.mark.parametrize(
