@@ -78,7 +78,7 @@ def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
     """Yield cases without the findings that an earlier finding explains.
 
     A finding explains a later one that rests on a part that it breaks, unless their places exclude
-    each other, and one of equal code and evidence. A case whose failures are all explained is
+    each other, and one of equal place and evidence. A case whose failures are all explained is
     skipped because of the first of their causes. A case that passes, a known defect and a warning
     explain nothing.
     """
@@ -102,7 +102,7 @@ def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
 def _cause(finding: RecordedFinding, causes: Iterable[Cause]) -> Cause | None:
     row = rows().get(finding.code)
     for check, cause in causes:
-        if (cause.code, cause.evidence) == (finding.code, finding.evidence):
+        if (cause.place, cause.evidence) == (finding.place, finding.evidence):
             return check, cause
         broken = rows()[cause.code].breaks if cause.code in rows() else ()
         if row and not set(broken).isdisjoint(row.rests_on) and _may_meet(cause, finding):
