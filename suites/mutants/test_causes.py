@@ -49,7 +49,8 @@ CAUSES = {
 PAIRS = {
     ("two outputs swapped", "two weights swapped"): {"M02", "W01"},
     ("another dtype described", "a stray file"): {"A10", "A42"},
-    ("a state is read", "one row of a table"): {"A60", "W02"},
+    ("an index of two tables", "two weights swapped"): {"M10", "W01"},
+    ("a stray file", "the mask ignored"): {"A10", "M21"},
     ("no function named", "a longer mask"): {"A03", "M11"},
 }
 
