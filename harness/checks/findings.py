@@ -127,8 +127,8 @@ def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[Cause]) 
     if any(not finding.warning for finding in own):
         kept = "; ".join(finding.sentence for finding in own if not finding.warning)
         return replace(case, findings=own, reason=f"{kept}; the rest is {because}")
-    emptied = {"figures": {}, "comparisons": 0, "stage": "", "signal": ""}
-    return replace(case, outcome="skip", reason=because, findings=own, **emptied)
+    rest = replace(case, outcome="skip", reason=because, findings=own, stage="", signal="")
+    return replace(rest, figures={}, comparisons=0)
 
 
 def markdown() -> str:
