@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.artifact.hazards import hazards_of
+from harness.artifact.hazards.interfaces import scalars_at_the_boundary
 from harness.checks.containers import readable
 from harness.checks.run import check
 from harness.results import Finding
 from harness.subject import Subject
 
 _UNREAD_INPUT = "H10"  # of a delegate, `types` calls it a failure
+_FUSED_ATTENTION = "H39"  # of a static language model, `program` calls it a failure
 
 
 @check("hazards", needs=(readable,))
@@ -26,6 +28,8 @@ def check_hazards(subject: Subject) -> Iterator[Finding]:
             for code, found in hazards_of(package, name):
                 if code == _UNREAD_INPUT and subject.artifact.pte is not None:
                     continue
+                if code == _FUSED_ATTENTION and subject.is_language_model:
+                    continue
                 yield Finding(
                     "hazards",
                     f"{where}, {found.place}",
@@ -36,3 +40,7 @@ def check_hazards(subject: Subject) -> Iterator[Finding]:
                 )
             count = len(package.operations(name).operations)
             yield Finding("hazards", where, comparisons=count)
+    for found in scalars_at_the_boundary(subject.artifact):
+        yield Finding(
+            "hazards", found.place, ok=False, message=found.evidence, code="H49", warning=True
+        )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.child import Child
-from harness.errors import ChildError, CrashError, HarnessError
+from harness.errors import ChildError, CrashError, HarnessError, conversion_remedy
 from harness.export import Progress
 from harness.export.environments import Environment, installed
 from harness.export.options import ExportOptions, check_fit
@@ -113,7 +113,8 @@ def _run(request: Mapping[str, object], environment: Environment, progress: Prog
 
 def _reason(error: ChildError | CrashError, child: Child) -> str:
     if isinstance(error, ChildError):
-        return f"{error.kind}: {error.reason}"
+        known = conversion_remedy(error.kind, error.reason)
+        return f"{error.kind}: {error.reason}{f'; known: {known}' if known else ''}"
     if not error.signal.startswith("SIG"):
         return f"{error.signal}: {_last_line(child.output(65536))}"
     perhaps = ", perhaps because memory ran out" if error.signal == "SIGKILL" else ""

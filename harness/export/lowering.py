@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.errors import HarnessError
+from harness.errors import ConversionError, HarnessError
 from harness.export.graph import StageModule
 from harness.export.plan import FLOATS, Partition, Stage
 from harness.files import private_folder
@@ -86,8 +86,9 @@ def _convert(captured: ExportedProgram, dtype: str) -> MIL_pb2.Program:
                 package_dir=str(folder / "stage.mlpackage"),
             )
         except Exception as error:  # coremltools raises whatever its passes raise
-            raise HarnessError(
-                f"coremltools cannot convert the model: {type(error).__name__}: {error}"
+            kind = type(error).__name__
+            raise ConversionError(
+                "coremltools cannot convert the model", kind, str(error)
             ) from error
         program: MIL_pb2.Program = model.get_spec().mlProgram
         return program

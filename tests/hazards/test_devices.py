@@ -164,3 +164,21 @@ def test_random_results_are_named():
 )
 def test_searches_that_kill_a_process_are_named(build, place):
     assert found(save(build, [(3, 3)])).get("H44", []) == ([place] if place else [])
+
+
+def test_a_scalar_at_the_boundary_of_a_delegate_is_named(tmp_path):
+    from harness.checks import artifact_checks
+    from harness.subject import Subject
+    from tests.subject.material import write_pte
+
+    class Scales(nn.Module):
+        def forward(self, x, factor):
+            return x * factor
+
+    def places(*example):
+        path = write_pte(tmp_path / "model.pte", {"forward": Scales()}, example)
+        findings = artifact_checks()["hazards"].findings(Subject(path))
+        return [finding.where for finding in findings if finding.code == "H49"]
+
+    assert places(torch.ones(2, 3), torch.tensor(2.0)) == ["method 'forward', delegate 0"]
+    assert places(torch.ones(2, 3), torch.tensor([2.0])) == []

@@ -119,13 +119,13 @@ def scaled_tables(graph: Function) -> Iterator[Hazard]:
 
 @hazard("H37")
 def palettes_with_states(graph: Function) -> Iterator[Hazard]:
-    """Yield the first palette of 4 bits in a function with states (CT 2716)."""
+    """Yield the first palette of 4 bits in a function with states, of coremltools 9.0 (CT 2716)."""
     found = [
         operation
         for operation in graph.of_type("constexpr_lut_to_dense")
         if (indices := operation.operand("indices")) is not None and indices.dtype == "UINT4"
     ]
-    if found and graph.states:
+    if found and graph.states and graph.version in (None, (9, 0)):
         yield Hazard(
             found[0].place,
             f"{len(found)} weights of 4-bit palettes in a function with {len(graph.states)} states",

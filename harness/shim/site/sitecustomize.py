@@ -21,10 +21,19 @@ def _put_in_place() -> None:
     root = str(_FOLDER.parents[2])
     sys.path.insert(0, root)  # for this import only: the command's path does not change
     try:
+        from harness.errors import conversion_remedy
         from harness.shim import install
     finally:
         sys.path.remove(root)
     install()
+    show = sys.excepthook
+
+    def show_with_remedy(kind, error, trace):  # type: ignore[no-untyped-def]
+        show(kind, error, trace)
+        if remedy := conversion_remedy(kind.__name__, str(error)):
+            print(f"harness shim: known: {remedy}", file=sys.stderr)
+
+    sys.excepthook = show_with_remedy
 
 
 def _run_the_one_behind() -> None:
