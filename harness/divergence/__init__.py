@@ -134,6 +134,7 @@ def range_json(row: Range) -> dict[str, object]:
         "square_margin": square if row.nonzero else None,
         "subnormal_fraction": row.subnormal_fraction,
         "clipped_fraction": row.clipped_fraction,
+        "vanished": row.vanished,
     }
 
 

@@ -9,6 +9,9 @@ it.
 A margin is a factor: with a margin of 12, the values may grow twelvefold. Infinities do not count,
 because masks contain them.
 
+The logarithm of a value below 3e-8, which fp16 rounds to 0, is another one there, and far smaller
+(coremltools 2728): such results have `vanished`.
+
 Quantized activations have limits of their own: a scale that was calibrated on too small values
 clips the others to the ends of 8 bits (coremltools 2724).
 """
@@ -27,6 +30,7 @@ _HALF = torch.finfo(torch.float16)
 LARGEST: float = _HALF.max
 SMALLEST: float = _HALF.tiny
 _ENDS = {"INT8": (-128, 127), "UINT8": (0, 255)}
+_LEAST_LOG = math.log(2.0**-25)  # half of the smallest subnormal number
 _SQUARES = frozenset(("square", "reduce_sum_square"))
 
 
@@ -37,7 +41,8 @@ class Range:
     It has the largest magnitude, the smallest magnitude above zero, the number of nonzero values,
     and how many of these are subnormal in fp16. `squares` is true for an operation whose results
     are squares or sums of squares: one of that name, or a `mul` of a value by itself. `quantized`
-    counts the results of a `quantize`, `clipped` those at an end of their dtype.
+    counts the results of a `quantize`, `clipped` those at an end of their dtype; `vanished` counts
+    the results of a `log` whose operand fp16 rounds to 0.
     """
 
     where: str
@@ -49,6 +54,7 @@ class Range:
     subnormal: int = 0
     quantized: int = 0
     clipped: int = 0
+    vanished: int = 0
 
     @property
     def overflow_margin(self) -> float:
@@ -94,6 +100,8 @@ class Range:
         self.least = min(self.least, float(size.min()))
         self.nonzero += size.numel()
         self.subnormal += int((size < SMALLEST).sum())
+        if self.operation == "log":
+            self.vanished += int((torch.isfinite(tensor) & (tensor < _LEAST_LOG)).sum())
 
 
 @dataclass

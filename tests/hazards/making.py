@@ -97,23 +97,11 @@ def given(path: Path, *tensors: torch.Tensor, policy: str = "strict") -> list[to
 
 
 def hazards(path: Path) -> list[tuple[str, str]]:
-    """Return the code and the place of each hazard of a package."""
+    """Return code and place of each hazard of what converters emit, H01 to H19."""
     package = Package.from_folder(path)
     return [
         (code, found.place)
         for name in package.functions
         for code, found in hazards_of(package, name)
+        if code < "H20"
     ]
-
-
-def codes(path: Path) -> set[str]:
-    """Return the codes of a package's hazards."""
-    return {code for code, _ in hazards(path)}
-
-
-def operations(path: Path) -> list[str]:
-    """Return the types of a package's operations, without constants."""
-    package = Package.from_folder(path)
-    (name,) = package.functions
-    found = package.operations(name).operations
-    return [one.type for one in found if one.type != "const"]

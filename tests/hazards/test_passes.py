@@ -91,7 +91,11 @@ BUILT: dict[str, tuple[Callable[..., Any], list[Any], list[tuple[str, str]], Any
             query=QUERIES, key=QUERIES, value=QUERIES, attn_mask=mask
         ),
         [("fp32", (1, 2, 4, 4))],
-        [("H10", "input 'mask'"), ("H11", "output 'scaled_dot_product_attention_0'")],
+        [
+            ("H10", "input 'mask'"),
+            ("H11", "output 'scaled_dot_product_attention_0'"),
+            ("H15", "constant 'scaled_dot_product_attention_0'"),
+        ],
         attended,
     ),
     "negative indices with batch dimensions": (
@@ -123,7 +127,7 @@ BUILT: dict[str, tuple[Callable[..., Any], list[Any], list[tuple[str, str]], Any
             ),
         ),
         [("fp32", (3,))],
-        [],
+        [("H15", "constant 'scatter_along_axis_0'")],
         added,
     ),
 }

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.artifact.hazards import devices, folding, indices, interfaces, narrowing, numerics
+from harness.artifact.hazards import (
+    defects,
+    devices,
+    folding,
+    indices,
+    interfaces,
+    narrowing,
+    numerics,
+)
 from harness.artifact.hazards.lint import LINTS, Function, Hazard
 from harness.artifact.package import Package
 
 __all__ = ["LINTS", "Function", "Hazard", "hazards_of"]
 
 _MODULES = (
+    defects,
     devices,
     folding,
     indices,
