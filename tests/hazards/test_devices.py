@@ -182,3 +182,35 @@ def test_a_scalar_at_the_boundary_of_a_delegate_is_named(tmp_path):
 
     assert places(torch.ones(2, 3), torch.tensor(2.0)) == ["method 'forward', delegate 0"]
     assert places(torch.ones(2, 3), torch.tensor([2.0])) == []
+
+
+def test_a_palette_of_4_bits_beside_a_state_is_named():
+    import coremltools as ct
+    import coremltools.optimize.coreml as cto
+
+    class Accumulates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+            self.register_buffer("sum", torch.zeros(1, 64))
+
+        def forward(self, x):
+            self.sum[:] = self.sum + self.linear(x)
+            return self.sum * 2
+
+    def places(bits, states):
+        config = cto.OpPalettizerConfig(nbits=bits, weight_threshold=0)
+        module = Accumulates() if states else nn.Linear(64, 64)
+        package = converted(
+            traced(module, torch.rand(1, 64)),
+            mutate=lambda model: cto.palettize_weights(
+                model, cto.OptimizationConfig(global_config=config)
+            ),
+            inputs=[ct.TensorType(name="x", shape=(1, 64))],
+            **({"states": [ct.StateType(state, name="sum")]} if states else {}),
+        )
+        return [place.split(" ")[0] for place in found(package).get("H37", [])]
+
+    state = ct.TensorType(shape=(1, 64), dtype=np.float16)
+    assert places(4, states=True) == ["constexpr_lut_to_dense"]
+    assert places(4, states=False) == places(8, states=True) == []

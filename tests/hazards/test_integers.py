@@ -92,3 +92,14 @@ def test_arithmetic_keeps_bounds():
 
     assert CODE not in found(converted(scaled, target="iOS17"))
     assert CODE in found(converted(large, target="iOS17"))
+
+
+def test_run_refuses_a_model_that_narrows_its_ids():
+    from harness.artifact.hazards.narrowing import require_whole_ids
+    from harness.errors import ArtifactError
+
+    narrowing, sound = lookup(40000), lookup(32000)
+    with pytest.raises(ArtifactError, match=r"cast '.*': the integers .* vocabulary of 40000"):
+        require_whole_ids([sound, narrowing], 40000)
+    require_whole_ids([sound], 40000)
+    require_whole_ids([narrowing], 32768)  # no id is above 16 bits

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from harness.artifact.facts import package_facts
+from harness.diff.programs import diff_packages
 from harness.mil import get_policy, load_function
 from tests.hazards.programs import converted, found, traced
 
@@ -82,6 +83,29 @@ def test_stateful_attention_of_flexible_length_gives_the_logits_of_the_whole_seq
         got = function({"ids": ids[:, start:stop].int(), "mask": mask.half()}, state)["logits"]
         torch.testing.assert_close(got.float(), want[:, start:stop], atol=4e-3, rtol=0)
         start = stop
+
+
+def test_a_difference_of_fused_and_decomposed_attention_names_the_operations():
+    """An explicit `scale` loses the fused operation (coremltools 2864)."""
+
+    class Attention(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.options = options
+
+        def forward(self, q, k, v):
+            return nn.functional.scaled_dot_product_attention(q, k, v, **self.options)
+
+    import coremltools as ct
+
+    example = [torch.rand(1, 2, 8, 16) for _ in range(3)]
+    inputs = [ct.TensorType(name=n, shape=x.shape) for n, x in zip("qkv", example, strict=True)]
+    fused, scaled = (
+        converted(traced(Attention(**options), *example), inputs=inputs)
+        for options in ({}, {"scale": 16**-0.5})
+    )
+    text = " ".join(f"{one.what} {one.a} {one.b}" for one in diff_packages(fused, scaled))
+    assert "scaled_dot_product_attention" in text and "softmax" in text
 
 
 def test_its_sizes_are_named_and_its_peak_is_a_lower_bound():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from harness.artifact import Artifact
 
+_CORNER = 64  # rows and columns of a mask that are looked at
 _WRITES = {"write_state": "data", "coreml_update_state": "value"}
 _ELEMENTWISE = frozenset(
     (
@@ -33,10 +34,11 @@ _THROUGH = COPIES | _ELEMENTWISE | {"slice_update", "concat", "stack", "slice_by
 def outputs_written_to_states(graph: Function) -> Iterator[Hazard]:
     """Yield each output that is, or goes into, what is written to a state (CT 2713)."""
     outputs = {value: value.name for value in graph.outputs}
+    seen = set[Value]()
     for write in graph.of_type(*_WRITES):
         written = write.operand(_WRITES[write.type])
         state = write.operand("input") or write.operand("state")
-        for value in _sources(written):
+        for value in _sources(written, seen):
             if value in outputs:
                 name = state.name if state is not None else "?"
                 yield Hazard(
@@ -45,9 +47,9 @@ def outputs_written_to_states(graph: Function) -> Iterator[Hazard]:
                 )
 
 
-def _sources(value: Value | None) -> Iterator[Value]:
-    """Yield a value and those that it is made of, element by element."""
-    queue, seen = [value] if value is not None else [], set[Value]()
+def _sources(value: Value | None, seen: set[Value]) -> Iterator[Value]:
+    """Yield a value and those that it is made of, element by element; not those in `seen`."""
+    queue = [value] if value is not None else []
     while queue:
         current = queue.pop()
         if current in seen or current.is_constant:
@@ -133,30 +135,29 @@ def without_cache(graph: Function) -> Iterator[Hazard]:
     """
     if graph.states:
         return
-    tables = {
-        x.shape[0]
-        for gather in graph.of_type("gather")
-        if (x := gather.operand("x")) is not None and x.is_constant and x.shape
-        if (index := gather.operand("indices")) is not None and _is_input(graph, index)
-    }
+    tables = set(_tables(graph))
     scores = [value for value in graph.outputs if value.shape and value.shape[-1] in tables]
     if not scores or len(graph.outputs) > 1 or not _is_causal(graph):
         return
-    caches = [v for v in graph.inputs if (v.dtype or "").startswith("FLOAT") and _is_cache(v)]
-    if not caches:
+    if not _takes_cache(graph):
         yield Hazard(
             f"output '{scores[0].name}'",
             "a causal language model with no state, and with no cache among its inputs and outputs",
         )
 
 
-def _is_input(graph: Graph, value: Value) -> bool:
-    return any(source in graph.inputs for source in _sources(value))
+def _tables(graph: Function) -> Iterator[int | None]:
+    """Yield the number of rows of each constant table that is indexed by what inputs say."""
+    for gather in graph.of_type("gather"):
+        table, indices = gather.operand("x"), gather.operand("indices")
+        if table is not None and table.is_constant and table.shape and indices in graph.from_inputs:
+            yield table.shape[0]
 
 
-def _is_cache(value: Value) -> bool:
-    """Return whether an input joins keys or values, or is multiplied; a mask is neither."""
-    queue, seen = [value], {value}
+def _takes_cache(graph: Function) -> bool:
+    """Return whether a float input joins keys or values, or is multiplied; a mask is neither."""
+    queue = [value for value in graph.inputs if (value.dtype or "").startswith("FLOAT")]
+    seen = set(queue)
     while queue:
         for reader in queue.pop().readers:
             if reader.type in ("concat", "matmul", "slice_update", "scatter", "scatter_along_axis"):
@@ -170,17 +171,18 @@ def _is_cache(value: Value) -> bool:
 
 def _is_causal(graph: Graph) -> bool:
     """Return whether the scores of an attention have a mask that hides later positions."""
+    seen = set[Value]()
     for softmax in graph.of_type("softmax", "scaled_dot_product_attention"):
         name = "attn_mask" if softmax.type == "scaled_dot_product_attention" else "x"
         value = softmax.operand(name)
-        if value is not None and any(_hides_later(mask) for mask in _masks(value)):
+        if value is not None and any(_hides_later(mask) for mask in _masks(value, seen)):
             return True
     return False
 
 
-def _masks(value: Value) -> Iterator[Value]:
-    """Yield the values that scores are added to or selected by."""
-    queue, seen = [value], {value}
+def _masks(value: Value, seen: set[Value]) -> Iterator[Value]:
+    """Yield the values that scores are added to or selected by; not those in `seen`."""
+    queue = [] if value in seen else [value]
     while queue:
         current = queue.pop()
         yield current
@@ -203,7 +205,7 @@ def _hides_later(mask: Value) -> bool:
         return False
     if array.shape[-1] < 2 or array.dtype.kind not in "fb":
         return False
-    plane = array.reshape(-1, *array.shape[-2:])[0]
+    plane = array.reshape(-1, *array.shape[-2:])[0, :_CORNER, :_CORNER]
     rows, columns = np.indices(plane.shape)
     return len(np.unique(plane[columns > rows])) == 1 and bool(
         (plane[columns > rows][0] != plane[columns <= rows]).all()

@@ -52,7 +52,8 @@ _MOVES = {
 }
 
 
-_MAX_COPIES = 1000  # that are followed from one value; a value with more counts as data
+_MAX_COPIES = 200  # that are followed from one value; a value with more counts as data
+_MAX_OPERANDS = 200  # of an operation that is looked into
 
 
 class Range(NamedTuple):
@@ -168,6 +169,9 @@ class Ranges:
                 yield math.inf
                 continue
             for reader in current.readers:
+                if sum(map(len, reader.operands.values())) > _MAX_OPERANDS:
+                    yield math.inf
+                    continue
                 roles = [name for name, values in reader.operands.items() if current in values]
                 if all(name in _INDICES.get(reader.type, "").split() for name in roles):
                     yield self._axis(reader)
