@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
-from harness.cli.findings import codes_of, finding_lines
 from harness.cli.recording import (
     add_recording_arguments,
     artifact_name,
@@ -201,6 +200,8 @@ def _line(case: Case) -> str:
 
 def _closing(cases: list[Case]) -> Iterator[str]:
     """Yield what follows the checks that passed: skips, notes, warnings, failures, the summary."""
+    from harness.report.findings import finding_lines
+
     yield from _skip_lines(cases)
     yield from _note_lines(cases)
     yield from finding_lines(cases, warnings=True)
@@ -241,17 +242,21 @@ def _note_lines(cases: list[Case]) -> Iterator[str]:
 
 
 def _summary(cases: list[Case]) -> str:
+    from harness.report.findings import codes_of
+
     failed = sum(not case.passes for case in cases)
     skipped = sum(case.outcome == "skip" for case in cases)
     known = sum(case.outcome == "known" for case in cases)
     compared = sum(case.comparisons for case in cases)
     warned = sum(one.warning for case in cases for one in case.findings)
     codes = codes_of(cases)
+    effects = sum(case.reason.startswith("because of ") for case in cases)
     if skipped == len(cases):
         return f"nothing was checked: {skipped} skipped"
     return (
         f"{counted(len(cases) - skipped, 'check')}, {failed} failed"
         f"{f' ({listed(codes)})' if codes else ''}, {skipped} skipped"
+        f"{f' ({effects} because of what failed)' if effects else ''}"
         f"{f', {known} known' if known else ''}"
         f"{', ' + counted(warned, 'warning') if warned else ''}; {counted(compared, 'comparison')}"
     )

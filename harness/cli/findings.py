@@ -1,21 +1,18 @@
-"""How findings look on the terminal, and `harness findings`, which explains their codes."""
+"""`harness findings`: what the codes of findings mean, and what to do."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.text import listed
 
 if TYPE_CHECKING:
     from harness.checks.findings import Row
-    from harness.results import Case, RecordedFinding
 
-_MAX_PLACES = 5
 _INDENT = " " * 6
 
 
@@ -50,40 +47,3 @@ def _explained(row: Row, in_full: bool) -> Iterator[str]:
         yield f"{_INDENT}found by  {row.check}{severity}"
         yield f"{_INDENT}remedy    {row.remedy}"
         yield f"{_INDENT}source    {row.source}{f'; {row.versions}' if row.versions else ''}"
-
-
-def finding_lines(cases: Iterable[Case], warnings: bool) -> Iterator[str]:
-    """Yield the lines of all findings of cases, or of all warnings, each with its remedy."""
-    for case in cases:
-        found = [one for one in case.findings if one.warning == warnings]
-        if case.outcome in ("skip", "known") or not (found or not (warnings or case.passes)):
-            continue
-        where = "" if case.runtime == "-" else f" on {case.runtime}"
-        if not found:  # a bug of the harness, or a known defect that no longer shows
-            yield f"{case.outcome:5} {case.check}{where}: {case.reason}"
-        for one in found:
-            outcome = "warn" if warnings else case.outcome
-            yield from _finding(one, f"{outcome:5} {case.check}{where}: ")
-
-
-def _finding(found: RecordedFinding, start: str) -> Iterator[str]:
-    from harness.checks.findings import rows
-
-    row = rows().get(found.code)
-    if row is None:
-        yield f"{start}{found.sentence}"
-        return
-    yield f"{start}{row.code} {row.sentence}"
-    if found.place:
-        places = listed([found.place, *found.others], _MAX_PLACES)
-        count = f"{found.count} places: " if found.count > 1 else ""
-        yield f"{_INDENT}place     {count}{places}"
-    yield f"{_INDENT}evidence  {found.evidence}"
-    yield f"{_INDENT}remedy    {row.remedy}"
-
-
-def codes_of(cases: Iterable[Case]) -> list[str]:
-    """Return the codes that make cases fail, each once."""
-    bad = [case for case in cases if not case.passes]
-    codes = [one.code for case in bad for one in case.findings if not one.warning and one.code]
-    return list(dict.fromkeys(codes))

@@ -19,9 +19,10 @@ from xml.etree import ElementTree
 from tabulate import tabulate
 
 from harness.files import partial_file, writing
+from harness.report.findings import finding_parts
 from harness.report.page import Page, Row, Section
 from harness.results import NOT_APPLICABLE, OUTCOMES, Case, Figure, Footer, Header, Run
-from harness.text import clip, one_line, printable
+from harness.text import clip, counted, one_line, printable
 
 WIDTH = 120
 # header -> widest cell. The last column takes the rest of WIDTH.
@@ -78,6 +79,7 @@ def draw_rows(columns: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
 def summary_line(footer: Footer, colours: bool = False) -> str:
     """Return the verdict, the counts, the comparisons and the seconds of a run in one line."""
     counts = ", ".join(f"{count} {name}" for name, count in footer.counts.items() if count)
+    counts += f", {counted(footer.warnings, 'warning')}" if footer.warnings else ""
     verdict = paint("PASSED", 32, colours) if footer.passed else paint("FAILED", 31, colours)
     return (
         f"{verdict}: {counts or 'no cases'}; {footer.comparisons:,} comparisons"
@@ -113,12 +115,21 @@ def _rank(figure: Figure) -> int:
 
 
 def _notes(cases: Iterable[Case]) -> Iterator[str]:
-    """Yield a note on each case that did not pass; cases with equal reasons share one."""
+    """Yield a note on each warning, and on each case that did not pass; failures come last.
+
+    Cases with equal reasons share a note.
+    """
     grouped: defaultdict[tuple[str, str], list[Case]] = defaultdict(list)
     for case in cases:
+        for finding in case.findings:
+            if finding.warning:
+                grouped["warning", finding.sentence].append(case)
         if case.outcome != "pass":
             grouped[case.outcome, case.summary].append(case)
-    for (outcome, summary), alike in sorted(grouped.items(), key=lambda item: item[1][0].passes):
+    notes = sorted(
+        grouped.items(), key=lambda item: item[0][0] != "warning" and not item[1][0].passes
+    )
+    for (outcome, summary), alike in notes:
         ids = alike[0].id if len(alike) == 1 else f"{len(alike)} cases, {alike[0].id} and others"
         text = f"{outcome.upper()} {one_line(ids)}: {clip(summary, MAX_REASON)}"
         yield textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
@@ -171,8 +182,11 @@ def _add_case(suite: ElementTree.Element, case: Case) -> None:
 
 
 def _details(case: Case) -> str:
-    """Return the comparisons, the figures and the facts, a line each."""
-    lines = [f"comparisons: {case.comparisons}"]
+    """Return the findings, the comparisons, the figures and the facts, a line each."""
+    lines = [
+        f"{name}: {text}" for one in case.findings for name, text in finding_parts(one).items()
+    ]
+    lines.append(f"comparisons: {case.comparisons}")
     lines += [f"{name}: {figure}" for name, figure in case.figures.items()]
     lines += [f"{name}: {fact}" for name, fact in case.facts.items()]
     return "\n".join(lines)
@@ -185,6 +199,8 @@ def html_page(run: Run) -> str:
         by[case.outcome if case.passes else "bad"].append(case)
     verdict, _, summary = summary_line(run.footer).partition(": ")
     sections = [Section("Failures", _CASE_COLUMNS, _page_rows(run, by.pop("bad", [])))]
+    warned = [case for case in run.cases if any(one.warning for one in case.findings)]
+    sections.append(Section("Warnings", _CASE_COLUMNS, _page_rows(run, warned), folded=True))
     for outcome, title in (("known", "Known defect"), ("skip", "Skipped")):
         sections += _by_reason(run, title, by.pop(outcome, []))
     sections[1:1] = [
@@ -219,10 +235,20 @@ def _page_rows(run: Run, cases: Iterable[Case], with_reason: bool = True) -> lis
             reason=case.summary if with_reason else "",
             key=key_figures(case) or f"{case.comparisons:,} comparisons",
             command=repeat_command(case, run.header),
-            values={"comparisons": f"{case.comparisons:,}", **case.figures, **case.facts},
+            values={**_found(case), "comparisons": f"{case.comparisons:,}"}
+            | {**case.figures, **case.facts},
         )
         for case in cases
     ]
+
+
+def _found(case: Case) -> dict[str, str]:
+    """Return all that there is to say about the findings of a case, by a name for each part."""
+    return {
+        f"{number}. {name}": text
+        for number, one in enumerate(case.findings, start=1)
+        for name, text in finding_parts(one).items()
+    }
 
 
 def repeat_command(case: Case, header: Header) -> str:

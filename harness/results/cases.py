@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.results.figures import Figure
-from harness.text import clip
+from harness.text import clip, counted
 
 NOT_APPLICABLE = "-"
 NAME_PARTS = ("suite", "check", "fixture", "mode", "runtime")
@@ -78,9 +78,10 @@ class RecordedFinding:
 
     @property
     def sentence(self) -> str:
-        """The evidence at the first place, and the number of the others."""
-        more = f" (and in {self.count - 1} more places)" if self.count > 1 else ""
-        return self.sentences[0] + more
+        """The code, the evidence at the first place, and the number of the others."""
+        code = f"{self.code} " if self.code else ""
+        more = f" (and in {counted(self.count - 1, 'more place')})" if self.count > 1 else ""
+        return f"{code}{self.sentences[0]}{more}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as a JSON object, without what is empty; long texts are cut."""
@@ -230,4 +231,4 @@ class Case:
                 yield f"it passed although its figure {name} is {figure}"
         for finding in self.findings:
             if not finding.warning:
-                yield f"it passed although it found {finding.code or 'a fault'}: {finding.sentence}"
+                yield f"it passed although it found this: {finding.sentence}"

@@ -12,11 +12,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from harness.checks.findings import rows
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.report import repeat_command, run_table
+from harness.report import html_page, junit_xml, repeat_command, run_table
 from harness.report.page import pieces
-from harness.results import Figure, Finding, case_from_findings, read_run
+from harness.results import Figure, Finding, RecordedFinding, case_from_findings, read_run
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
 HOSTILE = '<script>alert("x")</script>&\x1b[31m\x00'
@@ -195,3 +196,20 @@ def test_a_place_is_told_by_the_first_of_its_figures_outside_a_bound():
         "a: error@a is 9 (<= 1), and 1 more of its figures miss their bounds; "
         "b: error@b is 9 (<= 1), and 1 more of its figures miss their bounds"
     )
+
+
+def test_a_finding_is_drawn_with_its_code_places_evidence_and_remedy(tmp_path):
+    wrong = RecordedFinding("M02", "delegate 0", "the order is x", count=2, others=("delegate 1",))
+    warned = RecordedFinding("H04", "exp 'y'", "nothing bounds its argument", True)
+    cases = [
+        replace(PARITY, outcome="fail", reason=wrong.sentence, findings=(wrong,)),
+        replace(PARITY, mode="multifunction", findings=(warned,)),
+    ]
+    run = read_run(write_run(tmp_path / "run.jsonl", *cases))
+    page, junit, table = html_page(run), junit_xml(run), run_table(run)
+    for drawing in (page, junit):
+        text = unescape(drawing.replace("<wbr>", ""))
+        assert "2 places: delegate 0; delegate 1" in text and "the order is x" in text
+        assert rows()["M02"].remedy in text and rows()["H04"].sentence in text
+    assert "M02 delegate 0: the order is x (and in 1 more place)" in table
+    assert table.index("WARNING") < table.index("FAIL ") and ", 1 warning;" in table

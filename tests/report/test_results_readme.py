@@ -37,7 +37,7 @@ def test_the_code_reads_the_example(tmp_path, monkeypatch, capsys):
     ]
 
 
-@pytest.mark.parametrize("record", ["header", "case", "footer", "figure"])
+@pytest.mark.parametrize("record", ["header", "case", "footer", "figure", "finding"])
 def test_every_field_of_the_schema_is_described(record):
     fields = json.loads(SCHEMA.read_text())["$defs"][record]["properties"]
     assert not set(fields) - NAMED

@@ -92,7 +92,7 @@ def test_findings_and_warnings_come_back(tmp_path):
     kept = replace(wrong, others=tuple("b" * 19))
     assert run.cases == (cases[0], replace(cases[1], findings=(kept, warning)))
     assert run.footer.warnings == 2
-    with pytest.raises(HarnessError, match=r"passed although it found A50: a: has no type"):
+    with pytest.raises(HarnessError, match=r"passed although it found this: A50 a: has no type"):
         replace(PARITY, findings=(wrong,))
 
 
