@@ -21,7 +21,8 @@ from harness.text import clip
 
 MAX_FAILURES = 10  # in a reason
 NOTHING_COMPARED = "N02"
-_PARTICULARS = re.compile(r"'[^']*'|[-+.\w]*[\d_][-+.\w]*")  # names, numbers
+# Names, shapes, and words with digits or underscores.
+_PARTICULARS = re.compile(r"'[^']*'|\[[^][]*\]|[-+.\w]*[\d_][-+.\w]*")
 
 V = TypeVar("V")
 
