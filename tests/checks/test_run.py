@@ -38,7 +38,7 @@ def test_sound_findings_pass_and_others_fail_with_every_sentence():
 
 
 def test_a_check_that_compares_nothing_fails():
-    assert judged(lambda subject: []).reason == "nothing was compared"
+    assert judged(lambda subject: []).reason == "N02 nothing was compared"
 
 
 @pytest.mark.parametrize(
