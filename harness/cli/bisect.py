@@ -134,29 +134,27 @@ def _ranges(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any]
         print(json.dumps([range_json(row) for row in rows], indent=2))
     else:
         print(_table(rows))
-    return 1 if any(row.margin < 1 or row.vanished for row in rows) else 0
+    return 1 if any(row.margin < 1 for row in rows) else 0
 
 
 def _table(rows: list[Range]) -> str:
     from tabulate import tabulate
 
-    near = [_row(row) for row in rows[:_SHOWN]]
-    small = sorted(rows, key=lambda row: -row.subnormal_fraction)[:_SHOWN]
+    floats = [row for row in rows if not row.quantized]
+    near = [_row(row) for row in floats[:_SHOWN]]
+    small = sorted(floats, key=lambda row: -row.subnormal_fraction)[:_SHOWN]
     headers = ("operation", "largest", "to overflow", "to the square's", "subnormal")
     clipped = sorted((row for row in rows if row.quantized), key=lambda row: -row.clipped)[:_SHOWN]
     quantized = [(_place(row), f"{row.clipped_fraction:.2%}", row.quantized) for row in clipped]
     ends = ["", tabulate(quantized, ("quantized activations", "clipped", "values"))]
-    lost = [(_place(row), row.vanished, row.nonzero) for row in rows if row.vanished]
-    logs = ["", tabulate(lost, ("logarithms", "of what fp16 rounds to 0", "of values"))]
     return "\n".join(
         [
-            f"nearest to overflow, of {len(rows)} operations; 12x: twelve times larger would fit",
+            f"nearest to overflow, of {len(floats)} operations; 12x: twelve times larger would fit",
             tabulate(near, headers, disable_numparse=True),
             "",
             "most subnormal values (the part of those that are not zero)",
             tabulate([_row(row) for row in small], headers, disable_numparse=True),
             *(ends if quantized else ()),
-            *(logs if lost else ()),
         ]
     )
 

@@ -134,7 +134,6 @@ def range_json(row: Range) -> dict[str, object]:
         "square_margin": square if row.nonzero else None,
         "subnormal_fraction": row.subnormal_fraction,
         "clipped_fraction": row.clipped_fraction,
-        "vanished": row.vanished,
     }
 
 
@@ -162,6 +161,8 @@ class RangeJudge:
             if self._part.has(recording.place):
                 for step in recording.steps:
                     self.monitor(step, tuple(recording.values[name] for name in step.names))
+                    if step.operation == "quantize":
+                        self.monitor.quantized(step, recording.operands(step))
 
 
 class _Watched:

@@ -107,6 +107,14 @@ class Recording:
         """Return the value of a slot before the function runs; None if the function computes it."""
         return self.function.plan.slots[slot]
 
+    def operands(self, step: Step) -> list[Any]:
+        """Return the value of each input of an operation, None for an absent one."""
+        names = self.read_names(step)
+        return [
+            None if name is None else self.values.get(name, self.constant(slot))
+            for name, slot in zip(names, step.reads, strict=True)
+        ]
+
     @property
     def _names(self) -> dict[int, str]:
         return {slot: name for name, slot in self.function.plan.names.items()}

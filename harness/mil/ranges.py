@@ -9,9 +9,6 @@ it.
 A margin is a factor: with a margin of 12, the values may grow twelvefold. Infinities do not count,
 because masks contain them.
 
-The logarithm of a value below 3e-8, which fp16 rounds to 0, is another one there, and far smaller
-(coremltools 2728): such results have `vanished`.
-
 Quantized activations have limits of their own: a scale that was calibrated on too small values
 clips the others to the ends of 8 bits (coremltools 2724).
 """
@@ -19,6 +16,7 @@ clips the others to the ends of 8 bits (coremltools 2724).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +28,6 @@ _HALF = torch.finfo(torch.float16)
 LARGEST: float = _HALF.max
 SMALLEST: float = _HALF.tiny
 _ENDS = {"INT8": (-128, 127), "UINT8": (0, 255)}
-_LEAST_LOG = math.log(2.0**-25)  # half of the smallest subnormal number
 _SQUARES = frozenset(("square", "reduce_sum_square"))
 
 
@@ -41,8 +38,7 @@ class Range:
     It has the largest magnitude, the smallest magnitude above zero, the number of nonzero values,
     and how many of these are subnormal in fp16. `squares` is true for an operation whose results
     are squares or sums of squares: one of that name, or a `mul` of a value by itself. `quantized`
-    counts the results of a `quantize`, `clipped` those at an end of their dtype; `vanished` counts
-    the results of a `log` whose operand fp16 rounds to 0.
+    counts the values that a `quantize` takes, `clipped` those beyond the ends of its dtype.
     """
 
     where: str
@@ -54,7 +50,6 @@ class Range:
     subnormal: int = 0
     quantized: int = 0
     clipped: int = 0
-    vanished: int = 0
 
     @property
     def overflow_margin(self) -> float:
@@ -82,13 +77,8 @@ class Range:
 
     @property
     def clipped_fraction(self) -> float | None:
-        """The fraction of quantized values at an end of their dtype; None for other operations."""
+        """The fraction of quantized values that are clipped; None for other operations."""
         return self.clipped / self.quantized if self.quantized else None
-
-    def add_quantized(self, tensor: torch.Tensor, low: int, high: int) -> None:
-        """Add the integers of one `quantize`, whose dtype goes from `low` to `high`."""
-        self.quantized += tensor.numel()
-        self.clipped += int(((tensor <= low) | (tensor >= high)).sum())
 
     def add(self, tensor: torch.Tensor) -> None:
         """Add the values of one result."""
@@ -100,8 +90,6 @@ class Range:
         self.least = min(self.least, float(size.min()))
         self.nonzero += size.numel()
         self.subnormal += int((size < SMALLEST).sum())
-        if self.operation == "log":
-            self.vanished += int((torch.isfinite(tensor) & (tensor < _LEAST_LOG)).sum())
 
 
 @dataclass
@@ -111,18 +99,32 @@ class RangeMonitor:
     ranges: dict[str, Range] = field(default_factory=dict)
 
     def __call__(self, step: Step, results: tuple[torch.Tensor, ...]) -> None:
-        """Add the FLOAT16 results of an operation, and those of a `quantize`."""
+        """Add the FLOAT16 results of an operation."""
         for result, declared in zip(results, step.types, strict=True):
-            name = declared.dtype.name if isinstance(declared, TensorType) else ""
-            ends = _ENDS.get(name) if step.operation == "quantize" else None
-            if name != "FLOAT16" and ends is None:
-                continue
-            if step.where not in self.ranges:
-                self.ranges[step.where] = Range(step.where, step.operation, _squares(step))
-            if ends is None:
-                self.ranges[step.where].add(result)
-            else:
-                self.ranges[step.where].add_quantized(result, *ends)
+            if isinstance(declared, TensorType) and declared.dtype.name == "FLOAT16":
+                self._range(step).add(result)
+
+    def quantized(self, step: Step, operands: Sequence[torch.Tensor | None]) -> None:
+        """Count what a `quantize` clips, from the tensors of its input, scale and zero point.
+
+        A value within the dtype moves with the zero point; one that is clipped stays at its end.
+        """
+        declared, (x, scale, zero) = step.types[0], operands
+        ends = _ENDS.get(declared.dtype.name) if isinstance(declared, TensorType) else None
+        if ends is None or x is None or scale is None:
+            return
+        own = torch.zeros(scale.shape) if zero is None else zero.float()
+        beyond = [
+            step.run(x, scale, own + shift) == end for shift, end in zip((1, -1), ends, strict=True)
+        ]
+        row = self._range(step)
+        row.quantized += x.numel()
+        row.clipped += int((beyond[0] | beyond[1]).sum())
+
+    def _range(self, step: Step) -> Range:
+        if step.where not in self.ranges:
+            self.ranges[step.where] = Range(step.where, step.operation, _squares(step))
+        return self.ranges[step.where]
 
     def worst(self) -> list[Range]:
         """Return the ranges, the one nearest to overflow first."""

@@ -9,6 +9,7 @@ import torch
 
 from harness.cli import main
 from harness.divergence import range_json
+from harness.divergence.recording import Place, record
 from harness.mil import get_policy, load_function, observed
 from harness.mil.ranges import RangeMonitor
 from harness.suites.conformance.subjects import Subjects
@@ -54,13 +55,25 @@ def test_infinities_are_a_masks_and_zeros_have_no_margin():
     assert range_json(row)["overflow_margin"] is None
 
 
-def test_values_at_the_ends_of_8_bits_are_counted():
-    array = np.array([10, 0.1, 0, -0.05], np.float16)
-    row = measured(
-        lambda mb, a: mb.quantize(input=a, scale=np.float16(0.1 / 127), output_dtype="int8"), array
-    )["quantize"]
-    assert row.clipped_fraction == 1 / 2 and row.quantized == 4  # 0.1 itself is at the end
-    assert range_json(row)["clipped_fraction"] == 1 / 2
+@pytest.mark.parametrize("zero", [None, 3])
+def test_values_that_a_scale_clips_are_counted(zero):
+    array = np.array([10, 0.1, 0, -0.05, -10], np.float16)
+    given = {} if zero is None else {"zero_point": np.int8(zero)}
+    package = save(
+        lambda mb, a: mb.quantize(
+            input=a, scale=np.float16(0.1 / 120), output_dtype="int8", **given
+        ),
+        [array.shape],
+        dtype="fp16",
+    )
+    function = load_function(package, "main", get_policy("widen"))
+    monitor = RangeMonitor()
+    recording, _ = record(function, {"a": torch.from_numpy(array)}, Place("main", None, "main"))
+    (step,) = [step for step in recording.steps if step.operation == "quantize"]
+    monitor.quantized(step, recording.operands(step))
+    (row,) = monitor.worst()
+    assert (row.clipped, row.quantized) == (2, 5)  # 0.1 itself is 120, or 123
+    assert range_json(row)["clipped_fraction"] == 2 / 5
 
 
 def test_the_command_shows_margins_and_fails_on_an_overflow(capsys, tmp_path):
