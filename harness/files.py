@@ -194,11 +194,9 @@ def unfinished(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return [Path(entry.path) for entry in entries if re.fullmatch(pattern, entry.name)]
-    except (OSError, ValueError):
-        return []
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in entries if re.fullmatch(pattern, entry.name)]
+    return []
 
 
 @contextmanager
@@ -277,9 +275,15 @@ def _move(partial: Path, output: Path) -> None:
     """
     old = _beside(output, ".old")
     try:
-        if output.exists():
-            output.rename(old)
-        partial.rename(output)
+        while partial.exists():
+            with suppress(FileNotFoundError):  # nothing is there, or nothing any more
+                output.rename(old)
+            try:
+                partial.rename(output)
+            except OSError:
+                if not output.is_dir():  # another process has just put its own there
+                    raise
+                old = _beside(output, ".old")
     except BaseException:
         if old.exists() and not output.exists():
             old.rename(output)

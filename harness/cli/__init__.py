@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not command.passes_on:
             _require_words(argv)
         with (
+            _terminable(),
             Progress(command.description, args.quiet) as args.progress,
             checked_output(args.progress.hide, exactly=command.passes_on),
         ):
@@ -198,15 +202,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = printable(str(error))
         print(f"harness {args.command}: {sentence}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"harness {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, _Terminated) else 130
     except BrokenPipeError:  # the reader of a pipe has gone: nobody sees what is printed
         discard_output()
         return 0
     except OSError as error:  # about a path that nobody has named, as a folder that was removed
         print(f"harness {args.command}: {printable(str(error))}", file=sys.stderr)
         return HarnessError.exit_status
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as an interrupt does: what it has begun to write is removed."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM raise `_Terminated` in the block, unless our caller handles or ignores it."""
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        raise _Terminated
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _require_words(argv: Sequence[str]) -> None:

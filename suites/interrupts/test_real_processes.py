@@ -58,7 +58,7 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=PATIENCE)[1]
 
 
-@pytest.mark.parametrize("ending", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("words", [OURS, THEIRS], ids=["ours", "executorch"])
 def test_a_real_export_is_whole_or_absent(
     words: Sequence[str], ending: str, model: Path, tmp_path: Path, every: bool
@@ -93,9 +93,10 @@ def test_a_real_export_is_whole_or_absent(
             assert is_whole(export.output, whole, finished)
             continue
         ended += 1
-        assert status == (130 if ending == "SIGINT" else -signal.SIGKILL) or moment < 2
+        tidy = {"SIGINT": 130, "SIGTERM": 143}.get(ending)
+        assert status == (tidy or -signal.SIGKILL) or moment < 2
         assert not export.output.exists() or ending == "SIGKILL"  # whole, as judged below
         assert list(taken_for_whole(export.output.parent, whole, {}, finished)) == []
-        if ending == "SIGINT":
+        if status == tidy:
             assert export.left() == [], f"after {moment:.1f} s"
     assert ended, "every export was faster than its signal"

@@ -1,4 +1,4 @@
-"""Judges a trace: exports at both values, compares the artifacts, and returns the verdict."""
+"""Judges a trace, by the artifacts of both values, and two exports of the same."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from harness.export.options import ExportOptions, check_fit, ignored_options
 from harness.models import ModelConfig
 from harness.results import Finding
 from harness.suites.options.traces import Trace, changes, held, promised
+
+OPTIONS = "options"  # the check, in the table of findings
+_CODES = {"dead": "O01"}
 
 Make = Callable[[ExportOptions], Path]
 """Returns the artifact of these options."""
@@ -94,10 +97,29 @@ def check_of(trace: Trace, config: ModelConfig) -> Check[Make]:
 def _findings(trace: Trace, config: ModelConfig, make: Make) -> Iterator[Finding]:
     verdict = judge(trace, config, make)
     yield Finding(
-        trace.name,
+        OPTIONS,
         f"--{trace.option.replace('_', '-')}",
         ok=verdict.kind == trace.verdict,
         message=f"{verdict.kind}, not {trace.verdict}: {verdict.text}",
         comparisons=verdict.comparisons,
         facts={"verdict": verdict.kind, "what changed": verdict.text},
+        code=_CODES.get(verdict.kind, "O02"),
+    )
+
+
+def equal_exports(pair: tuple[Path, Path]) -> Iterator[Finding]:
+    """Check that two exports of one input differ in what is drawn at random, and nowhere else."""
+    found = diff_artifacts(*map(open_artifact, pair))
+    real = [one for one in found if not one.is_incidental]
+    drawn = sorted({f"{one.where or 'the artifact'}: {one.what}" for one in found})
+    told = "; ".join(f"{d.where or 'the artifact'}: {d.kind} {d.what}" for d in real[:5])
+    text = f"drawn at random: {'; '.join(drawn)}" if drawn else "the same bytes"
+    yield Finding(
+        OPTIONS,
+        "two exports of one input",
+        ok=not real,
+        message=f"they differ in {told}",
+        comparisons=1,
+        facts={"verdict": "different" if real else "equal", "what changed": told or text},
+        code="O03",
     )

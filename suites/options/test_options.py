@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from harness.checks import run_check
+from harness.checks import Check, run_check
+from harness.errors import HarnessError
+from harness.export.environments import INSTALLED
 from harness.export.exporters import Exporter
+from harness.export.options import ExportOptions
 from harness.fixtures.cache import exported, fixture
 from harness.models.config import load_params
 from harness.results import Case
-from harness.suites.options.judge import check_of
-from harness.suites.options.traces import MODEL, TRACES, Trace
+from harness.suites.options.judge import check_of, equal_exports
+from harness.suites.options.traces import MODEL, SINGLE, TRACES, Trace
 
 
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: f"{trace.name}-{trace.base.mode}")
@@ -29,3 +37,49 @@ def test_an_option_leaves_its_trace(
             mode=trace.base.mode,
         )
     )
+
+
+@pytest.mark.parametrize("mode", ["single", "multifunction"])
+def test_two_exports_of_one_input_are_equal(
+    record: Callable[[Case], None],
+    exporter: Exporter,
+    exporter_name: str,
+    mode: str,
+    tmp_path: Path,
+) -> None:
+    """The second is a process of its own, with another seed of Python's hashes."""
+    options = replace(SINGLE, mode=mode)
+
+    def both() -> tuple[Path, Path]:
+        first = exported(MODEL, options, exporter=exporter)
+        return first, _export_again(exporter, options, tmp_path / first.name)
+
+    check: Check[tuple[Path, Path]] = Check("two exports", equal_exports)
+    case = run_check(
+        check,
+        both,
+        suite="options",
+        fixture=exporter_name,
+        mode=mode,
+    )
+    record(case)
+
+
+def _export_again(exporter: Exporter, options: ExportOptions, output: Path) -> Path:
+    source, place = fixture(MODEL), exporter.place.removeprefix(INSTALLED)
+    words = {
+        "--checkpoint": source.checkpoint,
+        "--params": source.params,
+        "--exporter": f"{exporter.kind}@{place}" if place else exporter.kind,
+        "--mode": options.mode,
+        "--input-len": options.input_len,
+        "--max-context-len": options.max_context_len,
+        "-o": output,
+    }
+    command = [sys.executable, "-m", "harness", "export"]
+    command += [str(word) for pair in words.items() for word in pair]
+    variables = {**os.environ, "PYTHONHASHSEED": "20261127"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise HarnessError(f"harness export ended with {done.returncode}: {done.stderr}")
+    return output

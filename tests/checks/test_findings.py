@@ -17,13 +17,21 @@ SOURCES = (
     *ROOT.glob("checks/*.py"),
     *ROOT.glob("artifact/hazards/*.py"),
     *ROOT.glob("measure/*.py"),
+    ROOT / "suites/options/judge.py",
     ROOT / "results/findings.py",
 )
 CODE = re.compile(r'"([A-Z]\d\d)"')
 
 
 def test_every_row_is_a_code_of_a_check_and_says_what_is_wrong_and_what_to_do():
-    checks = {*artifact_checks(), *value_checks(), *core_ml_checks(), "agreement", ANY_CHECK}
+    checks = {
+        *artifact_checks(),
+        *value_checks(),
+        *core_ml_checks(),
+        "agreement",
+        "options",
+        ANY_CHECK,
+    }
     checks |= {check.name for check in MEASUREMENTS}
     parts = {part for row in rows().values() for part in row.breaks}
     for code, row in rows().items():

@@ -29,6 +29,12 @@ def write_alike():
     Path(output).write_bytes(b"program" * 1000)
 
 
+def write_much():
+    """Write more than a disk has room for."""
+    output = next(word for word in sys.argv if word.startswith("--output=")).partition("=")[2]
+    Path(output).write_bytes(bytes(1 << 20))
+
+
 def fail():
     raise ValueError("cannot lower aten.foo.\nA second line that says less.")
 
@@ -55,9 +61,8 @@ def hang():
 
 def main():
     print("\nLoading model from somewhere...\nExporting model...")
-    {f.__name__: f for f in (write, write_alike, fail, write_nothing, die, exit_early, hang)}[
-        os.environ["STAND_IN"]
-    ]()
+    acts = (write, write_alike, write_much, fail, write_nothing, die, exit_early, hang)
+    {act.__name__: act for act in acts}[os.environ["STAND_IN"]]()
 
 
 exporter = ModuleType("stand_in_exporter")
