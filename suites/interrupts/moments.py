@@ -5,7 +5,8 @@ it, makes a folder, renames or removes something. Moments count from 0. At the c
 interrupts the command, or a signal kills the process. Between two moments a file may be written:
 `limit` kills the process (SIGXFSZ) at the write that would make a file longer than so many bytes.
 Only a limit reaches what libraries do in machine code, as coremltools does when it writes weights.
-`seconds` kills the process at a time, whatever it does then.
+`seconds` of the processor's time kill the process, whatever it does then: on a busy machine, too,
+that is the same part of the work.
 
 `python -m harness.suites.interrupts.moments` reads one request a line, as JSON, and answers each.
 """
@@ -26,6 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+_LOOK_SECONDS = 0.01  # between two looks at a process's times
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -34,9 +38,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class Request:
     """A command line, and how it ends: at a moment, by `signal` SIGINT or SIGKILL; or at a size.
 
-    Or SIGKILL ends it after `seconds`. `watched` are the folders in which moments count;
-    `stand_in` is a module that replaces the process of ExecuTorch's exporter. `environment` is
-    added to that of the process.
+    Or SIGKILL ends it after `seconds` of the processor's time. `watched` are the folders in which
+    moments count; `stand_in` is a module that replaces the process of ExecuTorch's exporter.
+    `environment` is added to that of the process.
     """
 
     command: Sequence[str]
@@ -104,14 +108,11 @@ def main() -> None:
         request = Request(**json.loads(line))
         executorch.CHILD = request.stand_in or executorch.CHILD
         clock.start(request)
-        start = time.monotonic()
         if warm:
-            status, moments = _forked(request, harness, clock)
+            answer = _forked(request, harness, clock)
         else:
             _enter(request.environment)
-            status, warm, moments = harness(request.command), True, None
-        lasted = time.monotonic() - start
-        answer = {"status": status, "moments": moments, "seconds": lasted}
+            answer, warm = {"status": harness(request.command), "moments": None}, True
         os.write(answers, f"{json.dumps(answer)}\n".encode())
 
 
@@ -122,11 +123,11 @@ def _enter(environment: Mapping[str, str]) -> None:
 
 def _forked(
     request: Request, harness: Callable[[Sequence[str]], int], clock: _Clock
-) -> tuple[int, int | None]:
-    """Run a command in a fork; return its exit status and its number of moments.
+) -> dict[str, float | None]:
+    """Run a command in a fork; return its exit status, its number of moments, and its seconds.
 
     The status is the negative number of a signal if one killed the process, and the number of
-    moments is then None.
+    moments is then None. The seconds are those of the processor.
     """
     read, write = os.pipe()
     if (child := os.fork()) == 0:
@@ -145,12 +146,24 @@ def _forked(
             os._exit(status)
     os.close(write)
     if request.seconds is not None:
-        time.sleep(request.seconds)
-        os.kill(child, signal.SIGKILL)  # one that has ended stays until it is waited for
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _kill_after(child, request.seconds)
+    _, ended, used = os.wait4(child, 0)
     with os.fdopen(read) as counted:
         count = counted.read()
-    return status, int(count) if count else None
+    status = os.waitstatus_to_exitcode(ended)
+    moments = int(count) if count else None
+    return {"status": status, "moments": moments, "seconds": used.ru_utime + used.ru_stime}
+
+
+def _kill_after(child: int, seconds: float) -> None:
+    """Kill a process when it has used so many seconds of the processor; return if it ends first."""
+    process = psutil.Process(child)
+    while process.status() != psutil.STATUS_ZOMBIE:
+        times = process.cpu_times()
+        if times.user + times.system >= seconds:
+            return process.kill()
+        time.sleep(_LOOK_SECONDS)
+    return None
 
 
 if __name__ == "__main__":

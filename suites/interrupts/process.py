@@ -17,14 +17,15 @@ LONGEST = 300.0  # seconds that a command may take
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit status, negative for a signal, and its number of moments.
+    """How a command ended: its exit status, negative for a signal, its moments, and its seconds.
 
-    The number is None for a process that was killed, and for the first, which warms up.
+    The number of moments is None for a process that was killed, and for the first, which warms up.
+    The seconds are those of the processor.
     """
 
     status: int
     moments: int | None
-    seconds: float
+    seconds: float = 0.0
 
 
 class WarmProcess:
