@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ _HARMFUL = re.compile(
 )
 
 ELLIPSIS = "…"
+MAX_NESTING = 64  # of lists and objects; Python's own limit depends on the caller's depth
+_TOO_DEEP = "it is nested too deeply"
+_TOML_TEXT = re.compile(
+    r"""\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+'|\#[^\n]*+""", re.DOTALL
+)
+_LONG_KEY = re.compile(
+    rf"""(?<![\w-])(?>[\w-]++|["'])(?>[ \t]*+\.[ \t]*+(?>[\w-]++|["'])){{{MAX_NESTING}}}"""
+)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -106,13 +115,45 @@ def parse_json(data: bytes | memoryview) -> Any:
     text = bytes(data).decode("utf-8-sig")
     try:
         value = json.loads(text)
+        require_shallow(value)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(_TOO_DEEP) from None
     except UnicodeEncodeError:
         raise ValueError(r"a text holds half of a character, such as \ud800 alone") from None
     return value
+
+
+def parse_toml(data: bytes) -> dict[str, Any]:
+    """Return the tables of TOML in UTF-8; raises ValueError, with a sentence, as `parse_json`.
+
+    Keys of many parts are looked for first: tomllib takes time by the square of their number.
+    """
+    text = data.decode("utf-8")
+    if _LONG_KEY.search(_TOML_TEXT.sub(lambda found: found[0][:1].replace("#", ""), text)):
+        raise ValueError(_TOO_DEEP)
+    try:
+        tables = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    require_shallow(tables)
+    return tables
+
+
+def require_shallow(value: Any) -> None:
+    """Raise ValueError for values that are nested too deeply to be printed or compared."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, list | dict)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
 
 
 def content_digest(path: Path) -> tuple[str, int]:

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from harness.errors import HarnessError
-from harness.text import parse_json, read_file, require_outside
+from harness.text import parse_json, parse_toml, read_file, require_outside
 
 LONGEST = 60  # seconds
 KINDS = ("pipe", "socket", "device", "folder")
@@ -82,12 +82,26 @@ def test_json_of_any_whole_text_is_read(value, ascii_only):
         (b'["\\ud83d \\ude00"]', "half of a character"),
         (b'"\xed\xa0\x80"', "codec can't decode"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 65 + b"]" * 65, "nested too deeply"),
         (b"{", "Expecting"),
     ],
 )
 def test_json_that_is_no_text_is_refused(data, problem):
     with pytest.raises(ValueError, match=problem):
         parse_json(memoryview(data))
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000, f"a{'.a' * 9999} = 1", f"[a{'. "a"' * 99}]"])
+def test_toml_that_is_nested_too_deeply_is_refused(text):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_toml(text.encode())
+
+
+def test_toml_may_have_dots_in_texts_and_comments():
+    dots = "x." * 200
+    text = f'a = \'{dots}\'\nb = "\\"{dots}"\n# {dots}\nc = """\n{dots}"""\na2.b.c = 1'
+    found = parse_toml(text.encode())
+    assert found["a"] == found["c"] == dots and found["a2"] == {"b": {"c": 1}}
 
 
 def test_an_output_lies_beside_what_is_read(tmp_path):

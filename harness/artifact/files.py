@@ -12,6 +12,7 @@ model, is damaged or hostile; the harness refuses it before it reads or allocate
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import stat
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ArtifactError
+from harness.text import require_shallow
 
 # Files
 MAX_PACKAGE_FILES = 10_000
@@ -43,6 +45,7 @@ MAX_ELEMENTS_PER_BYTE = 4  # of a value, for each byte of a package's files; 4-b
 
 _FILE, _FOLDER = 0, 1  # the kinds of node
 _FIRST_LOOK = 1 << 16
+_CHUNK_BYTES = 1 << 26
 
 
 def max_elements(package_bytes: int) -> int:
@@ -93,6 +96,16 @@ def cut(data: memoryview, offset: int, size: int, what: str) -> memoryview:
             "the file is truncated or damaged; export or copy it again"
         )
     return data[offset : offset + size]
+
+
+def sha256(data: memoryview) -> bytes:
+    """Return the SHA-256 of bytes; of a mapped file, they do not stay in this process's memory."""
+    digest = hashlib.sha256()
+    for start in range(0, len(data), _CHUNK_BYTES):
+        digest.update(data[start : start + _CHUNK_BYTES])
+        if isinstance(data.obj, mmap.mmap):
+            data.obj.madvise(mmap.MADV_DONTNEED)  # a later access maps the pages again
+    return digest.digest()
 
 
 def require_distinct(paths: Iterable[str], what: str) -> None:
@@ -294,6 +307,7 @@ def _read_tree(data: memoryview, what: str) -> list[dict[str, Any]]:
         tail = bytes(data[max(0, len(data) - look) :])[::-1].lstrip(b"\0")
         try:
             tree, _ = json.JSONDecoder().raw_decode(tail.decode(errors="surrogateescape"))
+            require_shallow(tree)
             nodes = tree["nodes"]
             if isinstance(nodes, list) and nodes:
                 return nodes

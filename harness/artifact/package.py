@@ -8,7 +8,6 @@ entry of a tuple, list or dictionary. Sources: coremltools' `MIL.proto` and `lib
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections import defaultdict
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact.blob import Blob, read_blob
-from harness.artifact.files import MAX_MANIFEST_BYTES, FolderFiles, is_folder
+from harness.artifact.files import MAX_MANIFEST_BYTES, FolderFiles, is_folder, sha256
 from harness.artifact.proto import parse_model
 from harness.errors import ArtifactError
 from harness.text import parse_json
@@ -171,8 +170,8 @@ class Package:
         key = (file_name, offset)
         if key not in self._digests:
             blob = self.blob(*key)
-            content = hashlib.sha256(blob.data).digest()
-            self._digests[key] = blob.dtype.encode() + bytes([blob.padding_bits & 7]) + content
+            head = blob.dtype.encode() + bytes([blob.padding_bits & 7])
+            self._digests[key] = head + sha256(blob.data)
         return self._digests[key]
 
     def weights(self, function: str) -> frozenset[tuple[str, int]]:

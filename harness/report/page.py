@@ -8,10 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.text import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 # A word longer than this may break after its punctuation; a shorter one, such as 2e-07, never.
@@ -62,16 +66,20 @@ class Page:
 
     def html(self) -> str:
         """Return the page as one HTML file, which fetches nothing and runs nothing."""
-        from jinja2 import Environment, StrictUndefined
+        return _template().render(page=self) + "\n"
 
-        environment = Environment(
-            autoescape=True,
-            undefined=StrictUndefined,
-            finalize=lambda value: printable(value, "\n") if type(value) is str else value,
-        )
-        environment.filters["pieces"] = pieces
-        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        return template.render(page=self) + "\n"
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value, "\n") if type(value) is str else value,
+    )
+    environment.filters["pieces"] = pieces
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def pieces(value: object) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -14,7 +13,7 @@ from packaging.version import InvalidVersion, Version
 
 from harness.errors import HarnessError
 from harness.results.cases import Case
-from harness.text import read_file
+from harness.text import parse_toml, read_file
 
 MAX_BYTES = 1 << 20
 _PATTERNS = ("check", "mode", "runtime")
@@ -119,11 +118,14 @@ def read_known(path: Path) -> tuple[KnownDefect, ...]:
     """
     allowed = {field.name for field in fields(KnownDefect)}
     try:
-        text = read_file(path, MAX_BYTES, "a file of known defects").decode("utf-8")
-        rows = tomllib.loads(text).get("known", [])
-    except (ValueError, RecursionError) as error:
+        rows = parse_toml(read_file(path, MAX_BYTES, "a file of known defects")).get("known", [])
+    except ValueError as error:
         raise HarnessError(f"{path}: the known defects cannot be read ({error})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise HarnessError(f"{path}: known must be tables, each headed [[known]]")
     for number, row in enumerate(rows, start=1):
+        if wrong := [key for key, value in row.items() if not isinstance(value, str)]:
+            raise HarnessError(f"{path}: table {number}: {wrong[0]} must be a text")
         if "issue" not in row or not allowed >= row.keys():
             raise HarnessError(
                 f"{path}: table {number} needs an issue, and may have "

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from harness.text import require_shallow
+
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
 
@@ -46,6 +48,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    require_shallow(record)
     _validate(record)
     return record
 

@@ -4,7 +4,8 @@ The process goes on after a fault, which it writes into the folder of faults onc
 the code: the input, and beside it what happened. Only what ends the process (a crash, a hang of
 native code) starts it again.
 
-`python -m harness.suites.fuzz.guided FAMILY SOURCES CORPUS FAULTS SECONDS` is that process.
+`python -m harness.suites.fuzz.guided FAMILY SOURCES CORPUS FAULTS SCRATCH SECONDS` is that process.
+libFuzzer ends it without cleaning up: the parent owns its scratch folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -62,15 +62,20 @@ def fuzz(
 
     Raises RuntimeError, with what the process said, when it cannot go on.
     """
+    from harness.files import private_folder  # not at the top: the process instruments it
+
     outcome, deaths = Outcome(family), 0
     faults.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 1:
-        start = time.monotonic()
-        said = _one_process(outcome, [str(sources), str(corpus), str(faults)], left, progress)
-        deaths = deaths + 1 if time.monotonic() - start < min(left, 30) - 1 else 0
-        if deaths == _QUICK_DEATHS:
-            raise RuntimeError(f"{family}: the fuzzer ends at once:\n{said}")
+    with private_folder("harness-fuzz") as scratch:
+        folders = [str(folder) for folder in (sources, corpus, faults, scratch)]
+        while (left := end - time.monotonic()) > 1:
+            start, before = time.monotonic(), outcome.executions
+            said = _one_process(outcome, folders, left, progress)
+            early = time.monotonic() - start < left - 2
+            deaths = deaths + 1 if early and outcome.executions == before else 0
+            if deaths == _QUICK_DEATHS:
+                raise RuntimeError(f"{family}: the fuzzer ends at once:\n{said}")
     outcome.faults = tuple(sorted(p for p in faults.iterdir() if p.suffix != ".txt"))
     return outcome
 
@@ -145,7 +150,7 @@ def main(words: Iterable[str] = ()) -> None:
     import atheris
 
     name, *folders, seconds = words or sys.argv[1:]
-    sources, corpus, found = map(Path, folders)
+    sources, corpus, found, scratch = map(Path, folders)
     with atheris.instrument_imports(include=["harness", "flatbuffers"]):
         from harness.suites.fuzz import of_bytes
         from harness.suites.fuzz.readers import FAMILIES
@@ -153,28 +158,27 @@ def main(words: Iterable[str] = ()) -> None:
 
     family = FAMILIES[name]
     faults = Faults(found)
-    with tempfile.TemporaryDirectory(prefix="harness-fuzz-") as scratch:
-        read = family.prepare(sources, Path(scratch))
+    read = family.prepare(sources, scratch)
 
-        def one_input(data: bytes) -> None:
-            limit_memory(4 * len(data) + _GIGABYTE + _SLACK)
-            attempt(read, data, faults)
+    def one_input(data: bytes) -> None:
+        limit_memory(4 * len(data) + _GIGABYTE + _SLACK)
+        attempt(read, data, faults)
 
-        def mutated(data: bytes, max_size: int, seed: int) -> bytes:
-            rng = random.Random(seed)
-            if rng.random() < _STRUCTURED:
-                try:
-                    changed = family.mutated(data, rng)
-                except ValueError:
-                    changed = rng.choice(of_bytes.MUTATIONS)(data or b"\0", rng)
-                if 0 < len(changed) <= max_size:
-                    return changed
-            return bytes(atheris.Mutate(data, max_size))
+    def mutated(data: bytes, max_size: int, seed: int) -> bytes:
+        rng = random.Random(seed)
+        if rng.random() < _STRUCTURED:
+            try:
+                changed = family.mutated(data, rng)
+            except ValueError:
+                changed = rng.choice(of_bytes.MUTATIONS)(data or b"\0", rng)
+            if 0 < len(changed) <= max_size:
+                return changed
+        return bytes(atheris.Mutate(data, max_size))
 
-        options = [f"-max_total_time={seconds}", f"-timeout={HANG}", "-rss_limit_mb=0"]
-        options += [f"-max_len={MAX_INPUT}", f"-artifact_prefix={found}/", "-len_control=0"]
-        atheris.Setup([sys.argv[0], *options, str(corpus)], one_input, custom_mutator=mutated)
-        atheris.Fuzz()
+    options = [f"-max_total_time={seconds}", f"-timeout={HANG}", "-rss_limit_mb=0"]
+    options += [f"-max_len={MAX_INPUT}", f"-artifact_prefix={found}/", "-len_control=0"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one_input, custom_mutator=mutated)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -92,3 +92,20 @@ def test_a_range_that_cannot_be_read_is_one_sentence(tmp_path):
     path.write_text('[[known]]\nissue = "an issue"\nexporter = "executorch 1.4 and on"\n')
     with pytest.raises(HarnessError, match="an issue: the exporter 'executorch 1.4 and on' is not"):
         read_known(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("known = 3", "known must be tables"),
+        ("known = [3]", "known must be tables"),
+        ("[known]", "known must be tables"),
+        ("[[known]]\nissue = 3", "table 1: issue must be a text"),
+        ("[[known]]\nissue = 'a'\ncheck = ['b']", "table 1: check must be a text"),
+        (f"[[known]]\nissue{'.a' * 5000} = 1", "nested too deeply"),
+    ],
+)
+def test_a_file_of_other_values_is_one_sentence(tmp_path, text, problem):
+    (tmp_path / "known.toml").write_text(text)
+    with pytest.raises(HarnessError, match=problem):
+        read_known(tmp_path / "known.toml")
