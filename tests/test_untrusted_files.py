@@ -91,7 +91,9 @@ def test_json_that_is_no_text_is_refused(data, problem):
         parse_json(memoryview(data))
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 5000, f"a{'.a' * 9999} = 1", f"[a{'. "a"' * 99}]"])
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 5000, f"a{'.a' * 9999} = 1", "[a" + ' . "a"' * 99 + "]"]
+)
 def test_toml_that_is_nested_too_deeply_is_refused(text):
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_toml(text.encode())

@@ -41,7 +41,7 @@ def main() -> int:
 
 def _guided(args: argparse.Namespace, folder: Path) -> int:
     from harness.suites.fuzz.corpora import CORPORA, write_sources
-    from harness.suites.fuzz.guided import Outcome, fuzz
+    from harness.suites.fuzz.guided import SOUND, Outcome, fuzz
 
     if importlib.util.find_spec("atheris") is None:
         raise NotInstalledError("atheris is not installed: pip install 'coreml-llm-harness[fuzz]'")
@@ -62,7 +62,7 @@ def _guided(args: argparse.Namespace, folder: Path) -> int:
     for name in names:
         corpus, faults = (cache_folder(f"fuzz/{name}/{kind}") for kind in ("corpus", "faults"))
         for number, data in enumerate(CORPORA[name](folder)):
-            (corpus / f"sound-{number}").write_bytes(data)
+            (corpus / f"{SOUND}{number}").write_bytes(data)
         outcomes.append(fuzz(name, folder, corpus, faults, 60 * args.minutes, progress))
         print(outcomes[-1], flush=True)
         for path in outcomes[-1].faults:

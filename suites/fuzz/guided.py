@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROCESS = "harness.suites.fuzz.guided"
+SOUND = "sound-"  # how the names of the first files of a corpus begin
 LONGEST = 5.0  # seconds of processor's time that an input may take
 HANG = 60  # seconds by the clock after which libFuzzer ends the process
 MAX_INPUT = 1 << 16  # bytes; the sound files have at most half of them
@@ -152,13 +153,14 @@ def main(words: Iterable[str] = ()) -> None:
     name, *folders, seconds = words or sys.argv[1:]
     sources, corpus, found, scratch = map(Path, folders)
     with atheris.instrument_imports(include=["harness", "flatbuffers"]):
+        from harness.child import limit_memory
         from harness.suites.fuzz import of_bytes
         from harness.suites.fuzz.readers import FAMILIES
-    from harness.child import limit_memory
 
-    family = FAMILIES[name]
-    faults = Faults(found)
-    read = family.prepare(sources, scratch)
+        family, faults = FAMILIES[name], Faults(found)
+        read = family.prepare(sources, scratch)
+        for path in corpus.glob(f"{SOUND}*"):  # they import what readers import when they need it
+            attempt(read, path.read_bytes(), faults)
 
     def one_input(data: bytes) -> None:
         limit_memory(4 * len(data) + _GIGABYTE + _SLACK)
