@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.output import print_exactly
+from harness.cli.text import add_tokenizer_argument, open_tokenizer
 from harness.errors import HarnessError
 from harness.text import clip, harmless, printable
 
@@ -89,28 +90,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="speeds on standard error, for each prompt: a line, or a JSON object",
     )
     add("--json", action="store_true", help="print an object for each prompt instead of its text")
-
-
-def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare the tokenizer of a command about texts."""
-    parser.add_argument(
-        "--tokenizer",
-        metavar="T",
-        help="tokenizer.json, tokenizer.model, or their folder; needed unless FILE is a subject's "
-        "name",
-    )
-
-
-def open_tokenizer(args: argparse.Namespace) -> Tokenizer:
-    """Load the tokenizer that was named; raises HarnessError without one."""
-    if args.tokenizer is None:
-        raise HarnessError(
-            "--tokenizer is needed: give the model's tokenizer.json or its folder, or declare the "
-            "tokenizer of a subject in harness.toml"
-        )
-    from harness.generate.tokenizer import load_tokenizer
-
-    return load_tokenizer(args.tokenizer)
 
 
 def run(args: argparse.Namespace) -> int:

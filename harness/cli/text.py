@@ -12,11 +12,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.check import add_checkpoint_arguments
-from harness.cli.run import add_tokenizer_argument, open_tokenizer
 from harness.errors import HarnessError, NotInstalledError
 from harness.text import counted, printable
 
 if TYPE_CHECKING:
+    from harness.generate.tokenizer import Tokenizer
     from harness.measure.text import Estimate, TextMeasure, TextResult
 
 INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
@@ -76,6 +76,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of a chunk (default: the model's context, at most 2,048)",
     )
     parser.add_argument("--json", action="store_true", help="print one object instead of a table")
+
+
+def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the tokenizer of a command about texts."""
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        help="tokenizer.json, tokenizer.model, or their folder; needed unless FILE is a subject's "
+        "name",
+    )
+
+
+def open_tokenizer(args: argparse.Namespace) -> Tokenizer:
+    """Load the tokenizer that was named; raises HarnessError without one."""
+    if args.tokenizer is None:
+        raise HarnessError(
+            "--tokenizer is needed: give the model's tokenizer.json or its folder, or declare the "
+            "tokenizer of a subject in harness.toml"
+        )
+    from harness.generate.tokenizer import load_tokenizer
+
+    return load_tokenizer(args.tokenizer)
 
 
 def run(args: argparse.Namespace) -> int:
