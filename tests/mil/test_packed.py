@@ -11,7 +11,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.mil import get_policy, load_function
-from harness.mil.packed import PackedWeight, layouts, vector
+from harness.mil.packed import PackedWeight, integers, layouts, vector
 from harness.mil.packed.layouts import Blocks, Tables
 from tests.mil.programs import run, save
 
@@ -148,6 +148,67 @@ def test_a_weight_that_overflows_fp16_is_infinite_and_has_no_table():
     packed = PackedWeight(blocks, torch.float32)
     assert isinstance(packed._fast, Blocks)
     np.testing.assert_array_equal(packed.dequantized(), weight)
+
+
+ADVERSARIAL = {
+    "normal": lambda x: x,
+    "an outlier": lambda x: np.put_along_axis(x, np.full((len(x), 1), 5), 1e2, 1),
+    "a large outlier": lambda x: np.put_along_axis(x, np.full((len(x), 1), 5), 1e3, 1),
+    "two huge outliers": lambda x: np.put_along_axis(x, np.array([[5, 7]] * len(x)), 1e8, 1),
+    "one element": lambda x: x.__imul__(np.arange(x.shape[1]) == 7),
+    "zero": lambda x: x.fill(0),
+    "a zero row": lambda x: x[0].fill(0),
+    "tiny": lambda x: x.__imul__(1e-30),
+    "large": lambda x: x.__imul__(1e25),
+    "powers of two": lambda x: np.exp2(np.rint(6 * x), out=x),
+}
+KERNELS = ("integers", "floats", "tiles", "blocks")
+
+
+@pytest.mark.parametrize("half", [True, False], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("columns", [128, 160, 576, 1536, 2080])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_error_of_each_kernel_against_fp64(kernel, columns, half, monkeypatch):
+    """No kernel is much less exact than a product by BLAS in fp32, whatever is in x."""
+    blocks, _ = make(Scheme((97, columns), (97, 1), half=half))
+    packed = _kernel(blocks, kernel, monkeypatch)
+    weight = packed.dequantized().numpy()
+    for name, change in ADVERSARIAL.items():
+        x = RNG.standard_normal((40 if kernel == "tiles" else 2, columns)).astype(np.float32)
+        change(x)
+        exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+        size = np.abs(x).astype(np.float64) @ np.abs(weight.T) + 1e-300
+        result = packed.linear(torch.from_numpy(x)).numpy()
+        ours, blas = (np.abs((y - exact) / size).max() for y in (result, x @ weight.T))
+        assert ours <= 3 * blas + 2.0**-23, name
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_kernel_lets_through_what_is_not_finite(kernel, value, monkeypatch):
+    blocks, weight = make(Scheme((97, 160), (97, 1)))
+    packed = _kernel(blocks, kernel, monkeypatch)
+    x = RNG.standard_normal((40 if kernel == "tiles" else 2, 160)).astype(np.float32)
+    x[1, 40] = value
+    with np.errstate(invalid="ignore"):
+        exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    result = packed.linear(torch.from_numpy(x)).numpy()
+    finite = np.isfinite(exact)
+    assert finite[0].all() and not finite[1].any()
+    np.testing.assert_array_equal(result[~finite], exact[~finite])
+    np.testing.assert_allclose(result[finite], exact[finite], rtol=0, atol=1e-5)
+
+
+def _kernel(blocks, kernel, monkeypatch):
+    """Return a packed weight that multiplies by a kernel; skip where the machine has it not."""
+    if kernel == "blocks":
+        monkeypatch.setattr(vector, "available", lambda: False)
+    elif not (integers.AVAILABLE if kernel == "integers" else vector.available()):
+        pytest.skip("this processor does not have the instructions")
+    packed = PackedWeight(blocks, torch.float32)
+    if kernel != "blocks":
+        packed._fast._alone.as_integers = kernel == "integers"
+    return packed
 
 
 def test_nan_and_infinity_in_x_come_through():

@@ -11,80 +11,81 @@ fp32 [m, columns]; out fp32 [m, rows].
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hashlib import sha256
-from inspect import getsource
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.np.numpy_support import carray
 
-from harness.mil.packed import vector
+from harness.mil.packed import integers, vector
+from harness.mil.packed.compiler import compiler, pointer
 
 if TYPE_CHECKING:
     from numba.core.base import BaseContext as Target
     from numba.core.typing.context import BaseContext as TypingContext
     from numba.core.typing.templates import Signature
 
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _BATCH = 8 * vector.TILE_ROWS  # rows of a weight that are decoded at a time
-ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities are kept
-_VECTOR_CODE = sha256(getsource(vector).encode()).hexdigest()[:16]
-
-
-def compiler(*, parallel: bool = False, math: set[str] = ANY_ORDER) -> Callable[[Kernel], Kernel]:
-    """Return a decorator that compiles, and caches the machine code for the next process.
-
-    `math` are LLVM's permissions for arithmetic.
-
-    numba compiles again when the file of a kernel has changed. The vector code is part of the
-    machine code too, but it is in another file. Therefore a kernel's name, and with it the name of
-    the cached file, ends with a hash of that code.
-    """
-
-    def compiled(function: Kernel) -> Kernel:
-        options: dict[str, Any] = {"nogil": True, "fastmath": math, "parallel": parallel}
-        function.__qualname__ += f"_{_VECTOR_CODE}"
-        try:
-            made: Kernel = njit(cache=True, **options)(function)
-        except RuntimeError:  # numba cannot write to any of its folders
-            made = njit(**options)(function)
-        return made
-
-    return compiled
-
+FIELDS = 8
+(CODES, TABLES, UNIT, RESIDUES, FACTORS, ROWS, BEFORE, SIGN_BIT) = range(FIELDS)
+"""The fields of a weight in the argument `weights` of `table_products` and `table_tiles`."""
 
 _serial, _parallel = compiler(), compiler(parallel=True)
 
 
 @_parallel
 def table_products(
-    weights: int, count: int, order: int, columns: int, x: int, m: int, out: int, parts: int
+    weights: int,
+    count: int,
+    order: int,
+    columns: int,
+    x: int,
+    m: int,
+    out: int,
+    parts: int,
+    as_integers: bool,
 ) -> None:
     """Multiply x [m, columns], its columns in their own order, by several weights.
 
     All arrays are contiguous and passed by address, because a language model calls this hundreds of
-    times for each token. `weights` int64 [count, 5] has, for each weight, the addresses of its
-    codes, its tables and its units, its rows, and the rows of all weights before it; `out` has
-    [m, rows] for each. A unit fp32 [rows] is the value of a 1 in a row's table, divided by 65536;
-    `order` int64 [columns] is the order of the columns in the tables' layout.
+    times for each token. `weights` int64 [count, 8] has, for each weight, the addresses of its
+    codes, tables, units, residues and factors, its rows, the rows of all weights before it, and its
+    sign bit; `out` has [m, rows] for each. A unit fp32 [rows] is the value of a 1 in a row's table,
+    divided by 65536; `order` int64 [columns] is the order of the columns in the tables' layout.
+    Residues uint8 [rows, 16] and factors fp32 [rows, 2] are those of `integers.dot`, which is used
+    where it can be if `as_integers`.
     """
     given = carray(pointer(x), (m, columns), np.float32)
-    indices = carray(pointer(order), (columns,), np.int64)
-    ordered = np.empty((m, columns), np.float32)
-    for each in range(m):
-        for column in range(columns):
-            ordered[each, column] = given[each, indices[column]]
-    listed = carray(pointer(weights), (count, 5), np.int64)
-    rows = listed[count - 1, 3] + listed[count - 1, 4]
+    ordered, limbs, biases, scales = _prepared(given, order, as_integers)
+    listed = carray(pointer(weights), (count, FIELDS), np.int64)
+    rows = listed[count - 1, ROWS] + listed[count - 1, BEFORE]
     if parts == 1:
-        _table_products(0, rows, listed, ordered, out)
+        _table_products(0, rows, listed, ordered, limbs, biases, scales, out)
     else:
         for part in prange(parts):
             first, last = rows * part // parts, rows * (part + 1) // parts
-            _table_products(first, last, listed, ordered, out)
+            _table_products(first, last, listed, ordered, limbs, biases, scales, out)
+
+
+@_serial
+def _prepared(given: np.ndarray, order: int, as_integers: bool) -> tuple[np.ndarray, ...]:
+    """Return x in the tables' order; and its limbs, their biases and scales (`write_limbs`).
+
+    A row of x that has limbs is undefined in the tables' order.
+    """
+    m, columns = given.shape
+    indices = carray(pointer(order), (columns,), np.int64)
+    ordered = np.empty((m, columns), np.float32)
+    limbs = np.zeros((m, integers.size(columns) if as_integers else 0), np.uint8)
+    biases = np.empty((m, integers.BIASES), np.int32)
+    scales = np.empty(m, np.float32)
+    for each in range(m):
+        scales[each] = integers.write_limbs(given[each], limbs[each], biases[each])
+        if scales[each] == 0:
+            for column in range(columns):
+                ordered[each, column] = given[each, indices[column]]
+    return ordered, limbs, biases, scales
 
 
 @_parallel
@@ -114,8 +115,8 @@ def table_tiles(
 ) -> None:
     """Multiply like `table_products`, for more rows of x: a weight is decoded once for all rows."""
     x_tiles = _x_tiles(x, order, m, columns)
-    listed = carray(pointer(weights), (count, 5), np.int64)
-    rows = listed[count - 1, 3] + listed[count - 1, 4]
+    listed = carray(pointer(weights), (count, FIELDS), np.int64)
+    rows = listed[count - 1, ROWS] + listed[count - 1, BEFORE]
     if parts == 1:
         _table_tiles(0, rows, listed, x_tiles, m, out)
     else:
@@ -149,19 +150,41 @@ def expand_blocks(
 
 
 @_serial
-def _table_products(first: int, last: int, weights: np.ndarray, x: np.ndarray, out: int) -> None:
+def _table_products(
+    first: int,
+    last: int,
+    weights: np.ndarray,
+    x: np.ndarray,
+    limbs: np.ndarray,
+    biases: np.ndarray,
+    scales: np.ndarray,
+    out: int,
+) -> None:
     """Write the products with the rows from `first` to `last`, counted over all weights."""
     m, columns = x.shape
-    steps = columns // vector.COLUMNS
-    for weight in range(len(weights)):
-        codes, tables, unit = weights[weight, 0], weights[weight, 1], weights[weight, 2]
-        rows, before = weights[weight, 3], weights[weight, 4]
-        units = carray(pointer(unit), (rows,), np.float32)
+    steps, width = columns // vector.COLUMNS, columns // 2
+    for weight in weights:
+        rows, before, sign_bit = weight[ROWS], weight[BEFORE], weight[SIGN_BIT]
+        units = carray(pointer(weight[UNIT]), (rows,), np.float32)
+        factors = carray(pointer(weight[FACTORS]), (rows, 2), np.float32)
         results = carray(pointer(out + 4 * m * before), (m, rows), np.float32)
         for row in range(max(first - before, 0), min(last - before, rows)):
-            row_codes, table = codes + row * (columns // 2), tables + row * vector.COLUMNS
+            codes, table = weight[CODES] + row * width, weight[TABLES] + row * vector.COLUMNS
+            residues = weight[RESIDUES] + row * (vector.COLUMNS // 2)
             for each in range(m):
-                total = vector.dot(row_codes, table, _row_address(x, each), steps)
+                if scales[each] > 0:
+                    total = scales[each] * integers.dot(
+                        codes,
+                        sign_bit,
+                        residues,
+                        factors[row, 0],
+                        factors[row, 1],
+                        _row_address(limbs, each),
+                        _row_address(biases, each),
+                        width,
+                    )
+                else:
+                    total = vector.dot(codes, table, _row_address(x, each), steps)
                 results[each, row] = total * units[row]
 
 
@@ -186,10 +209,9 @@ def _table_tiles(
     n_tiles, columns, width = x_tiles.shape
     tile = np.zeros((_BATCH, vector.BLOCK), np.float32)
     sums = np.empty((n_tiles, _BATCH, width), np.float32)
-    for weight in range(len(weights)):
-        codes, tables, unit = weights[weight, 0], weights[weight, 1], weights[weight, 2]
-        rows, before = weights[weight, 3], weights[weight, 4]
-        units = carray(pointer(unit), (rows,), np.float32)
+    for weight in weights:
+        codes, tables, rows, before = weight[CODES], weight[TABLES], weight[ROWS], weight[BEFORE]
+        units = carray(pointer(weight[UNIT]), (rows,), np.float32)
         results = carray(pointer(out + 4 * m * before), (m, rows), np.float32)
         end = min(last - before, rows)
         for start in range(max(first - before, 0), end, _BATCH):
@@ -320,18 +342,6 @@ def _rounded(typing: TypingContext, value: types.Type) -> vector.Intrinsic:
         return builder.fpext(builder.fptrunc(values[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.float32), generate
-
-
-@vector.intrinsic
-def pointer(typing: TypingContext, address: types.Type) -> vector.Intrinsic:
-    """Convert an address to the pointer that `numba.carray` takes."""
-
-    def generate(
-        context: Target, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
-    ) -> ir.Value:
-        return builder.inttoptr(values[0], ir.PointerType(ir.IntType(8)))
-
-    return types.voidptr(types.intp), generate
 
 
 @_serial

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.mil.packed import kernels, vector
+from harness.mil.packed import integers, kernels, vector
 
 FEW_ROWS = 3  # rows of x up to which decoding the weight again for each row is fastest
 _LEVELS = np.arange(16)
@@ -85,11 +86,19 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Tables:
-    """Two codes in each byte, and for each row a table of sixteen integers and the value of a 1."""
+    """Two codes in each byte, and for each row a table of sixteen integers and the value of a 1.
+
+    An integer is `factor * (code - zero) + residue[code]`, too: `factors` fp32 [rows, 2] have the
+    factor and the zero, for codes whose `sign_bit` is inverted; `residues` uint8 [rows, 16] have
+    128 more than the residues.
+    """
 
     codes: np.ndarray
     tables: np.ndarray
     unit: np.ndarray
+    residues: np.ndarray
+    factors: np.ndarray
+    sign_bit: int
 
     @cached_property
     def order(self) -> Tensor:
@@ -111,22 +120,29 @@ class Tables:
     def _alone(self) -> TableGroup:
         return TableGroup((self,))
 
-    def __getstate__(self) -> dict[str, np.ndarray]:
+    def __getstate__(self) -> dict[str, Any]:
         """Return the fields for a copy, without addresses: the copy's arrays have new ones."""
-        return {"codes": self.codes, "tables": self.tables, "unit": self.unit}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class TableGroup:
-    """Weights of equal width that multiply one x in one call."""
+    """Weights of equal width that multiply one x in one call.
+
+    `as_integers` is true if a few rows of x multiply as integers (`harness.mil.packed.integers`).
+    """
 
     def __init__(self, weights: Sequence[Tables]) -> None:
+        self.as_integers = integers.AVAILABLE
         (columns,) = {weight.columns for weight in weights}
         self._weights, self._order = tuple(weights), weights[0].order.numpy()
         rows = [len(weight.codes) for weight in weights]
         before = [0, *itertools.accumulate(rows)]
         self._listed = np.array(
             [
-                [*map(_address, (w.codes, w.tables, w.unit)), len(w.codes), start]
+                [
+                    *map(_address, (w.codes, w.tables, w.unit, w.residues, w.factors)),
+                    *(len(w.codes), start, w.sign_bit),
+                ]
                 for w, start in zip(weights, before, strict=False)
             ]
         )
@@ -134,8 +150,11 @@ class TableGroup:
 
     def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
         """Write `x @ weight.T` of each weight to `out`, one after the other."""
-        multiply = kernels.table_products if m <= FEW_ROWS else kernels.table_tiles
-        multiply(*self._addresses, x.data_ptr(), m, out.data_ptr(), parts)
+        given = *self._addresses, x.data_ptr(), m, out.data_ptr(), parts
+        if m > FEW_ROWS:
+            kernels.table_tiles(*given)
+        else:
+            kernels.table_products(*given, self.as_integers)
 
 
 def _address(array: np.ndarray) -> int:
@@ -157,17 +176,21 @@ def best_layout(blocks: Blocks) -> Blocks | Tables:
     )
     if not made:
         return blocks
-    tables, unit = (np.repeat(values, len(blocks.codes) // len(values), axis=0) for values in made)
-    return Tables(blocks.codes, tables, unit)
+    tables, unit, residues, factors = (
+        np.repeat(values, len(blocks.codes) // len(values), axis=0) for values in made
+    )
+    return Tables(blocks.codes, tables, unit, residues, factors, blocks.sign_bit)
 
 
 def _integer_tables(
     scale: np.ndarray, offset: np.ndarray, sign_bit: int, rounds: bool
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[np.ndarray, ...] | None:
     """Return the sixteen values of a 4-bit code in each row: integers of 16 bits, and their units.
 
     The tables are uint8 [n, 32], 16 low bytes and 16 high bytes; the units are fp32 [n], divided by
-    65536. `scale` and `offset` are fp32 [n]; `rounds` is true for fp16 weights. A weight is
+    65536. Residues and factors follow, which give the same integers (`Tables`).
+
+    `scale` and `offset` are fp32 [n]; `rounds` is true for fp16 weights. A weight is
     `scale * (code - offset)`, rounded to its dtype. In fp16 every such value is a multiple of the
     scale's unit in the last place, and at most 30 * 2**11 units. Return None if a value is not
     exactly an integer of 16 bits times the unit, for example because it overflows.
@@ -184,4 +207,10 @@ def _integer_tables(
         return None
     pairs = integers.astype("<i2")[..., None].view(np.uint8)  # [n, 16, 2]
     tables = np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(len(scale), 32)
-    return tables, (unit / _UNITS).astype(np.float32)
+    factor = scale / np.where(unit == 0, 1, unit)
+    residues = (integers - factor[:, None] * steps)[:, _LEVELS ^ sign_bit]
+    if (np.abs(residues) > 127).any():
+        return None
+    factors = np.stack([factor, offset + sign_bit], 1).astype(np.float32)
+    units = (unit / _UNITS).astype(np.float32)
+    return tables, units, (residues + 128).astype(np.uint8), factors

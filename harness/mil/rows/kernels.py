@@ -20,7 +20,7 @@ from numba import prange, types
 from numba.np.numpy_support import carray
 
 from harness.mil.packed import vector
-from harness.mil.packed.kernels import ANY_ORDER, compiler, pointer
+from harness.mil.packed.compiler import ANY_ORDER, compiler, pointer
 
 if TYPE_CHECKING:
     from numba.core.typing.context import BaseContext as TypingContext
