@@ -63,7 +63,8 @@ def built(
     """Convert a program of MIL's builder; inputs are a dtype and a shape each."""
     specs = [mb.TensorSpec(shape, dtype=_TYPES[kind]) for kind, shape in inputs]
     opset = getattr(ct.target, target)
-    program = mb.program(input_specs=specs, opset_version=opset)(function)
+    with np.errstate(invalid="ignore"):
+        program = mb.program(input_specs=specs, opset_version=opset)(function)
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(skip)
     return _saved(program, folder, precision, target, pass_pipeline=pipeline)

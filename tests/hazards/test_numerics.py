@@ -17,6 +17,7 @@ INF = float("inf")
 LOGITS = torch.tensor([[12.0, 20.0, -3.0, 30.0]])
 SMALL = torch.full((2, 3), 1e-4)
 SQUARE = torch.zeros(3, 3)
+TABLE = torch.tensor([1.0, 1e5, 2.0])
 FREQUENCIES = torch.tensor([0.137, 0.731])
 IDS = torch.tensor([1, 3001, 9001], dtype=torch.int32)
 
@@ -109,6 +110,20 @@ HAZARDS: dict[str, tuple[Any, dict[str, torch.Tensor], str, tuple[str, str], dic
         ("H08", "cast 'var_5_to_fp16'"),
         {},
     ),
+    "a table beyond FLOAT16": (
+        lambda x: x * TABLE,
+        {"x": torch.ones(2, 3)},
+        "fp16",
+        ("H08", "cast 'var_3'"),
+        {},
+    ),
+    "a power of a constant": (
+        lambda x: 3.0**x,
+        {"x": LOGITS},
+        "fp16",
+        ("H04", "pow 'var_3'"),
+        {},
+    ),
     "angles of positions": (angles, {"ids": IDS}, "fp16", ("H16", "cos 'var_16'"), {}),
 }
 
@@ -160,6 +175,12 @@ SOUND: dict[str, tuple[Any, Mapping[str, torch.Tensor]]] = {
         lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x),
         {"x": torch.ones(1, 2, 4, 8)},
     ),
+    "a bell curve": (lambda x: torch.exp(-x * x), {"x": LOGITS}),
+    "a bell curve of a power": (lambda x: torch.exp(-0.5 * (x / 3) ** 2), {"x": LOGITS}),
+    "an entropy": (
+        lambda x: (torch.softmax(x, -1) * torch.log(torch.softmax(x, -1))).sum(-1),
+        {"x": LOGITS},
+    ),
     "sines of activations": (lambda x: torch.sin(torch.tanh(x)), {"x": LOGITS}),
 }
 
@@ -205,3 +226,14 @@ def test_bounds_decide_at_the_border(what: str, tmp_path: Path) -> None:
     function, is_hazard = BORDERS[what]
     path = built(function, [("fp32", (2, 3))], tmp_path, precision="fp16")
     assert bool(hazards(path)) == is_hazard
+
+
+def test_a_triangle_of_infinities_is_folded_to_nan(tmp_path: Path) -> None:
+    full = np.full((3, 3), -INF, np.float32)
+
+    def masked(x: Any) -> Any:
+        return mb.add(x=x, y=mb.sub(x=full, y=mb.band_part(x=full, lower=-1, upper=0)))
+
+    path = built(masked, [("fp32", (3, 3))], tmp_path)
+    assert hazards(path) == [("H08", "add 'add_0'")]
+    assert given(path, SQUARE)[0].isnan().all()

@@ -117,13 +117,18 @@ def single(value: float) -> Bounds:
 def _held_together(
     one: Bounds, other: Bounds, function: Callable[[float, float], float]
 ) -> tuple[float, float] | None:
-    """Return what two constants give together; a huge one hides what is added to it."""
+    """Return what two constants give together.
+
+    A huge one hides what is added to it, and may be multiplied by 1.
+    """
     if one.held is not None and other.held is not None:
         corners = [function(*pair) for pair in itertools.product(one.held, other.held)]
         return (min(corners), max(corners)) if all(map(isfinite, corners)) else None
-    held = one.held or other.held
-    is_huge = held is not None and max(map(abs, held)) > HALF_MAX
-    return held if is_huge and function is operator.add else None
+    held, unknown = (one.held, other) if one.held is not None else (other.held, one)
+    if held is None or max(map(abs, held)) <= HALF_MAX:
+        return None
+    factor = 1.0 if function is operator.add else min(1.0, unknown.largest)
+    return held[0] * factor, held[1] * factor
 
 
 def hull(sources: Iterable[Bounds]) -> Bounds:

@@ -14,6 +14,7 @@ from harness.artifact.hazards.lint import Function, Hazard, at, hazard
 _EXACT = {"FLOAT16": 2**11, "FLOAT32": 2**24}
 _ARITHMETIC = COPIES | {
     *("add", "sub", "mul", "real_div", "floor_div", "mod", "abs", "sign", "select", "clip"),
+    *("log", "exp", "sqrt", "rsqrt", "sigmoid", "tanh", "inverse"),
     *("maximum", "minimum", "reduce_sum", "reduce_mean", "concat", "stack", "square", "pow"),
 }
 _TO_WHOLE = frozenset(("floor", "ceil", "round", "floor_div", "mod"))

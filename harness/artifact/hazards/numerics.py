@@ -86,25 +86,44 @@ def log_of_underflow(function: Function) -> Iterator[Hazard]:
         if x is None or x.dtype != "FLOAT16" or x.is_constant:
             continue
         epsilon = operation.number("epsilon", 1e-45) or 0.0
-        if function.bounds(x).low + epsilon >= HALF_TINY:
+        if function.bounds(x).low + epsilon >= HALF_TINY or _is_weighted(operation, x):
             continue
         source = next((one for one in _handed_on(x) if one.type in _PROBABILITIES), None)
         if source is not None:
             yield at(operation, f"'{x.name}' comes from {source.place} and may round to 0")
 
 
+def _is_weighted(operation: Operation, x: Value) -> bool:
+    """Return whether a logarithm is only multiplied by its operand, which may round to 0."""
+    readers = [one for result in operation.results for one in result.readers]
+    return bool(readers) and all(
+        one.type == "mul" and any(other.origin() is x.origin() for other in one.all_operands())
+        for one in readers
+    )
+
+
 @hazard("H04")
 def exp_overflow(function: Function) -> Iterator[Hazard]:
     """Find exponentials in FLOAT16 whose arguments have no bound that keeps them finite."""
-    for operation in function.of_type(*_EXP_LIMITS):
-        x, result = operation.operand("x"), operation.result
-        if x is None or result is None or result.dtype != "FLOAT16":
+    for operation in function.of_type(*_EXP_LIMITS, "pow"):
+        x, result, limit = operation.operand("x"), operation.result, _exp_limit(operation)
+        if operation.type == "pow":
+            x = operation.operand("y")
+        if x is None or result is None or result.dtype != "FLOAT16" or limit is None:
             continue
-        found, limit = function.bounds(x), _EXP_LIMITS[operation.type]
+        found = function.bounds(x)
         is_odd = operation.type in ("sinh", "cosh")
         if (found.largest if is_odd else found.high) <= limit or _only_divides(result):
             continue
         yield at(operation, f"it overflows where '{x.name}' is above {limit:.4g}")
+
+
+def _exp_limit(operation: Operation) -> float | None:
+    """Return the argument above which an exponential overflows, None for another operation."""
+    if operation.type != "pow":
+        return _EXP_LIMITS[operation.type]
+    base = operation.number("x")
+    return log(HALF_MAX) / log(base) if base is not None and base > 1 else None
 
 
 @hazard("H06")
@@ -140,16 +159,20 @@ def inflated_norm_epsilon(function: Function) -> Iterator[Hazard]:
 
 @hazard("H08")
 def beyond_half(function: Function) -> Iterator[Hazard]:
-    """Find constants that FLOAT16 cannot hold: infinities and NaN where they are computed with."""
+    """Find constants that FLOAT16 cannot hold: infinities and NaN where they are computed with.
+
+    NaN in FLOAT32 comes from a conversion that computed with infinities.
+    """
     for value in function.constants:
-        array = value.array if value.dtype == "FLOAT16" else None
-        readers = [one for one in value.readers if one.type not in _HARMLESS_WITH_INFINITY]
+        array = value.array if _is_float(value) else None
+        readers = [one for one in _final_readers(value) if one.type not in _HARMLESS_WITH_INFINITY]
         if array is None or not readers or not array.size:
             continue
-        if problem := _beyond(array):
-            for reader in readers[:1]:
-                if problem != "-inf" or _masks_whole_rows(function, value, array, reader):
-                    yield at(reader, f"its constant '{value.name}' holds {problem}")
+        problem = _beyond(array)
+        if problem == "-inf" and not _masks_whole_rows(function, array, readers[0]):
+            continue
+        if problem and (value.dtype == "FLOAT16" or problem == "NaN"):
+            yield at(readers[0], f"its constant '{value.name}' holds {problem}")
     for operation in function.of_type("cast"):
         x, result = operation.operand("x"), operation.result
         found = function.bounds(x)
@@ -256,20 +279,32 @@ def _scale(value: Value) -> Operation | None:
     return None
 
 
+def _final_readers(value: Value) -> list[Operation]:
+    """Return the operations that read a value or a copy of it, without the copies."""
+    found: list[Operation] = []
+    for reader in value.readers:
+        if reader.type in COPIES - {"cast"} and reader.result is not None:
+            found += _final_readers(reader.result)
+        else:
+            found.append(reader)
+    return found
+
+
 def _beyond(array: np.ndarray) -> str:
-    """Return what a FLOAT16 array holds that is not finite: "NaN", "inf", "-inf" or ""."""
-    bits = array.view(np.uint16)
-    special = bits[(bits & 0x7C00) == 0x7C00]
+    """Return what an array of floats holds that is not finite: "NaN", "inf", "-inf" or ""."""
+    if array.dtype == np.float16:  # its own functions are slow
+        bits = array.view(np.uint16)
+        special = array[(bits & 0x7C00) == 0x7C00]
+    else:
+        special = array[~np.isfinite(array)]
     if not special.size:
         return ""
-    if (special & 0x3FF).any():
+    if np.isnan(special).any():
         return "NaN"
-    return "-inf" if (special & 0x8000).all() else "inf"
+    return "-inf" if (special < 0).all() else "inf"
 
 
-def _masks_whole_rows(
-    function: Function, value: Value, array: np.ndarray, reader: Operation
-) -> bool:
+def _masks_whole_rows(function: Function, array: np.ndarray, reader: Operation) -> bool:
     """Return whether -inf may fill a whole row of a softmax, or is computed with otherwise."""
     if not _reaches(reader, "softmax"):
         return reader.type not in ("select", "add", "sub", "mul", "concat")

@@ -37,12 +37,34 @@ def is_at_least(larger: Value, smaller: Value) -> bool:
 
 
 def _mul(operation: Operation, given: list[Bounds]) -> Bounds:
+    """Return the bounds of a product; that of a value and a multiple of it has one sign."""
     x, y = given
-    return _square(operation, given) if _reads_one_value(operation) else x * y
+    (one, factor), (other, by) = (_multiple(operation.operands[name][0]) for name in ("x", "y"))
+    if one is other and factor and by:
+        if factor == by == 1:
+            return _square(operation, given)
+        return Bounds(low=0.0) if factor * by > 0 else Bounds(high=0.0)
+    return x * y
 
 
-def _reads_one_value(operation: Operation) -> bool:
-    return operation.operand("x") is operation.operand("y")
+def _multiple(value: Value) -> tuple[Value, float]:
+    """Return the value that a value is a constant multiple of, and the factor."""
+    value, factor = value.origin(), 1.0
+    while (maker := value.made_by("mul")) is not None:
+        x, y = maker.operand("x"), maker.operand("y")
+        if x is None or y is None or (x.number is None) == (y.number is None):
+            break
+        value, number = (y.origin(), x.number) if y.number is None else (x.origin(), y.number)
+        factor *= number or 0.0
+    return value, factor
+
+
+def _pow(operation: Operation, given: list[Bounds]) -> Bounds:
+    x, exponent = given[0], operation.number("y")
+    if exponent == 2:
+        return _square(operation, given[:1])
+    is_even = exponent is not None and exponent % 2 == 0
+    return Bounds(low=0.0) if is_even or x.low >= 0 else UNKNOWN
 
 
 def _floor_div(operation: Operation, given: list[Bounds]) -> Bounds:
@@ -237,6 +259,7 @@ _RULES: dict[str, Rule] = {
     "real_div": lambda _, given: given[0] / given[1],
     "floor_div": _floor_div,
     "square": _square,
+    "pow": _pow,
     "abs": _abs,
     "exp": _monotonic(exp, -inf, inf),
     "exp2": _monotonic(lambda x: 2.0**x, -inf, inf),
