@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,6 +28,7 @@ SECTIONS = {
     "O": "Options of exporters",
 }
 SEVERITIES = ("failure", "warning")
+_MAX_PAIRS = 100_000  # of places that are compared
 _PLACE = re.compile(r"\b(method|delegate|package|function|input|output|state) ('[^']*'|\d+)")
 
 
@@ -66,6 +68,12 @@ def _row(code: str, values: Mapping[str, Any]) -> Row:
     return Row(code, **{**values, **parts})
 
 
+def explained(finding: RecordedFinding) -> RecordedFinding:
+    """Return a finding with what its row says; itself when it has no row."""
+    row = rows().get(finding.code)
+    return replace(finding, meaning=row.sentence, remedy=row.remedy) if row else finding
+
+
 def is_told_once(code: str) -> bool:
     """Return whether all findings of a code in one case are one, whatever their evidence."""
     return code in rows() and rows()[code].once
@@ -82,41 +90,62 @@ def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
     skipped because of the first of their causes. A case that passes, a known defect and a warning
     explain nothing.
     """
-    causes: list[Cause] = []
+    causes = _Causes()
     for case in cases:
         if case.passes:
             yield case
             continue
         own: list[RecordedFinding] = []
-        explained: list[Cause] = []
+        others: list[Cause] = []
         for finding in case.findings:
-            cause = None if finding.warning else _cause(finding, causes)
+            cause = None if finding.warning else causes.of(finding)
             if cause is None:
                 own.append(finding)
-                causes += () if finding.warning else ((case.check, finding),)
             else:
-                explained.append(cause)
-        yield _without(case, tuple(own), explained) if explained else case
+                others.append(cause)
+            if cause is None and not finding.warning:
+                causes.add((case.check, finding))
+        yield _without(case, tuple(own), others) if others else case
 
 
-def _cause(finding: RecordedFinding, causes: Iterable[Cause]) -> Cause | None:
-    row = rows().get(finding.code)
-    for check, cause in causes:
-        if (cause.place, cause.evidence) == (finding.place, finding.evidence):
-            return check, cause
-        broken = rows()[cause.code].breaks if cause.code in rows() else ()
-        if row and not set(broken).isdisjoint(row.rests_on) and _may_meet(cause, finding):
-            return check, cause
-    return None
+class _Causes:
+    """What earlier checks found, by the parts that it breaks."""
+
+    def __init__(self) -> None:
+        self._same: dict[tuple[str, str], Cause] = {}
+        self._breaking: defaultdict[str, list[Cause]] = defaultdict(list)
+
+    def add(self, cause: Cause) -> None:
+        """Keep a finding that nothing explains."""
+        _, finding = cause
+        self._same.setdefault((finding.place, finding.evidence), cause)
+        for part in rows()[finding.code].breaks if finding.code in rows() else ():
+            self._breaking[part].append(cause)
+
+    def of(self, finding: RecordedFinding) -> Cause | None:
+        """Return the first of the causes of a finding, None when nothing explains it."""
+        if same := self._same.get((finding.place, finding.evidence)):
+            return same
+        row = rows().get(finding.code)
+        broken = (cause for part in (row.rests_on if row else ()) for cause in self._breaking[part])
+        return next((cause for cause in broken if _may_meet(cause[1], finding)), None)
 
 
 def _may_meet(cause: RecordedFinding, finding: RecordedFinding) -> bool:
     """Return whether no place of a finding is excluded: package 0 excludes package 1."""
-    places = [dict(_PLACE.findall(place)) for place in (cause.place, *cause.others)]
+    causes, findings = _places(cause), _places(finding)
+    if len(causes) * len(findings) > _MAX_PAIRS:
+        return False  # rather told than hidden
     return all(
-        any(all(own.get(kind, value) == value for kind, value in place.items()) for place in places)
-        for own in (dict(_PLACE.findall(place)) for place in (finding.place, *finding.others))
+        any(all(own.get(kind, value) == value for kind, value in place.items()) for place in causes)
+        for own in findings
     )
+
+
+def _places(finding: RecordedFinding) -> list[dict[str, str]]:
+    """Return the distinct places of a finding: {"package": "1", "function": "'main'"}."""
+    texts = (finding.place, *finding.others)
+    return [dict(place) for place in dict.fromkeys(tuple(_PLACE.findall(text)) for text in texts)]
 
 
 def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[Cause]) -> Case:

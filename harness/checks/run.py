@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from harness.checks.findings import ANY_CHECK, is_told_once, rows
+from harness.checks.findings import ANY_CHECK, explained, is_told_once, rows
 from harness.errors import (
     ArtifactError,
     CallTimeoutError,
@@ -117,7 +117,8 @@ def run_check(
     names["runtime"] = runtime or NOT_APPLICABLE
     start = time.perf_counter()
     case = _judge(check, subject, runtime, names, strict)
-    return replace(case, seconds=round(time.perf_counter() - start, 3))
+    seconds = round(time.perf_counter() - start, 3)
+    return replace(case, seconds=seconds, findings=tuple(map(explained, case.findings)))
 
 
 def _judge(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from harness.checks.findings import rows
 from harness.results import Case, RecordedFinding
+from harness.text import clip
 
 _MAX_PLACES = 5
+_MAX_EVIDENCE = 2000
 _INDENT = " " * 6
 
 
@@ -29,15 +30,14 @@ def finding_lines(cases: Iterable[Case], warnings: bool) -> Iterator[str]:
 
 def finding_parts(found: RecordedFinding) -> dict[str, str]:
     """Return what there is to say about a finding, by name: its code, place, evidence, remedy."""
-    row = rows().get(found.code)
-    if row is None:
+    if not found.meaning:
         return {}
     places = _places(found)
     return {
-        found.code: f"{row.code} {row.sentence}",
+        found.code: f"{found.code} {found.meaning}",
         **({"place": places} if places else {}),
-        "evidence": found.evidence,
-        "remedy": row.remedy,
+        "evidence": clip(found.evidence, _MAX_EVIDENCE),
+        "remedy": found.remedy,
     }
 
 

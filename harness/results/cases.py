@@ -60,7 +60,8 @@ class RecordedFinding:
 
     `code` names its row in `harness/checks/findings.toml`; "" for a check of another suite.
     `place` is the first place ("" for the whole artifact), `others` are more, and `count` is the
-    number of all. `evidence` is the sentence at the first place. A `warning` fails no case.
+    number of all. `evidence` is the sentence at the first place. `meaning` and `remedy` are the
+    row's: what is wrong, and what to do. A `warning` fails no case.
     """
 
     code: str
@@ -69,6 +70,8 @@ class RecordedFinding:
     warning: bool = False
     count: int = 1
     others: tuple[str, ...] = ()
+    meaning: str = ""
+    remedy: str = ""
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -92,6 +95,7 @@ class RecordedFinding:
             "evidence": clip(self.evidence, MAX_EVIDENCE),
             "warning": self.warning,
             **({"count": self.count, "others": others} if self.count > 1 else {}),
+            **({"meaning": self.meaning, "remedy": self.remedy} if self.meaning else {}),
         }
 
     @classmethod

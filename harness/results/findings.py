@@ -21,8 +21,9 @@ from harness.text import clip
 
 MAX_FAILURES = 10  # in a reason
 NOTHING_COMPARED = "N02"
-# Names, shapes, and words with digits or underscores.
-_PARTICULARS = re.compile(r"'[^']*'|\[[^][]*\]|[-+.\w]*[\d_][-+.\w]*")
+_SHAPE_OF = 2000  # characters of a sentence
+_WORDS = re.compile(r"'[^']*'|\[[^][]*\]|[-+.\w]+")  # names, shapes, words
+_PARTICULAR = re.compile(r"['\[\d_]")
 
 V = TypeVar("V")
 
@@ -106,12 +107,16 @@ def _folded(
     """
     alike: dict[tuple[str, bool, str], list[RecordedFinding]] = {}
     for one in sorted(findings, key=lambda one: one.warning):
-        shape = _PARTICULARS.sub("#", one.evidence.replace(one.place or "\0", ""))
-        if once(one.code):
-            shape = ""
+        shape = "" if once(one.code) else _shape(one)
         key = one.code, one.warning, shape if one.code else one.sentence
         alike.setdefault(key, []).append(one)
     return tuple(_joined(group) for group in alike.values())
+
+
+def _shape(finding: RecordedFinding) -> str:
+    """Return the evidence without its place, names and numbers."""
+    text = finding.evidence[:_SHAPE_OF].replace(finding.place or "\0", "")
+    return _WORDS.sub(lambda word: "#" if _PARTICULAR.search(word[0]) else word[0], text)
 
 
 def _joined(group: Sequence[RecordedFinding]) -> RecordedFinding:

@@ -37,7 +37,7 @@ def test_every_row_is_a_code_of_a_check_and_says_what_is_wrong_and_what_to_do():
     for code, row in rows().items():
         assert re.fullmatch(r"[A-Z]\d\d", code) and code[0] in SECTIONS
         assert row.check in checks and row.severity in SEVERITIES and row.source
-        assert all(re.fullmatch(r"\S.*\.", text) for text in (row.sentence, row.remedy)), code
+        assert all(re.fullmatch(r"\S.{,398}\.", text) for text in (row.sentence, row.remedy)), code
         assert parts.issuperset(row.rests_on), f"{code} rests on a part that nothing breaks"
 
 
@@ -66,6 +66,19 @@ def test_a_finding_that_contradicts_the_table_is_a_bug_of_its_check(given, probl
     found = [Finding("parity", "here", message="is off", comparisons=1, **given)]
     case = run_check(Check("parity", lambda subject: found), None, suite="test")
     assert case.outcome == "error" and case.traceback and problem in case.reason
+
+
+def test_a_recorded_finding_says_what_its_row_says():
+    found = [Finding("parity", "decode", False, "is off", 1, code="N10")]
+    (recorded,) = run_check(Check("parity", lambda subject: found), None, suite="test").findings
+    assert recorded.to_json() == {
+        "code": "N10",
+        "place": "decode",
+        "evidence": "is off",
+        "warning": False,
+        "meaning": rows()["N10"].sentence,
+        "remedy": rows()["N10"].remedy,
+    }
 
 
 def test_the_page_is_made_of_the_table(capsys):
@@ -131,3 +144,17 @@ def test_a_known_defect_and_a_warning_explain_nothing():
     known = Case("t", "metadata-names", outcome="known", issue="x", reason="y", findings=(ORDER,))
     parity = failed("parity", WRONG)
     assert list(causes_only([known, parity])) == [known, parity]
+
+
+def test_many_findings_of_many_places_take_no_time():
+    def wrong(code, count):
+        return [
+            Finding("types", f"function 'f{n}'", False, f"a{n} {'x' * 5000}", 1, code=code)
+            for n in range(count)
+        ]
+
+    case = run_check(Check("types", lambda subject: wrong("A50", 20_000)), None, suite="test")
+    (found,) = case.findings
+    assert found.count == 20_000 and case.seconds < 20
+    effect = failed("parity", RecordedFinding("N10", "function 'f1'", "is off"))
+    assert [one.outcome for one in causes_only([case, effect])] == ["fail", "skip"]

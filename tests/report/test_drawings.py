@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from harness.checks.findings import rows
+from harness.checks.findings import explained, rows
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.report import html_page, junit_xml, repeat_command, run_table
@@ -201,6 +201,7 @@ def test_a_place_is_told_by_the_first_of_its_figures_outside_a_bound():
 def test_a_finding_is_drawn_with_its_code_places_evidence_and_remedy(tmp_path):
     wrong = RecordedFinding("M02", "delegate 0", "the order is x", count=2, others=("delegate 1",))
     warned = RecordedFinding("H04", "exp 'y'", "nothing bounds its argument", True)
+    wrong, warned = explained(wrong), explained(warned)
     cases = [
         replace(PARITY, outcome="fail", reason=wrong.sentence, findings=(wrong,)),
         replace(PARITY, mode="multifunction", findings=(warned,)),
