@@ -115,7 +115,10 @@ def _folded(
 
 def _shape(finding: RecordedFinding) -> str:
     """Return the evidence without its place, names and numbers."""
-    text = finding.evidence[:_SHAPE_OF].replace(finding.place or "\0", "")
+    text = finding.evidence
+    if len(text) > _SHAPE_OF:
+        text = text[:_SHAPE_OF].rpartition(" ")[0]
+    text = text.replace(finding.place or "\0", "")
     return _WORDS.sub(lambda word: "#" if _PARTICULAR.search(word[0]) else word[0], text)
 
 
