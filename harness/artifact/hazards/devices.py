@@ -134,7 +134,7 @@ def palettes_with_states(graph: Function) -> Iterator[Hazard]:
 
 @hazard("H38")
 def state_widths(graph: Function) -> Iterator[Hazard]:
-    """Yield each state whose last axis is no multiple of 32 (CT 2631)."""
+    """Yield each state whose last axis is not a multiple of 32 (CT 2631)."""
     for value in graph.inputs:
         width = value.shape[-1] if value.shape else None
         if value.name in graph.states and width is not None and width % _STATE_WIDTH:

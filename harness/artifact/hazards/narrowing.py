@@ -52,7 +52,6 @@ _MOVES = {
 }
 
 
-_MAX_COPIES = 200  # that are followed from one value; a value with more counts as data
 _MAX_OPERANDS = 200  # of an operation that is looked into
 
 
@@ -68,7 +67,18 @@ class Range(NamedTuple):
         return low <= self.low and self.high <= high
 
 
+class _Uses(NamedTuple):
+    """The shortest and the longest axis on which a value is a position, wherever it is moved to.
+
+    `longest` is infinite if something takes the value as data: an operation, or the caller.
+    """
+
+    shortest: float
+    longest: float
+
+
 _UNKNOWN = Range(-math.inf, math.inf)
+_DATA = _Uses(math.inf, math.inf)
 
 
 class Ranges:
@@ -78,6 +88,10 @@ class Ranges:
         self._outputs = frozenset(graph.outputs)
         self._flexible = _largest_flexible_size(graph)
         self._known: dict[Value, Range] = {}
+        self._uses: dict[Value, _Uses] = {}
+        for operation in reversed(graph.operations):  # readers come after producers
+            self._uses.update((result, self._ends(result)) for result in operation.results)
+        self._uses.update((value, self._ends(value)) for value in graph.inputs)
         for value in graph.inputs:
             self._known[value] = self._used_as_index(value)
         for operation in graph.operations:  # producers come before readers
@@ -154,33 +168,30 @@ class Ranges:
         """Return the range that a value must have because something reads it as positions."""
         if value.dtype != "INT32":
             return _dtype_range(value)
-        limits = [size for size in self.index_uses(value) if size < math.inf]
-        return Range(0, min(limits) - 1) if limits else _UNKNOWN
+        shortest = self._uses[value].shortest
+        return Range(0, shortest - 1) if shortest < math.inf else _UNKNOWN
 
-    def index_uses(self, value: Value) -> Iterator[float]:
-        """Yield the size of the axis of the positions, for each operation at which a value ends.
+    def longest_axis(self, value: Value) -> float:
+        """Return the longest axis on which a value is a position; infinite if it is also data."""
+        return self._uses[value].longest
 
-        The size is infinite where the value is data: for the operation, or for the caller.
-        """
-        queue, seen = [value], {value}
-        while queue:
-            current = queue.pop()
-            if current in self._outputs or len(seen) > _MAX_COPIES:
-                yield math.inf
-                continue
-            for reader in current.readers:
-                if sum(map(len, reader.operands.values())) > _MAX_OPERANDS:
-                    yield math.inf
-                    continue
-                roles = [name for name, values in reader.operands.items() if current in values]
-                if all(name in _INDICES.get(reader.type, "").split() for name in roles):
-                    yield self._axis(reader)
-                elif set(roles) <= set(_MOVES.get(reader.type, ())):
-                    new = [result for result in reader.results if result not in seen]
-                    seen.update(new)
-                    queue += new
-                else:
-                    yield math.inf
+    def _ends(self, value: Value) -> _Uses:
+        """Return how a value is used, from the uses of what its readers make of it."""
+        shortest, longest = math.inf, math.inf if value in self._outputs else 0.0
+        for reader in value.readers:
+            roles = set[str]()
+            if sum(map(len, reader.operands.values())) <= _MAX_OPERANDS:
+                roles = {name for name, values in reader.operands.items() if value in values}
+            if roles and roles.issubset(_INDICES.get(reader.type, "").split()):
+                size = self._axis(reader)
+                found = [_Uses(size, size)]
+            elif roles and roles.issubset(_MOVES.get(reader.type, ())):
+                found = [self._uses.get(result, _DATA) for result in reader.results]
+            else:
+                found = [_DATA]
+            shortest = min(shortest, *(one.shortest for one in found))
+            longest = max(longest, *(one.longest for one in found))
+        return _Uses(shortest, longest)
 
     def _axis(self, operation: Operation) -> float:
         """Return the size of the longest axis that the operation's indices can point to."""
@@ -210,7 +221,7 @@ def narrowed_data(graph: Function) -> Iterator[Hazard]:
             continue
         known = ranges.of(source)
         low, high = _RANGES[result.dtype]
-        if known.fits(result.dtype) or max(ranges.index_uses(result), default=0) <= high + 1:
+        if known.fits(result.dtype) or ranges.longest_axis(result) <= high + 1:
             continue
         named.add(result)
         yield at(
