@@ -39,8 +39,8 @@ class Row:
     `check` is the check that finds it, `sentence` what is wrong, `remedy` what to do, `source` the
     failure or report that it belongs to. `versions` is the range of a tool's versions where only
     some have it. `breaks` are the parts that nobody can judge before it is repaired; the finding
-    means something only if the parts of `rests_on` are sound. All findings of a code that is told
-    `once` in a case are one.
+    means something only if the parts of `rests_on` are sound. With `once`, all findings of the code
+    in a case are one.
     """
 
     code: str
@@ -74,7 +74,7 @@ def explained(finding: RecordedFinding) -> RecordedFinding:
     return replace(finding, meaning=row.sentence, remedy=row.remedy) if row else finding
 
 
-def is_told_once(code: str) -> bool:
+def is_reported_once(code: str) -> bool:
     """Return whether all findings of a code in one case are one, whatever their evidence."""
     return code in rows() and rows()[code].once
 
@@ -135,7 +135,7 @@ def _may_meet(cause: RecordedFinding, finding: RecordedFinding) -> bool:
     """Return whether no place of a finding is excluded: package 0 excludes package 1."""
     causes, findings = _places(cause), _places(finding)
     if len(causes) * len(findings) > _MAX_PAIRS:
-        return False  # rather told than hidden
+        return False  # better reported twice than hidden
     return all(
         any(all(own.get(kind, value) == value for kind, value in place.items()) for place in causes)
         for own in findings
@@ -177,8 +177,8 @@ def markdown() -> str:
         lines += ["", f"## {title}", "", "| code | check | wrong | remedy | source |"]
         lines.append("|---|---|---|---|---|")
         for row in found:
-            told = [f"{row.code}{', warning' if row.severity == 'warning' else ''}", row.check]
-            told += [row.sentence, row.remedy]
-            told.append(f"{row.source}{f'; {row.versions}' if row.versions else ''}")
-            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in told) + " |")
+            cells = [f"{row.code}{', warning' if row.severity == 'warning' else ''}", row.check]
+            cells += [row.sentence, row.remedy]
+            cells.append(f"{row.source}{f'; {row.versions}' if row.versions else ''}")
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

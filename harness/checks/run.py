@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from harness.checks.findings import ANY_CHECK, explained, is_told_once, rows
+from harness.checks.findings import ANY_CHECK, explained, is_reported_once, rows
 from harness.errors import (
     ArtifactError,
     CallTimeoutError,
@@ -138,7 +138,7 @@ def _judge(
         if reason := check.inapplicable(opened):
             return Case(**names, outcome="skip", reason=reason)
         found = check.coded_findings(opened, runtime)
-        return case_from_findings(found, **names, strict=strict, once=is_told_once)
+        return case_from_findings(found, **names, strict=strict, once=is_reported_once)
     except NotInstalledError as error:
         return Case(**names, outcome="skip", reason=str(error))
     except CrashError as error:
@@ -160,7 +160,7 @@ def _wrong_code(check: str, finding: Finding) -> str:
     if row is None:
         bad = not finding.ok or any(not f.within_bound for f in finding.figures.values())
         lacks = bool(finding.code) or (bad and any(row.check == check for row in rows().values()))
-        return f"{name} found '{finding.code}', which is no row of findings.toml" if lacks else ""
+        return f"{name} found '{finding.code}', a code that findings.toml lacks" if lacks else ""
     if row.check not in (name, ANY_CHECK):
         return f"{finding.code} is a finding of {row.check}, not of {name}"
     warns = row.severity == "warning"

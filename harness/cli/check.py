@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(map(printable, _closing(cases))))
         if args.results is not None:
             print(f"results: {args.results}")
-        if not args.check and (lacking := _lacking(subject)):
+        if lacking := _lacking(subject, cases):
             print(lacking)
     passed = any(case.outcome == "pass" for case in cases)
     return 0 if passed and all(case.passes for case in cases) else 1
@@ -209,15 +209,14 @@ def _closing(cases: list[Case]) -> Iterator[str]:
     yield from ("", _summary(cases))
 
 
-def _lacking(subject: Subject) -> str:
-    """Return what was not compared for want of a source, and what to add; "" if nothing was."""
-    if subject.is_language_model:
-        if subject.checkpoint is None:
-            return (
-                "weights and tables were not compared with a checkpoint: give --checkpoint and "
-                "--params"
-            )
-    elif not subject.has_golden:
+def _lacking(subject: Subject, cases: list[Case]) -> str:
+    """Return what no source was compared with, and what to add; "" if all was compared."""
+    skipped = [case.reason for case in cases if case.outcome == "skip"]
+    if any(reason.startswith("needs the checkpoint") for reason in skipped):
+        return (
+            "weights and tables were not compared with a checkpoint: give --checkpoint and --params"
+        )
+    if not subject.has_golden and any(reason.startswith("needs --reference") for reason in skipped):
         return "no output was compared with a reference: give --reference or --golden"
     return ""
 

@@ -114,7 +114,8 @@ class Case:
     recorded.
 
     Raises HarnessError for an unknown outcome, an outcome without the field that it needs, and a
-    `pass` that compared nothing, holds a figure outside its bound, or a finding that is no warning.
+    `pass` that compared nothing, or holds a figure outside its bound or a finding other than a
+    warning.
     """
 
     suite: str

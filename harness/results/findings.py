@@ -1,4 +1,4 @@
-"""A finding of a check, and the case that findings make: equal ones are told once."""
+"""A finding of a check, and the case that findings make: equal ones are reported once."""
 
 from __future__ import annotations
 

@@ -55,9 +55,9 @@ def test_every_check_has_a_row():
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"ok": False}, "parity found '', which is no row"),
-        ({"figures": {"error": Figure(2.0, bound=1.0)}}, "parity found '', which is no row"),
-        ({"code": "N99"}, "parity found 'N99', which is no row"),
+        ({"ok": False}, "parity found '', a code that"),
+        ({"figures": {"error": Figure(2.0, bound=1.0)}}, "parity found '', a code that"),
+        ({"code": "N99"}, "parity found 'N99', a code that"),
         ({"ok": False, "code": "W01"}, "W01 is a finding of weights, not of parity"),
         ({"ok": False, "code": "N10", "warning": True}, "N10 must be a failure"),
     ],
