@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+from harness.cli.findings import codes_of, finding_lines
 from harness.cli.recording import (
     add_recording_arguments,
     artifact_name,
@@ -200,8 +201,6 @@ def _line(case: Case) -> str:
 
 def _closing(cases: list[Case]) -> Iterator[str]:
     """Yield what follows the checks that passed: skips, notes, warnings, failures, the summary."""
-    from harness.report.findings import finding_lines
-
     yield from _skip_lines(cases)
     yield from _note_lines(cases)
     yield from finding_lines(cases, warnings=True)
@@ -241,8 +240,6 @@ def _note_lines(cases: list[Case]) -> Iterator[str]:
 
 
 def _summary(cases: list[Case]) -> str:
-    from harness.report.findings import codes_of
-
     failed = sum(not case.passes for case in cases)
     skipped = sum(case.outcome == "skip" for case in cases)
     known = sum(case.outcome == "known" for case in cases)

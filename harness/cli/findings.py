@@ -1,10 +1,10 @@
-"""`harness findings`: what the codes of findings mean, and what to do."""
+"""How findings look on the terminal, and `harness findings`, which explains their codes."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.checks.findings import Row
+    from harness.results import Case
 
 _INDENT = " " * 6
 
@@ -47,3 +48,26 @@ def _explained(row: Row, in_full: bool) -> Iterator[str]:
         yield f"{_INDENT}found by  {row.check}{severity}"
         yield f"{_INDENT}remedy    {row.remedy}"
         yield f"{_INDENT}source    {row.source}{f'; {row.versions}' if row.versions else ''}"
+
+
+def finding_lines(cases: Iterable[Case], warnings: bool) -> Iterator[str]:
+    """Yield the lines of all findings of cases, or of all warnings, each with its remedy."""
+    for case in cases:
+        found = [one for one in case.findings if one.warning == warnings]
+        if case.outcome in ("skip", "known") or not (found or not (warnings or case.passes)):
+            continue
+        where = "" if case.runtime == "-" else f" on {case.runtime}"
+        if not found:  # a bug of the harness, or a known defect that no longer shows
+            yield f"{case.outcome:5} {case.check}{where}: {case.reason}"
+        for one in found:
+            outcome = "warn" if warnings else case.outcome
+            parts = one.parts()
+            yield f"{outcome:5} {case.check}{where}: {parts.pop(one.code, one.sentence)}"
+            yield from (f"{_INDENT}{name:8}  {text}" for name, text in parts.items())
+
+
+def codes_of(cases: Iterable[Case]) -> list[str]:
+    """Return the codes that make cases fail, each once."""
+    bad = [case for case in cases if not case.passes]
+    codes = (one.code for case in bad for one in case.findings if not one.warning)
+    return list(dict.fromkeys(filter(None, codes)))

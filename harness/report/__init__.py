@@ -19,7 +19,6 @@ from xml.etree import ElementTree
 from tabulate import tabulate
 
 from harness.files import partial_file, writing
-from harness.report.findings import finding_parts
 from harness.report.page import Page, Row, Section
 from harness.results import NOT_APPLICABLE, OUTCOMES, Case, Figure, Footer, Header, Run
 from harness.text import clip, counted, one_line, printable
@@ -183,9 +182,7 @@ def _add_case(suite: ElementTree.Element, case: Case) -> None:
 
 def _details(case: Case) -> str:
     """Return the findings, the comparisons, the figures and the facts, a line each."""
-    lines = [
-        f"{name}: {text}" for one in case.findings for name, text in finding_parts(one).items()
-    ]
+    lines = [f"{name}: {text}" for one in case.findings for name, text in one.parts().items()]
     lines.append(f"comparisons: {case.comparisons}")
     lines += [f"{name}: {figure}" for name, figure in case.figures.items()]
     lines += [f"{name}: {fact}" for name, fact in case.facts.items()]
@@ -247,7 +244,7 @@ def _found(case: Case) -> dict[str, str]:
     return {
         f"{number}. {name}": text
         for number, one in enumerate(case.findings, start=1)
-        for name, text in finding_parts(one).items()
+        for name, text in one.parts().items()
     }
 
 

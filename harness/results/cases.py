@@ -20,6 +20,7 @@ MAX_FINDINGS = 25  # that a record holds, and the places of each
 MAX_PLACES = 20
 MAX_PLACE = 200
 MAX_EVIDENCE = 400
+SHOWN_PLACES, SHOWN_EVIDENCE = 5, 2000  # of a finding on a terminal
 
 Fact = bool | int | float | str
 
@@ -85,6 +86,25 @@ class RecordedFinding:
         code = f"{self.code} " if self.code else ""
         more = f" (and in {counted(self.count - 1, 'more place')})" if self.count > 1 else ""
         return f"{code}{self.sentences[0]}{more}"
+
+    def parts(self) -> dict[str, str]:
+        """Return all that a row says of the finding, by name; nothing without a row.
+
+        The first is the meaning, by the code; then the place, the evidence and the remedy.
+        """
+        if not self.meaning:
+            return {}
+        shown = "; ".join(list(filter(None, (self.place, *self.others)))[:SHOWN_PLACES])
+        if self.count > 1:
+            shown = f"{self.count} places: {shown}"
+        if self.count > SHOWN_PLACES:
+            shown += f"; and {self.count - SHOWN_PLACES} more"
+        return {
+            self.code: f"{self.code} {self.meaning}",
+            **({"place": shown} if shown else {}),
+            "evidence": clip(self.evidence, SHOWN_EVIDENCE),
+            "remedy": self.remedy,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as a JSON object, without what is empty; long texts are cut."""
