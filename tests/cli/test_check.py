@@ -106,7 +106,7 @@ def test_a_figure_beyond_its_bound_is_a_finding(check, broken, source):
     status, out, _ = check(broken(weights.perturb_a_norm), *source, *WIDEN, "--check", "parity")
     first, place, evidence, *_ = out.splitlines()
     assert status == 1 and first.startswith("fail  parity on mil:widen: N10 Logits or caches are")
-    assert place.endswith("3 places: prefill, decode, caches")
+    assert place.endswith("3 places: prefill; decode; caches")
     assert evidence.strip().startswith("evidence  prefill error is ")
 
 
@@ -231,7 +231,7 @@ def test_a_check_that_does_not_apply_says_why_once(check, mixed_program):
     hint = "no output was compared with a reference: give --reference or --golden"
     assert out.splitlines()[-1] == hint
     assert status == 0 and out.count("judges language models that describe themselves") == 1
-    names = "owners, roles, cache-rows, sharing-size, weights, tables, parity, greedy, residues"
+    names = "owners, sharing-size, weights, tables, roles, cache-rows, parity, greedy, residues"
     assert f"skip  {names}, token-ids: " in out
 
 

@@ -148,9 +148,14 @@ def test_a_wrong_answer_has_no_time_and_is_an_error(call, sound, tmp_path, monke
     status, out, _ = call("check", sound, *words, "--results", tmp_path)
     assert status == 1 and "error latency on mil:widen: " in out
     cases = {case.check: case for case in read_run(tmp_path / "check.jsonl").cases}
-    for name in ("latency", "memory"):
-        assert cases[name].outcome == "error" and not cases[name].figures
-        assert "its time is not a result" in cases[name].reason
+    assert cases["latency"].outcome == "error" and "its time is not a result" in (
+        cases["latency"].reason
+    )
+    assert (cases["memory"].outcome, cases["memory"].reason) == (
+        "skip",
+        "because of N05 that latency found",
+    )
+    assert not cases["latency"].figures and not cases["memory"].figures
 
 
 def test_an_interrupted_check_has_no_footer_and_draws_nothing(call, sound, tmp_path, replaced):
