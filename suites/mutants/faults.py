@@ -63,7 +63,8 @@ class Fault:
 
     With `alone`, no other check that the judge runs may complain. `gate` is what a line of the gate
     against the sound artifact must say. `reports` are the failures and field reports of this kind.
-    `tested` are the kinds that `nox -s tests` has time for, too.
+    `tested` are the kinds that `nox -s tests` has time for, too. `in_folder` is `by` of a folder,
+    where that differs.
     """
 
     name: str
@@ -76,7 +77,12 @@ class Fault:
     gate: str = ""
     reports: tuple[str, ...] = ()
     alone: bool = False
+    in_folder: Mapping[str, str] | None = None
     tested: tuple[str, ...] = PTE
+
+    def sentences(self, kind: str) -> Mapping[str, str]:
+        """Return the sentences that the checks must say about a mutant of a kind."""
+        return self.in_folder if self.in_folder and kind in FOLDER else self.by
 
 
 _ROWS: dict[str, Fault] = {}

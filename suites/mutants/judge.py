@@ -69,9 +69,14 @@ def complaints(
     """Return the failures of the checks that do not pass, by name, or of the `causes` alone."""
     order = [*artifact_checks(), *value_checks()]
     cases: Iterable[Case] = (judged(subject, name) for name in sorted(checks, key=order.index))
+    return said(causes_only(cases) if causes else cases)
+
+
+def said(cases: Iterable[Case]) -> Complaints:
+    """Return what the cases that do not pass say, by check."""
     return {
         case.check: (*(text for one in case.findings for text in one.sentences), case.reason)
-        for case in (causes_only(cases) if causes else cases)
+        for case in cases
         if case.outcome not in ("pass", "skip")
     }
 

@@ -159,6 +159,7 @@ def change_first_reference(**changed: Any) -> Mutation:
         "copies": "no delegate refers to this named data",
         "metadata-names": "the program passes shape",
     },
+    in_folder={"copies": "package 'embedding': nothing uses these [0-9]+ bytes"},
     modes=MULTI,
     gate=r"method 'forward': operations: \d+ -> \d+",
     room="references",
@@ -246,6 +247,7 @@ row(
 row(
     "an unknown function",
     {"references": "'verify' is not in its package", "function-names": "'verify'"},
+    "ET 21951",
     modes=MULTI,
     gate="no function 'verify'; its functions: forward, prefill",
     room="references",
@@ -255,6 +257,7 @@ row(
 row(
     "data that is not there",
     {"references": "method 'forward', delegate 0: refers to named data 'coreml_executorch_of"},
+    "ET 21951",
     modes=MULTI,
     gate="method 'forward'.*coreml_executorch_of_another_export",
     room="references",
@@ -264,6 +267,7 @@ row(
 row(
     "a reference of another version",
     {"references": "a reference of version 2"},
+    "ET 16635",
     modes=MULTI,
     kinds=PTE,
     gate="method 'forward', delegate 0: a reference of version 2",

@@ -186,7 +186,9 @@ def rotate_halves(export: Export) -> None:
             constant_of(payload, function, operation, "end_mask").bools.values[-1] = False
 
 
-@row("RoPE joined as halves", {"parity": "caches error is"}, gate=rf"{OPERATION}: stack")
+@row(
+    "RoPE joined as halves", {"parity": "caches error is"}, "ET 11808", gate=rf"{OPERATION}: stack"
+)
 def join_as_halves(export: Export) -> None:
     """Join the rotated values as two halves (ExecuTorch 11808).
 
@@ -227,6 +229,7 @@ def ignore_the_last_position(export: Export) -> None:
 @row(
     "fp32 leaks",
     {"program": "fp32 results in an fp16 export: silu"},
+    "ET 19523",
     gate=rf"{OPERATION} = silu, result: FLOAT16.* -> FLOAT32",
 )
 def leak_fp32(export: Export) -> None:
@@ -258,6 +261,7 @@ def narrow_ids(export: Export) -> None:
 @row(
     "fused attention",
     {"program": "fused attention"},
+    "ET 15833",
     gate=rf"{OPERATION}: softmax.* -> scaled_dot_product_attention",
 )
 def fuse_attention(export: Export) -> None:
@@ -267,7 +271,10 @@ def fuse_attention(export: Export) -> None:
 
 
 @row(
-    "a state is read", {"program": "states.*read_state"}, gate=rf"{OPERATION}: silu.* -> read_state"
+    "a state is read",
+    {"program": "states.*read_state"},
+    "CT 2826",
+    gate=rf"{OPERATION}: silu.* -> read_state",
 )
 def read_a_state(export: Export) -> None:
     """Let an operation read a state, although nobody asked for states."""
@@ -277,6 +284,7 @@ def read_a_state(export: Export) -> None:
 @row(
     "a state is taken",
     {"program": "states.*in_cache_state"},
+    "ET 21855",
     gate=r"function '\w+': input .*cache.*: FLOAT16.* -> state FLOAT16",
 )
 def take_a_state(export: Export) -> None:
@@ -290,6 +298,6 @@ def take_a_state(export: Export) -> None:
 row("add is sub", NUMBERS, gate=rf"{OPERATION}: add.* -> sub")(retype("add", "sub", 1))
 
 
-row("silu is sigmoid", NUMBERS, gate=rf"{OPERATION}: silu.* -> sigmoid")(
+row("silu is sigmoid", NUMBERS, "ET 11222", gate=rf"{OPERATION}: silu.* -> sigmoid")(
     retype("silu", "sigmoid", 0)
 )

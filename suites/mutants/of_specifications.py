@@ -100,6 +100,31 @@ def describe_fp32(feature: Any) -> None:
     feature.multiArrayType.dataType = numbers["float32"]
 
 
+@row(
+    "an input that is not described", {"metadata-names": "inputs: metadata.json's order is"}, "U27"
+)
+def describe_one_fewer(export: Export) -> None:
+    """Leave the last input of the first function out of its description."""
+    description = blocks(export).model.description
+    del (description.functions[0] if description.functions else description).input[-1]
+
+
+@row(
+    "functions described as one",
+    {"descriptions": "package 1: defaultFunctionName is 'forward', although no functions are"},
+    "CT 2154",
+    modes=MULTI,
+    alone=False,
+)
+def describe_the_model(export: Export) -> None:
+    """Describe the first function as the model, as tools for one function expect it."""
+    description = blocks(export).model.description
+    first = description.functions[0]
+    description.input.extend(first.input)
+    description.output.extend(first.output)
+    del description.functions[:]
+
+
 # Types in a program
 
 

@@ -50,6 +50,7 @@ def constant(payload: Payload, function: str, end: str) -> Any:
 @row(
     "a weight is not shared",
     {"weight-sharing": "[1-9][0-9]* bytes of weights are not shared"},
+    "ET 18531",
     modes=MULTI,
     gate="sharing of the blocks' weights is lost: [0-9,]+ -> [0-9,]+ bytes",
     room="sharing",
@@ -173,6 +174,7 @@ def _linears(payload: Payload, function: str) -> list[Any]:
 @row(
     "activations beyond fp16",
     {"fp16-range": "exceed fp16's"},
+    "ET 19523",
     gate="tok_embeddings.weight: .* by up to 2,001 times",
     room="quantization",
 )
@@ -234,6 +236,7 @@ def uncalled_function(export: Export) -> None:
 @row(
     "sharing that was lost",
     {"weight-sharing": "1 functions;", "sharing-size": "6 packages without sharing, 6 with it"},
+    "ET 18531",
     room="sharing",
     judge=judge_subject,
     modes=MULTI,

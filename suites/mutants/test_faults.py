@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import Check, artifact_checks, run_check
+from harness.checks import Check, artifact_checks, run_check, value_checks
 from harness.results import Case, Finding
 from harness.suites.mutants.edit import touch_everything
 from harness.suites.mutants.faults import BOTH, Fault, Mutant, all_faults
@@ -51,15 +51,16 @@ def test_a_mutant_is_found(
 
 def _found(folder: Path, fault: Fault, mode: str, kind: str) -> Iterator[Finding]:
     """Break and judge; each check of the row must say its sentence."""
-    found = fault.judge(Mutant(fault.mutate, mode, kind, folder), tuple(fault.by))
-    facts = {"room": fault.room, "found by": " ".join(fault.by)}
+    sentences = fault.sentences(kind)
+    found = fault.judge(Mutant(fault.mutate, mode, kind, folder), tuple(sentences))
+    facts = {"room": fault.room, "found by": " ".join(sentences)}
     place = ""
-    for check, sentence in fault.by.items():
+    for check, sentence in sentences.items():
         said = next((text for text in found.get(check, ()) if re.search(sentence, text)), "")
         place = place or said
         message = f"says {list(found.get(check, ['nothing']))}, not {sentence!r}"
         yield Finding(fault.name, check, bool(said), message, comparisons=1)
-    others = sorted(found.keys() - fault.by.keys()) if fault.alone else []
+    others = sorted(found.keys() - sentences.keys()) if fault.alone else []
     message = f"{others} complain, too: {[found[name] for name in others]}"
     yield Finding(
         fault.name, "", not others, message, facts=facts | {"place": place[:200]}, comparisons=1
@@ -83,7 +84,7 @@ def _complaints(folder: Path, judge: str, mode: str, kind: str) -> Iterator[Find
         for row in ROWS.values()
         if row.judge.__name__ == judge and mode in row.modes and kind in row.kinds
     ]
-    names = tuple(dict.fromkeys(check for row in rows for check in row.by))
+    names = tuple(dict.fromkeys(check for row in rows for check in row.sentences(kind)))
     found = rows[0].judge(Mutant(None, mode, kind, folder), names)
     for check in names:
         yield Finding(check, check, check not in found, f"{found.get(check)}", comparisons=1)
@@ -93,7 +94,7 @@ def _complaints(folder: Path, judge: str, mode: str, kind: str) -> Iterator[Find
 
 def test_every_check_has_a_fault_that_it_finds() -> None:
     found = {check for row in ROWS.values() for check in row.by}
-    assert found >= set(artifact_checks())
+    assert found >= set(artifact_checks()) | set(value_checks())
 
 
 @pytest.mark.parametrize("mode", BOTH)
