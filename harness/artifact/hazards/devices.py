@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from harness.artifact.hazards.graph import Operation, Value
 from harness.artifact.hazards.lint import Function, Hazard, at, hazard
+from harness.text import counted
 
 MAX_EXTENT = 16384
 """The longest axis of a matrix product on Neural Engines up to A15 and M3; later ones: 65536."""
@@ -83,7 +84,7 @@ def computed_sizes(graph: Function) -> Iterator[Hazard]:
         and any(result.shape is None or None in result.shape for result in operation.results)
     ]
     if found:
-        more = f", and {len(found) - 1} more operations" if len(found) > 1 else ""
+        more = f", as in {counted(len(found) - 1, 'more operation')}" if len(found) > 1 else ""
         yield Hazard(
             found[0].place,
             f"the size of its result is computed at run time{more}; plans for the Neural Engine "
@@ -128,7 +129,8 @@ def palettes_with_states(graph: Function) -> Iterator[Hazard]:
     if found and graph.states and graph.version in (None, (9, 0)):
         yield Hazard(
             found[0].place,
-            f"{len(found)} weights of 4-bit palettes in a function with {len(graph.states)} states",
+            f"{counted(len(found), 'weight')} of 4-bit palettes in a function with "
+            f"{counted(len(graph.states), 'state')}",
         )
 
 
