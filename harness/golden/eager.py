@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -33,7 +34,7 @@ from harness.generate.interface import signature
 from harness.golden import Call, Expected, Golden, Steps, check_output, distance
 from harness.golden.folding import Computed, replaced
 from harness.golden.functions import Function, is_factory, with_its_modules
-from harness.golden.inputs import float_dtype
+from harness.golden.inputs import float_dtype, probes
 from harness.golden.rounding import Recording, Rounding
 from harness.golden.weights import (
     Key,
@@ -56,6 +57,7 @@ class Reference:
     def __init__(self, name: str, target: object) -> None:
         self.name, self._target = name, target
         self._adopted: Parameters = {}
+        self._is_users = False
 
     @classmethod
     def imported(cls, name: str) -> Self:
@@ -71,7 +73,9 @@ class Reference:
         try:
             with printing_to_stderr():
                 found = getattr(importlib.import_module(module_name), attribute)
-                return cls(origin, found() if is_factory(found) else found)
+                made = cls(origin, found() if is_factory(found) else found)
+                made._is_users = True
+                return made
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's own code raises anything, SystemExit too
@@ -83,7 +87,8 @@ class Reference:
         """Return what the module gives for inputs, by method and sequence.
 
         A sequence that the module refuses is left out, unless it refuses all of a method's: shapes
-        that a description allows may not fit each other.
+        that a description allows may not fit each other. The user's own module is also called with
+        the values of `inputs.probes`, as far as it gives finite values for them.
         """
         half = float_dtype(artifact) == "fp16"
         self._adopted = adopted(artifact, self.parameters(artifact.methods))
@@ -92,11 +97,14 @@ class Reference:
         for method, sequences in inputs.items():
             golden[method], refusal = {}, None
             _, outputs = signature(artifact, method)
-            for name, steps in sequences.items():
+            more = probes(artifact, method, sequences) if self._is_users else {}
+            for name, steps in (*sequences.items(), *more.items()):
                 try:
                     calls = self._calls(method, steps, half, folded)
                 except HarnessError as error:
                     refusal = error
+                    continue
+                if name in more and not all(map(_is_finite, calls)):
                     continue
                 for call in calls:
                     self._check(call, method, outputs)
@@ -282,6 +290,15 @@ class Reference:
                 "callable, or a dict of those by method"
             )
         return with_its_modules(target)
+
+
+def _is_finite(call: Call) -> bool:
+    """Return whether all that a call must give is finite, in fp16 too."""
+    return all(
+        (one.rounding is None or math.isfinite(one.rounding))
+        and all(bool(value.isfinite().all()) for value in one.values)
+        for one in call.expected.values()
+    )
 
 
 def _error(origin: str, what: str, error: BaseException) -> HarnessError:

@@ -8,13 +8,14 @@ size. Other integers are 0 or 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from harness.artifact import Artifact, Package
 from harness.artifact.files import max_elements
+from harness.artifact.hazards import hazards_of
 from harness.artifact.proto import mil_types
 from harness.artifact.pte import KernelCall, TensorValue
 from harness.errors import HarnessError
@@ -64,6 +65,50 @@ def seeded_inputs(artifact: Artifact, method: str, seed: int) -> dict[str, Steps
             for _ in range(count)
         )
     return found
+
+
+def probes(artifact: Artifact, method: str, sequences: Mapping[str, Steps]) -> dict[str, Steps]:
+    """Return calls with the values at which a hazard of the method shows, by name.
+
+    Each is the first of the sequences' calls with other floats or indices.
+    """
+    functions = list(functions_of(artifact, method))
+    codes = {code for function in functions for code, _ in hazards_of(*function)}
+    limits = _index_limits(artifact, method)
+    names = [spec.name for spec in get_runtime(REFERENCE).load(artifact, method).inputs]
+    (first, *_), *_ = sequences.values()
+    found: dict[str, Steps] = {}
+    for name in sorted({name for code in codes for name in _PROBES.get(code, ())}):
+        floats, rows = _PROBED[name]
+        given: list[torch.Tensor] = []
+        for tensor, input_name in zip(first, names, strict=True):
+            change = rows if input_name in limits else _unchanged
+            given.append((floats if tensor.is_floating_point() else change)(tensor))
+        found[name] = (tuple(given),)
+    return found
+
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+# How a probe changes floats, and integers that look rows up.
+_PROBED: dict[str, tuple[Change, Change]] = {
+    "zeros": (torch.zeros_like, _unchanged),
+    "small": (lambda tensor: tensor * 1e-3, _unchanged),
+    "large": (lambda tensor: tensor * 16, _unchanged),
+    "from the end": (_unchanged, lambda tensor: torch.full_like(tensor, -1)),
+}
+_PROBES = {
+    "H03": ("large",),
+    "H04": ("large",),
+    "H06": ("small",),
+    "H07": ("small", "zeros"),
+    "H09": ("from the end",),
+}
 
 
 def _shape(spec: TensorSpec, allowed: AllowedShapes | None, fraction: float) -> tuple[int, ...]:
