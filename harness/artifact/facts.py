@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from harness.artifact import Artifact
-from harness.artifact.activations import ActivationPeak, activation_peak
 from harness.artifact.delegate import BACKEND
 from harness.artifact.operands import weights_in_program
 from harness.artifact.package import Package
+from harness.artifact.plan import ActivationPeak, activation_peak
 from harness.artifact.proto import declared_shape, mil_types
 from harness.artifact.pte import DelegateCall, KernelCall, TensorValue
 
