@@ -22,9 +22,9 @@ from harness.cli import (
     bisect,
     check,
     export,
-    findings,
     inspect,
     packages,
+    recording,
     results,
     run,
     shim,
@@ -103,8 +103,8 @@ COMMANDS = {
     ),
     "findings": Command(
         "explain the codes of findings: what is wrong, and what to do",
-        findings.add_arguments,
-        findings.run,
+        recording.add_findings_arguments,
+        recording.findings,
     ),
     "golden": Command(
         "write inputs and outputs of an artifact's methods, to check another one against",

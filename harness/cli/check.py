@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
-from harness.cli.findings import codes_of, finding_lines
 from harness.cli.recording import (
     add_recording_arguments,
     artifact_name,
+    codes_of,
+    finding_lines,
     judge_of_known,
     recording,
 )
