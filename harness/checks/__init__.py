@@ -26,7 +26,6 @@ def artifact_checks() -> dict[str, Check[Subject]]:
     from harness.checks import (
         containers,
         contract,
-        hazards,
         metadata,
         parity,
         program,
@@ -35,7 +34,7 @@ def artifact_checks() -> dict[str, Check[Subject]]:
     )
 
     # Those that execute come last: what the others find explains their failures.
-    return defined_in(metadata, contract, containers, program, hazards, weights, roles, parity)
+    return defined_in(metadata, contract, containers, program, weights, roles, parity)
 
 
 @cache

@@ -1,8 +1,9 @@
-"""Checks of ML Programs: types, states, fused attention, fp32 in an fp16 export.
+"""Checks of ML Programs: types, states, fused attention, fp32 in an fp16 export, hazards.
 
 Types are judged as bytes; the rules are in `harness.artifact`. The others have broken real exports:
-states that nobody asked for (ExecuTorch 21855, 21979), fused attention on the
-Neural Engine (15833), fp32 weights in an fp16 export (19786).
+states that nobody asked for (ExecuTorch 21855, 21979), fused attention on the Neural Engine
+(15833), fp32 weights in an fp16 export (19786). Hazards are warnings: what a converter may have
+made wrong, and what devices are known to do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from harness.artifact.hazards import hazards_of
+from harness.artifact.hazards.interfaces import scalars_at_the_boundary
 from harness.artifact.operands import FunctionTypes
 from harness.artifact.proto import mil_types
 from harness.checks.containers import findings_at, model_dtype, readable
@@ -21,6 +24,8 @@ from harness.results import Finding
 from harness.subject import Subject
 
 _FUSED_ATTENTION = ("scaled_dot_product_attention",)
+_UNREAD_INPUT = "H10"  # of a delegate, `types` calls it a failure
+_FUSED_HAZARD = "H39"  # of a static language model, `program` calls it a failure
 _STATE = ("read_state", "coreml_update_state", "write_state")
 
 
@@ -112,3 +117,30 @@ def check_types(subject: Subject) -> Iterator[Finding]:
                 yield from findings_at(where, ignored, "A52", 0)
             elif unread:  # a model of one's own may take what it ignores
                 yield Finding("types", where, facts={"unread inputs": ", ".join(unread)})
+
+
+@check("hazards", needs=(readable,))
+def check_hazards(subject: Subject) -> Iterator[Finding]:
+    """Look for the hazards of each function; one finding for each place."""
+    for number, package in enumerate(subject.artifact.packages):
+        for name in sorted(package.functions):
+            where = f"package {number}, function '{name}'"
+            for code, found in hazards_of(package, name):
+                if code == _UNREAD_INPUT and subject.artifact.pte is not None:
+                    continue
+                if code == _FUSED_HAZARD and subject.is_language_model:
+                    continue
+                yield Finding(
+                    "hazards",
+                    f"{where}, {found.place}",
+                    ok=False,
+                    message=found.evidence,
+                    code=code,
+                    warning=True,
+                )
+            count = len(package.operations(name).operations)
+            yield Finding("hazards", where, comparisons=count)
+    for found in scalars_at_the_boundary(subject.artifact):
+        yield Finding(
+            "hazards", found.place, ok=False, message=found.evidence, code="H49", warning=True
+        )

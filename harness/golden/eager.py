@@ -33,9 +33,14 @@ from harness.files import printing_to_stderr
 from harness.generate.interface import signature
 from harness.golden import Call, Expected, Golden, Steps, check_output, distance
 from harness.golden.folding import Computed, replaced
-from harness.golden.functions import Function, is_factory, with_its_modules
+from harness.golden.functions import (
+    Function,
+    Recording,
+    Rounding,
+    is_factory,
+    with_its_modules,
+)
 from harness.golden.inputs import float_dtype, probes
-from harness.golden.rounding import Recording, Rounding
 from harness.golden.weights import (
     Key,
     Match,

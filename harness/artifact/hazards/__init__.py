@@ -1,7 +1,7 @@
 """Lints of what converters emit and devices do wrong: hazards that no execution on a CPU shows.
 
 Each is a *warning*: the bytes are valid, but may compute something else than the model's author
-meant, or something else on a device. `harness.checks.hazards` lists them; their sources are public
+meant, or something else on a device. The check `hazards` lists them; their sources are public
 reports, named by the rows of `findings.toml`.
 """
 
@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from harness.artifact.hazards import (
     defects,
     devices,
-    folding,
-    indices,
     interfaces,
     narrowing,
     numerics,
+    passes,
 )
 from harness.artifact.hazards.lint import LINTS, Function, Hazard
 from harness.artifact.package import Package
@@ -26,11 +25,10 @@ __all__ = ["LINTS", "Function", "Hazard", "hazards_of"]
 _MODULES = (
     defects,
     devices,
-    folding,
-    indices,
     interfaces,
     narrowing,
     numerics,
+    passes,
 )  # imported so that their lints are registered
 
 
