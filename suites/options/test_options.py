@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.checks import Check, run_check
-from harness.errors import HarnessError
-from harness.export.environments import INSTALLED
+from harness.errors import HarnessError, NotInstalledError
+from harness.export.environments import EXECUTORCH, INSTALLED, placed
 from harness.export.exporters import Exporter
 from harness.export.options import ExportOptions
 from harness.fixtures.cache import exported, fixture
 from harness.models.config import load_params
 from harness.results import Case
+from harness.suites.options import backend
+from harness.suites.options.backend import Backend
 from harness.suites.options.judge import check_of, equal_exports
 from harness.suites.options.traces import MODEL, SINGLE, TRACES, Trace
 
@@ -63,6 +65,43 @@ def test_two_exports_of_one_input_are_equal(
         mode=mode,
     )
     record(case)
+
+
+@pytest.fixture(scope="session")
+def backend_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Exporter], Backend]]:
+    """Return the backend of an ExecuTorch, whose child process is kept."""
+    opened: dict[str, Backend] = {}
+
+    def get(exporter: Exporter) -> Backend:
+        if exporter.kind != EXECUTORCH:
+            raise NotInstalledError("only ExecuTorch has a backend with options of its own")
+        if exporter.label not in opened:
+            folder = tmp_path_factory.mktemp("backend")
+            opened[exporter.label] = Backend(placed(exporter.place), folder)
+        return opened[exporter.label]
+
+    yield get
+    for one in opened.values():
+        one.close()
+
+
+@pytest.mark.parametrize("row", backend.ROWS, ids=lambda row: row.name)
+def test_an_option_of_the_backend_leaves_its_trace(
+    record: Callable[[Case], None],
+    exporter: Exporter,
+    exporter_name: str,
+    backend_of: Callable[[Exporter], Backend],
+    row: backend.Row,
+) -> None:
+    record(
+        run_check(
+            backend.check_of(row),
+            lambda: backend_of(exporter),
+            suite="options",
+            fixture=exporter_name,
+            mode="backend",
+        )
+    )
 
 
 def _export_again(exporter: Exporter, options: ExportOptions, output: Path) -> Path:
