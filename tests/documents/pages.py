@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 
 _BLOCK = re.compile(
-    r"(?:^<!-- run: (?P<comment>.*?) -->\n)?"
+    r"(?:^<!-- run: (?P<comment>(?:(?!-->).)*?) -->\n)?"
     r"^(?P<indent> *)```(?P<kind>console|sh)\n(?P<text>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -58,7 +58,12 @@ class Block:
 
 
 def blocks(page: str, text: str) -> Iterator[Block]:
-    """Yield the blocks of a page; raise ValueError for a clause that is not known."""
+    """Yield the blocks of a page; raise ValueError for a comment that is wrong or has no block."""
+    used = {found.start() for found in _BLOCK.finditer(text) if found["comment"] is not None}
+    for comment in re.finditer("^<!-- run:", text, re.MULTILINE):
+        if comment.start() not in used:
+            line = text[: comment.start()].count("\n") + 1
+            raise ValueError(f"{page}:{line}: no block follows the comment on the next line")
     for found in _BLOCK.finditer(text):
         line = text[: found.start("kind")].count("\n") + 1
         lines = [

@@ -121,6 +121,11 @@ def test_a_clause_that_is_not_known_is_an_error():
         list(blocks("page", "<!-- run: slow -->\n```console\n$ a\n```\n"))
 
 
+def test_a_comment_apart_from_its_block_is_an_error():
+    with pytest.raises(ValueError, match="page:1: no block follows the comment"):
+        list(blocks("page", "<!-- run: long -->\n\n```console\n$ a\n```\n" + PAGE))
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
