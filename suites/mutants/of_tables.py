@@ -14,7 +14,7 @@ from typing import Any
 from harness.artifact.delegate import METADATA
 from harness.artifact.files import flatten, read_flattened, root_name
 from harness.suites.mutants.faults import MULTI, PTE, SINGLE, Complaints, Mutant, fault
-from harness.suites.mutants.judge import OF_BYTES, complaints, opened, sound
+from harness.suites.mutants.judge import OF_BYTES, complaints, judged, opened, sound
 
 Table = Any  # a dataclass of `executorch.exir.schema`
 Rewrite = Callable[..., object]  # changes ExecuTorch's `PTEFile` in place
@@ -269,3 +269,26 @@ row("a dynamic shape", {"memory-plan": r"method 'forward': '\w+': its shape is d
 row(
     "a shape without bound", {"memory-plan": r"method 'forward': value \d+: its shape has no bound"}
 )(make_dynamic(unbound=True))
+
+
+def judge_boundary(mutant: Mutant, checks: Collection[str]) -> Complaints:
+    """Judge a `.pte` whose tables a mutation changes by the warnings about what is passed."""
+    source = sound(mutant.mode)
+    change = mutant.mutate or (lambda file: None)
+    path = rewrite(source.artifact.path, change, mutant.folder / "mutant.pte")
+    found = [one for one in judged(opened(path, source), "hazards").findings if one.code == "H49"]
+    return {"hazards": tuple(text for one in found for text in one.sentences)} if found else {}
+
+
+@row(
+    "a scalar at the boundary",
+    {"hazards": r"method 'forward', delegate 0: '\w+' has rank 0; Core ML's function takes \[1\]"},
+    "ET 10451",
+    judge=judge_boundary,
+    alone=False,
+)
+def scalar_input(file: Any) -> None:
+    """Declare an input that is passed to a delegate as a scalar."""
+    plan = plans(file)[0]
+    value = next(v.val for v in map(plan.values.__getitem__, plan.inputs) if len(v.val.sizes) == 2)
+    value.sizes, value.dim_order = [], []

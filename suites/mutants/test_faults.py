@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -107,3 +108,10 @@ def test_a_control_passes_every_check(mutant: MakeMutant, mode: str) -> None:
     assert {name: judged(subject, name).outcome for name in applicable} == dict.fromkeys(
         applicable, "pass"
     )
+
+
+def test_a_fault_stands_for_each_report() -> None:
+    listed = tomllib.loads((Path(__file__).parent / "reports.toml").read_text(encoding="utf-8"))
+    named = {report for row in ROWS.values() for report in row.reports}
+    assert named == listed["failures"].keys() | listed["field"].keys()
+    assert not named & listed["without"].keys()

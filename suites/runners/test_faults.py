@@ -18,17 +18,17 @@ INSTALLED = [(name, mode) for name, fault in FAULTS.items() for mode in fault.mo
 
 
 @pytest.mark.parametrize(("name", "mode"), INSTALLED)
-def test_a_broken_runner_is_caught(
+def test_a_broken_runner_iscaught(
     record: Callable[[Case], None], bench_of: BenchOf, first_label: str, name: str, mode: str
 ) -> None:
     fault = FAULTS[name]
-    check: Check[Bench] = Check(f"fault: {name}", partial(_caught, name=name))
+    check: Check[Bench] = Check(f"fault: {name}", partial(caught, name=name))
     subject = partial(bench_of, first_label, fault.fixture, mode)
     fixture = f"{first_label}:{fault.fixture}"
     record(run_check(check, subject, suite="runners", fixture=fixture, mode=mode))
 
 
-def _caught(bench: Bench, name: str) -> Iterator[Finding]:
+def caught(bench: Bench, name: str) -> Iterator[Finding]:
     """Run sound and broken; the one must pass, and the other fail at the fault's place."""
     fault = FAULTS[name]
     words = bench.vocabulary
