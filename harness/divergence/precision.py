@@ -32,7 +32,7 @@ from harness.divergence.culprit import Divergence
 from harness.divergence.recording import Part, Recorder, Recording
 from harness.mil import Policy, get_policy
 from harness.mil.block import Step
-from harness.mil.table import operations
+from harness.mil.operation import operations
 from harness.mil.types import TensorType
 from harness.runtimes.base import Method
 

@@ -1,22 +1,22 @@
 """Executes an exported ML Program on PyTorch, on any machine.
 
-*Data model.* `types` has the declared types, `values` the constants, `shared` the tensors that the
-functions of one package share, `state` the tensors that persist from call to call; a `policy` sets
-the dtypes of numbers.
+*Data model.* `types` has the declared types, `values` the constants, `storage` the tensors that the
+functions of one package share and those that persist from call to call; a `policy` sets the dtypes
+of numbers.
 
 *Plan.* A function is compiled once, at load, to a list of steps over numbered slots:
 
     load_function                          function.py
         compile_function                   compile.py: one Compiler for each block
-            check_known                    table.py: is the operation in this opset?
+            check_known                    operation.py: is the operation in this opset?
             read_constant                  values.py
-            SharedTensors.constexpr        shared.py: constexpr operations run at load
-            built                          binding.py: calls the operation's builder in ops/
-            Plan, Step                     plan.py
+            SharedTensors.constexpr        storage.py: constexpr operations run at load
+            built                          block.py: calls the operation's builder in ops/
+            Plan, Step                     block.py
 
 *Evaluation.* A call fills the slots of the inputs and runs the steps:
 
-    Function.__call__                      function.py: checks inputs and shapes (shapes.py)
+    Function.__call__                      function.py: checks inputs and shapes (types.py)
         Block.run                          block.py: step by step the first time, or when observed;
             Step.run                       later as one generated Python function
                 fused                      fusion.py: of fewer steps, many of them by rows/

@@ -14,13 +14,19 @@ from harness.artifact.files import max_elements
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
 from harness.mil import ops as _registers_them  # noqa: F401
-from harness.mil.binding import built, built_at_call, with_blocks
-from harness.mil.block import Block, Plan, Step, with_frees
-from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
+from harness.mil.block import (
+    Block,
+    Plan,
+    Step,
+    built,
+    built_at_call,
+    with_blocks,
+    with_frees,
+)
+from harness.mil.operation import IMPLEMENTATIONS, Operation, Run, check_known
 from harness.mil.packed import PackedWeight
 from harness.mil.policy import Policy
 from harness.mil.storage import SharedTensors
-from harness.mil.table import check_known
 from harness.mil.types import StateType, TensorType, ValueType, broadcast_type, value_type
 from harness.mil.values import Constant, read_constant
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError
-from harness.mil.operation import IMPLEMENTATIONS
-from harness.mil.table import operations
+from harness.mil.operation import IMPLEMENTATIONS, operations
 from tests.mil.programs import execute
 
 

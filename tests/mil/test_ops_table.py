@@ -5,8 +5,7 @@ import pytest
 
 from harness.errors import ArtifactError
 from harness.mil import get_policy, load_function
-from harness.mil.operation import IMPLEMENTATIONS
-from harness.mil.table import operations
+from harness.mil.operation import IMPLEMENTATIONS, operations
 from tests.mil.programs import execute, save
 from tests.mil.rows import executing, named_operations
 from tests.mil.test_loading import edited, find

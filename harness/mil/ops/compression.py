@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.mil.operation import Operation, Run, operation
-from harness.mil.ops.constexpr_ops import dense, divides, looked_up, weight_of
-from harness.mil.packed.pack import packed
+from harness.mil.ops.constexpr_ops import dense, divides, looked_up, packed, weight_of
 
 
 @operation("constexpr_blockwise_shift_scale", inputs=())

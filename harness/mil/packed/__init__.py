@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.mil.packed.layouts import FEW_ROWS, Blocks, TableGroup, Tables, best_layout
 
 _ALONE = 1 << 18  # multiplications below which waking another thread costs more than it saves
-_FASTER = 16  # times as many multiplications as integers take this time, with a few rows of x
+_FASTER = 4  # times as many multiplications as integers take this time, with a few rows of x
 _TILE = 1 << 19
 
 

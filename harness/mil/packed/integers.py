@@ -64,8 +64,8 @@ _FLOATS = ir.VectorType(ir.FloatType(), (WIDTH or 64) // 4)
 
 
 BIASES = LIMBS * WIDTH // 4
-_serial = compiler(math=ANY_ORDER)
-_finite = compiler(math={"nnan", "ninf", "nsz"})  # else a maximum becomes no vector code
+_serial = compiler(fastmath=ANY_ORDER)
+_finite = compiler(fastmath={"nnan", "ninf", "nsz"})  # else a maximum becomes no vector code
 
 
 @_serial

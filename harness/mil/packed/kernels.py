@@ -34,22 +34,14 @@ FIELDS = 8
 _serial, _parallel = compiler(), compiler(parallel=True)
 
 
-@_parallel
+@_serial
 def table_products(
-    weights: int,
-    count: int,
-    order: int,
-    columns: int,
-    x: int,
-    m: int,
-    out: int,
-    parts: int,
-    as_integers: bool,
+    weights: int, count: int, order: int, columns: int, x: int, m: int, out: int, as_integers: bool
 ) -> None:
     """Multiply x [m, columns], its columns in their own order, by several weights.
 
     All arrays are contiguous and passed by address, because a language model calls this hundreds of
-    times for each token. `weights` int64 [count, 8] has, for each weight, the addresses of its
+    times for each token. `weights` int64 [count, FIELDS] has, for each weight, the addresses of its
     codes, tables, units, residues and factors, its rows, the rows of all weights before it, and its
     sign bit; `out` has [m, rows] for each. A unit fp32 [rows] is the value of a 1 in a row's table,
     divided by 65536; `order` int64 [columns] is the order of the columns in the tables' layout.
@@ -57,19 +49,14 @@ def table_products(
     where it can be if `as_integers`.
     """
     given = carray(pointer(x), (m, columns), np.float32)
-    ordered, limbs, biases, scales = _prepared(given, order, as_integers)
+    ordered, limbs, biases, scales = prepared(given, order, as_integers)
     listed = carray(pointer(weights), (count, FIELDS), np.int64)
     rows = listed[count - 1, ROWS] + listed[count - 1, BEFORE]
-    if parts == 1:
-        _table_products(0, rows, listed, ordered, limbs, biases, scales, out)
-    else:
-        for part in prange(parts):
-            first, last = rows * part // parts, rows * (part + 1) // parts
-            _table_products(first, last, listed, ordered, limbs, biases, scales, out)
+    products_of_rows(0, rows, listed, ordered, limbs, biases, scales, out)
 
 
 @_serial
-def _prepared(given: np.ndarray, order: int, as_integers: bool) -> tuple[np.ndarray, ...]:
+def prepared(given: np.ndarray, order: int, as_integers: bool) -> tuple[np.ndarray, ...]:
     """Return x in the tables' order; and its limbs, their biases and scales (`write_limbs`).
 
     A row of x that has limbs is undefined in the tables' order.
@@ -150,7 +137,7 @@ def expand_blocks(
 
 
 @_serial
-def _table_products(
+def products_of_rows(
     first: int,
     last: int,
     weights: np.ndarray,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.mil.packed import integers, kernels, vector
+from harness.mil.packed.pool import pool
 
 FEW_ROWS = 3  # rows of x up to which decoding the weight again for each row is fastest
 _LEVELS = np.arange(16)
@@ -150,9 +151,11 @@ class TableGroup:
 
     def products(self, x: Tensor, m: int, out: Tensor, parts: int) -> None:
         """Write `x @ weight.T` of each weight to `out`, one after the other."""
-        given = *self._addresses, x.data_ptr(), m, out.data_ptr(), parts
+        given = *self._addresses, x.data_ptr(), m, out.data_ptr()
         if m > FEW_ROWS:
-            kernels.table_tiles(*given)
+            kernels.table_tiles(*given, parts)
+        elif parts > 1:
+            pool(parts - 1).products(*given, self.as_integers)
         else:
             kernels.table_products(*given, self.as_integers)
 

@@ -11,20 +11,20 @@ any order. NaN and infinities are kept.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
-from llvmlite import ir
-from numba import prange, types
+from numba import prange
 from numba.np.numpy_support import carray
 
-from harness.mil.packed import vector
-from harness.mil.packed.compiler import ANY_ORDER, compiler, pointer
-
-if TYPE_CHECKING:
-    from numba.core.typing.context import BaseContext as TypingContext
-    from numba.core.typing.templates import Signature
+from harness.mil.packed.compiler import (
+    ANY_ORDER,
+    IN_ORDER,
+    compiler,
+    divided,
+    exp,
+    of_rank,
+    pointer,
+    rank,
+)
 
 FIELDS = 12
 (OPCODE, WIDTH, OUT, OUT_AT, OUT_STEP, A, A_AT, A_STEP, B, B_AT, COUNT, DISTANCE) = range(FIELDS)
@@ -41,18 +41,10 @@ DOTS writes the dot product with each of WIDTH vectors of COUNT elements. COMBIN
 COUNT vectors of WIDTH elements, each times an element of `a`; COMBINE_MORE adds it to the result.
 """
 
-_PRECISE = {"contract"}
-_serial, _sums = compiler(math=_PRECISE), compiler(math=ANY_ORDER)
-_parallel = compiler(parallel=True, math=_PRECISE)
+_serial, _sums = compiler(fastmath=IN_ORDER), compiler(fastmath=ANY_ORDER)
+_parallel = compiler(parallel=True, fastmath=IN_ORDER)
 
-_LOG2_E, _LN2_HIGH = np.float32(1 / math.log(2)), np.float32(355 / 512)
-_LN2_LOW = np.float32(math.log(2) - 355 / 512)
-_TO_INTEGER = np.float32(3 << 22)  # adding it rounds to an integer, which is in the low bits
-_TO_INTEGER_BITS = int(_TO_INTEGER.view(np.int32))
-_I32 = ir.IntType(32)
-_LOWEST, _HIGHEST = np.float32(-104.0), np.float32(89.0)  # beyond, exp is 0 or infinite
-_ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
-_C3, _C4, _C5, _C6, _C7 = (np.float32(1 / math.factorial(n)) for n in range(3, 8))
+_ONE, _ZERO = np.float32(1), np.float32(0)
 
 
 @_parallel
@@ -139,7 +131,7 @@ def _binary(opcode: int, n: int, out: int, a: int, b: int) -> None:
             z[i] = x[i] * y[i]
     elif opcode == DIV:
         for i in range(n):
-            z[i] = _divided(x[i], y[i])
+            z[i] = divided(x[i], y[i])
     elif opcode == MAXIMUM:
         for i in range(n):
             z[i] = x[i] if x[i] > y[i] or x[i] != x[i] else y[i]
@@ -159,10 +151,10 @@ def _unary(opcode: int, n: int, out: int, a: int) -> None:
             z[i] = np.sqrt(x[i])
     elif opcode == RSQRT:
         for i in range(n):
-            z[i] = _divided(_ONE, np.sqrt(x[i]))
+            z[i] = divided(_ONE, np.sqrt(x[i]))
     elif opcode == EXP:
         for i in range(n):
-            z[i] = _exp(x[i])
+            z[i] = exp(x[i])
     elif opcode == LOG:
         for i in range(n):
             z[i] = np.log(x[i])
@@ -174,10 +166,10 @@ def _unary(opcode: int, n: int, out: int, a: int) -> None:
             z[i] = np.floor(x[i])
     elif opcode == SIGMOID:
         for i in range(n):
-            z[i] = _divided(_ONE, _ONE + _exp(-x[i]))
+            z[i] = divided(_ONE, _ONE + exp(-x[i]))
     else:
         for i in range(n):
-            z[i] = _divided(x[i], _ONE + _exp(-x[i]))
+            z[i] = divided(x[i], _ONE + exp(-x[i]))
 
 
 @_serial
@@ -200,10 +192,10 @@ def _softmax(n: int, out: int, a: int) -> None:
     z, x = _floats(out, n), _floats(a, n)
     largest = _largest(x)
     for i in range(n):
-        z[i] = _exp(x[i] - largest)
+        z[i] = exp(x[i] - largest)
     total = _sum(z)
     for i in range(n):
-        z[i] = _divided(z[i], total)
+        z[i] = divided(z[i], total)
 
 
 @_serial
@@ -215,10 +207,10 @@ def _largest(x: np.ndarray) -> np.float32:
     """
     largest = np.int32(-(1 << 31))
     for i in range(len(x)):
-        rank = _rank(x[i])
-        if rank > largest:
-            largest = rank
-    value: np.float32 = _of_rank(largest)
+        ranked = rank(x[i])
+        if ranked > largest:
+            largest = ranked
+    value: np.float32 = of_rank(largest)
     return value
 
 
@@ -248,8 +240,21 @@ def _dot(x: np.ndarray, y: np.ndarray) -> np.float32:
 
 @_sums
 def _dots(n: int, out: int, a: int, count: int, b: int, distance: int) -> None:
+    """Write dot products, four at a time: one alone takes longer to begin than to add up."""
     z, x = _floats(out, n), _floats(a, count)
-    for j in range(n):
+    four = n - n % 4
+    for j in range(0, four, 4):
+        first = b + j * distance
+        y0, y1 = _floats(first, count), _floats(first + distance, count)
+        y2, y3 = _floats(first + 2 * distance, count), _floats(first + 3 * distance, count)
+        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+        for k in range(count):
+            s0 += x[k] * y0[k]
+            s1 += x[k] * y1[k]
+            s2 += x[k] * y2[k]
+            s3 += x[k] * y3[k]
+        z[j], z[j + 1], z[j + 2], z[j + 3] = s0, s1, s2, s3
+    for j in range(four, n):
         z[j] = _dot(x, _floats(b + j * distance, count))
 
 
@@ -272,79 +277,3 @@ def _combine(more: bool, n: int, out: int, a: int, count: int, b: int, distance:
         y = _floats(b + j * distance, n)
         for i in range(n):
             z[i] += x[j] * y[i]
-
-
-@_serial
-def _exp(x: np.float32) -> np.float32:
-    """Return e to the power of x: a power of two times a series in the rest."""
-    if x < _LOWEST:
-        x = _LOWEST
-    if x > _HIGHEST:
-        x = _HIGHEST
-    shifted = x * _LOG2_E + _TO_INTEGER
-    whole = shifted - _TO_INTEGER
-    r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW
-    series = ((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _HALF
-    series = (series * r + _ONE) * r + _ONE
-    value: np.float32 = _scaled(series, shifted)
-    return value
-
-
-@vector.intrinsic
-def _scaled(typing: TypingContext, value: types.Type, shifted: types.Type) -> vector.Intrinsic:
-    """Multiply by 2 to the power of an integer, which is given with `_TO_INTEGER` added to it."""
-
-    def generate(
-        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
-    ) -> ir.Value:
-        power = builder.sub(builder.bitcast(values[1], _I32), _I32(_TO_INTEGER_BITS))
-        half = builder.ashr(power, _I32(1))  # in two parts: the power itself may be no float
-        result = values[0]
-        for part in (half, builder.sub(power, half)):
-            bits = builder.shl(builder.add(part, _I32(127)), _I32(23))
-            result = builder.fmul(result, builder.bitcast(bits, ir.FloatType()))
-        return result
-
-    return types.float32(types.float32, types.float32), generate
-
-
-@vector.intrinsic
-def _rank(typing: TypingContext, value: types.Type) -> vector.Intrinsic:
-    """Return an integer for a float; the order of the integers is that of the floats."""
-
-    def generate(
-        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
-    ) -> ir.Value:
-        return _reflected(builder, builder.bitcast(values[0], _I32))
-
-    return types.int32(types.float32), generate
-
-
-@vector.intrinsic
-def _of_rank(typing: TypingContext, rank: types.Type) -> vector.Intrinsic:
-    """Return the float of a rank."""
-
-    def generate(
-        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
-    ) -> ir.Value:
-        return builder.bitcast(_reflected(builder, values[0]), ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-def _reflected(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    """Reverse the order of negative numbers: invert all bits but the sign."""
-    negative = builder.ashr(bits, _I32(31))
-    return builder.xor(bits, builder.and_(negative, _I32((1 << 31) - 1)))
-
-
-@vector.intrinsic
-def _divided(typing: TypingContext, x: types.Type, y: types.Type) -> vector.Intrinsic:
-    """Divide as IEEE 754 does; numba's own division tests for zero, and becomes no vector code."""
-
-    def generate(
-        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
-    ) -> ir.Value:
-        return builder.fdiv(*values)
-
-    return types.float32(types.float32, types.float32), generate
