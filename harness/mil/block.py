@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
@@ -18,7 +19,7 @@ import torch
 from harness.errors import HarnessError
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
 from harness.mil.policy import Policy
-from harness.mil.types import TensorType, ValueType
+from harness.mil.types import StateType, TensorType, ValueType
 from harness.mil.values import Constant
 
 
@@ -98,8 +99,9 @@ def observed(observer: Observer) -> Iterator[None]:
 class Block:
     """A plan that can be run; its runs are independent of each other.
 
-    The first run checks the results of every step. Later runs without an observer use one
-    generated function, of the plan that `fuse` makes.
+    Results come from one generated function, of the plan that `fuse` makes: equal inputs give equal
+    bits from the first run on. Before the first run, every step of the plan itself runs on these
+    inputs, and its results are checked. A run with an observer takes the plan itself.
     """
 
     def __init__(self, plan: Plan, fuse: Callable[[Plan], Plan] = lambda plan: plan) -> None:
@@ -114,9 +116,14 @@ class Block:
 
         Raise HarnessError that names the operation that failed.
         """
-        if self._gives_tuple is None or _OBSERVERS or len(self.plan.steps) > _MAX_LINES:
+        if _OBSERVERS or len(self.plan.steps) > _MAX_LINES:
             return self._run_steps(slots)
         if self._generated is None:
+            if self._gives_tuple is None:
+                results = self._run_steps(self._apart(slots))
+                if any(step.operation.startswith("random_") for step in self.plan.steps):
+                    return results  # a second run would draw other numbers
+            assert self._gives_tuple is not None
             self._fused = self._fuse(self.plan)
             tupled = [s.fused or self._gives_tuple[s.writes] for s in self._fused.steps]
             self._generated = _generate(self._fused, tupled)
@@ -138,6 +145,14 @@ class Block:
         for (slot, _), value in zip(self.plan.captures, captured, strict=True):
             slots[slot] = value
         return self.run(slots)
+
+    def _apart(self, slots: list[object]) -> list[object]:
+        """Return the slots for another run before the real one, which changes no state."""
+        apart = list(slots)
+        for slot, declared in self.plan.inputs.values():
+            if isinstance(declared, StateType):
+                apart[slot] = copy(slots[slot])  # a write replaces the tensor of a cell
+        return apart
 
     def _run_steps(self, slots: list[object]) -> tuple[object, ...]:
         gives_tuple = {step.writes: self._execute(step, slots) for step in self.plan.steps}

@@ -195,3 +195,11 @@ def test_only_widen_is_fused(policy, functions):
     plain, fused = both(function, inputs)
     assert len(function._block._fused.steps) == len(function.plan.steps)
     assert all(map(torch.equal, plain, fused))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_equal_inputs_give_equal_bits_from_the_first_call_on(name, functions):
+    function = functions(name)
+    inputs = {n: random(t.shape) for n, t in function.inputs.items()}
+    first, second = (list(function(inputs).values()) for _ in range(2))
+    assert all(map(torch.equal, first, second))
