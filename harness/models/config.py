@@ -21,13 +21,14 @@ from harness.errors import HarnessError
 from harness.models import Architecture, ModelConfig, RopeScaling
 from harness.models.llama import LLAMA
 from harness.models.qwen3 import QWEN3
-from harness.text import parse_json, read_file
+from harness.text import clip, parse_json, read_file
 
 ARCHITECTURES = (QWEN3, LLAMA)
 """A model has the first architecture whose `params` fit; Llama, which needs none, is the last."""
 
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
 MAX_SIZE = 1 << 24  # far above any dimension of a Llama; limits what is allocated from it
+MAX_NUMBER = 1e30  # of factors and bases; products of a few stay finite
 MAX_LAYERS = 4096  # each has a dozen names of weights; no published model has 200
 _READ = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size"),
@@ -191,13 +192,14 @@ def _refuse_unsupported(params: Mapping[str, Any], architecture: Architecture, w
             continue
         if key in _MUST_BE:
             if value not in _MUST_BE[key]:
+                only = " or ".join(json.dumps(one) for one in _MUST_BE[key])
                 raise HarnessError(
-                    f"{where}: {key} = {json.dumps(value)} changes the maths and is not supported; "
-                    f"only {' or '.join(json.dumps(v) for v in _MUST_BE[key])} is{_needs(key)}"
+                    f"{where}: {key} = {clip(json.dumps(value), 80)} changes the maths and is not "
+                    f"supported; only {only} is{_needs(key)}"
                 )
         elif key not in (*_READ, *_IGNORED):
             raise HarnessError(
-                f"{where}: unknown key {key!r}; remove it, if it does not change the model"
+                f"{where}: unknown key {key!r:.80}; remove it, if it does not change the model"
             )
 
 
@@ -253,14 +255,17 @@ class _Params:
 
     def positive(self, key: str, default: float) -> float:
         value = self.params[key] if self.given(key) else default
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise HarnessError(f"{self.where}: {key} must be a number above 0, not {value!r}")
+        if type(value) not in (int, float) or not 0 < value <= MAX_NUMBER:
+            raise HarnessError(
+                f"{self.where}: {key} must be a number above 0 and at most {MAX_NUMBER:g}, "
+                f"not {value!r:.80}"
+            )
         return float(value)
 
     def flag(self, key: str) -> bool:
         value = self.params.get(key) or False
         if value is not True and value is not False:
-            raise HarnessError(f"{self.where}: {key} must be true or false, not {value!r}")
+            raise HarnessError(f"{self.where}: {key} must be true or false, not {value!r:.80}")
         return value
 
 
@@ -297,13 +302,14 @@ def _check_key(
             raise _unsupported(where, key, value, must_be[key])
     elif key not in (*_HF_SIZES, *_HF_ROPE, *_HF_IGNORED, "tie_word_embeddings"):
         raise HarnessError(
-            f"{where}: unknown key {key!r}; remove it, if it does not change the model"
+            f"{where}: unknown key {key!r:.80}; remove it, if it does not change the model"
         )
 
 
 def _unsupported(where: str, key: str, value: object, allowed: Sequence[object]) -> HarnessError:
     only = " or ".join(json.dumps(one) for one in allowed)
-    return HarnessError(f"{where}: {key} = {json.dumps(value)} is not supported; only {only} is")
+    found = clip(json.dumps(value), 80)
+    return HarnessError(f"{where}: {key} = {found} is not supported; only {only} is")
 
 
 def _rope(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
@@ -311,7 +317,7 @@ def _rope(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
     key = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
     rope = config.get(key) or {}
     if not isinstance(rope, dict):
-        raise HarnessError(f"{where}: {key} must be an object, not {rope!r}")
+        raise HarnessError(f"{where}: {key} must be an object, not {rope!r:.80}")
     theta = rope.get("rope_theta", config.get("rope_theta"))
     if theta is not None:
         yield "rope_theta", theta
@@ -320,7 +326,7 @@ def _rope(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
         return
     if kind != "llama3":
         raise HarnessError(
-            f"{where}: {key} of type {kind!r} is not supported; only 'default' and 'llama3' are"
+            f"{where}: {key} of type {kind!r:.80} is not supported; only 'default' and 'llama3' are"
         )
     if missing := [name for name in _HF_SCALING if name not in rope]:
         raise HarnessError(f"{where}: {key} of type 'llama3' lacks {', '.join(missing)}")
