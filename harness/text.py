@@ -74,7 +74,8 @@ def read_file(path: Path, max_bytes: int, kind: str) -> bytes:
     size = require_regular(path).st_size
     try:
         with path.open("rb") as file:
-            data = b"" if size > max_bytes else file.read(max_bytes + 1)
+            # Python allocates what it is asked to read: no more than the file has, and one byte
+            data = b"" if size > max_bytes else file.read(size + 1)
     except OSError as error:
         raise unreadable(path, error) from None
     if max(size, len(data)) > max_bytes:

@@ -62,6 +62,7 @@ def test_a_file_has_at_most_the_bytes_that_are_allowed(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"12345")
     assert read_file(path, 5, "a word") == b"12345"
+    assert read_file(path, 1 << 60, "a word") == b"12345"  # no memory is taken for the limit
     with pytest.raises(HarnessError, match=r"larger than 4 bytes: not a word"):
         read_file(path, 4, "a word")
 
