@@ -7,7 +7,7 @@ import pytest
 
 from harness.artifact import Package
 from harness.artifact.blob import file_problems
-from harness.artifact.operands import FunctionTypes, mil_name, signature
+from harness.artifact.operands import FunctionTypes, mil_name, signature, weights_in_program
 from harness.artifact.plan import call_problems, key_problems, overlap_problems, tensor_problems
 from harness.artifact.pte import DelegateCall, KernelCall, Pte, PteMethod, TensorValue
 from harness.artifact.specification import (
@@ -143,7 +143,7 @@ def problems(package):
     for function in package.functions:
         types = FunctionTypes(package, function)
         found += [*description_problems(package, function), *types.problems(), *types.wide]
-        found += [*types.unread_inputs(), *types.in_program]
+        found += [*types.unread_inputs(), *weights_in_program(package, function)]
         assert types.operations
     return list(map(str, found))
 
