@@ -94,7 +94,6 @@ class Probe:
         for index in (row[column] for row in self.rows for column in KIND_COLUMNS.values()):
             shape = method.inputs[index].shape
             self._base[index] = torch.randn(shape, generator=self._generator)
-        self()  # the first call runs step by step, and may round differently
 
     def __call__(self, changed: Inputs | None = None) -> Outputs:
         """Execute once, with some inputs replaced."""

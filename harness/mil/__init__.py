@@ -17,8 +17,8 @@ of numbers.
 *Evaluation.* A call fills the slots of the inputs and runs the steps:
 
     Function.__call__                      function.py: checks inputs and shapes (types.py)
-        Block.run                          block.py: step by step the first time, or when observed;
-            Step.run                       later as one generated Python function
+        Block.run                          block.py: one generated Python function, checked step by
+            Step.run                       step before the first call; step by step when observed
                 fused                      fusion.py: of fewer steps, many of them by rows/
 
 An operation is one builder in `ops/`; `operation` explains how to add one. `packed/` multiplies by

@@ -19,7 +19,8 @@ import torch
 from harness.errors import HarnessError
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
 from harness.mil.policy import Policy
-from harness.mil.types import StateType, TensorType, ValueType
+from harness.mil.storage import StateCell
+from harness.mil.types import TensorType, ValueType
 from harness.mil.values import Constant
 
 
@@ -120,9 +121,8 @@ class Block:
             return self._run_steps(slots)
         if self._generated is None:
             if self._gives_tuple is None:
-                results = self._run_steps(self._apart(slots))
-                if any(step.operation.startswith("random_") for step in self.plan.steps):
-                    return results  # a second run would draw other numbers
+                # a write replaces the tensor of a cell, so that only copies change
+                self._run_steps([copy(s) if isinstance(s, StateCell) else s for s in slots])
             assert self._gives_tuple is not None
             self._fused = self._fuse(self.plan)
             tupled = [s.fused or self._gives_tuple[s.writes] for s in self._fused.steps]
@@ -145,14 +145,6 @@ class Block:
         for (slot, _), value in zip(self.plan.captures, captured, strict=True):
             slots[slot] = value
         return self.run(slots)
-
-    def _apart(self, slots: list[object]) -> list[object]:
-        """Return the slots for another run before the real one, which changes no state."""
-        apart = list(slots)
-        for slot, declared in self.plan.inputs.values():
-            if isinstance(declared, StateType):
-                apart[slot] = copy(slots[slot])  # a write replaces the tensor of a cell
-        return apart
 
     def _run_steps(self, slots: list[object]) -> tuple[object, ...]:
         gives_tuple = {step.writes: self._execute(step, slots) for step in self.plan.steps}

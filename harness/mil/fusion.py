@@ -79,6 +79,8 @@ class _Fusion:
         self._units: list[_Unit] = []
         self._writer: dict[int, int] = {}  # by slot
         self._tables: dict[bytes, np.ndarray] = {}
+        self._states = {s for s, t in plan.inputs.values() if isinstance(t, StateType)}
+        self._last_ordered = -1
 
     def fused(self) -> Plan:
         """Return the fused plan."""
@@ -164,7 +166,7 @@ class _Fusion:
             unit.rows.append(row)
         self._note_parts(step)
         if self._is_ordered(step):
-            unit.after = max((u.place for u in self._units if self._is_ordered(u.step)), default=-1)
+            unit.after, self._last_ordered = self._last_ordered, unit.place
             unit.level = self._units[unit.after].level + 1 if unit.after >= 0 else 0
         for writer in self._writers(unit):
             joins = bool(unit.rows) and self._joins(writer, unit)
@@ -181,14 +183,11 @@ class _Fusion:
         parts = [self._values[s] for s in step.reads if s in self._values]
         plain = rank > 1 and len(parts) == len(step.reads) and not step.parameter("interleave")
         if plain and step.parameter("axis") % rank == rank - 2:
-            self._parts[slot] = tuple(parts)
+            self._parts[slot] = tuple(part for part in parts if part.view.numel())
 
     def _is_ordered(self, step: Step) -> bool:
         """Return whether a step must keep its order: it has a state, or draws random numbers."""
-        states = {
-            s for s, declared in self._plan.inputs.values() if isinstance(declared, StateType)
-        }
-        return step.operation.startswith("random_") or not states.isdisjoint(step.reads)
+        return step.operation.startswith("random_") or not self._states.isdisjoint(step.reads)
 
     def _writers(self, unit: _Unit) -> list[_Unit]:
         """Return the units whose results a unit reads."""
@@ -231,9 +230,11 @@ class _Fusion:
         for unit in self._units:
             joined = [unit]
             for writer in self._writers(unit):
-                if writer.level == unit.level and group_of[writer.place] is not joined:
-                    joined += group_of[writer.place]
-                    group_of.update(dict.fromkeys((u.place for u in joined), joined))
+                other = group_of[writer.place]
+                if writer.level == unit.level and other is not joined:
+                    less, joined = sorted((joined, other), key=len)
+                    joined += less
+                    group_of.update(dict.fromkeys((u.place for u in less), joined))
             group_of[unit.place] = joined
         for members in {id(group): group for group in group_of.values()}.values():
             if members[0].rows:

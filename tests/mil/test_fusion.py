@@ -82,3 +82,23 @@ def test_a_fused_step_that_fails_names_an_operation(package):
     joined.run.func.__self__._group = None
     with pytest.raises(HarnessError, match="main', linear '.*': AttributeError"):
         called(function, inputs)
+
+
+@pytest.mark.parametrize("other", [torch.ones(2, 128), torch.ones(3, 128, dtype=torch.int32)])
+def test_joined_linears_read_no_other_memory(package, other):
+    function = load_function(package, "main", get_policy("widen"))
+    called(function, {name: torch.ones(t.shape) for name, t in function.inputs.items()})
+    joined = next(s for s in function._block._fused.steps if s.operation == "linear" and s.fused)
+    with pytest.raises(ValueError, match=r"for fp32 of \d+ rows"):
+        joined.run(other)
+
+
+def test_a_default_dtype_of_torch_changes_nothing(package):
+    function = load_function(package, "main", get_policy("widen"))
+    inputs = {name: torch.ones(t.shape) for name, t in function.inputs.items()}
+    expected = called(function, inputs)
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert all(map(torch.equal, called(function, inputs), expected))
+    finally:
+        torch.set_default_dtype(torch.float32)

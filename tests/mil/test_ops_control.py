@@ -194,6 +194,57 @@ def test_a_state_lives_from_call_to_call_and_each_has_its_own(counter):
     assert first.read("total").tolist() == [2, 4]
 
 
+def with_a_state(build):
+    """Return a package of a function on `a` and a state of one fp16 number."""
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+    @mb.program(
+        input_specs=[
+            mb.TensorSpec((1,), dtype=types.fp16),
+            mb.StateTensorSpec((1,), dtype=types.fp16),
+        ],
+        opset_version=ct.target.iOS18,
+    )
+    def main(a, total):
+        return build(mb, a, total)
+
+    return to_package(main)
+
+
+def add_beside_a_random_number(mb, a, total):
+    value = mb.add(x=mb.read_state(input=total), y=a)
+    number = mb.random_uniform(shape=[2], seed=7)
+    return mb.coreml_update_state(state=total, value=value), number
+
+
+def add_if_positive(mb, a, total):
+    def written():
+        value = mb.add(x=mb.read_state(input=total), y=a)
+        return mb.coreml_update_state(state=total, value=value)
+
+    return mb.cond(
+        pred=mb.squeeze(x=mb.greater(x=a, y=np.float16(0))),
+        _true_fn=written,
+        _false_fn=lambda: mb.mul(x=a, y=np.float16(1)),
+    )
+
+
+@pytest.mark.parametrize("policy", ["strict", "widen"])
+@pytest.mark.parametrize("build", [add_beside_a_random_number, add_if_positive])
+def test_each_call_writes_a_state_once(build, policy):
+    """The block of a branch may run for the first time when its function no longer does."""
+    package = with_a_state(build)
+    for first in (2.0, -2.0):
+        function = load_function(package, "main", get_policy(policy), stateful=True)
+        state, expected = function.new_state(), 0.0
+        for value in (first, 2.0, 2.0):
+            function({"a": torch.tensor([value])}, state)
+            expected += value if build is add_beside_a_random_number else max(value, 0)
+            assert state.read("total").tolist() == [expected]
+
+
 def test_a_state_is_shared_between_functions_when_the_caller_shares_it(counter):
     one, other = (
         load_function(counter, n, get_policy("strict"), stateful=True) for n in ("main", "again")

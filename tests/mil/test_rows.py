@@ -94,6 +94,16 @@ def chain(mb, a, b, c):
     return mb.exp(x=mb.mul(x=z, y=total)), y
 
 
+def centred(mb, x):
+    """Subtract a mean; no other number is in the program."""
+    return mb.sub(x=x, y=mb.reduce_mean(x=x, axes=[-1], keep_dims=True))
+
+
+def without_rows_in_the_cache(mb, x, keys, new):
+    """Multiply by the rows of a cache that has none yet, and by what is new."""
+    return mb.matmul(x=x, y=mb.concat(values=[keys, new], axis=2), transpose_y=True)
+
+
 def layer(mb, x, weight):
     """Use a residual before and after an operation that is not on rows."""
     first = norm(mb, x)
@@ -105,6 +115,7 @@ def layer(mb, x, weight):
 CACHE, NEW, MASK = (1, 2, 11, 8), (1, 2, 2, 8), (1, 1, 2, 13)
 PATTERNS = {
     "norm": (norm, [(1, 3, 96)], 1),
+    "centred": (centred, [(1, 3, 96)], 1),
     "norm of scalars": (norm, [(1, 5, 1)], 1),
     "scaled norm": (scaled_norm, [(2, 3, 70)], 1),
     "interleaved": (interleaved, [(1, 3, 4, 16), (3, 8), (3, 8)], 1),
@@ -203,3 +214,12 @@ def test_equal_inputs_give_equal_bits_from_the_first_call_on(name, functions):
     inputs = {n: random(t.shape) for n, t in function.inputs.items()}
     first, second = (list(function(inputs).values()) for _ in range(2))
     assert all(map(torch.equal, first, second))
+
+
+def test_a_cache_without_rows_is_no_part_of_a_product():
+    shapes = [(1, 2, 3, 8), (1, 2, 0, 8), (1, 2, 2, 8)]
+    package = save(without_rows_in_the_cache, shapes, dtypes=["fp16"] * 3)
+    function = load_function(package, "main", get_policy("widen"))
+    inputs = {name: random(t.shape) for name, t in function.inputs.items()}
+    ((plain,), (fused,)) = both(function, inputs)
+    torch.testing.assert_close(fused, plain)

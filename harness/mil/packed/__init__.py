@@ -44,7 +44,7 @@ class PackedWeight:
         by_tiles = x.numel() > FEW_ROWS * columns and self._fast is self._blocks
         if by_tiles or x.dtype != torch.float32:
             return self._product_by_tiles(x)
-        out = torch.empty((*x.shape[:-1], rows))
+        out = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
         m = x.numel() // columns
         parts = parts_for(m * rows * columns)
         with turn(parts):
@@ -104,8 +104,13 @@ class PackedLinears:
         return tuple(p.view(*shape, n) for p, n in zip(products, self._rows, strict=True))
 
     def joined(self, m: int, x: Tensor) -> tuple[Tensor]:
-        """Return the products of each weight with x [m, columns], all in one vector."""
-        out = torch.empty(m * self._n_rows)
+        """Return the products of each weight with x [m, columns], fp32, all in one vector.
+
+        Raise ValueError for an x of another size or dtype: the kernels read its memory.
+        """
+        if x.dtype != torch.float32 or x.numel() != m * self._weights[0].shape[1]:
+            raise ValueError(f"{x.dtype} {list(x.shape)} for fp32 of {m} rows")
+        out = torch.empty(m * self._n_rows, dtype=torch.float32)
         fast = self._group.as_integers and m <= FEW_ROWS
         parts = parts_for(m * self._n_weights // (_FASTER if fast else 1))
         with turn(parts):
@@ -147,7 +152,7 @@ def _tile(rows: int, columns: int) -> Tensor:
     """Return the memory of a tile, reused by each call: new memory costs more than filling it."""
     held: Tensor | None = getattr(_held, "tile", None)
     if held is None or held.numel() < rows * columns:
-        held = _held.tile = torch.empty(max(_TILE, rows * columns))
+        held = _held.tile = torch.empty(max(_TILE, rows * columns), dtype=torch.float32)
     return held[: rows * columns].view(rows, columns)
 
 
@@ -158,7 +163,7 @@ def expanded(value: Tensor | PackedWeight) -> Tensor:
 
 def _expanded(blocks: Blocks) -> Tensor:
     """Return all values as fp32, with the columns in the weight's order."""
-    values = torch.empty((len(blocks.codes), blocks.columns))
+    values = torch.empty((len(blocks.codes), blocks.columns), dtype=torch.float32)
     with _THREADS:
         blocks.expand(0, values.numpy(), torch.get_num_threads())
     if not blocks.is_paired:

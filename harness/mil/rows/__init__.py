@@ -165,7 +165,7 @@ class Program:
     @property
     def numbers(self) -> Tensor:
         """The values of the array of the base `NUMBERS`."""
-        return torch.tensor(self._numbers)
+        return torch.tensor(self._numbers, dtype=torch.float32)
 
     def register(self, width: int) -> Operand:
         """Return a new register."""
@@ -280,7 +280,7 @@ class Rows:
         given = [
             _checked(tensor, shape) for tensor, shape in zip(tensors, self._expected, strict=True)
         ]
-        results = [torch.empty(shape) for shape in self._shapes]
+        results = [torch.empty(shape, dtype=torch.float32) for shape in self._shapes]
         addresses = np.array(
             [0, *[t.data_ptr() for t in results], *[t.data_ptr() for t in given], *self._fixed]
         )
