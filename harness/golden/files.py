@@ -249,9 +249,9 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
 
 def _claimed_bytes(stream: IO[bytes]) -> int:
     """Return how many bytes of values the header of an array names, which are allocated for it."""
-    version = np.lib.format.read_magic(stream)
-    first = version == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    of_numpy: Any = np.lib.format  # not typed before numpy 2.4
+    first = of_numpy.read_magic(stream) == (1, 0)
+    read = of_numpy.read_array_header_1_0 if first else of_numpy.read_array_header_2_0
     shape, _, dtype = read(stream)
     return 0 if dtype.hasobject else math.prod(shape) * int(dtype.itemsize)
 
