@@ -225,8 +225,8 @@ def runners(session: nox.Session) -> None:
     run(session, "pytest", "suites/runners", *results, *session.posargs)
 
 
-@nox.session(name="options", python=False, default=False)
-def option_traces(session: nox.Session) -> None:
+@nox.session(python=False, default=False)
+def options(session: nox.Session) -> None:
     """Export with each option at two values, by ours and every ExecuTorch at hand, and compare.
 
     `-- --exporter coreml` judges ours alone; an hour the first time.
