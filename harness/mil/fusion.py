@@ -230,9 +230,8 @@ class _Fusion:
         for unit in self._units:
             joined = [unit]
             for writer in self._writers(unit):
-                other = group_of[writer.place]
-                if writer.level == unit.level and other is not joined:
-                    less, joined = sorted((joined, other), key=len)
+                if writer.level == unit.level and group_of[writer.place] is not joined:
+                    less, joined = sorted((joined, group_of[writer.place]), key=len)
                     joined += less
                     group_of.update(dict.fromkeys((u.place for u in less), joined))
             group_of[unit.place] = joined
