@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from numba.core.typing.templates import Signature
 
 LIMBS = 4
+AHEAD = 4096
+"""Bytes of codes that are fetched before they are read: twice as fast, if the memory is slow."""
 RESIDUE_LIMBS = 2  # the highest ones
 MAX_RANGE = np.float32(512)
 """Times the usual size of x's elements, the square of their roots' mean, which outliers hardly
@@ -205,6 +207,7 @@ def _emit_dot(
     def step(number: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         start = builder.mul(number, number.type(WIDTH))
         start = builder.select(builder.icmp_signed("<", start, last), start, last)
+        _fetch(builder, builder.add(builder.add(codes, start), start.type(AHEAD)))
         both = builder.xor(vector.load(builder, builder.add(codes, start), _BYTES), signs)
         base, sums = vector.address(builder, limbs, number, STEP_BYTES), list(sums)
         for half in range(2):
@@ -263,6 +266,15 @@ def _joined(builder: ir.IRBuilder, limbs: list[ir.Value]) -> ir.Value:
     for limb in reversed(limbs[:-1]):
         total = _fma(builder, total, ir.Constant(_FLOATS, [256.0] * _FLOATS.count), limb)
     return total
+
+
+def _fetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Emit a hint that the memory at an address is read soon; it may be no memory of ours."""
+    pointer = ir.PointerType(_I8)
+    arguments = [pointer, _I32, _I32, _I32]
+    fetch = vector.function(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+    to_read, to_all_caches, data = _I32(0), _I32(3), _I32(1)
+    builder.call(fetch, [builder.inttoptr(address, pointer), to_read, to_all_caches, data])
 
 
 def _fma(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
