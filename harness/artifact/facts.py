@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from harness.artifact import Artifact
 from harness.artifact.delegate import BACKEND
+from harness.artifact.files import sha256
 from harness.artifact.operands import weights_in_program
 from harness.artifact.package import Package
 from harness.artifact.plan import ActivationPeak, activation_peak
@@ -272,7 +272,7 @@ class _Place(NamedTuple):
                 data = np.array(tensor.ints.values, "<i4").tobytes()
             case _:
                 data = tensor.SerializeToString(deterministic=True)
-        return dtype.name.encode() + bytes(1) + hashlib.sha256(data).digest()
+        return dtype.name.encode() + bytes(1) + sha256(memoryview(data))
 
 
 def _places(package: Package, function: str) -> Iterator[tuple[tuple[object, ...], _Place]]:

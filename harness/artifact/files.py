@@ -103,9 +103,14 @@ def sha256(data: memoryview) -> bytes:
     digest = hashlib.sha256()
     for start in range(0, len(data), _CHUNK_BYTES):
         digest.update(data[start : start + _CHUNK_BYTES])
-        if isinstance(data.obj, mmap.mmap):
-            data.obj.madvise(mmap.MADV_DONTNEED)  # a later access maps the pages again
+        release(data)
     return digest.digest()
+
+
+def release(data: memoryview) -> None:
+    """Give back the memory of a mapped file; a later access maps its pages again."""
+    if isinstance(data.obj, mmap.mmap):
+        data.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def require_distinct(paths: Iterable[str], what: str) -> None:

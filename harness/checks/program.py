@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from harness.artifact.files import release
 from harness.artifact.hazards import hazards_of
 from harness.artifact.hazards.interfaces import scalars_at_the_boundary
 from harness.artifact.operands import FunctionTypes
@@ -140,6 +141,8 @@ def check_hazards(subject: Subject) -> Iterator[Finding]:
                 )
             count = len(package.operations(name).operations)
             yield Finding("hazards", where, comparisons=count)
+        for name in package.files:  # a large model's weights were read one after another
+            release(package.files[name])
     for found in scalars_at_the_boundary(subject.artifact):
         yield Finding(
             "hazards", found.place, ok=False, message=found.evidence, code="H49", warning=True

@@ -189,8 +189,8 @@ class Ranges:
                 found = [self._uses.get(result, _DATA) for result in reader.results]
             else:
                 found = [_DATA]
-            shortest = min(shortest, *(one.shortest for one in found))
-            longest = max(longest, *(one.longest for one in found))
+            shortest = min([shortest, *(one.shortest for one in found)])
+            longest = max([longest, *(one.longest for one in found)])
         return _Uses(shortest, longest)
 
     def _axis(self, operation: Operation) -> float:

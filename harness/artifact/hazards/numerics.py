@@ -166,8 +166,8 @@ def beyond_half(function: Function) -> Iterator[Hazard]:
     for value in function.constants:
         array = value.array if _is_float(value) else None
         readers = [one for one in _final_readers(value) if one.type not in _HARMLESS_WITH_INFINITY]
-        if array is None or not readers or not array.size:
-            continue
+        if array is None or array.dtype.kind != "f" or not readers or not array.size:
+            continue  # a constant may hold another type than it declares
         problem = _beyond(array)
         if problem == "-inf" and not _masks_whole_rows(function, array, readers[0]):
             continue
