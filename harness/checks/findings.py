@@ -15,7 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from harness.results import Case, RecordedFinding
+from harness.results import NOT_APPLICABLE, Case, RecordedFinding, reason_of
+from harness.runtimes import REFERENCE, runtime_row
 
 ANY_CHECK = "any"
 SECTIONS = {
@@ -40,7 +41,8 @@ class Row:
     failure or report that it belongs to. `versions` is the range of a tool's versions where only
     some have it. `breaks` are the parts that nobody can judge before it is repaired; the finding
     means something only if the parts of `rests_on` are sound. With `once`, all findings of the code
-    in a case are one.
+    in a case are one. With `names_part`, the evidence names the damaged part: equal evidence of
+    another check is the same fault.
     """
 
     code: str
@@ -53,6 +55,7 @@ class Row:
     breaks: tuple[str, ...] = ()
     rests_on: tuple[str, ...] = ()
     once: bool = False
+    names_part: bool = False
 
 
 @cache
@@ -79,16 +82,36 @@ def is_reported_once(code: str) -> bool:
     return code in rows() and rows()[code].once
 
 
-Cause = tuple[str, RecordedFinding]  # a check, and what it found
+_EXECUTED = "numbers"  # the part that a runtime breaks for itself alone
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What a check found, and on which runtime."""
+
+    check: str
+    runtime: str
+    finding: RecordedFinding
+
+    def explains_numbers_of(self, runtime: str) -> bool:
+        """Return whether numbers of a runtime are wrong because of this one.
+
+        A case without a runtime executes on our own executor.
+        """
+        if self.runtime in (NOT_APPLICABLE, runtime):
+            return True
+        ours = runtime_row(REFERENCE).kind
+        return runtime == NOT_APPLICABLE and runtime_row(self.runtime).kind == ours
 
 
 def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
     """Yield cases without the findings that an earlier finding explains.
 
     A finding explains a later one that rests on a part that it breaks, unless their places exclude
-    each other, and one of equal place and evidence. A case whose failures are all explained is
-    skipped because of the first of their causes. A case that passes, a known defect and a warning
-    explain nothing.
+    each other. A finding on one runtime does not explain the numbers of another runtime. A finding
+    whose evidence names the damaged part explains one of equal place and evidence. A case whose
+    failures are all explained is skipped because of the first of their causes. A case that passes,
+    a known defect and a warning explain nothing.
     """
     causes = _Causes()
     for case in cases:
@@ -98,13 +121,13 @@ def causes_only(cases: Iterable[Case]) -> Iterator[Case]:
         own: list[RecordedFinding] = []
         others: list[Cause] = []
         for finding in case.findings:
-            cause = None if finding.warning else causes.of(finding)
+            cause = None if finding.warning else causes.of(finding, case.runtime)
             if cause is None:
                 own.append(finding)
             else:
                 others.append(cause)
             if cause is None and not finding.warning:
-                causes.add((case.check, finding))
+                causes.add(Cause(case.check, case.runtime, finding))
         yield _without(case, tuple(own), others) if others else case
 
 
@@ -117,18 +140,26 @@ class _Causes:
 
     def add(self, cause: Cause) -> None:
         """Keep a finding that nothing explains."""
-        _, finding = cause
-        self._same.setdefault((finding.place, finding.evidence), cause)
-        for part in rows()[finding.code].breaks if finding.code in rows() else ():
+        finding, row = cause.finding, rows().get(cause.finding.code)
+        if row is None:
+            return
+        if row.names_part:
+            self._same.setdefault((finding.place, finding.evidence), cause)
+        for part in row.breaks:
             self._breaking[part].append(cause)
 
-    def of(self, finding: RecordedFinding) -> Cause | None:
-        """Return the first of the causes of a finding, None when nothing explains it."""
+    def of(self, finding: RecordedFinding, runtime: str) -> Cause | None:
+        """Return the first cause of a finding on a runtime, None when nothing explains it."""
         if same := self._same.get((finding.place, finding.evidence)):
             return same
         row = rows().get(finding.code)
-        broken = (cause for part in (row.rests_on if row else ()) for cause in self._breaking[part])
-        return next((cause for cause in broken if _may_meet(cause[1], finding)), None)
+        for part in row.rests_on if row else ():
+            for cause in self._breaking[part]:
+                if part == _EXECUTED and not cause.explains_numbers_of(runtime):
+                    continue
+                if _may_meet(cause.finding, finding):
+                    return cause
+        return None
 
 
 def _may_meet(cause: RecordedFinding, finding: RecordedFinding) -> bool:
@@ -150,12 +181,12 @@ def _places(finding: RecordedFinding) -> list[dict[str, str]]:
 
 def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[Cause]) -> Case:
     """Return a case with its own findings alone, and the first of the causes of the others."""
-    check, cause = causes[0]
-    where = f"in {cause.place}" if cause.place else f"that {check} found"
+    cause = causes[0].finding
+    where = f"in {cause.place}" if cause.place else f"that {causes[0].check} found"
     because = f"because of {cause.code} {where}"
-    if any(not finding.warning for finding in own):
-        kept = "; ".join(finding.sentence for finding in own if not finding.warning)
-        return replace(case, findings=own, reason=f"{kept}; the rest is {because}")
+    if kept := [finding.sentence for finding in own if not finding.warning]:
+        reason = f"{reason_of(kept)}; the rest is {because}"
+        return replace(case, findings=own, reason=reason)
     rest = replace(case, outcome="skip", reason=because, findings=own, stage="", signal="")
     return replace(rest, figures={}, comparisons=0)
 

@@ -64,7 +64,7 @@ def check_references(subject: Subject) -> Iterator[Finding]:
 
 def _place(subject: Subject, delegate: Delegate) -> str:
     """Return the place of a delegate, with its package and its function."""
-    number = subject.artifact.bundles.index(delegate.bundle)
+    number = subject.artifact.bundle_numbers[delegate.bundle]
     return f"{delegate.where}, package {number}, function '{delegate.program_function}'"
 
 

@@ -159,7 +159,7 @@ def finding_lines(cases: Iterable[Case], warnings: bool) -> Iterator[str]:
     """Yield the lines of all findings of cases, or of all warnings, each with its remedy."""
     for case in cases:
         found = [one for one in case.findings if one.warning == warnings]
-        if case.outcome in ("skip", "known") or not (found or not (warnings or case.passes)):
+        if (not warnings and case.outcome == "known") or (not found and (warnings or case.passes)):
             continue
         where = "" if case.runtime == "-" else f" on {case.runtime}"
         if not found:  # a bug of the harness, or a known defect that no longer shows

@@ -25,7 +25,7 @@ from harness.results.cases import (
     RecordedFinding,
 )
 from harness.results.figures import Figure
-from harness.results.findings import Finding, case_from_findings
+from harness.results.findings import Finding, case_from_findings, reason_of
 from harness.results.known import KnownDefect, read_known
 from harness.results.lines import MAX_LINE_BYTES, format_line, parse_line
 from harness.results.machine import Header, conditions
@@ -49,6 +49,7 @@ __all__ = [
     "case_from_findings",
     "read_known",
     "read_run",
+    "reason_of",
 ]
 
 MAX_FILE_BYTES = 256 << 20

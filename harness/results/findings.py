@@ -89,7 +89,7 @@ def case_from_findings(
         mode=mode,
         runtime=runtime,
         outcome="fail" if failures else "pass",
-        reason=_sentence(failures),
+        reason=reason_of(failures),
         findings=_folded(wrong, once),
         comparisons=comparisons,
         figures=figures,
@@ -161,7 +161,8 @@ def _merged(named: Sequence[tuple[str, Mapping[str, V]]]) -> dict[str, V]:
     return merged
 
 
-def _sentence(failures: Sequence[str]) -> str:
+def reason_of(failures: Sequence[str]) -> str:
+    """Return the reason of a case: its first failures, long ones cut, and the number of others."""
     shown = [clip(failure, MAX_EVIDENCE) for failure in failures[:MAX_FAILURES]]
     if len(failures) > MAX_FAILURES:
         shown.append(f"and {len(failures) - MAX_FAILURES} more")

@@ -64,7 +64,8 @@ class Fault:
     With `alone`, no other check that the judge runs may complain. `gate` is what a line of the gate
     against the sound artifact must say. `reports` are the failures and field reports of this kind.
     `tested` are the kinds that `nox -s tests` has time for, too. `in_folder` is `by` of a folder,
-    where that differs.
+    where that differs. `has_control` is false where the judge compares each mutant with its own
+    sound spelling, so that rows share no control.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Fault:
     alone: bool = False
     in_folder: Mapping[str, str] | None = None
     tested: tuple[str, ...] = PTE
+    has_control: bool = True
 
     def sentences(self, kind: str) -> Mapping[str, str]:
         """Return the sentences that the checks must say about a mutant of a kind."""

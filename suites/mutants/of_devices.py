@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.suites.mutants.faults import ANY, fault
 from harness.suites.mutants.program import (
     Lowered,
     Program,
     Traced,
-    judge_conversion,
-    judge_report,
+    conversion,
     mb,
+    report,
 )
 
-row = partial(fault, room="reports", judge=judge_report, kinds=("package",), modes=ANY, tested=())
 ROWS = np.array([[1], [2], [3], [4]], np.float16)
 WEIGHT = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 
@@ -30,7 +28,7 @@ def pattern(
     """Return a decorator: a row for a function of one input and of whether it is broken."""
 
     def add(function: Callable[[Any, bool], Any]) -> object:
-        return row(name, {"hazards": sentence}, *reports)(
+        return report(name, {"hazards": sentence}, *reports)(
             lambda broken: Program(
                 lambda x: function(x, broken), [("fp32", shape)], target=target, precision="FLOAT16"
             )
@@ -92,7 +90,7 @@ def _batch(x: Any, broken: bool) -> Any:
     return mb().matmul(x=mb().softmax(x=scores, axis=-1), y=x)
 
 
-@row("signed 8-bit weights", {"hazards": "^H35 constexpr_affine_dequantize"}, "U29")
+@report("signed 8-bit weights", {"hazards": "^H35 constexpr_affine_dequantize"}, "U29")
 def signed_weights(broken: bool) -> Program:
     """Quantize weights to int8 with zero point 0; soundly, to uint8 with 127."""
 
@@ -108,7 +106,7 @@ def signed_weights(broken: bool) -> Program:
     return Program(_linear, [("fp32", (2, 64))], target="iOS16", compress=compress)
 
 
-@row("a scale over a palette", {"hazards": "^H36 constexpr_blockwise_shift_scale"}, "CT 2688")
+@report("a scale over a palette", {"hazards": "^H36 constexpr_blockwise_shift_scale"}, "CT 2688")
 def scaled_palette(broken: bool) -> Program:
     """Palettize weights to 4 bits with a scale for each channel; soundly, without."""
 
@@ -127,7 +125,7 @@ def _linear(x: Any) -> Any:
     return mb().linear(x=x, weight=WEIGHT)
 
 
-@row("an output that is also a state", {"hazards": "^H33 output"}, "U25")
+@report("an output that is also a state", {"hazards": "^H33 output"}, "U25")
 def output_and_state(broken: bool) -> Program:
     """Return what is written to a state; soundly, its double."""
 
@@ -141,7 +139,7 @@ def output_and_state(broken: bool) -> Program:
     )
 
 
-@row("flexible inputs of two kinds", {"hazards": "^H45"}, "CT 2730")
+@report("flexible inputs of two kinds", {"hazards": "^H45"}, "CT 2730")
 def mixed_flexibility(broken: bool) -> Traced:
     """List the shapes of one input and give the other a range; soundly, give both a range."""
 
@@ -158,7 +156,7 @@ def mixed_flexibility(broken: bool) -> Traced:
     return Traced(lambda a, b: a.sum(1) + b.sum(1), [torch.ones(1, 2, 4)] * 2, inputs)
 
 
-@row("a state row that is one late", {"outputs": "is off by"}, "U21")
+@report("a state row that is one late", {"outputs": "is off by"}, "U21")
 def late_row(broken: bool) -> Program:
     """Write a key to the row behind the current one, and attend over all rows by their numbers."""
 
@@ -191,12 +189,7 @@ def late_row(broken: bool) -> Program:
     return Program(function, inputs, calls, target="iOS18", states=[(4, 2)])
 
 
-convert = partial(
-    fault, room="reports", judge=judge_conversion, kinds=("model",), modes=ANY, tested=()
-)
-
-
-@convert("grouped attention that does not convert", {"convert": "repeat_interleave"}, "U18")
+@conversion("grouped attention that does not convert", {"convert": "repeat_interleave"}, "U18")
 def grouped_attention(broken: bool) -> Traced:
     """Let attention group heads itself; soundly, repeat keys and values."""
 
@@ -210,7 +203,7 @@ def grouped_attention(broken: bool) -> Traced:
     return Traced(attend, example, partial(_typed, example))
 
 
-@convert("a scale for each channel of an image", {"convert": "inside the model"}, "U30")
+@conversion("a scale for each channel of an image", {"convert": "inside the model"}, "U30")
 def image_scale(broken: bool) -> Traced:
     """Give an image a scale for each channel; soundly, one scale."""
 
@@ -223,13 +216,13 @@ def image_scale(broken: bool) -> Traced:
     return Traced(lambda x: x * 2, [torch.rand(1, 3, 8, 8)], inputs)
 
 
-@convert("bytes through ExecuTorch's partitioner", {"convert": "cast them"}, "U32")
+@conversion("bytes through ExecuTorch's partitioner", {"convert": "cast them"}, "U32")
 def bytes_through_executorch(broken: bool) -> Lowered:
     """Lower a model of uint8 inputs; soundly, of int32."""
     return Lowered(torch.ones(3, dtype=torch.uint8 if broken else torch.int32))
 
 
-@convert("sizes that numpy 2.4 does not convert", {"convert": "numpy<2.4"}, "U24")
+@conversion("sizes that numpy 2.4 does not convert", {"convert": "numpy<2.4"}, "U24")
 def free_sizes(broken: bool) -> Traced:
     """View an input by the sizes that it has; soundly, by numbers."""
 

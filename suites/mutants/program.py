@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from harness.errors import ConversionError
 from harness.golden import Call, Expected, Golden
 from harness.runtimes import REFERENCE
 from harness.subject import Subject
-from harness.suites.mutants.faults import Complaints, Mutant
+from harness.suites.mutants.faults import ANY, Complaints, Mutant, fault
 from harness.suites.mutants.judge import complaints, said
 
 _Inputs = Sequence[tuple[str, Sequence[int]]]
@@ -125,8 +126,7 @@ class Lowered:
 
 def judge_conversion(mutant: Mutant, checks: Collection[str]) -> Complaints:
     """Convert a model in its sound and its broken spelling; `convert` is what the user is told."""
-    if mutant.mutate is None:
-        return {}
+    assert mutant.mutate is not None  # each row is judged in its sound spelling, too
     mutant.mutate(False).save(mutant.folder / "sound.mlpackage")  # type: ignore[attr-defined]
     try:
         mutant.mutate(True).save(mutant.folder / "broken.mlpackage")  # type: ignore[attr-defined]
@@ -137,8 +137,7 @@ def judge_conversion(mutant: Mutant, checks: Collection[str]) -> Complaints:
 
 def judge_report(mutant: Mutant, checks: Collection[str]) -> Complaints:
     """Judge a program in its broken spelling, unless its sound one is complained about."""
-    if mutant.mutate is None:
-        return {}
+    assert mutant.mutate is not None  # each row is judged in its sound spelling, too
     for broken in (False, True):
         program = mutant.mutate(broken)
         assert isinstance(program, Program | Traced)
@@ -147,6 +146,11 @@ def judge_report(mutant: Mutant, checks: Collection[str]) -> Complaints:
         if not broken and found:
             return {"the sound program": tuple(text for texts in found.values() for text in texts)}
     return found
+
+
+_of_programs = partial(fault, room="reports", modes=ANY, tested=(), has_control=False)
+report = partial(_of_programs, judge=judge_report, kinds=("package",))
+conversion = partial(_of_programs, judge=judge_conversion, kinds=("model",))
 
 
 def _judged(path: Path, program: Program | Traced, checks: Collection[str]) -> Complaints:

@@ -36,7 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = [f"{fault.name}-{mode}-{kind}" for fault, mode, kind in chosen]
         metafunc.parametrize(("fault", "mode", "kind"), chosen, ids=names)
     if "judge" in metafunc.fixturenames:
-        controls = sorted({(fault.judge.__name__, mode, kind) for fault, mode, kind in chosen})
+        shared = [(fault.judge.__name__, *where) for fault, *where in chosen if fault.has_control]
+        controls = sorted(set(shared))
         metafunc.parametrize(("judge", "mode", "kind"), controls)
 
 

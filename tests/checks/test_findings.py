@@ -9,6 +9,7 @@ import harness
 from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
 from harness.checks.findings import ANY_CHECK, SECTIONS, SEVERITIES, causes_only, markdown, rows
 from harness.cli import main
+from harness.cli.recording import finding_lines
 from harness.measure.measurements import MEASUREMENTS
 from harness.results import Case, Figure, Finding, RecordedFinding
 
@@ -144,6 +145,60 @@ def test_a_known_defect_and_a_warning_explain_nothing():
     known = Case("t", "metadata-names", outcome="known", issue="x", reason="y", findings=(ORDER,))
     parity = failed("parity", WRONG)
     assert list(causes_only([known, parity])) == [known, parity]
+
+
+CRASHED = RecordedFinding("N03", "", "the process died")
+WRONG_TOKEN = RecordedFinding("N12", "prompt 0", "chooses 3, not 7")
+
+
+@pytest.mark.parametrize("found", [CRASHED, WRONG, RecordedFinding("N01", "", "no method")])
+def test_a_fault_of_one_runtime_does_not_hide_that_of_another(found):
+    cases = [
+        failed("parity", found, runtime="coreml:cpu_and_ne"),
+        failed("greedy", WRONG_TOKEN, runtime="mil:strict"),
+        failed("greedy", WRONG_TOKEN, runtime="coreml:cpu_and_ne"),
+    ]
+    assert [case.outcome for case in causes_only(cases)] == ["fail", "fail", "skip"]
+
+
+@pytest.mark.parametrize(("runtime", "outcome"), [("mil:widen", "skip"), ("coreml", "fail")])
+def test_a_check_without_a_runtime_has_the_numbers_of_our_executor(runtime, outcome):
+    over = RecordedFinding("N17", "activations", "3 of 9 operations exceed fp16's 65504")
+    cases = [failed("parity", WRONG, runtime=runtime), failed("fp16-range", over)]
+    assert [case.outcome for case in causes_only(cases)] == ["fail", outcome]
+
+
+@pytest.mark.parametrize("code", ["N02", "N03", "N04"])
+def test_equal_words_about_different_things_are_told_each_time(code):
+    equal = RecordedFinding(code, "", "nothing was compared")
+    cases = [failed("owners", equal), failed("types", equal)]
+    assert list(causes_only(cases)) == cases
+
+
+def test_an_unused_part_of_the_file_hides_nothing():
+    unused = RecordedFinding("S06", "segment 3", "nothing uses these 64 bytes; leave them out")
+    cases = [
+        failed("copies", unused),
+        failed("weights", RecordedFinding("W05", "", "the program has no attention")),
+        failed("roles", RecordedFinding("N01", "", "no method takes 'tokens'")),
+    ]
+    assert [case.outcome for case in causes_only(cases)][:2] == ["fail", "fail"]
+    assert list(causes_only([cases[0], cases[2]])) == [cases[0], cases[2]]
+
+
+def test_a_partly_explained_case_has_a_short_reason_too():
+    own = [RecordedFinding("A11", f"package {n}", "x" * 1000) for n in range(30)]
+    *_, case = causes_only([failed("metadata-names", ORDER), failed("mixed", WRONG, *own)])
+    assert len(case.findings) == 30 and len(case.reason) < 5000
+    assert "; and 20 more; the rest is because of M02" in case.reason
+
+
+def test_a_warning_of_a_skipped_case_is_listed():
+    warning = RecordedFinding("H30", "function 'main'", "casts ids", warning=True)
+    mixed = failed("parity", WRONG, warning)
+    cases = list(causes_only([failed("metadata-names", ORDER), mixed]))
+    assert cases[1].outcome == "skip"
+    assert any("casts ids" in line for line in finding_lines(cases, warnings=True))
 
 
 def test_many_findings_of_many_places_take_no_time():
