@@ -164,7 +164,7 @@ def test_json_holds_the_cases(check, broken, source):
 
 def test_nothing_checked_is_not_a_pass(check, sound):
     status, out, _ = check(sound, "--check", "weights")
-    assert status == 1 and out.endswith("\nnothing was checked: 1 skipped\n")
+    assert status == 1 and "\nnothing was checked: 1 skipped\n" in out
 
 
 def test_checks_run_in_their_own_order_and_once(check, sound):
