@@ -272,18 +272,22 @@ def _move(partial: Path, output: Path) -> None:
     """Give `partial` its name; an older folder is renamed first, and removed afterwards.
 
     A process that is killed in between leaves the older folder under a name that ends in `.old`.
+    Raises HarnessError when `partial` was removed before it got its name.
     """
-    old = _beside(output, ".old")
+    old, moved = _beside(output, ".old"), False
     try:
         while partial.exists():
             with suppress(FileNotFoundError):  # nothing is there, or nothing any more
                 output.rename(old)
             try:
                 partial.rename(output)
+                moved = True
             except OSError:
                 if not output.is_dir():  # another process has just put its own there
                     raise
                 old = _beside(output, ".old")
+        if not moved:
+            raise HarnessError(f"{output}: was removed while it was being written; write it again")
     except BaseException:
         if old.exists() and not output.exists():
             old.rename(output)

@@ -49,6 +49,19 @@ def test_a_pte_replaces_no_device():
         write_pte(Path("/dev/null"))
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_folder_that_was_removed_meanwhile_is_an_error(tmp_path, old):
+    output = tmp_path / "out"
+    if old:
+        write_folder(output)
+    with (
+        pytest.raises(HarnessError, match="was removed while it was being written"),
+        partial_folder(output, KIND, replace=True) as folder,
+    ):
+        folder.rmdir()
+    assert list(tmp_path.iterdir()) == [output] * old
+
+
 @pytest.mark.parametrize("kept", ["", "a/model/b/c.bin", "a/model/.DS_Store", ".DS_Store"])
 def test_a_folder_replaces_an_older_one_of_its_kind(tmp_path, kept):
     output = tmp_path / "out"

@@ -81,15 +81,28 @@ def of_toml(data: bytes, rng: random.Random) -> bytes:
 
 def toml_bytes(tables: dict[str, Any]) -> bytes:
     """Return TOML of JSON's values; the tables in it are inline."""
-    return "".join(f"{json.dumps(k)} = {_toml(v)}\n" for k, v in tables.items()).encode()
+    return "".join(f"{line}\n" for line in _pairs(tables)).encode()
+
+
+def _pairs(table: dict[str, Any]) -> list[str]:
+    """Return the lines of a table; of keys that TOML writes alike, the last counts."""
+    return [f"{key} = {value}" for key, value in {_toml(k): _toml(table[k]) for k in table}.items()]
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{json.dumps(k)} = {_toml(v)}' for k, v in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return "1979-05-27" if value is None else json.dumps(value).replace("NaN", "nan")
+    match value:
+        case dict():
+            return f"{{{', '.join(_pairs(value))}}}"
+        case list():
+            return f"[{', '.join(map(_toml, value))}]"
+        case None:
+            return "1979-05-27"
+        case str():  # TOML has no half of a pair, and no DEL
+            text = value.encode("utf-8", "ignore").decode()
+            return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
+        case float():
+            return repr(value)  # nan, inf, 1e+308
+    return json.dumps(value)
 
 
 def of_lines(data: bytes, rng: random.Random) -> bytes:

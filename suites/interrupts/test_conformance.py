@@ -22,6 +22,7 @@ from harness.suites.interrupts.process import Ended, WarmProcess
 from harness.suites.interrupts.test_interrupts import KEPT_BY_TORCH
 
 MOMENTS = 50
+_SURELY_KILLED = 0.8  # the share of a run up to which it cannot have ended: runs vary in length
 OPTIONS = ("--exporter", "coreml", "--mode", "single", "--runtime", "mil:widen", "-q")
 FEW = ("-k", "parity or references or types")  # one check that executes, two that do not
 
@@ -83,7 +84,8 @@ def test_a_killed_run_does_not_change_the_verdict_of_the_next(
     share = (number + random.Random(number).random()) / MOMENTS  # each part of the run gets one
     killed = place.run_in(warm_runs, share * lasts)
     print(f"{killed.status} after {share * lasts:.1f} of {lasts:.1f} s: {place.left()}")
-    assert killed.status in (0, -signal.SIGKILL)
+    may_have_ended = share > _SURELY_KILLED
+    assert killed.status == -signal.SIGKILL or (may_have_ended and killed.status == 0)
     assert place.run_in(warm_runs).status == 0
     wanted, found = expected.run(), place.run()
     assert found.footer.passed and found.footer.counts == wanted.footer.counts

@@ -159,15 +159,26 @@ class Older:
         return ids
 
     def chosen(self, run: Run, prompt: str) -> tuple[list[int], list[int]]:
-        """Return the ids of the prompt that a run fed, and those that it fed after them."""
-        ids = fed(run)
-        right = self.bench.vocabulary.encode(prompt)
-        start = len(right) if ids[: len(right)] == right else len(self.given_ids(prompt))
-        return ids[:start], ids[start:]
+        """Return the ids of the prompt that a run fed, and those that it fed after them.
+
+        Raises HarnessError when the run ended before it had fed the prompt, and when it fed ids
+        that are neither the prompt's nor those that `run.py` makes of it.
+        """
+        ids, right = fed(run), self.bench.vocabulary.encode(prompt)
+        given = right if ids[: len(right)] == right else self.given_ids(prompt)
+        if ids[: len(given)] == given:
+            return given, ids[len(given) :]
+        raise HarnessError(
+            f"{told(run)}; it fed {ids[: len(given)]}, which is neither the prompt, {right}, nor "
+            f"what the script makes of it, {given}"
+        )
 
     def against_the_oracle(self, check: str, where: str, run: Run, prompt: str) -> Finding:
         """Compare the tokens that a run fed after its prompt with the oracle's."""
-        before, after = self.chosen(run, prompt)
+        try:
+            before, after = self.chosen(run, prompt)
+        except HarnessError as other:
+            return Finding(check, where, False, str(other), 1)
         if run.status or not after:
             return Finding(check, where, False, f"{told(run)}; it fed {len(after)} new tokens", 1)
         oracle, eager = self._wanted

@@ -18,7 +18,7 @@ INSTALLED = [(name, mode) for name, fault in FAULTS.items() for mode in fault.mo
 
 
 @pytest.mark.parametrize(("name", "mode"), INSTALLED)
-def test_a_broken_runner_iscaught(
+def test_a_broken_runner_is_caught(
     record: Callable[[Case], None], bench_of: BenchOf, first_label: str, name: str, mode: str
 ) -> None:
     fault = FAULTS[name]

@@ -2,8 +2,10 @@
 
 import contextlib
 import importlib.util
+import math
 import random
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from harness.errors import HarnessError
 from harness.suites.fuzz import guided
 from harness.suites.fuzz.corpora import CORPORA, write_sources
 from harness.suites.fuzz.guided import Faults, attempt, fuzz
+from harness.suites.fuzz.of_text import VALUES, toml_bytes
 from harness.suites.fuzz.readers import FAMILIES
 
 AT_FAULT = Path(__file__).with_name("at_fault")
@@ -91,6 +94,13 @@ def test_mutations_that_keep_the_structure_change_sound_files(name, sources):
             with contextlib.suppress(ValueError):  # no mutation is for such data
                 made.add(family.mutated(data, random.Random(seed)))
     assert len(made) > 20 or not family.mutations
+
+
+def test_every_value_of_json_is_written_as_toml():
+    table = {"\ud800": "a\x7f", "": -math.inf, "all": list(VALUES), "\U0001f600": {"": "é\ud800"}}
+    read = tomllib.loads(toml_bytes(table).decode())
+    assert len(read["all"]) == len(VALUES) and read["\U0001f600"] == {"": "é"}
+    assert math.inf in read["all"] and read[""] == -math.inf
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs the extra `fuzz`")
