@@ -9,7 +9,7 @@ from coremltools.converters.mil import Builder as mb
 from harness.artifact.hazards.lint import Function
 from harness.artifact.hazards.narrowing import narrowed_data, require_whole_ids
 from harness.errors import ArtifactError
-from tests.hazards.programs import converted, found, program
+from tests.hazards.programs import assembled, converted, found, program
 from tests.mil.programs import run, save
 
 CODE = "H30"
@@ -121,3 +121,24 @@ def test_a_long_chain_of_copies_is_walked_once():
     start = time.process_time()
     assert not list(narrowed_data(Function(package, "main")))
     assert time.process_time() - start < 30
+
+
+def sliced(end_of, positions):
+    """Slice a cache up to an int16 position plus 1, of a position in range."""
+    parameters = {"x": "cache", "end": "narrow", "begin": np.array([0], np.int32)}
+    if end_of == "slice_by_size":
+        parameters = {"x": "cache", "size": "narrow", "begin": np.array([0], np.int32)}
+    return assembled(
+        {"cache": ("FLOAT16", (positions,)), "position": ("INT32", (1,))},
+        [
+            ("add", {"x": "position", "y": np.array([1], np.int32)}, [("end", "INT32", (1,))]),
+            ("cast", {"x": "end", "dtype": np.int32(0)}, [("narrow", "INT16", (1,))]),
+            (end_of, parameters, [("out", "FLOAT16", (1,))]),
+        ],
+    )
+
+
+@pytest.mark.parametrize("kind", ["slice_by_index", "slice_by_size"])
+@pytest.mark.parametrize(("positions", "is_named"), [(32767, False), (32768, True)])
+def test_an_end_and_a_size_may_be_the_size_of_the_axis(kind, positions, is_named):
+    assert (CODE in found(sliced(kind, positions))) == is_named

@@ -12,6 +12,7 @@ import torch
 from coremltools.converters.mil.mil import Builder as mb
 
 from tests.hazards.making import built, given, hazards, traced
+from tests.hazards.programs import Rows, assembled, found
 
 INF = float("inf")
 LOGITS = torch.tensor([[12.0, 20.0, -3.0, 30.0]])
@@ -237,3 +238,54 @@ def test_a_triangle_of_infinities_is_folded_to_nan(tmp_path: Path) -> None:
     path = built(masked, [("fp32", (3, 3))], tmp_path)
     assert hazards(path) == [("H08", "add 'add_0'")]
     assert given(path, SQUARE)[0].isnan().all()
+
+
+def exp_of_random(**limits: Any) -> Rows:
+    return [
+        ("random_uniform", {"shape": np.array([4], np.int32), **limits}, [("r", "FLOAT16", (4,))]),
+        ("exp", {"x": "r"}, [("e", "FLOAT16", (4,))]),
+    ]
+
+
+def masked_by(**values: Any) -> Rows:
+    return [
+        ("one_hot", {"indices": "ids", **values}, [("mask", "FLOAT16", (4, 4))]),
+        ("mul", {"x": "x", "y": "mask"}, [("out", "FLOAT16", (4, 4))]),
+    ]
+
+
+def clipped_ratio(divisor: float) -> Rows:
+    """Return `(1 + exp(x)) / divisor`, where an infinity is divided instead of dividing."""
+    return [
+        ("exp", {"x": "x"}, [("e", "FLOAT16", (4, 4))]),
+        ("add", {"x": "e", "y": np.float16(1)}, [("sum", "FLOAT16", (4, 4))]),
+        ("real_div", {"x": "sum", "y": np.float16(divisor)}, [("out", "FLOAT16", (4, 4))]),
+    ]
+
+
+def divided_by_bool(x: float) -> Rows:
+    """Return an infinity times a number that was cast to BOOL and back."""
+    return [
+        ("clip", {"x": "x", "alpha": np.float16(x), "beta": np.float16(5)}, [("c", "FLOAT16", ())]),
+        ("cast", {"x": "c"}, [("flag", "BOOL", ())]),
+        ("cast", {"x": "flag"}, [("one", "FLOAT16", ())]),
+        ("mul", {"x": "one", "y": np.float16(INF)}, [("out", "FLOAT16", ())]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "is_named"),
+    [
+        (exp_of_random(), "H04", False),
+        (exp_of_random(high=np.float16(100)), "H04", True),
+        (exp_of_random(low=np.float16(-100), high=np.float16(2)), "H04", False),
+        (masked_by(), "H02", False),
+        (masked_by(on_value=np.float16(0), off_value=np.float16(-INF)), "H02", True),
+        (clipped_ratio(3), "H04", True),
+        (divided_by_bool(2), "H02", False),
+        (divided_by_bool(-2), "H02", True),
+    ],
+)
+def test_bounds_come_from_the_parameters(rows: Rows, code: str, is_named: bool) -> None:
+    package = assembled({"x": ("FLOAT16", (4, 4)), "ids": ("INT32", (4,))}, rows)
+    assert (code in found(package)) == is_named

@@ -167,7 +167,7 @@ def bounds_of_constant(value: Value) -> Bounds:
 def as_declared(value: Value, found: Bounds) -> Bounds:
     """Return the bounds of a result once it is rounded to its dtype."""
     if value.dtype == "BOOL":
-        return replace(found, low=max(found.low, 0), high=min(found.high, 1), whole=True)
+        return FLAG if found.has_zero else single(1)
     if value.dtype is not None and value.dtype.startswith(_INTEGERS):
         return replace(found, whole=True)
     if value.dtype == "FLOAT16" and found.held is not None:

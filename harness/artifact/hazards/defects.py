@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from harness.artifact.hazards.graph import Operation, Value
+from harness.artifact.hazards.graph import Operation
 from harness.artifact.hazards.lint import Function, Hazard, at, hazard
 
 _FOLDED = re.compile(r"(scatter|scatter_along_axis|scatter_nd|scaled_dot_product_attention)_\d+")
@@ -36,16 +36,18 @@ class Defect:
 def _has_base_two(function: Function, operation: Operation) -> bool:
     """Return whether it is `pow(2, y)`, which takes Core ML's fast path of `pow(x, 2)`."""
     base = operation.operand("x")
-    array = None if base is None else base.array
-    return array is not None and bool((array == 2).all()) and _is_float(operation.operand("y"))
+    array, exponent = None if base is None else base.array, operation.operand("y")
+    is_two = array is not None and bool((array == 2).all())
+    return is_two and exponent is not None and exponent.is_float
 
 
 def _has_negative_dividend(function: Function, operation: Operation) -> bool:
     """Return whether it divides a negative integer; the remainder's sign is the device's."""
     x, y = operation.operand("x"), operation.operand("y")
     held = function.bounds(x).held
-    is_computed = y is not None and not y.is_constant
-    return not _is_float(x) and is_computed and held is not None and held[0] < 0
+    if x is None or x.is_float or y is None or y.is_constant:
+        return False
+    return held is not None and held[0] < 0
 
 
 def _is_half_plane(function: Function, operation: Operation) -> bool:
@@ -65,15 +67,9 @@ def _is_half_plane(function: Function, operation: Operation) -> bool:
 def _reaches_its_bound(function: Function, operation: Operation) -> bool:
     """Return whether it cuts a random number for `randint`, and nothing bounds the result."""
     x, result = operation.operand("x"), operation.result
-    is_cut = result is not None and not _is_float(result) and x is not None
-    return (
-        is_cut
-        and x is not None
-        and x.made_by("random_uniform") is not None
-        and not any(
-            reader.type in ("minimum", "clip") for reader in (result.readers if result else ())
-        )
-    )
+    if x is None or result is None or result.is_float or x.made_by("random_uniform") is None:
+        return False
+    return not any(reader.type in ("minimum", "clip") for reader in result.readers)
 
 
 DEFECTS = (
@@ -128,7 +124,3 @@ def folded_constants(function: Function) -> Iterator[Hazard]:
         folded = _FOLDED.fullmatch(_PRECISION.sub("", value.name))
         if folded is not None:
             yield Hazard(f"constant '{value.name}'", f"it was folded from a {folded[1]}")
-
-
-def _is_float(value: Value | None) -> bool:
-    return value is not None and (value.dtype or "").startswith("FLOAT")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -63,6 +62,18 @@ class Value:
     producer: Operation | None = None
     readers: list[Operation] = field(default_factory=list)
     literal: tuple[Package, ValueMessage] | None = field(default=None, repr=False)
+    _origins: dict[frozenset[str], Value] = field(default_factory=dict, repr=False)
+    _multiple: tuple[Value, float] | None = field(default=None, repr=False)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its elements are floats."""
+        return (self.dtype or "").startswith("FLOAT")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether its elements are integers, signed or not."""
+        return (self.dtype or "").startswith(("INT", "UINT"))
 
     @property
     def is_constant(self) -> bool:
@@ -99,13 +110,34 @@ class Value:
 
     def origin(self, through: frozenset[str] = COPIES) -> Value:
         """Return the value that this one is a copy of, through casts and changes of shape."""
-        value = self
-        while (maker := value.producer) is not None and maker.type in through:
-            source = maker.operand("x")
+        value, copies = self, list[Value]()
+        while through not in value._origins:
+            copies.append(value)
+            maker = value.producer
+            source = maker.operand("x") if maker is not None and maker.type in through else None
             if source is None:
                 break
             value = source
-        return value
+        found = value._origins.get(through, value)
+        for copy in copies:  # so that no part of a chain is walked again
+            copy._origins[through] = found
+        return found
+
+    def multiple(self) -> tuple[Value, float]:
+        """Return the value that this one is a constant multiple of, and the factor."""
+        value, products = self.origin(), list[tuple[Value, float]]()
+        while value._multiple is None:
+            scaled = None if value.producer is None else value.producer.scaled
+            if scaled is None:
+                value._multiple = value, 1.0
+            else:
+                products.append((value, scaled[1]))
+                value = scaled[0].origin()
+        found, factor = value._multiple
+        for product, number in reversed(products):
+            factor *= number
+            product._multiple = found, factor
+        return found, factor
 
     def made_by(self, *types: str) -> Operation | None:
         """Return the operation that makes the value's origin if it is one of these types."""
@@ -131,6 +163,14 @@ class Operation:
         """Its first result."""
         return self.results[0] if self.results else None
 
+    @property
+    def scaled(self) -> tuple[Value, float] | None:
+        """The value that a `mul` scales and the constant factor, None for another operation."""
+        x, y = self.operand("x"), self.operand("y")
+        if self.type != "mul" or x is None or y is None or (x.number is None) == (y.number is None):
+            return None
+        return (y, x.number or 0.0) if y.number is None else (x, y.number)
+
     def operand(self, name: str) -> Value | None:
         """Return the only operand of a parameter, None when there is none or there are several."""
         found = self.operands.get(name, ())
@@ -141,6 +181,11 @@ class Operation:
         value = self.operand(name)
         return default if value is None else value.number
 
+    def whole(self, name: str, default: float) -> int | None:
+        """Return a parameter that is a constant integer, `default` when it is not given."""
+        number = self.number(name, default)
+        return int(number) if number is not None and float(number).is_integer() else None
+
     def numbers(self, name: str) -> list[int] | None:
         """Return a parameter that is a constant list of integers or bools."""
         value = self.operand(name)
@@ -148,12 +193,6 @@ class Operation:
         if array is None or array.dtype.kind not in "iub":
             return None
         return [int(one) for one in array.reshape(-1)]
-
-    def text(self, name: str) -> str | None:
-        """Return a parameter that is a constant string."""
-        value = self.operand(name)
-        array = None if value is None else value.array
-        return str(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
     def all_operands(self) -> Iterator[Value]:
         """Yield every operand."""
@@ -171,7 +210,6 @@ class Graph:
 
     def __init__(self, package: Package, function: str) -> None:
         self.package, self.function = package, function
-        self.opset = package.functions[function].opset if function in package.functions else ""
         self.operations: list[Operation] = []
         self.constants: list[Value] = []
         block = package.operations(function)
@@ -306,22 +344,3 @@ def parse_version(text: str) -> tuple[int, ...] | None:
     """Return a version's numbers, (9, 1) for "9.1.dev1"; None without a number."""
     numbers = re.match(r"\d+(\.\d+)*", text[:40])
     return tuple(int(one[:9]) for one in numbers[0].split(".")) if numbers else None
-
-
-def upstream(
-    value: Value, stop: Callable[[Operation], bool] = lambda _: False
-) -> Iterator[Operation]:
-    """Yield each operation that a value is computed from once, the nearest first.
-
-    Nothing before an operation that `stop` accepts is yielded, unless another path leads there.
-    """
-    queue = deque([value.producer])
-    seen: set[Operation] = set()
-    while queue:
-        maker = queue.popleft()
-        if maker is None or maker in seen:
-            continue
-        seen.add(maker)
-        yield maker
-        if not stop(maker):
-            queue.extend(operand.producer for operand in maker.all_operands())

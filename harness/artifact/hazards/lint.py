@@ -46,6 +46,17 @@ class Function(Graph):
         """Return what a value's elements can be."""
         return UNKNOWN if value is None else self._bounds.get(value, UNKNOWN)
 
+    def reading(
+        self, is_end: Callable[[Operation], bool], is_passed: Callable[[Operation], bool]
+    ) -> frozenset[Operation]:
+        """Return the operations with a result that an end reads, through those that pass it on."""
+        found: set[Operation] = set()
+        for operation in reversed(self.operations):  # readers come after producers
+            readers = (one for result in operation.results for one in result.readers)
+            if any(is_end(one) or (one in found and is_passed(one)) for one in readers):
+                found.add(operation)
+        return frozenset(found)
+
     def is_before(self, *version: int) -> bool:
         """Return whether a coremltools before this version made the package."""
         return self.version is not None and self.version < version

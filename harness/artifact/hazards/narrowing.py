@@ -36,6 +36,7 @@ _INDICES = {
     "slice_by_size": "begin size",
     "slice_update": "begin end",
 }
+_ENDS = ("end", "size")
 _ONE_AXIS = ("gather", "gather_along_axis", "scatter", "scatter_along_axis")
 # Operations whose result holds elements of these operands and no others.
 _MOVES = {
@@ -70,6 +71,8 @@ class Range(NamedTuple):
 class _Uses(NamedTuple):
     """The shortest and the longest axis on which a value is a position, wherever it is moved to.
 
+    An `end` or a `size` may be the size itself, as a position of an axis longer by one.
+
     `longest` is infinite if something takes the value as data: an operation, or the caller.
     """
 
@@ -78,6 +81,7 @@ class _Uses(NamedTuple):
 
 
 _UNKNOWN = Range(-math.inf, math.inf)
+_INT32 = Range(-(1 << 31), (1 << 31) - 1)
 _DATA = _Uses(math.inf, math.inf)
 
 
@@ -112,6 +116,8 @@ class Ranges:
         if own != _UNKNOWN:
             return own
         found, used = self._computed(operation, result), self._used_as_index(result)
+        if any(math.isfinite(end) and not _INT32.low <= end <= _INT32.high for end in found):
+            found = _UNKNOWN  # it wraps around
         return Range(max(found.low, used.low), min(found.high, used.high))
 
     def _computed(self, operation: Operation, result: Value) -> Range:
@@ -184,7 +190,7 @@ class Ranges:
                 roles = {name for name, values in reader.operands.items() if value in values}
             if roles and roles.issubset(_INDICES.get(reader.type, "").split()):
                 size = self._axis(reader)
-                found = [_Uses(size, size)]
+                found = [_Uses(size + (role in _ENDS), size + (role in _ENDS)) for role in roles]
             elif roles and roles.issubset(_MOVES.get(reader.type, ())):
                 found = [self._uses.get(result, _DATA) for result in reader.results]
             else:
@@ -196,10 +202,10 @@ class Ranges:
     def _axis(self, operation: Operation) -> float:
         """Return the size of the longest axis that the operation's indices can point to."""
         table = operation.operand("x") or operation.operand("data")
-        axis = operation.number("axis", 0.0)
+        axis = operation.whole("axis", 0)
         shape = () if table is None or table.shape is None else table.shape
         if operation.type in _ONE_AXIS and axis is not None and -len(shape) <= axis < len(shape):
-            size = shape[int(axis)]
+            size = shape[axis]
             return self._flexible if size is None else size
         return self._longest(table)
 

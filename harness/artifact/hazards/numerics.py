@@ -12,7 +12,7 @@ from math import log
 import numpy as np
 
 from harness.artifact.hazards.bounds import HALF_MAX, HALF_TINY, ROUNDS_TO_INFINITY, Bounds
-from harness.artifact.hazards.graph import COPIES, Operation, Value, upstream
+from harness.artifact.hazards.graph import COPIES, Operation, Value
 from harness.artifact.hazards.lint import Function, Hazard, at, hazard
 
 _EXP_LIMITS = {
@@ -43,9 +43,10 @@ _HARMLESS_WITH_INFINITY = frozenset(
 @hazard("H02")
 def nan_from_infinities(function: Function) -> Iterator[Hazard]:
     """Find differences of equal infinities and products of an infinity and zero."""
+    softened = _softened(function)
     for operation in function.of_type("sub", "add", "mul"):
-        x, y = operation.operand("x"), operation.operand("y")
-        if x is None or y is None or not _is_float(operation.result):
+        x, y, result = operation.operand("x"), operation.operand("y"), operation.result
+        if x is None or y is None or result is None or not result.is_float:
             continue
         a, b = function.bounds(x), function.bounds(y)
         band = y.made_by("band_part") if operation.type == "sub" else None
@@ -54,7 +55,7 @@ def nan_from_infinities(function: Function) -> Iterator[Hazard]:
             if a.minus or a.plus:
                 yield at(operation, f"it subtracts a band of '{x.name}', which holds infinities")
             elif source.origin() in function.inputs or (
-                a.held is None and not np.isfinite(a.largest) and _reaches(operation, "softmax")
+                a.held is None and not np.isfinite(a.largest) and operation in softened
             ):
                 yield at(operation, f"it subtracts a band of '{x.name}', which may be infinite")
         elif problem := _indefinite(operation, a, b):
@@ -81,6 +82,7 @@ def _indefinite(operation: Operation, a: Bounds, b: Bounds) -> str:
 @hazard("H03")
 def log_of_underflow(function: Function) -> Iterator[Hazard]:
     """Find logarithms in FLOAT16 of what an exponential makes, which may round to 0."""
+    sources = _probabilities(function)
     for operation in function.of_type("log"):
         x = operation.operand("x")
         if x is None or x.dtype != "FLOAT16" or x.is_constant:
@@ -88,9 +90,23 @@ def log_of_underflow(function: Function) -> Iterator[Hazard]:
         epsilon = operation.number("epsilon", 1e-45) or 0.0
         if function.bounds(x).low + epsilon >= HALF_TINY or _is_weighted(operation, x):
             continue
-        source = next((one for one in _handed_on(x) if one.type in _PROBABILITIES), None)
-        if source is not None:
+        if x in sources:
+            _, source = sources[x]
             yield at(operation, f"'{x.name}' comes from {source.place} and may round to 0")
+
+
+def _probabilities(function: Function) -> dict[Value, tuple[int, Operation]]:
+    """Return the nearest operation that makes each value small, after how many that pass it on."""
+    found: dict[Value, tuple[int, Operation]] = {}
+    for operation in function.operations:
+        if operation.type in _PROBABILITIES:
+            found.update((result, (0, operation)) for result in operation.results)
+        elif operation.type in _PASSED:
+            known = [found[value] for value in operation.all_operands() if value in found]
+            if known:
+                steps, source = min(known, key=lambda one: one[0])
+                found.update((result, (steps + 1, source)) for result in operation.results)
+    return found
 
 
 def _is_weighted(operation: Operation, x: Value) -> bool:
@@ -163,15 +179,19 @@ def beyond_half(function: Function) -> Iterator[Hazard]:
 
     NaN in FLOAT32 comes from a conversion that computed with infinities.
     """
+    softened = _softened(function)
     for value in function.constants:
-        array = value.array if _is_float(value) else None
-        readers = [one for one in _final_readers(value) if one.type not in _HARMLESS_WITH_INFINITY]
-        if array is None or array.dtype.kind != "f" or not readers or not array.size:
+        array = value.array if value.is_float else None
+        if array is None or array.dtype.kind != "f" or not array.size:
             continue  # a constant may hold another type than it declares
         problem = _beyond(array)
-        if problem == "-inf" and not _masks_whole_rows(function, array, readers[0]):
+        if not problem or (problem != "NaN" and value.dtype != "FLOAT16"):
             continue
-        if problem and (value.dtype == "FLOAT16" or problem == "NaN"):
+        readers = [one for one in _final_readers(value) if one.type not in _HARMLESS_WITH_INFINITY]
+        if not readers:
+            continue
+        is_mask = readers[0] in softened
+        if problem != "-inf" or _masks_whole_rows(function, array, readers[0], is_mask):
             yield at(readers[0], f"its constant '{value.name}' holds {problem}")
     for operation in function.of_type("cast"):
         x, result = operation.operand("x"), operation.result
@@ -186,57 +206,46 @@ def beyond_half(function: Function) -> Iterator[Hazard]:
 @hazard("H16")
 def coarse_angles(function: Function) -> Iterator[Hazard]:
     """Find sines and cosines in FLOAT16 of angles so large that neighbours are far apart."""
+    positions = _positions(function)
     for operation in function.of_type("sin", "cos"):
         x = operation.operand("x")
         if x is None or x.dtype != "FLOAT16" or x.is_constant:
             continue
         largest = function.bounds(x).largest
-        is_position = any(
-            one.type == "range_1d" or (one.type == "cast" and _is_integer(one.operand("x")))
-            for one in upstream(x)
-        )
-        if largest > _LARGEST_ANGLE and (is_position or np.isfinite(largest)):
+        if largest > _LARGEST_ANGLE and (x in positions or np.isfinite(largest)):
             reach = f"reaches {largest:.4g}" if np.isfinite(largest) else "has no bound"
             yield at(operation, f"the angle '{x.name}' {reach}, and FLOAT16 rounds it")
 
 
-def _is_float(value: Value | None) -> bool:
-    return value is not None and (value.dtype or "").startswith("FLOAT")
+def _positions(function: Function) -> set[Value]:
+    """Return the values that are computed from positions: a range, or integers cast to floats."""
+    found: set[Value] = set()
+    for operation in function.operations:
+        x = operation.operand("x") if operation.type == "cast" else None
+        is_start = operation.type == "range_1d" or (x is not None and x.is_integer)
+        if is_start or any(value in found for value in operation.all_operands()):
+            found.update(operation.results)
+    return found
 
 
-def _is_integer(value: Value | None) -> bool:
-    return value is not None and (value.dtype or "").startswith(("INT", "UINT"))
-
-
-def _reaches(operation: Operation, *types: str) -> bool:
-    """Return whether a result is read by one of these types, through sums and copies."""
-    queue, seen = [operation], {operation}
-    while queue:
-        for result in queue.pop().results:
-            for reader in result.readers:
-                if reader.type in types:
-                    return True
-                if reader not in seen and reader.type in _ADDED:
-                    seen.add(reader)
-                    queue.append(reader)
-    return False
-
-
-def _handed_on(value: Value) -> Iterator[Operation]:
-    return upstream(value, stop=lambda one: one.type not in _PASSED)
+def _softened(function: Function) -> frozenset[Operation]:
+    """Return the operations with a result that a softmax reads, through sums and copies."""
+    return function.reading(lambda one: one.type == "softmax", lambda one: one.type in _ADDED)
 
 
 def _only_divides(value: Value) -> bool:
     """Return whether an infinity here only gives 0, as in `1 / (1 + exp(-x))`."""
-    found = list(value.readers)
-    while found:
-        reader = found.pop()
-        if reader.type == "add" and _constant_operand(reader) is not None:
-            found += [one for result in reader.results for one in result.readers]
-        elif reader.type != "inverse" and not (
-            reader.type == "real_div" and reader.operand("x") is not value
-        ):
-            return False
+    queue, seen = [value], {value}
+    while queue:
+        current = queue.pop()
+        for reader in current.readers:
+            if reader.type == "add" and _constant_operand(reader) is not None:
+                queue += [result for result in reader.results if result not in seen]
+                seen.update(reader.results)
+            elif reader.type != "inverse" and not (
+                reader.type == "real_div" and reader.operand("x") is not current
+            ):
+                return False
     return bool(value.readers)
 
 
@@ -250,10 +259,9 @@ def _other_operand(operation: Operation) -> Value | None:
 
 
 def _moment(value: Value | None) -> Value | None:
-    """Return what a value is the mean or the sum of."""
-    maker = None if value is None else value.made_by("reduce_mean", "reduce_sum", "mul")
-    if maker is not None and maker.type == "mul":  # a sum times 1 / n
-        return _moment(_other_operand(maker)) if _constant_operand(maker) is not None else None
+    """Return what a value is the mean or the sum of; a mean may be a sum times 1 / n."""
+    source = None if value is None else value.multiple()[0]
+    maker = None if source is None else source.made_by("reduce_mean", "reduce_sum")
     return None if maker is None else maker.operand("x")
 
 
@@ -282,12 +290,15 @@ def _scale(value: Value) -> Operation | None:
 def _final_readers(value: Value) -> list[Operation]:
     """Return the operations that read a value or a copy of it, without the copies."""
     found: list[Operation] = []
-    for reader in value.readers:
-        if reader.type in COPIES - {"cast"} and reader.result is not None:
-            found += _final_readers(reader.result)
-        else:
+    queue = [(value, reader) for reader in reversed(value.readers)]
+    while queue:
+        source, reader = queue.pop()
+        copy = reader.result
+        if reader.type not in COPIES - {"cast"} or copy is None:
             found.append(reader)
-    return found
+        elif reader.operand("x") is source:  # each copy has one source, so none comes twice
+            queue += [(copy, after) for after in reversed(copy.readers)]
+    return list(dict.fromkeys(found))
 
 
 def _beyond(array: np.ndarray) -> str:
@@ -304,9 +315,11 @@ def _beyond(array: np.ndarray) -> str:
     return "-inf" if (special < 0).all() else "inf"
 
 
-def _masks_whole_rows(function: Function, array: np.ndarray, reader: Operation) -> bool:
+def _masks_whole_rows(
+    function: Function, array: np.ndarray, reader: Operation, is_mask: bool
+) -> bool:
     """Return whether -inf may fill a whole row of a softmax, or is computed with otherwise."""
-    if not _reaches(reader, "softmax"):
+    if not is_mask:
         return reader.type not in ("select", "add", "sub", "mul", "concat")
     if array.ndim and array.size > 1:
         return bool(np.isneginf(array.reshape(-1, array.shape[-1])).all(1).any())

@@ -140,7 +140,7 @@ def constants_of_one_size(function: Function) -> Iterator[Hazard]:
             continue
         values = [one for one in operation.all_operands() if one.shape is not None]
         fixed = [one for one in values if one.is_constant]
-        others = [one for one in values if one not in fixed]
+        others = [one for one in values if not one.is_constant]
         for constant in fixed:
             size = next((n for one in others for n in _clashes(constant, one)), None)
             if size is not None:
@@ -167,20 +167,26 @@ _ARITHMETIC = COPIES | {
 _TO_WHOLE = frozenset(("floor", "ceil", "round", "floor_div", "mod"))
 _CASTS = frozenset(("cast",))
 _LOOKUPS = ("gather", "gather_nd", "gather_along_axis")
+_MAX_CUTS = 8  # of sizes that are followed
 
 
 @hazard("H05")
 def integers_through_floats(function: Function) -> Iterator[Hazard]:
     """Find integers without a bound that are computed with as floats, and are integers after."""
     seen: set[Operation] = set()
+    again = function.reading(_makes_whole, lambda one: one.type in _ARITHMETIC)
+    shaped = COPIES - _CASTS
+    returned = frozenset(one.origin(shaped) for one in function.outputs)
     for cast in function.of_type("cast"):
         x, result = cast.operand("x"), cast.result
-        if x is None or result is None or x.is_constant or not _is_integer(x):
+        if x is None or result is None or x.is_constant or not x.is_integer:
             continue
         limit = _EXACT.get(result.dtype or "")
         if limit is None or function.bounds(x).largest <= limit:
             continue
-        place = _integer_again(function, cast)
+        place = x.origin().producer
+        if place is None or place.type not in _TO_WHOLE or result not in returned:
+            place = _integer_again(result, again)
         if place is not None and place not in seen:
             seen.add(place)
             yield at(
@@ -190,34 +196,27 @@ def integers_through_floats(function: Function) -> Iterator[Hazard]:
             )
 
 
-def _integer_again(function: Function, cast: Operation) -> Operation | None:
+def _makes_whole(operation: Operation) -> bool:
+    result = operation.result
+    is_cast = operation.type == "cast" and result is not None and result.is_integer
+    return is_cast or operation.type in _TO_WHOLE
+
+
+def _integer_again(value: Value, again: frozenset[Operation]) -> Operation | None:
     """Return the first arithmetic on a cast integer if its result is an integer again, or None.
 
-    So it is after `floor` or a cast to integers, and where an integer division is returned.
+    `again` holds the operations that an integer is made of: by `floor`, or by a cast.
     """
-    (x,) = [one.origin() for one in cast.operands["x"]]
-    if x.producer is not None and x.producer.type in _TO_WHOLE and _is_returned(function, cast):
-        return x.producer
-    queue = deque((reader, reader) for reader in cast.results[0].readers)
-    seen: set[Operation] = set()
+    queue = deque([value])
     while queue:
-        reader, first = queue.popleft()
-        if reader in seen:
-            continue
-        seen.add(reader)
-        is_cast = reader.type == "cast" and _is_integer(reader.result)
-        if (reader.type in _TO_WHOLE or is_cast) and first.type not in COPIES:
-            return first
-        if reader.type in _ARITHMETIC and not is_cast:
-            start = first if first.type not in COPIES else None
-            queue.extend((after, start or after) for one in reader.results for after in one.readers)
+        value = queue.popleft()
+        for reader in value.readers:
+            if reader.type not in COPIES:
+                if reader.type in _TO_WHOLE or (reader in again and reader.type in _ARITHMETIC):
+                    return reader
+            elif reader.operand("x") is value and reader.result and not _makes_whole(reader):
+                queue.append(reader.result)
     return None
-
-
-def _is_returned(function: Function, cast: Operation) -> bool:
-    """Return whether a float that a cast gives is an output of the function."""
-    shaped = COPIES - _CASTS
-    return any(one.origin(shaped) is cast.results[0] for one in function.outputs)
 
 
 @hazard("H09")
@@ -233,7 +232,7 @@ def wrong_wrap(function: Function) -> Iterator[Hazard]:
         if function.bounds(source).low >= 0 or wanted is None:
             continue
         start, sizes = wanted
-        found = _added_sizes(added, x.shape)
+        found = _added_sizes(added)
         if found is not None and len(found) in (1, len(sizes)):
             pairs = zip(found * len(sizes) if len(found) == 1 else found, sizes, strict=True)
             if any(None not in pair and pair[0] != pair[1] for pair in pairs):
@@ -280,20 +279,17 @@ def _indexed(
 ) -> tuple[int, list[int | None]] | None:
     """Return the first dimension that indices choose from, and the sizes of all of them."""
     if lookup.type == "gather_nd":
-        start, width = int(lookup.number("batch_dims", 0) or 0), 1
-        if indices.shape is None or not indices.shape or indices.shape[-1] is None:
-            return None
-        width = indices.shape[-1]
+        start, width = lookup.whole("batch_dims", 0), (indices.shape or (None,))[-1]
     else:
-        axis = lookup.number("axis", 0)
-        if axis is None:
-            return None
-        start, width = int(axis) % max(1, len(shape)), 1
+        axis, width = lookup.whole("axis", 0), 1
+        start = None if axis is None else axis % max(1, len(shape))
+    if start is None or width is None:
+        return None
     sizes = list(shape[start : start + width])
     return (start, sizes) if sizes else None
 
 
-def _added_sizes(added: Value, shape: Shape) -> list[int | None] | None:
+def _added_sizes(added: Value) -> list[int | None] | None:
     """Return constant sizes that are added to indices, None for computed ones."""
     array = added.origin().array
     if array is None or array.dtype.kind not in "iu":
@@ -304,7 +300,9 @@ def _added_sizes(added: Value, shape: Shape) -> list[int | None] | None:
 def _first_dimension(added: Value) -> int | None:
     """Return the first dimension of computed sizes, which are cut from a `shape` operation."""
     cut = added.origin().producer
-    while cut is not None and cut.type in ("slice_by_size", "slice_by_index", "gather"):
+    for _ in range(_MAX_CUTS):
+        if cut is None or cut.type not in ("slice_by_size", "slice_by_index", "gather"):
+            break
         source = cut.operand("x")
         begin = cut.numbers("indices" if cut.type == "gather" else "begin")
         if source is None or not begin:
@@ -313,10 +311,6 @@ def _first_dimension(added: Value) -> int | None:
             return begin[0] if begin[0] >= 0 else None
         cut = source.origin().producer
     return 0 if cut is not None and cut.type == "shape" else None
-
-
-def _is_integer(value: Value | None) -> bool:
-    return value is not None and (value.dtype or "").startswith(("INT", "UINT"))
 
 
 def _text(sizes: Sequence[int | None]) -> str:

@@ -39,24 +39,12 @@ def is_at_least(larger: Value, smaller: Value) -> bool:
 def _mul(operation: Operation, given: list[Bounds]) -> Bounds:
     """Return the bounds of a product; that of a value and a multiple of it has one sign."""
     x, y = given
-    (one, factor), (other, by) = (_multiple(operation.operands[name][0]) for name in ("x", "y"))
+    (one, factor), (other, by) = (operation.operands[name][0].multiple() for name in ("x", "y"))
     if one is other and factor and by:
         if factor == by == 1:
             return _square(operation, given)
         return Bounds(low=0.0) if factor * by > 0 else Bounds(high=0.0)
     return x * y
-
-
-def _multiple(value: Value) -> tuple[Value, float]:
-    """Return the value that a value is a constant multiple of, and the factor."""
-    value, factor = value.origin(), 1.0
-    while (maker := value.made_by("mul")) is not None:
-        x, y = maker.operand("x"), maker.operand("y")
-        if x is None or y is None or (x.number is None) == (y.number is None):
-            break
-        value, number = (y.origin(), x.number) if y.number is None else (x.origin(), y.number)
-        factor *= number or 0.0
-    return value, factor
 
 
 def _pow(operation: Operation, given: list[Bounds]) -> Bounds:
@@ -112,7 +100,7 @@ def _log(operation: Operation, given: list[Bounds]) -> Bounds:
     return Bounds(
         log(low) if low > 0 else -inf,
         log(high) if 0 < high < inf else inf,
-        minus=reaches_zero and operation.results[0].dtype == "FLOAT16",
+        minus=reaches_zero and any(one.dtype == "FLOAT16" for one in operation.results),
     )
 
 
@@ -188,7 +176,7 @@ def _subtracts_maximum(exponential: Operation) -> bool:
         return False
     x, y = maker.operand("x"), maker.operand("y")
     largest = y.made_by("reduce_max") if y is not None else None
-    return largest is not None and x is not None and is_at_least(largest.results[0], x)
+    return largest is not None and x is not None and y is not None and is_at_least(y, x)
 
 
 def _whole(operation: Operation, given: list[Bounds]) -> Bounds:
@@ -219,13 +207,13 @@ _SAME: dict[str, tuple[str, ...]] = {
 _UNIT = Bounds(0, 1)
 _SIGNED = Bounds(-1, 1)
 _FIXED: dict[str, Bounds] = {
-    **dict.fromkeys(("softmax", "sigmoid", "sigmoid_hard", "random_uniform"), _UNIT),
+    **dict.fromkeys(("softmax", "sigmoid", "sigmoid_hard"), _UNIT),
     **dict.fromkeys(("tanh", "sin", "cos", "erf", "softsign", "l2_norm"), _SIGNED),
     "sign": Bounds(-1, 1, whole=True),
     **dict.fromkeys(
         (
             *("equal", "not_equal", "greater", "greater_equal", "less", "less_equal"),
-            *("logical_and", "logical_or", "logical_xor", "logical_not", "one_hot"),
+            *("logical_and", "logical_or", "logical_xor", "logical_not"),
         ),
         FLAG,
     ),
@@ -235,6 +223,13 @@ _FIXED: dict[str, Bounds] = {
     ),
 }
 """The operations with results in one range. No dimension or index is above 2**24."""
+
+
+_BETWEEN: dict[str, dict[str, float]] = {
+    "one_hot": {"on_value": 1.0, "off_value": 0.0},
+    "random_uniform": {"low": 0.0, "high": 1.0},
+}
+"""The operations with results from one parameter to another, and what these are by default."""
 
 
 def _band(operation: Operation, given: list[Bounds]) -> Bounds:
@@ -298,6 +293,13 @@ def bounds_of_results(operation: Operation, known: Known) -> Bounds:
     if kind in _SAME:
         sources = [known[v] for name in _SAME[kind] for v in operation.operands.get(name, ())]
         return hull(sources)
+    if kind in _BETWEEN:
+        ends = {name: operation.operand(name) for name in _BETWEEN[kind]}
+        given = {
+            name: single(_BETWEEN[kind][name]) if v is None else known[v]
+            for name, v in ends.items()
+        }
+        return hull(given.values())
     if kind in _FIXED:
         return _FIXED[kind]
     names = ("x", "y") if "y" in operation.operands else ("x",)
