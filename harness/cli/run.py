@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = open_tokenizer(args).stopping_at(args.stop)
     encode = tokenizer.encode_chat if args.chat else tokenizer.encode
     tokens = [encode(prompt) for prompt in prompts]
-    session, runtime = _open(args)
+    session, runtime = _open(args, tokenizer.size)
     _check_lengths(tokens, session)
     args.progress.hide()  # text follows, piece by piece
     _warn(check_vocabulary(tokenizer, session.layout.vocab_size))
@@ -153,17 +153,16 @@ def _json_prompt(line: str, where: str) -> str:
     raise HarnessError(f'{where}: write a JSON string or {{"prompt": "..."}}, which is not empty')
 
 
-def _open(args: argparse.Namespace) -> tuple[Session | CallSession, str]:
+def _open(args: argparse.Namespace, vocabulary: int) -> tuple[Session | CallSession, str]:
     from harness.artifact import open_artifact
-    from harness.artifact.hazards.narrowing import require_whole_ids
+    from harness.artifact.hazards.narrowing import check_ids
     from harness.generate.calls import open_session
     from harness.runtimes import default_runtime, get_runtime
 
     artifact = open_artifact(args.file)
     runtime = get_runtime(args.runtime or default_runtime())
-    session = open_session(artifact, runtime)
-    require_whole_ids(artifact.packages, session.layout.vocab_size)
-    return session, runtime.name
+    _warn(check_ids(artifact.packages, vocabulary))
+    return open_session(artifact, runtime), runtime.name
 
 
 def _check_lengths(prompts: list[list[int]], session: Session | CallSession) -> None:

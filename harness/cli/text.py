@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     tokens = tokenizer.encode(text[: _CHARACTERS * args.max_tokens])
     is_cut = len(text) > _CHARACTERS * args.max_tokens or len(tokens) > args.max_tokens
     tokens = tokens[: args.max_tokens]
-    measure = _measure(args)
+    measure = _measure(args, tokenizer.size)
     args.progress.hide()
     if is_cut:
         _note(f"only the first {counted(len(tokens), 'token')} are measured; see --max-tokens")
@@ -136,8 +136,9 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if is_interrupted else 0
 
 
-def _measure(args: argparse.Namespace) -> TextMeasure:
+def _measure(args: argparse.Namespace, vocabulary: int) -> TextMeasure:
     args.progress(f"reading {args.file}")
+    from harness.artifact.hazards.narrowing import check_ids
     from harness.measure.text import TextMeasure
     from harness.runtimes import default_runtime, usable_runtimes
     from harness.subject import Subject
@@ -149,6 +150,7 @@ def _measure(args: argparse.Namespace) -> TextMeasure:
         args.params,
         options=None if located is None else located.options,
     )
+    _note(check_ids(subject.artifact.packages, vocabulary))
     runtimes = usable_runtimes(args.runtime or [default_runtime()])
     return TextMeasure(subject, runtimes, args.context, args.unquantized, not args.no_oracle)
 

@@ -24,6 +24,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from harness.artifact import open_artifact
+from harness.artifact.hazards.narrowing import check_ids
 from harness.errors import HarnessError
 from harness.generate import generate_text, greedy, make_sampler
 from harness.generate.calls import open_session
@@ -67,12 +68,14 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         super().__init__()
         self.tokenizer = load_tokenizer(str(tokenizer))
         chosen = get_runtime(runtime or default_runtime())
-        self._session = open_session(open_artifact(str(file)), chosen)
+        artifact = open_artifact(str(file))
+        warnings = [check_ids(artifact.packages, self.tokenizer.size)]
+        self._session = open_session(artifact, chosen)
         self._model = {"file": str(file), "runtime": chosen.name}
         self._seed = seed
         self.max_length: int = self._session.room
-        warning = check_vocabulary(self.tokenizer, self._session.layout.vocab_size)
-        if warning is not None:
+        warnings.append(check_vocabulary(self.tokenizer, self._session.layout.vocab_size))
+        for warning in filter(None, warnings):
             logging.getLogger(__name__).warning(warning)
 
     @property

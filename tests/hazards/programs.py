@@ -86,6 +86,7 @@ def assembled(inputs, rows):
     """Return a package of operations that no converter needs to accept; `rows` are `Rows`.
 
     `inputs` maps names to a dtype and a shape. A parameter is a name or a constant.
+    The last operation gives the outputs.
     """
     from harness.artifact.proto import proto_module
 
@@ -94,7 +95,7 @@ def assembled(inputs, rows):
     function.opset = "CoreML7"
     for name, kind in inputs.items():
         _declare(function.inputs.add(name=name).type, *kind)
-    block = function.block_specializations["CoreML7"]
+    block, results = function.block_specializations["CoreML7"], ()
     for kind, parameters, results in rows:
         operation = block.operations.add(type=kind)
         for name, given in parameters.items():
@@ -106,6 +107,7 @@ def assembled(inputs, rows):
                 _fill(operation.inputs[name].arguments.add().value, given)
         for name, dtype, shape in results:
             _declare(operation.outputs.add(name=name).type, dtype, shape)
+    block.outputs.extend(name for name, _, _ in results)
     path = f"{DATA}/model.mlmodel"
     manifest = {
         "rootModelIdentifier": "1",

@@ -92,7 +92,10 @@ HOSTILE: dict[str, tuple[str, Callable[[], Rows]]] = {
             ),
         ],
     ),
-    "a log of 0 without outputs": ("FLOAT32", lambda: [("log", {"x": np.float32(0)}, [])]),
+    "a log of 0 without outputs": (
+        "FLOAT16",
+        lambda: [("log", {"x": np.float32(0)}, []), ("exp", {"x": "a"}, [("e", "FLOAT16", (4,))])],
+    ),
 }
 
 

@@ -4,10 +4,12 @@ import time
 
 import numpy as np
 import pytest
+import tokenizers
 from coremltools.converters.mil import Builder as mb
 
 from harness.artifact.hazards.lint import Function
-from harness.artifact.hazards.narrowing import narrowed_data, require_whole_ids
+from harness.artifact.hazards.narrowing import check_ids, narrowed_data
+from harness.cli import main
 from harness.errors import ArtifactError
 from tests.hazards.programs import assembled, converted, found, program
 from tests.mil.programs import run, save
@@ -99,12 +101,47 @@ def test_arithmetic_keeps_bounds():
     assert CODE in found(converted(large, target="iOS17"))
 
 
-def test_run_refuses_a_model_that_narrows_its_ids():
-    narrowing, sound = lookup(40000), lookup(32000)
-    with pytest.raises(ArtifactError, match=r"cast '.*': the integers .* vocabulary of 40000"):
-        require_whole_ids([sound, narrowing], 40000)
-    require_whole_ids([sound], 40000)
-    require_whole_ids([narrowing], 32768)  # no id is above 16 bits
+def shifted(name, shape, dtype="INT16"):
+    """Add 1 to an input and cast the sum to 16 bits."""
+    return assembled(
+        {name: ("INT32", shape)},
+        [
+            ("add", {"x": name, "y": np.int32(1)}, [("sum", "INT32", shape)]),
+            ("cast", {"x": "sum"}, [("narrow", dtype, shape)]),
+        ],
+    )
+
+
+def test_a_model_that_narrows_its_ids_is_refused():
+    narrowing = shifted("tokens", (1, 4))
+    with pytest.raises(ArtifactError, match=r"cast 'narrow': the integers .* vocabulary of 40000"):
+        check_ids([lookup(32000), narrowing], 40000)
+    assert check_ids([narrowing], 32768) is None  # no id needs more than 15 bits
+    assert check_ids([lookup(32000)], 40000) is None
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        shifted("cache_position", (4,)),
+        shifted("position_ids", (1, 4)),
+        shifted("tokens", (1, 4), "UINT16"),
+    ],
+)
+def test_other_integers_that_are_narrowed_are_a_warning(package):
+    assert "cast 'narrow': the integers" in check_ids([package], 40000)
+
+
+def test_no_command_feeds_ids_to_a_model_that_narrows_them(tmp_path, capsys):
+    shifted("tokens", (1, 4)).write(tmp_path / "model.mlpackage")
+    (tmp_path / "text").write_text("some text to measure")
+    words = {f"w{number}": number for number in range(40000)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    call = [str(tmp_path / "model.mlpackage"), "--tokenizer", str(tmp_path / "tokenizer.json")]
+    for command in (["run", *call, "--prompt", "a"], ["text", *call, "--text", f"{tmp_path}/text"]):
+        assert main(command) == 2
+        assert "vocabulary of 40000 cannot be trusted" in capsys.readouterr().err
 
 
 def test_a_long_chain_of_copies_is_walked_once():

@@ -17,9 +17,8 @@ from harness.artifact.hazards import (
     numerics,
     passes,
 )
-from harness.artifact.hazards.lint import LINTS, Function, Hazard
+from harness.artifact.hazards.lint import LINTS, Function, Hazard, readable
 from harness.artifact.package import Package
-from harness.errors import ArtifactError
 
 __all__ = ["LINTS", "Function", "Hazard", "hazards_of"]
 
@@ -33,22 +32,13 @@ _MODULES = (
 )  # imported so that their lints are registered
 
 
-# What a program that no converter makes may raise; an attribute that is missing is our own defect.
-_UNREADABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
-
-
 def hazards_of(package: Package, function: str) -> Iterator[tuple[str, Hazard]]:
     """Yield the code and the place of each hazard in a function, in the order of codes.
 
     Raises ArtifactError when the function cannot be read.
     """
-    try:
+    with readable(package, function):
         walked = Function(package, function)
         for code in sorted(LINTS):
             for found in LINTS[code](walked):
                 yield code, found
-    except _UNREADABLE as error:
-        raise ArtifactError(
-            f"{package.what}, function '{function}': its operations cannot be read "
-            f"({type(error).__name__}: {error}); convert the model again"
-        ) from error

@@ -8,12 +8,15 @@ code a row in `harness/checks/findings.toml`. A lint names only what is really i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 from harness.artifact.hazards.bounds import UNKNOWN, Bounds, as_declared, bounds_of_constant
 from harness.artifact.hazards.graph import Graph, Operation, Value
 from harness.artifact.hazards.ranges import bounds_of_results
+from harness.artifact.package import Package
+from harness.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,22 @@ class Function(Graph):
     def is_before(self, *version: int) -> bool:
         """Return whether a coremltools before this version made the package."""
         return self.version is not None and self.version < version
+
+
+# What a program that no converter makes may raise; an attribute that is missing is our own defect.
+_UNREADABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+
+
+@contextmanager
+def readable(package: Package, function: str) -> Iterator[None]:
+    """Turn what a program raises that no converter makes into an ArtifactError."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise ArtifactError(
+            f"{package.what}, function '{function}': its operations cannot be read "
+            f"({type(error).__name__}: {error}); convert the model again"
+        ) from error
 
 
 Lint = Callable[[Function], Iterator[Hazard]]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from harness.artifact.hazards.graph import COPIES, Graph, Operation, Value
-from harness.artifact.hazards.lint import Function, Hazard, at, hazard
+from harness.artifact.hazards.lint import Function, Hazard, at, hazard, readable
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
 
@@ -213,6 +213,11 @@ class Ranges:
 @hazard("H30")
 def narrowed_data(graph: Function) -> Iterator[Hazard]:
     """Yield each cast of computed int32 data to 16 bits that can lose bits."""
+    for _, found in _narrowing_casts(graph):
+        yield found
+
+
+def _narrowing_casts(graph: Function) -> Iterator[tuple[Operation, Hazard]]:
     ranges = Ranges(graph)
     named = set[Value]()  # what is made of integers that are named already
     for cast in graph.operations:
@@ -230,11 +235,9 @@ def narrowed_data(graph: Function) -> Iterator[Hazard]:
         if known.fits(result.dtype) or ranges.longest_axis(result) <= high + 1:
             continue
         named.add(result)
-        yield at(
-            cast,
-            f"the integers '{source.origin().name}' {_reach(known)}, and {result.dtype} has {low} "
-            f"to {high}: {_example(known, result.dtype)}",
-        )
+        integers = f"the integers '{source.origin().name}' {_reach(known)}"
+        evidence = f"{integers}, and {result.dtype} has {low} to {high}"
+        yield cast, at(cast, f"{evidence}: {_example(known, result.dtype)}")
 
 
 def _reach(known: Range) -> str:
@@ -243,18 +246,45 @@ def _reach(known: Range) -> str:
     return f"are from {known.low:.0f} to {known.high:.0f}"
 
 
-def require_whole_ids(packages: Iterable[Package], vocabulary: int) -> None:
-    """Raise ArtifactError if a model with ids above 16 bits narrows integers that it computes."""
-    if vocabulary <= _RANGES["INT16"][1] + 1:
-        return
-    for package in packages:
+def check_ids(packages: Iterable[Package], vocabulary: int) -> str | None:
+    """Return a warning if a model narrows integers, None if it does not, or all ids have 15 bits.
+
+    Raises ArtifactError if what it narrows are ids, and ids of the vocabulary do not fit.
+    """
+    warning: str | None = None
+    for package in packages if vocabulary > _RANGES["INT16"][1] + 1 else ():
         for name in sorted(package.functions):
-            for found in narrowed_data(Function(package, name)):
-                raise ArtifactError(
-                    f"{package.what}, function '{name}', {found.place}: {found.evidence}; token "
-                    f"ids of this vocabulary of {vocabulary} cannot be trusted: convert without "
-                    "the pass 'common::add_int16_cast'"
-                )
+            with readable(package, name):
+                graph = Function(package, name)
+                ids, casts = _ids(graph), list(_narrowing_casts(graph))
+            for cast, found in casts:
+                sentence = f"{package.what}, function '{name}', {found.place}: {found.evidence}"
+                largest = min(_RANGES[one.dtype][1] for one in cast.results if one.dtype in _RANGES)
+                if cast.operand("x") in ids and vocabulary > largest + 1:
+                    raise ArtifactError(
+                        f"{sentence}; token ids of this vocabulary of {vocabulary} cannot be "
+                        "trusted: convert without the pass 'common::add_int16_cast'"
+                    )
+                warning = warning or sentence
+    return warning
+
+
+def _ids(graph: Graph) -> set[Value]:
+    """Return the values that hold elements of an input of token ids, perhaps shifted.
+
+    Token ids are integers [1, T]; positions have one axis, or their name says what they are.
+    """
+    found = {
+        value
+        for value in graph.inputs
+        if value.is_integer and len(value.shape or ()) == 2 and "pos" not in value.name.lower()
+    }
+    for operation in graph.operations:
+        names = ("x", "y") if operation.type in ("add", "sub") else _MOVES.get(operation.type, ())
+        moved = (value for name in names for value in operation.operands.get(name, ()))
+        if any(value in found for value in moved):
+            found.update(operation.results)
+    return found
 
 
 def _example(known: Range, dtype: str) -> str:
