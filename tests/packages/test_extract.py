@@ -42,8 +42,9 @@ def both(shared, tmp_path):
 @pytest.fixture
 def single(package, tmp_path):
     """A program of one method with two delegates, each with its own package."""
-    data = payload(package, single=NAMES)
-    return program(tmp_path / "single.pte", {"forward": [data, data]})
+    names = [NAMES, NAMES[::-1]]  # equal payloads would be one segment
+    data = [payload(package, single=pair) for pair in names]
+    return program(tmp_path / "single.pte", {"forward": data})
 
 
 def extract(path, **options):
@@ -78,6 +79,13 @@ def test_every_legacy_payload_is_written(single):
     output, _ = extract(single)
     used = [entry["used_by"] for entry in listed(output)["packages"]]
     assert used == [[{"method": "forward", "delegate": n, "function": "main"}] for n in (0, 1)]
+
+
+def test_a_legacy_payload_of_two_delegates_is_written_once(package, tmp_path):
+    data = payload(package, single=NAMES)
+    output, _ = extract(program(tmp_path / "twice.pte", {"forward": [data, data]}))
+    (found,) = listed(output)["packages"]
+    assert [user["delegate"] for user in found["used_by"]] == [0, 1]
 
 
 def test_what_is_written_flattens_to_the_payload(both):
@@ -230,7 +238,7 @@ def test_an_interrupted_call_leaves_nothing(both, monkeypatch):
         folder.mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_write", interrupted)
+    monkeypatch.setattr(module, "write_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(both)
     assert [path.name for path in both.parent.iterdir()] == [both.name]
