@@ -262,10 +262,7 @@ def _check_place(output: Path, kind: Kind, replace: bool) -> None:
     if not replace:
         raise HarnessError(f"{output}: exists; name another, or give --force to replace it")
     if foreign is not None:
-        raise HarnessError(
-            f"{output}: holds '{foreign}', which is not of this kind and would be lost; move it, "
-            "or name another folder"
-        )
+        raise HarnessError(f"{output}: holds '{foreign}', which would be lost; name another")
 
 
 def _move(partial: Path, output: Path) -> None:
@@ -274,20 +271,20 @@ def _move(partial: Path, output: Path) -> None:
     A process that is killed in between leaves the older folder under a name that ends in `.old`.
     Raises HarnessError when `partial` was removed before it got its name.
     """
-    old, moved = _beside(output, ".old"), False
+    old = _beside(output, ".old")
     try:
-        while partial.exists():
+        while True:
             with suppress(FileNotFoundError):  # nothing is there, or nothing any more
                 output.rename(old)
             try:
                 partial.rename(output)
-                moved = True
+                break
+            except FileNotFoundError:
+                raise HarnessError(f"{output}: was removed while it was written") from None
             except OSError:
                 if not output.is_dir():  # another process has just put its own there
                     raise
                 old = _beside(output, ".old")
-        if not moved:
-            raise HarnessError(f"{output}: was removed while it was being written; write it again")
     except BaseException:
         if old.exists() and not output.exists():
             old.rename(output)
@@ -324,8 +321,7 @@ def cache_folder(name: str = "") -> Path:
     import platformdirs
 
     chosen = os.environ.get("HARNESS_CACHE")
-    cache = Path(chosen).absolute() if chosen else platformdirs.user_cache_path(_CACHE)
-    folder = cache / name
+    folder = (Path(chosen).absolute() if chosen else platformdirs.user_cache_path(_CACHE)) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

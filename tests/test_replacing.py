@@ -55,7 +55,7 @@ def test_a_folder_that_was_removed_meanwhile_is_an_error(tmp_path, old):
     if old:
         write_folder(output)
     with (
-        pytest.raises(HarnessError, match="was removed while it was being written"),
+        pytest.raises(HarnessError, match="was removed while it was written"),
         partial_folder(output, KIND, replace=True) as folder,
     ):
         folder.rmdir()
@@ -78,7 +78,7 @@ def test_a_folder_that_holds_more_is_kept(tmp_path, name):
     for each in ("list.json", name):
         (output / each).parent.mkdir(parents=True, exist_ok=True)
         (output / each).write_text("old")
-    with pytest.raises(HarnessError, match=f"holds '{name}', which is not of this kind"):
+    with pytest.raises(HarnessError, match=f"holds '{name}', which would be lost"):
         write_folder(output)
     assert (output / name).read_text() == "old" and list(tmp_path.iterdir()) == [output]
 
