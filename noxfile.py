@@ -131,7 +131,7 @@ def versions(session: nox.Session) -> None:
 
 @nox.session(python=False, default=False)
 def healthy(session: nox.Session) -> None:
-    """Check 80 healthy models of varied make: none gets a complaint; two hours the first time."""
+    """Check 120 healthy models: none gets a complaint; two hours the first time."""
     install(session, "executorch", "test")
     run(session, "pytest", "suites/healthy", *session.posargs)
 

@@ -23,6 +23,7 @@ from harness.artifact.specification import (
 from harness.checks.containers import findings_at, readable
 from harness.checks.run import check
 from harness.errors import ArtifactError
+from harness.mil.types import allowed_shape
 from harness.results import Finding
 from harness.subject import Subject, program
 from harness.text import listed
@@ -306,8 +307,11 @@ def _misfit(value: object, feature: Any, converted: set[tuple[str, str]]) -> str
     array = feature.type.multiArrayType
     dtype = feature_types().get(array.dataType, f"type {array.dataType}")
     shape = tuple(array.shape)
+    flexible = allowed_shape(array)
+    if flexible is not None and not flexible.allow(value.shape):
+        return f"the program passes shape {list(value.shape)}, the function takes {flexible}"
     # a description may omit an output's shape
-    if shape and core_ml_shape(value.shape) != shape:
+    if flexible is None and shape and core_ml_shape(value.shape) != shape:
         return f"the program passes shape {list(value.shape)}, the function takes {list(shape)}"
     if value.dtype != dtype and (value.dtype, dtype) not in converted:
         return f"the program passes {value.dtype}, the function takes {dtype}"

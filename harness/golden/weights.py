@@ -39,21 +39,39 @@ _SOME = 4096
 def held_weights(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor, bool]]:
     """Yield the weights of an artifact's packages: where, values as fp32, whether they are fp16.
 
-    Constants of one element and quantized weights are left out.
+    Constants of one element and quantized weights are left out. The weights of an LSTM have their
+    gates in PyTorch's order.
     """
     for number, package in enumerate(artifact.packages):
         for name in sorted(package.functions):
             function = load_function(package, name, get_policy("widen"), stateful=True)
-            for operation in package.operations(name).operations:
+            operations = package.operations(name).operations
+            gated = _gated(operations)
+            for operation in operations:
                 if operation.type != "const":
                     continue
                 output = operation.outputs[0]
                 value = function.constant(output.name)
                 if value is None or not value.is_floating_point() or value.numel() < 2:
                     continue
+                if output.name in gated and len(value) % 4 == 0:
+                    i, f, o, g = value.chunk(4)
+                    value = torch.cat([i, f, g, o])
                 kind = mil_types().get(output.type.tensorType.dataType)
                 is_half = kind is not None and kind.name == "FLOAT16"
                 yield f"package {number}, function '{name}', '{output.name}'", value, is_half
+
+
+def _gated(operations: Sequence[Any]) -> set[str]:
+    """Return the names of the constants that hold the gates of an LSTM, one after the other."""
+    return {
+        argument.name
+        for operation in operations
+        if operation.type == "lstm"
+        for name, value in operation.inputs.items()
+        if name.startswith(("weight", "bias"))
+        for argument in value.arguments
+    }
 
 
 def every_weight(artifact: Artifact) -> Iterator[tuple[str, torch.Tensor]]:

@@ -213,13 +213,14 @@ def allowed_shapes(package: Package, function: str) -> dict[str, AllowedShapes]:
     for feature in package.described(function).input:
         if feature.type.WhichOneof("Type") != "multiArrayType":
             continue
-        allowed = _allowed(feature.type.multiArrayType)
+        allowed = allowed_shape(feature.type.multiArrayType)
         if allowed is not None:
             found[feature.name] = allowed
     return found
 
 
-def _allowed(array: ArrayFeatureType) -> AllowedShapes | None:
+def allowed_shape(array: ArrayFeatureType) -> AllowedShapes | None:
+    """Return the shapes that a described array of flexible shape may have; None of a fixed one."""
     match array.WhichOneof("ShapeFlexibility"):
         case "enumeratedShapes":
             shapes = tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes)

@@ -88,14 +88,22 @@ def call_function(
     tensors: Sequence[torch.Tensor],
     state: State | None = None,
 ) -> list[torch.Tensor]:
-    """Call a function by position; a strict result has its declared dtype."""
+    """Call a function by position; a strict result has its declared dtype.
+
+    The probabilities of a classifier's labels are a vector, in the order of the labels.
+    """
     given = dict(zip(inputs, tensors, strict=True))
     results = function(in_core_ml_shapes(function, given), state)
-    if not policy.rounds_half:
-        return [results[name] for name in outputs]
-    return [
-        results[name].to(getattr(torch, function.outputs[name].dtype.numpy)) for name in outputs
-    ]
+    found = []
+    for name in outputs:
+        value, declared = results[name], function.outputs[name]
+        if isinstance(value, dict):
+            found.append(torch.tensor(list(value.values())))
+        elif policy.rounds_half:
+            found.append(value.to(getattr(torch, declared.dtype.numpy)))
+        else:
+            found.append(value)
+    return found
 
 
 def in_core_ml_shapes(

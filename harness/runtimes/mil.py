@@ -7,6 +7,7 @@ import torch
 from harness.artifact import Artifact, Delegate
 from harness.errors import ArtifactError
 from harness.mil import Function, Policy, TensorType, get_policy, load_function
+from harness.mil.types import DictionaryType
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod, call_function, mil_delegate
@@ -41,7 +42,8 @@ class MilRuntime:
 class _PackageMethod:
     """A function of an .mlpackage, called in the order of its declared inputs.
 
-    A flexible size in a shape is -1.
+    A flexible size in a shape is -1. A classifier gives the probabilities of its labels, in their
+    order, as a vector; it does not give the most probable label, which follows from them.
     """
 
     def __init__(self, name: str, function: Function, policy: Policy) -> None:
@@ -50,7 +52,15 @@ class _PackageMethod:
         self._policy = policy
         self._state = function.new_state() if function.states else None
         self.inputs = tuple(_spec(n, t) for n, t in function.inputs.items())
-        self.outputs = tuple(_spec(n, t) for n, t in function.outputs.items())
+        outputs = function.outputs.items()
+        labels = {kind.key.dtype for _, kind in outputs if isinstance(kind, DictionaryType)}
+        self.outputs = tuple(
+            TensorSpec(name, (-1,), "float32")
+            if isinstance(kind, DictionaryType)
+            else _spec(name, kind)
+            for name, kind in outputs
+            if isinstance(kind, DictionaryType) or kind.shape or kind.dtype not in labels
+        )
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         names = [spec.name for spec in self.inputs]

@@ -8,7 +8,7 @@ from harness.fixtures.cache import fixture
 from harness.fixtures.matrix import matrix
 from harness.fixtures.varied import VARIED
 
-VERSIONS = ("executorch@1.3.1", "executorch@1.4.1", "executorch@1.5.1")
+VERSIONS = ("executorch@1.2.0", "executorch@1.3.1", "executorch@1.4.1", "executorch@1.5.1")
 BY_US = (
     *(f"coreml:{name}" for name in matrix()),
     *(f"coreml:{name}" for name in VARIED),
