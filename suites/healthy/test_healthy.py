@@ -59,7 +59,7 @@ def test_a_healthy_model_of_another_kind_gets_no_complaint(
     if name.endswith(".pte"):
         pytest.importorskip("executorch")
     other.write(tmp_path / name)
-    reference = f"harness.suites.healthy.other_models:{other.reference}"
+    reference = f"harness.suites.healthy.other_modules:{other.reference}"
     words = [str(tmp_path / name), "--name", name, "--reference", reference]
     status = main(["check", *words, "--results", str(tmp_path)])
     cases = read_run(tmp_path / "check.jsonl").cases

@@ -9,7 +9,8 @@ from harness.artifact.pte import TensorValue
 from harness.checks.metadata import _misfit
 from harness.cli import main
 from harness.runtimes import get_runtime
-from harness.suites.healthy.other_models import IMAGE, OTHERS, classifier, recurrent
+from harness.suites.healthy.other_models import OTHERS
+from harness.suites.healthy.other_modules import IMAGE, classifier, recurrent
 
 
 def swapped() -> torch.nn.Module:
@@ -35,7 +36,7 @@ def test_a_classifier_gives_the_probabilities_in_the_order_of_its_labels(tmp_pat
 def test_the_gates_of_an_lstm_may_be_in_core_mls_order_and_no_other(tmp_path):
     path = tmp_path / "lstm.mlpackage"
     OTHERS[path.name].write(path)
-    reference = f"{__name__}:swapped", "harness.suites.healthy.other_models:recurrent"
+    reference = f"{__name__}:swapped", "harness.suites.healthy.other_modules:recurrent"
     words = ["check", str(path), "--check", "reference-weights", "--reference"]
     assert [main([*words, one]) for one in reference] == [1, 0]
 
