@@ -3,7 +3,8 @@
 Without a family, the command attempts mutated artifacts (`--cases`). With names of families, or
 `all`, it fuzzes each for `--minutes`, guided by the coverage of the code, and keeps its corpus for
 the next time. The exit status is 1 when something crashes, hangs, takes too much memory or raises
-anything but a sentence.
+anything but a sentence, and 2 when it cannot fuzz. Faults of an earlier time are attempted first:
+those that pass now are removed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.errors import NotInstalledError
+from harness.errors import HarnessError, NotInstalledError
 from harness.files import cache_folder
 from harness.suites.fuzz.run import counted, results
 
@@ -34,9 +35,11 @@ def main() -> int:
     parser.add_argument("--without-pte", action="store_true", help="packages only: no export")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="harness-fuzz-") as name:
-        if args.families:
-            return _guided(args, Path(name))
-        return _mutated(args, Path(name))
+        try:
+            return (_guided if args.families else _mutated)(args, Path(name))
+        except HarnessError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
 
 
 def _guided(args: argparse.Namespace, folder: Path) -> int:

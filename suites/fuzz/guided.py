@@ -5,7 +5,8 @@ the code: the input, and beside it what happened. Only what ends the process (a 
 native code) starts it again.
 
 `python -m harness.suites.fuzz.guided FAMILY SOURCES CORPUS FAULTS SCRATCH SECONDS` is that process.
-libFuzzer ends it without cleaning up: the parent owns its scratch folder.
+libFuzzer ends it without cleaning up: the parent owns its scratch folder. With a file for CORPUS
+and no SECONDS, the process attempts that input alone.
 """
 
 from __future__ import annotations
@@ -61,14 +62,20 @@ def fuzz(
 ) -> Outcome:
     """Fuzz a family for some seconds; files that `corpus` gets serve the next time, too.
 
-    Raises RuntimeError, with what the process said, when it cannot go on.
+    Faults of an earlier time are attempted first, and those that pass now are removed. Raises
+    HarnessError, with what the process said, when it cannot go on.
     """
-    from harness.files import private_folder  # not at the top: the process instruments it
+    from harness.errors import HarnessError  # not at the top: the process instruments them
+    from harness.files import private_folder
 
     outcome, deaths = Outcome(family), 0
     faults.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + seconds
     with private_folder("harness-fuzz") as scratch:
+        for kept in _inputs(faults):
+            if _passes(family, sources, kept, scratch):
+                kept.unlink()
+                kept.with_suffix(".txt").unlink(missing_ok=True)
+        end = time.monotonic() + seconds
         folders = [str(folder) for folder in (sources, corpus, faults, scratch)]
         while (left := end - time.monotonic()) > 1:
             start, before = time.monotonic(), outcome.executions
@@ -76,9 +83,27 @@ def fuzz(
             early = time.monotonic() - start < left - 2
             deaths = deaths + 1 if early and outcome.executions == before else 0
             if deaths == _QUICK_DEATHS:
-                raise RuntimeError(f"{family}: the fuzzer ends at once:\n{said}")
-    outcome.faults = tuple(sorted(p for p in faults.iterdir() if p.suffix != ".txt"))
+                raise HarnessError(f"{family}: the fuzzer ends at once:\n{said}")
+    outcome.faults = _inputs(faults)
     return outcome
+
+
+def _inputs(faults: Path) -> tuple[Path, ...]:
+    """Return the inputs in a folder of faults."""
+    return tuple(sorted(path for path in faults.iterdir() if path.suffix != ".txt"))
+
+
+def _passes(family: str, sources: Path, kept: Path, scratch: Path) -> bool:
+    """Return whether an input is no fault any more, in a process that it may end or hang."""
+    found = scratch / kept.name
+    found.mkdir()
+    folders = [str(path) for path in (sources, kept, found, scratch)]
+    try:
+        command = [sys.executable, "-m", PROCESS, family, *folders]
+        ended = subprocess.run(command, capture_output=True, timeout=HANG, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return ended.returncode == 0 and not _inputs(found)
 
 
 def _one_process(
@@ -147,11 +172,11 @@ def _place(error: BaseException) -> str:
 
 
 def main(words: Iterable[str] = ()) -> None:
-    """Fuzz until the seconds are over."""
+    """Fuzz until the seconds are over, or attempt one input."""
     import atheris
 
-    name, *folders, seconds = words or sys.argv[1:]
-    sources, corpus, found, scratch = map(Path, folders)
+    name, *rest = words or sys.argv[1:]
+    sources, corpus, found, scratch = map(Path, rest[:4])
     with atheris.instrument_imports(include=["harness", "flatbuffers"]):
         from harness.child import limit_memory
         from harness.suites.fuzz import of_bytes
@@ -166,6 +191,10 @@ def main(words: Iterable[str] = ()) -> None:
         limit_memory(4 * len(data) + _GIGABYTE + _SLACK)
         attempt(read, data, faults)
 
+    if corpus.is_file():
+        one_input(corpus.read_bytes())
+        return
+
     def mutated(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)
         if rng.random() < _STRUCTURED:
@@ -177,7 +206,7 @@ def main(words: Iterable[str] = ()) -> None:
                 return changed
         return bytes(atheris.Mutate(data, max_size))
 
-    options = [f"-max_total_time={seconds}", f"-timeout={HANG}", "-rss_limit_mb=0"]
+    options = [f"-max_total_time={rest[4]}", f"-timeout={HANG}", "-rss_limit_mb=0"]
     options += [f"-max_len={MAX_INPUT}", f"-artifact_prefix={found}/", "-len_control=0"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one_input, custom_mutator=mutated)
     atheris.Fuzz()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.child import Child
-from harness.errors import CallTimeoutError, ChildError, CrashError
+from harness.errors import CallTimeoutError, ChildError, CrashError, HarnessError
 
 WORKER = "harness.suites.fuzz.worker"
 SECONDS = 10.0  # of the processor's time that a case may take: a busy machine does not stretch it
@@ -42,7 +42,7 @@ class Result:
 def results(folder: Path, seed: int, first: int, end: int) -> Iterator[Result]:
     """Yield the result of every case.
 
-    Raises RuntimeError when a child fails between cases: it does so when a sound artifact is not
+    Raises HarnessError when a child fails between cases: it does so when a sound artifact is not
     executed.
     """
     while first < end:
@@ -58,7 +58,7 @@ def _attempted(child: Child, case: int) -> Result:
         kind = child.ask({"make": case}, f"asked to make case {case}", STARTING)
     except (CallTimeoutError, ChildError, CrashError) as error:
         printed = child.output(4000).decode("utf-8", "replace")
-        raise RuntimeError(f"{error}\n{printed}") from error
+        raise HarnessError(f"{error}\n{printed}") from error
     try:
         attempt = {"attempt": case}
         doing = f"asked to attempt case {case}"

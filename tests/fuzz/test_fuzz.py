@@ -97,7 +97,7 @@ def test_a_hang_and_a_crash_are_results_and_the_run_goes_on(folder, monkeypatch)
 
 
 def test_a_failure_between_cases_ends_the_run_with_the_childs_words(tmp_path):
-    with pytest.raises(RuntimeError, match="(?s)exit status 1.*no sound artifacts in"):
+    with pytest.raises(HarnessError, match="(?s)exit status 1.*no sound artifacts in"):
         list(results(tmp_path, 0, 0, 1))
 
 

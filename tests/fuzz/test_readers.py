@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import math
 import random
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.suites.fuzz import guided
+from harness.suites.fuzz.__main__ import main
 from harness.suites.fuzz.corpora import CORPORA, write_sources
 from harness.suites.fuzz.guided import Faults, attempt, fuzz
 from harness.suites.fuzz.of_text import VALUES, toml_bytes
@@ -112,3 +114,15 @@ def test_a_planted_fault_is_found_by_coverage(tmp_path, monkeypatch):
     assert outcome.executions > 1000 and outcome.corpus > 3
     assert [path.name.partition("-")[0] for path in outcome.faults] == ["KeyError"]
     assert outcome.faults[0].read_bytes().startswith(b"FUZZ")
+    mended = faults / "KeyError-0123456789ab"
+    mended.write_bytes(b"FUZ")
+    mended.with_suffix(".txt").write_text("KeyError at a place that was mended")
+    again = fuzz("planted", tmp_path, corpus, faults, 0, lambda _: None)
+    assert again.faults == outcome.faults and not mended.with_suffix(".txt").exists()
+
+
+def test_a_fuzzer_that_cannot_start_is_one_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fuzz", "all"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main() == 2
+    assert "error: atheris is not installed" in capsys.readouterr().err
