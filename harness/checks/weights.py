@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import torch
 
-from harness.artifact import Artifact, Package, open_artifact
+from harness.artifact import Artifact, Bundle, Package, open_artifact
 from harness.artifact.facts import duplicate_bytes, sharing, storage
 from harness.artifact.operands import weights_in_program
 from harness.checks.containers import readable
 from harness.checks.run import check
+from harness.errors import ArtifactError
 from harness.models.config import load_params
 from harness.models.model import rope_tables
 from harness.models.recognise import read_model
@@ -153,16 +154,28 @@ def _not_called(artifact: Artifact) -> Iterator[Finding]:
     others = other_backends(artifact)  # these may use named data of their own
     for key in sorted(set(artifact.pte.named_data) - used) if not others else ():
         text = "no delegate refers to this named data"
-        yield Finding("copies", f"named data '{key}'", False, text, 1, code="S01")
+        code = "S01" if _holds_package(artifact.pte.named_data[key]) else "S06"
+        yield Finding("copies", f"named data '{key}'", False, text, 1, code=code)
     for what, size in artifact.pte.unused.items():
         text = f"nothing uses these {size} bytes; leave them out"
-        yield Finding("copies", what, False, text, 1, code="S06")
+        code = "S01" if artifact.is_exported_folder else "S06"  # a folder's parts are packages
+        yield Finding("copies", what, False, text, 1, code=code)
     called = {(delegate.bundle, delegate.program_function) for delegate in calls}
     for number, bundle in enumerate(artifact.bundles):
         names = sorted(bundle.package.functions)
         wrong = [name for name in names if (bundle, name) not in called]
         text = f"no method calls its functions {wrong}; leave them out"
-        yield Finding("copies", f"package {number}", not wrong, text, len(names), code="S07")
+        left_out = not set(wrong).isdisjoint(artifact.methods)
+        code = "S10" if left_out else "S07"
+        yield Finding("copies", f"package {number}", not wrong, text, len(names), code=code)
+
+
+def _holds_package(data: memoryview) -> bool:
+    """Return whether named data is a payload of a Core ML delegate."""
+    try:
+        return bool(Bundle(data, "named data").files)
+    except ArtifactError:
+        return False
 
 
 @check("sharing-size", needs=(language_model, multifunction, weight_sharing, unshared_export))

@@ -52,6 +52,7 @@ PAIRS = {
     ("an index of two tables", "two weights swapped"): {"M10", "W01"},
     ("a stray file", "the mask ignored"): {"A10", "M21"},
     ("no function named", "a longer mask"): {"A03", "M11"},
+    ("an uncalled function", "one epsilon"): {"S07", "W05"},
 }
 
 
