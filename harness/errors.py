@@ -16,6 +16,26 @@ class ArtifactError(HarnessError):
     """An artifact is truncated, damaged or contradicts itself; the message says where."""
 
 
+class IndexRangeError(ArtifactError):
+    """An operation was given an index that its tensor does not have."""
+
+
+class NoReferenceError(HarnessError):
+    """There is nothing to compare a result with, or no tolerance to judge it by."""
+
+
+class ExecutionError(HarnessError):
+    """An operation cannot be executed on the values and shapes that it was given.
+
+    `where` names the file, the function and the operation.
+    """
+
+    def __init__(self, where: str, kind: str, reason: str) -> None:
+        super().__init__(f"{where}: {kind}: {reason}")
+        self.where = where
+        self.reason = reason
+
+
 class NotInstalledError(HarnessError):
     """This call needs a part that is not installed, or that does not exist on this machine."""
 

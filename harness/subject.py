@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import Artifact, open_artifact
 from harness.artifact.delegate import BACKEND
-from harness.errors import ArtifactError, HarnessError
+from harness.errors import ArtifactError, HarnessError, NoReferenceError
 from harness.generate.layout import describes_model, mode_of, windows_of
 
 if TYPE_CHECKING:
@@ -300,11 +300,11 @@ class Subject:
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
         """Return the oracle's logits [tokens, vocab], and each layer's keys and values.
 
-        Raises HarnessError when the logits are not finite, and cannot be compared with others.
+        Raises NoReferenceError when the logits are not finite, and cannot be compared with others.
         """
         logits, keys, values = self.oracle(tokens, self.first_tables(len(tokens)))
         if not logits.isfinite().all():
-            raise HarnessError(
+            raise NoReferenceError(
                 "the reference itself, PyTorch in fp64, gives NaN or infinity, so there is nothing "
                 f"to compare with: {self._cause_of_nan()}"
             )

@@ -26,6 +26,7 @@ def artifact_checks() -> dict[str, Check[Subject]]:
     from harness.checks import (
         containers,
         contract,
+        execution,
         metadata,
         parity,
         program,
@@ -34,7 +35,7 @@ def artifact_checks() -> dict[str, Check[Subject]]:
     )
 
     # Those that execute come last: what the others find explains their failures.
-    return defined_in(metadata, contract, containers, program, weights, roles, parity)
+    return defined_in(metadata, contract, containers, program, weights, roles, parity, execution)
 
 
 @cache

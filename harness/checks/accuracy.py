@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.errors import HarnessError
+from harness.errors import NoReferenceError
 from harness.generate.session import Session
 from harness.results import Figure
 from harness.runtimes import REFERENCE, runtime_row
@@ -276,7 +276,7 @@ def caches_error(have: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -
 def tolerances(subject: Subject, runtime: str) -> dict[str, float]:
     """Return the allowed relative error of each part on a runtime.
 
-    Raises HarnessError when the model overflows its own precision.
+    Raises NoReferenceError when the model overflows its own precision.
     """
     if not runtime_row(runtime).rounds:
         return dict.fromkeys(PARTS, WIDE_TOLERANCE)
@@ -308,7 +308,7 @@ def _cost_of_precision(subject: Subject) -> Errors:
 def _calibrated(relative: float, subject: Subject) -> float:
     """Return the relative error to allow for this one of eager PyTorch in the artifact's dtype."""
     if not math.isfinite(relative):
-        raise HarnessError(
+        raise NoReferenceError(
             f"eager PyTorch in {subject.dtype} gives NaN or infinity where the reference is "
             f"finite: the model overflows {subject.dtype}, and no tolerance can be measured"
         )

@@ -23,7 +23,7 @@ from harness.checks.accuracy import (
     noise_floor,
 )
 from harness.checks.run import check
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NoReferenceError
 from harness.golden import Call, distance, golden_of_runtime, run_steps
 from harness.golden.inputs import all_inputs
 from harness.golden.weights import distinct
@@ -196,14 +196,14 @@ def _bounds(subject: Subject, method: str, calls: Sequence[Call], runtime: str) 
         if len(stated) < len(expected):
             costs = costs or _measured_costs(subject, method, calls)
             if not costs[index] <= CEILINGS[subject.dtype] / CALIBRATED_MULTIPLE:
-                raise HarnessError(
+                raise NoReferenceError(
                     f"method '{method}', output {index}: {subject.dtype} costs {costs[index]:.3g} "
                     "on the artifact itself, and no tolerance can be measured"
                 )
             bounds[index] = max(CALIBRATED_MULTIPLE * costs[index], step)
             continue
         if not all(map(math.isfinite, stated)):
-            raise HarnessError(
+            raise NoReferenceError(
                 f"method '{method}', output {index}: the reference overflows {subject.dtype}, and "
                 "no tolerance can be measured"
             )

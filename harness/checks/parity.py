@@ -33,13 +33,8 @@ from harness.errors import CallTimeoutError, CrashError, HarnessError
 from harness.generate import generate
 from harness.generate.session import Session
 from harness.generate.tokenizer import load_tokenizer
-from harness.golden import run_steps
-from harness.golden.inputs import all_inputs
-from harness.mil import observed
-from harness.mil.ranges import LARGEST, RangeMonitor
 from harness.results import Figure, Finding
-from harness.runtimes import REFERENCE
-from harness.subject import Subject, executable, language_model
+from harness.subject import Subject, language_model
 
 GREEDY_PROMPTS = "greedy-prompts"
 _NEW_TOKENS = 32  # after each prompt
@@ -240,48 +235,3 @@ def _fed_both_ways(
 
 def _bounded(found: Error, bound: float) -> Figure:
     return Figure(found.relative, "", bound, floor=noise_floor(bound))
-
-
-def _execute(subject: Subject) -> None:
-    """Feed a language model its sequence, or call each method with golden or seeded inputs."""
-    if subject.is_language_model:
-        trace(subject.session(REFERENCE), sequence(subject), prompt_length(subject))
-        return
-    given = {
-        method: {name: tuple(call.inputs for call in calls) for name, calls in sequences.items()}
-        for method, sequences in (subject.golden or {}).items()
-    }
-    for method, sequences in all_inputs(subject.artifact, subject.seed, given).items():
-        for steps in sequences.values():
-            run_steps(subject.artifact, method, REFERENCE, steps)
-
-
-def fp16(subject: Subject) -> str | None:
-    """Return why an artifact that is not fp16 is skipped, or None."""
-    return None if subject.dtype == "fp16" else f"an {subject.dtype} artifact holds no fp16 values"
-
-
-@check("fp16-range", needs=(executable, fp16), damaged="N01")
-def check_fp16_range(subject: Subject) -> Iterator[Finding]:
-    """Check under `widen` that no FLOAT16 result exceeds fp16's largest value."""
-    monitor = RangeMonitor()
-    with observed(monitor):
-        _execute(subject)
-    rows = list(monitor.ranges.values())
-    over = [row for row in rows if row.peak > LARGEST]
-    first = f"the first is {over[0].where}, which reaches {over[0].peak:.4g}" if over else ""
-    peak = max((row.peak for row in rows), default=0.0)
-    figures = {"largest activation": Figure(peak, "", LARGEST)}
-    squares = [row.square_margin for row in rows if row.square_margin is not None and row.nonzero]
-    if squares:
-        figures["margin of squares"] = Figure(min(squares), "", 1.0, "higher")
-    yield Finding(
-        "fp16-range",
-        "activations",
-        ok=not over,
-        message=f"{len(over)} of {len(rows)} operations exceed fp16's {LARGEST:.0f}; {first}",
-        comparisons=len(rows),
-        figures=figures,
-        facts={"operations over fp16": len(over)},
-        code="N17",
-    )

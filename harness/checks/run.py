@@ -6,6 +6,7 @@ the same class; this module needs neither torch nor a subject's code.
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -18,13 +19,17 @@ from harness.errors import (
     ArtifactError,
     CallTimeoutError,
     CrashError,
+    ExecutionError,
     HarnessError,
+    NoReferenceError,
     NotInstalledError,
 )
 from harness.results import NOT_APPLICABLE, Case, Finding, RecordedFinding, case_from_findings
 from harness.runtimes import get_runtime, runtime_row
 
 S = TypeVar("S")  # the kind of subject
+_NAME = r"(?:[a-z]\w* '[^']*'|[a-z]+ \d+)"  # function 'main', package 0
+_NAMED = re.compile(rf"(?:[^:,' ]+(?:, |: ))?(?P<place>{_NAME}(?:, {_NAME})*|\S+[./]\S+): ")
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def _judge(
     except CallTimeoutError as error:
         return Case(**names, **_raised("N04", error), outcome="timeout")
     except HarnessError as error:
-        code = check.damaged if isinstance(error, ArtifactError) else "N05"
+        code = check.damaged if isinstance(error, ArtifactError) else _code_of(error)
         return Case(**names, **_raised(code, error), outcome="error", stage=stage)
     except Exception as error:  # a bug here must not hide the findings of other checks
         reason = f"the {stage} itself failed ({type(error).__name__}: {error}); please report it"
@@ -167,6 +172,20 @@ def _wrong_code(check: str, finding: Finding) -> str:
     return "" if finding.warning == warns else f"{finding.code} must be a {row.severity}"
 
 
+def _code_of(error: HarnessError) -> str:
+    """Return the code of an error that is about more than the artifact's bytes."""
+    if isinstance(error, NoReferenceError):
+        return "N05"
+    return "N06" if isinstance(error, ExecutionError) else "N07"
+
+
 def _raised(code: str, error: HarnessError) -> dict[str, Any]:
-    """Return the reason and the finding of a case that an error ended."""
-    return {"reason": str(error), "findings": (RecordedFinding(code, "", str(error)),)}
+    """Return the reason and the finding of a case that an error ended.
+
+    The names that begin the error's sentence, such as "package 0, function 'main': ", are the
+    finding's place; the file before them is not repeated.
+    """
+    reason = str(error)
+    named = _NAMED.match(reason)
+    place, evidence = (named["place"], reason[named.end() :]) if named else ("", reason)
+    return {"reason": reason, "findings": (RecordedFinding(code, place, evidence),)}

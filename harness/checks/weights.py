@@ -17,6 +17,7 @@ from harness.artifact.operands import weights_in_program
 from harness.checks.containers import readable
 from harness.checks.run import check
 from harness.errors import ArtifactError
+from harness.models.checkpoint import checkpoint_names
 from harness.models.config import load_params
 from harness.models.model import rope_tables
 from harness.models.recognise import read_model
@@ -231,7 +232,9 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
         _, held = read_model(subject.artifact, method)
         different = [f"{name} is in one of the two only" for name in sorted(held.keys() ^ expected)]
         common = {name: want for name, want in expected.items() if name in held}
-        different += [d for name, want in common.items() if (d := _difference(name, held, want))]
+        wrong = {n: d for n, want in common.items() if (d := _difference(held[n], want))}
+        names = _own_names(subject) if wrong else {}
+        different += [f"{_both(name, names)} ({text})" for name, text in wrong.items()]
         yield Finding(
             "weights",
             f"method '{method}'",
@@ -243,14 +246,31 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _difference(name: str, held: dict[str, torch.Tensor], want: torch.Tensor) -> str:
+def _own_names(subject: Subject) -> dict[str, str]:
+    """Return the names of the user's checkpoint by Meta name."""
+    assert subject.checkpoint is not None
+    return checkpoint_names(subject.checkpoint, subject.held)
+
+
+def _both(name: str, names: dict[str, str]) -> str:
+    own = names.get(name, name)
+    return name if own == name else f"{name}, in the checkpoint {own},"
+
+
+def _difference(have: torch.Tensor, want: torch.Tensor) -> str:
     """Describe how a tensor differs from the expected one; "" when it does not."""
-    have = held[name]
     if have.shape != want.shape:
-        return f"{name} (shape {list(have.shape)}, not {list(want.shape)})"
-    error = (have - want.to(torch.float32)).abs()
-    wrong = int((error != 0).sum())  # NaN differs from everything
-    return f"{name} ({wrong} of {want.numel()} values, by up to {error.max():.3g})" if wrong else ""
+        return f"shape {list(have.shape)}, not {list(want.shape)}"
+    want = want.to(torch.float32)
+    error = (have - want).abs()
+    wrong = (error != 0).nonzero()  # NaN differs from everything
+    if not len(wrong):
+        return ""
+    at = tuple(wrong[0].tolist())
+    return (
+        f"{len(wrong)} of {want.numel()} values, by up to {error.max():.3g}; the first at "
+        f"{list(at)} is {have[at]:.6g}, not {want[at]:.6g}"
+    )
 
 
 @check("tables", needs=(language_model, checkpoint), damaged="W05")

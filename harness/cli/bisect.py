@@ -102,6 +102,7 @@ def _lines(found: Bisection, policy: str) -> list[str]:
         f"{counted(precision.calls, 'call')}; the last result is off by "
         f"{precision.accumulated:.2g} of its size",
     ]
+    lines += [precision.nan] if precision.nan else []
     if precision.found:
         others = len(precision.found) - 1
         lines += ["", "the first operation that leaves it:", *_described(precision.found[0])]
@@ -143,7 +144,7 @@ def _table(rows: list[Range]) -> str:
     floats = [row for row in rows if not row.quantized]
     near = [_row(row) for row in floats[:_SHOWN]]
     small = sorted(floats, key=lambda row: -row.subnormal_fraction)[:_SHOWN]
-    headers = ("operation", "largest", "to overflow", "to the square's", "subnormal")
+    headers = ("operation", "largest", "to overflow", "to the square's", "subnormal", "inf", "NaN")
     clipped = sorted((row for row in rows if row.quantized), key=lambda row: -row.clipped)[:_SHOWN]
     quantized = [(_place(row), f"{row.clipped_fraction:.2%}", row.quantized) for row in clipped]
     ends = ["", tabulate(quantized, ("quantized activations", "clipped", "values"))]
@@ -171,4 +172,6 @@ def _row(row: Range) -> tuple[Any, ...]:
         f"{row.overflow_margin:.3g}x",
         "" if square is None else f"{square:.3g}x",
         f"{row.subnormal_fraction:.2%}",
+        row.infinite or "",
+        row.nan or "",
     )

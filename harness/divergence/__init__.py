@@ -45,9 +45,9 @@ class Bisection:
 
     @property
     def passes(self) -> bool:
-        """Whether every operation and every output agrees with its reference."""
+        """Whether all operations and outputs agree with their references, and no output is NaN."""
         leaves = self.model is not None and (self.model.first or self.model.output)
-        return not (leaves or self.precision.found)
+        return not (leaves or self.precision.found or self.precision.nan)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON; each operation has the values that it reads."""
@@ -68,6 +68,7 @@ class Bisection:
                 "skipped": precision.skipped,
                 "accumulated": precision.accumulated if isfinite(precision.accumulated) else None,
                 "found": [_to_json(found) for found in precision.found],
+                "nan": precision.nan or None,
             },
         }
 
@@ -133,6 +134,8 @@ def range_json(row: Range) -> dict[str, object]:
         "overflow_margin": row.overflow_margin if row.nonzero else None,
         "square_margin": square if row.nonzero else None,
         "subnormal_fraction": row.subnormal_fraction,
+        "infinite": row.infinite,
+        "nan": row.nan,
         "clipped_fraction": row.clipped_fraction,
     }
 

@@ -51,7 +51,8 @@ class PrecisionReport:
     It counts the calls of functions and the operations that were judged, and the operations that
     could not be: their inputs or results are random or not tensors. It names the operations that
     differ from the reference. It gives the error of the last call's last result: the root mean
-    square of the error over that of the result.
+    square of the error over that of the result. `nan` is a sentence about the first output that is
+    NaN under `double`, too; "" if none is.
     """
 
     calls: int = 0
@@ -59,6 +60,7 @@ class PrecisionReport:
     skipped: int = 0
     found: list[Divergence] = field(default_factory=list)
     accumulated: float = 0.0
+    nan: str = ""
 
 
 class PrecisionJudge:
@@ -92,6 +94,7 @@ class PrecisionJudge:
 
     def _functions(self, have: Recording, want: Recording) -> None:
         self.report.calls += 1
+        self.report.nan = self.report.nan or _nan(want)
         reference = {step.names[0]: step for step in want.steps if step.names}
         off = {name: _off(value, want.values.get(name)) for name, value in have.values.items()}
         reaching = _reaching(have, off)
@@ -162,6 +165,25 @@ def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str |
     said = [_beyond(h, w, t, tolerance, have.function.policy) for h, w, t in pairs]
     compared = [reason for reason in said if reason is not None]
     return next(filter(None, compared), "") if compared else None
+
+
+def _nan(recording: Recording) -> str:
+    """Describe the first output of a function that holds NaN, and the operation that gave it."""
+    counts = {
+        name: (int(value.isnan().sum()), value.numel())
+        for name, value in recording.values.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    output = next((n for n in recording.function.outputs if counts.get(n, (0, 0))[0]), None)
+    if output is None:
+        return ""
+    firsts = (s for s in recording.steps if any(counts.get(n, (0, 0))[0] for n in s.names))
+    first = next((f"{step.operation} '{step.names[0]}'" for step in firsts), "an input")
+    bad, count = counts[output]
+    return (
+        f"{recording.place}: {bad} of {count} numbers of output '{output}' are NaN under double, "
+        f"too, first at {first}"
+    )
 
 
 def _run(step: Step, values: Sequence[Any]) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from harness.errors import HarnessError
+from harness.errors import ExecutionError, HarnessError
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
 from harness.mil.policy import Policy
 from harness.mil.storage import StateCell
@@ -173,10 +173,10 @@ class Block:
         return isinstance(result, tuple)
 
 
-def _failure(step: Step, error: Exception) -> HarnessError:
+def _failure(step: Step, error: Exception) -> ExecutionError:
     """Return an error in one line, without the lines that torch adds about its own source."""
     first = str(error).partition("\n")[0]
-    return HarnessError(f"{step.where}: {type(error).__name__}: {first}")
+    return ExecutionError(step.where, type(error).__name__, first)
 
 
 def _check_results(results: tuple[object, ...], step: Step) -> None:

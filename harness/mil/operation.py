@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from harness.artifact.files import MAX_ELEMENTS
-from harness.errors import ArtifactError
+from harness.errors import ArtifactError, IndexRangeError
 from harness.mil.packed import PackedWeight, expanded
 from harness.mil.policy import Policy
 from harness.mil.types import TensorType, ValueType
@@ -198,6 +198,10 @@ class Operation:
     def error(self, problem: str) -> ArtifactError:
         """Return an error that names the function and the operation."""
         return ArtifactError(f"{self.where}: {problem}")
+
+    def index_error(self, problem: str) -> IndexRangeError:
+        """Return an error about the values of an index, not about the artifact's bytes."""
+        return IndexRangeError(f"{self.where}: {problem}")
 
 
 # --- the table of all operations

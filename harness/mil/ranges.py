@@ -6,8 +6,8 @@ whose square is in range. An RMSNorm that squares a larger input in fp16 overflo
 0, the block is zeroed, and all of its outputs are finite (ExecuTorch 19523). Only the range shows
 it.
 
-A margin is a factor: with a margin of 12, the values may grow twelvefold. Infinities do not count,
-because masks contain them.
+A margin is a factor: with a margin of 12, the values may grow twelvefold. Infinities have no
+margin, because masks contain them; they and NaN are counted.
 
 Quantized activations have limits of their own: a scale that was calibrated on too small values
 clips the others to the ends of 8 bits (coremltools 2724).
@@ -38,7 +38,8 @@ class Range:
     It has the largest magnitude, the smallest magnitude above zero, the number of nonzero values,
     and how many of these are subnormal in fp16. `squares` is true for an operation whose results
     are squares or sums of squares: one of that name, or a `mul` of a value by itself. `quantized`
-    counts the values that a `quantize` takes, `clipped` those beyond the ends of its dtype.
+    counts the values that a `quantize` takes, `clipped` those beyond the ends of its dtype. `nan`
+    and `infinite` count results that are no finite number.
     """
 
     where: str
@@ -50,6 +51,8 @@ class Range:
     subnormal: int = 0
     quantized: int = 0
     clipped: int = 0
+    nan: int = 0
+    infinite: int = 0
 
     @property
     def overflow_margin(self) -> float:
@@ -83,6 +86,8 @@ class Range:
     def add(self, tensor: torch.Tensor) -> None:
         """Add the values of one result."""
         size = tensor.abs()
+        self.nan += int(size.isnan().sum())
+        self.infinite += int(size.isinf().sum())
         size = size[torch.isfinite(size) & (size > 0)]
         if not size.numel():
             return
@@ -94,15 +99,21 @@ class Range:
 
 @dataclass
 class RangeMonitor:
-    """An observer for `harness.mil.observed` that collects the range of every operation."""
+    """An observer for `harness.mil.observed` that collects the range of every operation.
+
+    `first_nan` is the first operation, of any float dtype, that gave a NaN.
+    """
 
     ranges: dict[str, Range] = field(default_factory=dict)
+    first_nan: Step | None = None
 
     def __call__(self, step: Step, results: tuple[torch.Tensor, ...]) -> None:
         """Add the FLOAT16 results of an operation."""
         for result, declared in zip(results, step.types, strict=True):
             if isinstance(declared, TensorType) and declared.dtype.name == "FLOAT16":
                 self._range(step).add(result)
+            if self.first_nan is None and result.is_floating_point() and result.isnan().any():
+                self.first_nan = step
 
     def quantized(self, step: Step, operands: Sequence[torch.Tensor | None]) -> None:
         """Count what a `quantize` clips, from the tensors of its input, scale and zero point.

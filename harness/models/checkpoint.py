@@ -92,6 +92,11 @@ def load_checkpoint(
     return weights if layout.interleaved else _interleaved(weights, config)
 
 
+def checkpoint_names(path: str | Path, config: ModelConfig) -> dict[str, str]:
+    """Return the name that a checkpoint gives to each tensor, by Meta name."""
+    return _layout_of(read_tensors(Path(path))).names(config)
+
+
 def _layout_of(names: Iterable[Any]) -> _Layout:
     """Return the layout of most names; a stray name of the other layout is reported later."""
     prefixed = [str(name).startswith(("model.", "lm_head.")) for name in names]

@@ -74,11 +74,15 @@ def case_from_findings(
     comparisons = sum(finding.comparisons for finding in findings)
     wrong: list[RecordedFinding] = []
     for one in findings:
-        if not one.ok:
-            warns = one.warning and not strict
-            wrong.append(RecordedFinding(one.code, one.where, one.message, warns))
-        if text := _missed_bounds(one, figures):
-            wrong.append(RecordedFinding(one.code, one.where, text))
+        warns = one.warning and not strict
+        missed = _missed_bounds(one, figures)
+        said = [] if one.ok else [one.message]
+        if missed and not (said and warns):  # one fault, whether told by a sentence or a figure
+            said, warns = [*said, missed], False
+        elif missed:
+            wrong.append(RecordedFinding(one.code, one.where, missed))
+        if said:
+            wrong.append(RecordedFinding(one.code, one.where, "; ".join(said), warns))
     if comparisons == 0:
         wrong.append(RecordedFinding(NOTHING_COMPARED, "", "nothing was compared"))
     failures = [finding.sentence for finding in wrong if not finding.warning]

@@ -153,7 +153,7 @@ def test_a_wrong_answer_has_no_time_and_is_an_error(call, sound, tmp_path, monke
     )
     assert (cases["memory"].outcome, cases["memory"].reason) == (
         "skip",
-        "because of N05 that latency found",
+        "because of N07 that latency found",
     )
     assert not cases["latency"].figures and not cases["memory"].figures
 

@@ -62,13 +62,13 @@ def gather_nd(op: Operation) -> Run:
 
 
 def in_range(op: Operation, indices: Tensor, size: int) -> Tensor:
-    """Return non-negative indices as int64; raises ArtifactError for one out of range."""
+    """Return non-negative indices as int64; raises IndexRangeError for one out of range."""
     indices = indices.long()
     lowest = 0 if op.since("CoreML7") else -size
     if indices.numel():
         smallest, largest = (int(extreme) for extreme in torch.aminmax(indices))
         if smallest < lowest or largest >= size:
-            raise op.error(
+            raise op.index_error(
                 f"an index out of range: {smallest} to {largest}, "
                 f"where {lowest} to {size - 1} are allowed"
             )
