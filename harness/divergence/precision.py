@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from harness.artifact import Artifact
+from harness.checks.execution import OF_DOMAINS
 from harness.divergence.culprit import Divergence
 from harness.divergence.recording import Part, Recorder, Recording
 from harness.mil import Policy, get_policy
@@ -168,7 +169,10 @@ def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str |
 
 
 def _nan(recording: Recording) -> str:
-    """Describe the first output of a function that holds NaN, and the operation that gave it."""
+    """Describe the first output of a function that holds NaN, and the operation that gave it.
+
+    Return "" without one, and for an operation outside its domain.
+    """
     counts = {
         name: (int(value.isnan().sum()), value.numel())
         for name, value in recording.values.items()
@@ -177,8 +181,11 @@ def _nan(recording: Recording) -> str:
     output = next((n for n in recording.function.outputs if counts.get(n, (0, 0))[0]), None)
     if output is None:
         return ""
-    firsts = (s for s in recording.steps if any(counts.get(n, (0, 0))[0] for n in s.names))
-    first = next((f"{step.operation} '{step.names[0]}'" for step in firsts), "an input")
+    steps = (s for s in recording.steps if any(counts.get(n, (0, 0))[0] for n in s.names))
+    step = next(steps, None)
+    if step is not None and step.operation in OF_DOMAINS:  # its inputs may be made up
+        return ""
+    first = "an input" if step is None else f"{step.operation} '{step.names[0]}'"
     bad, count = counts[output]
     return (
         f"{recording.place}: {bad} of {count} numbers of output '{output}' are NaN under double, "
