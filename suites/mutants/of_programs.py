@@ -285,6 +285,7 @@ def read_a_state(export: Export) -> None:
     "a state is taken",
     {"program": "states.*in_cache_state"},
     "ET 21855",
+    in_folder={"program": "states.*k_cache_0"},
     gate=r"function '\w+': input .*cache.*: FLOAT16.* -> state FLOAT16",
 )
 def take_a_state(export: Export) -> None:

@@ -38,13 +38,13 @@ PERTURBED = {"weights": "differ from the checkpoint's", "parity": WRONG}
 Halves = np.ndarray[Any, np.dtype[Any]]
 
 
-def constant(payload: Payload, function: str, end: str) -> Any:
-    """Return the `blobFileValue` of the first constant whose name has an end."""
+def constant(payload: Payload, function: str, *ends: str) -> Any:
+    """Return the `blobFileValue` of the first constant whose name has one of the ends."""
     for operation in payload.operations(function, "const"):
         value = operation.attributes["val"]
-        if operation.outputs[0].name.endswith(end) and value.HasField("blobFileValue"):
+        if operation.outputs[0].name.endswith(ends) and value.HasField("blobFileValue"):
             return value.blobFileValue
-    raise AssertionError(f"no weight is called *{end}")
+    raise AssertionError(f"no weight is called {' or '.join(f'*{end}' for end in ends)}")
 
 
 @row(
@@ -137,7 +137,8 @@ def noise_on_a_norm(export: Export) -> None:
 
 def _change_norm(export: Export, change: Callable[[Halves], Halves]) -> None:
     payload = blocks(export)
-    reference = constant(payload, export.functions[0], "attention_norm_weight")
+    # Our exporter numbers weights: those of a block's seven linear layers come first.
+    reference = constant(payload, export.functions[0], "attention_norm_weight", "weight_7")
     values = halves(payload.weights, reference)
     values[:] = change(values.astype(np.float64))
 
@@ -163,12 +164,16 @@ def swap_two_weights(export: Export) -> None:
     """Swap the gate and the up projection of a layer, which have equal shapes."""
     payload = blocks(export)
     for function in export.functions:
-        gate, up = (op.inputs["weight"].arguments[0] for op in _linears(payload, function)[4:6])
-        gate.name, up.name = up.name, gate.name
-
-
-def _linears(payload: Payload, function: str) -> list[Any]:
-    return payload.operations(function, "linear")
+        made = {op.outputs[0].name: op for op in payload.operations(function, QUANTIZED)}
+        gate, up = (
+            made[op.inputs["weight"].arguments[0].name]
+            for op in payload.operations(function, "linear")[4:6]
+        )
+        for part in ("data", "scale"):
+            x, y = gate.inputs[part].arguments[0], up.inputs[part].arguments[0]
+            held = type(x).FromString(x.SerializeToString())
+            x.CopyFrom(y)
+            y.CopyFrom(held)
 
 
 @row(
