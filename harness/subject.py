@@ -14,6 +14,7 @@ from harness.artifact import Artifact, open_artifact
 from harness.artifact.delegate import BACKEND
 from harness.errors import ArtifactError, HarnessError, NoReferenceError
 from harness.generate.layout import describes_model, mode_of, windows_of
+from harness.models.config import params_beside
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,8 @@ class Subject:
     call. An artifact of any model may have a `reference`, `module:function` of an eager module, or
     a `golden` file instead; `seed` decides the inputs where the file does not.
 
-    Raises HarnessError for a checkpoint without params, and for two sources of values.
+    Without `params`, they are the `params.json` or `config.json` beside the checkpoint. Raises
+    HarnessError when there is none, and for two sources of values.
     Everything is computed on first use and kept.
     """
 
@@ -56,13 +58,15 @@ class Subject:
         golden: str | Path | None = None,
         seed: int = 0,
     ) -> None:
-        if (checkpoint is None) != (params is None):
-            raise HarnessError("checkpoint and params go together: give both, or neither")
+        if checkpoint is None and params is not None:
+            raise HarnessError("params without a checkpoint: give the checkpoint, too, or neither")
         if reference and golden:
             raise HarnessError("reference and golden are two sources of values: give one")
         self.artifact: Artifact = open_artifact(path)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.params = None if params is None else Path(params)
+        if self.checkpoint is not None and self.params is None:
+            self.params = params_beside(self.checkpoint)
         self.options = options
         self.unshared = unshared
         self.reference_name = reference

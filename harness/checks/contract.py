@@ -18,6 +18,7 @@ from harness.results import Finding
 from harness.subject import Subject, language_model
 
 NOT_IN_FILE = "not in the file"
+NOTHING = "nothing"
 LAST_POSITION = "last_valid_token_pos"
 _LENGTHS = ("get_max_context_len", "get_max_seq_len")
 _IDS = {"BOS": ("get_bos_id",), "EOS": ("get_eos_ids", "get_eos_id")}
@@ -164,7 +165,7 @@ def _sizes(
         ok=not problems,
         message="; ".join(problems),
         comparisons=len(_LENGTHS) + len(_IDS),
-        facts={NOT_IN_FILE: ", ".join(missing) or "nothing"},
+        facts={NOT_IN_FILE: ", ".join(missing) or NOTHING},
         code="M13",
     )
 

@@ -29,6 +29,7 @@ SECTIONS = {
     "O": "Options of exporters",
 }
 SEVERITIES = ("failure", "warning")
+_OF_SUITES = (ANY_CHECK, "options", "agreement", "sizes")  # no checks that a user can name
 _MAX_PAIRS = 100_000  # of places that are compared
 _PLACE = re.compile(r"\b(method|delegate|package|function|input|output|state) ('[^']*'|\d+)")
 
@@ -64,6 +65,11 @@ def rows() -> Mapping[str, Row]:
     table = tomllib.loads((files("harness.checks") / "findings.toml").read_text("utf-8"))
     made = {code: _row(code, values) for code, values in table.items()}
     return {code: row for section in SECTIONS for code, row in made.items() if code[0] == section}
+
+
+def check_names() -> list[str]:
+    """Return the names of the checks of `harness check` in order, without importing the checks."""
+    return sorted({row.check for row in rows().values()} - set(_OF_SUITES))
 
 
 def _row(code: str, values: Mapping[str, Any]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
@@ -43,8 +44,10 @@ def check(
     subject = Subject.of(subject)
     more = tuple(more)
     chosen = [*_chosen(checks, subject, {check.name for check in more}), *more]
+    progress = progress or (lambda *_: None)
+    progress(f"reading {subject.artifact.path.name} and what it is compared with", 0, 0)
     _refuse(subject)
-    found = _cases(subject, chosen, names, name, progress or (lambda *_: None), strict)
+    found = _cases(subject, chosen, names, name, progress, strict)
     return causes_only(map(judge, found))
 
 
@@ -59,8 +62,10 @@ def _chosen(
     names = list(names or ())
     for name in names:
         if name not in checks and name not in others:
-            known = ", ".join((*checks, *others))
-            raise HarnessError(f"no check '{name}'; choose from {known}")
+            known = (*checks, *others)
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise HarnessError(f"no check '{name}'; {hint}choose from {', '.join(known)}")
     if not names and subject.is_language_model and not subject.has_golden:
         names = [*artifact_checks(), *core_ml_checks()]
     return [check for name, check in checks.items() if not names or name in names]

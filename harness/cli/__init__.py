@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _require_words(argv)
         with (
             _terminable(),
-            Progress(command.description, args.quiet) as args.progress,
+            Progress(f"starting harness {args.command}", args.quiet) as args.progress,
             checked_output(args.progress.hide, exactly=command.passes_on),
         ):
             if not args.verbose:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.cli.check import add_checkpoint_arguments
 from harness.errors import HarnessError
 from harness.text import counted, printable
 
@@ -30,8 +31,7 @@ _SHOWN = 12  # rows of a table on a terminal; --json has all
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage")
-    parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
-    parser.add_argument("--params", type=Path, help="the checkpoint's params.json")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--reference",
         metavar="MODULE:FUNCTION",

@@ -31,6 +31,8 @@ _REFERENCE = "execute this Python function of yours, which returns the eager PyT
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    from harness.checks.findings import check_names
+
     parser.add_argument(
         "file", metavar="FILE", help="a .pte, an exported folder or an .mlpackage, of any model"
     )
@@ -41,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="where to execute it (default: our executor, and on a Mac Core ML); may be repeated",
     )
-    parser.add_argument("--check", action="append", help="only this check; may be repeated")
+    parser.add_argument(
+        "--check",
+        action="append",
+        metavar="NAME",
+        help=f"only this check; may be repeated: {', '.join(check_names())}",
+    )
     parser.add_argument("--strict", action="store_true", help="let warnings fail, too")
     parser.add_argument(
         "--measure",
@@ -54,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what a language model was exported from."""
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint it was exported from")
-    parser.add_argument("--params", type=Path, help="its params.json or config.json")
+    parser.add_argument(
+        "--params",
+        type=Path,
+        help="its params.json or config.json (default: the one beside the checkpoint)",
+    )
 
 
 def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
@@ -213,9 +224,7 @@ def _lacking(subject: Subject, cases: list[Case]) -> str:
     """Return what no source was compared with, and what to add; "" if all was compared."""
     skipped = [case.reason for case in cases if case.outcome == "skip"]
     if any(reason.startswith("needs the checkpoint") for reason in skipped):
-        return (
-            "weights and tables were not compared with a checkpoint: give --checkpoint and --params"
-        )
+        return "weights and tables were not compared with a checkpoint: give --checkpoint"
     if not subject.has_golden and any(reason.startswith("needs --reference") for reason in skipped):
         return "no output was compared with a reference: give --reference or --golden"
     return ""
@@ -232,12 +241,12 @@ def _skip_lines(cases: list[Case]) -> Iterator[str]:
 
 
 def _note_lines(cases: list[Case]) -> Iterator[str]:
-    """Yield what a runner must be told beside the file."""
-    from harness.checks.contract import NOT_IN_FILE
+    """Yield what a runner must be given, because the file does not hold it."""
+    from harness.checks.contract import NOT_IN_FILE, NOTHING
 
     for case in cases:
-        if missing := case.facts.get(NOT_IN_FILE):
-            yield f"note  a runner of this file needs, beside it: {missing}"
+        if (missing := case.facts.get(NOT_IN_FILE, NOTHING)) != NOTHING:
+            yield f"note  The file does not hold {missing}; give them to the runner"
 
 
 def _summary(cases: list[Case]) -> str:

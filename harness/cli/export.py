@@ -130,7 +130,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     source.add_argument("--checkpoint", metavar="C", help="weights: .pth, safetensors, or folder")
-    parser.add_argument("--params", metavar="P", help="its params.json or config.json")
+    parser.add_argument(
+        "--params", metavar="P", help="its params.json or config.json (default: the one beside C)"
+    )
     parser.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="the .pte or folder to write"
     )
@@ -175,13 +177,13 @@ def export(args: argparse.Namespace) -> int:
         )
     if args.model is not None:
         _export_model(args, given, output)
-    elif args.params is None:
-        raise HarnessError("--checkpoint needs --params, the model's params.json")
     else:
-        options = ExportOptions(**given)
-        _report_ignored(options, args.params, given)
+        from harness.models.config import params_beside
+
+        options, params = ExportOptions(**given), args.params or params_beside(args.checkpoint)
+        _report_ignored(options, params, given)
         exporter = get_exporter(args.exporter, args.progress)
-        exporter.export(args.checkpoint, args.params, options, output, args.progress)
+        exporter.export(args.checkpoint, params, options, output, args.progress)
     print(f"{output}: {_size(output):,} bytes")
     return 0
 

@@ -13,7 +13,7 @@ from harness.text import one_line
 _PATIENCE = 2.0  # seconds before a stage is shown
 _REDRAW = 0.25  # seconds between two drawings on a terminal
 _BAR = "{desc}: {bar}| {n_fmt} of {total_fmt}, {elapsed}"
-_REMINDER = 60.0  # seconds between two lines about one stage, elsewhere
+_REMINDER = 10.0  # seconds between two lines at most, elsewhere
 
 
 class Progress:
@@ -28,6 +28,7 @@ class Progress:
         self._stage, self._done, self._total = stage, 0, 0
         self._shown = ""  # on a terminal
         self._next = self._start + _PATIENCE  # when to say it, elsewhere
+        self._said = self._start  # when the last line was printed, elsewhere
         self._hidden = quiet
         self._quiet = quiet
         self._lock = threading.Lock()
@@ -39,7 +40,8 @@ class Progress:
         with self._lock:
             self._stage, self._done, self._total = one_line(stage), done, total
             self._began = time.monotonic()
-            self._next = self._began + _PATIENCE
+            # Short stages that follow one another for long are said as well.
+            self._next = min(self._began + _PATIENCE, self._said + _REMINDER)
             self._hidden = self._quiet
 
     def hide(self) -> None:
@@ -79,7 +81,7 @@ class Progress:
     def _say(self, now: float) -> None:
         if now < self._next:
             return
-        self._next = now + _REMINDER
+        self._said, self._next = now, now + _REMINDER
         count = f" ({self._done} of {self._total} done)" if self._total else ""
         print(f"{now - self._start:6.1f} s  {self._stage}{count}", file=sys.stderr, flush=True)
 

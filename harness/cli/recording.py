@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,12 @@ def _exporters(args: argparse.Namespace) -> dict[str, dict[str, str]]:
 
 def add_findings_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("codes", nargs="*", metavar="CODE", help="only these, such as M02")
+    parser.add_argument(
+        "codes",
+        nargs="*",
+        metavar="CODE",
+        help="only these, such as M02; a family, such as M; or all of a check, such as metadata",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the rows as a JSON array")
     form.add_argument("--markdown", action="store_true", help="print docs/findings.md")
@@ -134,16 +140,40 @@ def findings(args: argparse.Namespace) -> int:
     """Print rows of the table of findings; returns 0."""
     from harness.checks.findings import markdown, rows
 
-    if unknown := [code for code in args.codes if code not in rows()]:
-        raise HarnessError(f"no finding has the code '{unknown[0]}'; `harness findings` lists all")
-    chosen = [row for code, row in rows().items() if not args.codes or code in args.codes]
+    named = {code for word in args.codes for code in _codes_named(word)}
+    chosen = [row for code, row in rows().items() if not args.codes or code in named]
+    codes = {word.upper() for word in args.codes}
     if args.json:
         print(json.dumps([asdict(row) for row in chosen], indent=2))
     elif args.markdown:
         print(markdown(), end="")
     else:
-        print("\n".join(line for row in chosen for line in _explained(row, bool(args.codes))))
+        print("\n".join(line for row in chosen for line in _explained(row, row.code in codes)))
     return 0
+
+
+def _codes_named(word: str) -> list[str]:
+    """Return the codes of a word: a code, the letter of a family, or the name of a check.
+
+    Raises HarnessError, with the nearest name, for any other word.
+    """
+    from harness.checks.findings import SECTIONS, rows
+
+    code, check = word.upper(), word.lower()
+    families = SECTIONS.keys() & {code}
+    if code in rows():
+        return [code]
+    if found := [
+        row.code for row in rows().values() if row.check == check or row.code[0] in families
+    ]:
+        return found
+    checks = {row.check for row in rows().values()}
+    near = get_close_matches(code, rows(), n=1) or get_close_matches(check, sorted(checks), n=1)
+    raise HarnessError(
+        f"no finding has the code '{word}', and no check has this name; "
+        + (f"did you mean '{near[0]}'? " if near else "")
+        + "`harness findings` lists all"
+    )
 
 
 def _explained(row: Row, in_full: bool) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The table of findings is true of the code, and one cause is told once."""
 
+import json
 import re
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def test_a_code_is_explained(capsys):
     assert main(["findings", "M02"]) == 0
     out = capsys.readouterr().out
     assert rows()["M02"].remedy in out and "found by  metadata-names" in out
+    assert main(["findings", "m02"]) == 0
+    assert capsys.readouterr().out.startswith("M02  ")
+    assert main(["findings", "h"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) > 5 and all(line.startswith("H") for line in listed)
+    assert main(["findings", "weights", "--json"]) == 0
+    assert {row["check"] for row in json.loads(capsys.readouterr().out)} == {"weights"}
+    assert main(["findings", "M020"]) == 2
+    assert "did you mean 'M02'?" in capsys.readouterr().err
+    assert main(["findings", "wieghts"]) == 2
+    assert "did you mean 'weights'?" in capsys.readouterr().err
     assert main(["findings", "Z99"]) == 2
     assert "no finding has the code 'Z99'" in capsys.readouterr().err
 

@@ -180,9 +180,10 @@ def test_checks_run_in_their_own_order_and_once(check, sound):
     ("words", "status", "problem"),
     [
         (("--check", "sanity"), 2, "no check 'sanity'; choose from references"),
+        (("--check", "wieghts"), 2, "no check 'wieghts'; did you mean 'weights'? choose from"),
         (("--runtime", "metal"), 2, "no runtime 'metal'"),
-        (("--checkpoint", "x.pth"), 2, "checkpoint and params go together"),
-        (("--params", "y.json"), 2, "checkpoint and params go together"),
+        (("--checkpoint", "x.pth"), 2, "there is no checkpoint at x.pth"),
+        (("--params", "y.json"), 2, "params without a checkpoint"),
         (("--checkpoint", "x.pth", "--params", "y.json"), 2, "y.json"),
     ],
 )
@@ -270,3 +271,35 @@ def test_a_checkpoint_that_does_not_fit_its_params_is_refused(check, sound, tiny
     (params := tmp_path / "params.json").write_text(json.dumps(sizes))
     status, out, err = check(sound, "--checkpoint", tiny.checkpoint, "--params", params)
     assert (status, out) == (2, "") and "does not fit its params" in err
+
+
+def test_params_are_found_beside_the_checkpoint_or_in_a_folder(check, sound, tiny, tmp_path):
+    words = ("--check", "weights", "--checkpoint", tiny.checkpoint)
+    status, out, _ = check(sound, *words)
+    assert status == 0 and out.startswith("pass  weights")
+    assert check(sound, *words, "--params", tiny.params.parent)[0] == 0
+    status, out, err = check(sound, *words, "--params", tmp_path)
+    assert (status, out) == (2, "") and f"{tmp_path}: it holds no params.json" in err
+    assert "--params" in err
+    (lonely := tmp_path / "c.pth").write_bytes(tiny.checkpoint.read_bytes())
+    status, out, err = check(sound, "--checkpoint", lonely)
+    assert (status, out) == (2, "") and "give the model's with --params" in err
+    (tmp_path / "config.json").write_bytes(tiny.params.read_bytes())
+    assert check(sound, *words[:3], lonely)[0] == 0
+
+
+def test_help_names_every_check(capsys):
+    from harness.checks import artifact_checks, core_ml_checks, value_checks
+    from harness.checks.findings import check_names
+
+    names = artifact_checks() | value_checks() | core_ml_checks()
+    assert sorted(names) == check_names()
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    said = "".join(capsys.readouterr().out.split())
+    assert ",".join(check_names()) in said
+
+
+def test_what_the_file_does_not_hold_is_a_sentence(check, sound):
+    _, out, _ = check(sound, "--check", "owners")
+    assert re.search(r"^note  The file does not hold .*; give them to the runner$", out, re.M)

@@ -67,6 +67,21 @@ def test_a_stage_that_lasts_is_said_again(fast, monkeypatch):
     assert len(stream.getvalue().splitlines()) >= 3
 
 
+def test_short_stages_that_follow_one_another_are_said(fast, monkeypatch):
+    monkeypatch.setattr(module, "_REMINDER", 0.2)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("first") as progress:
+        for number in range(30):
+            progress(f"stage {number}")
+            time.sleep(0.03)
+    assert 2 <= stream.getvalue().count("stage") <= 6
+
+
+def test_a_log_is_never_silent_for_more_than_ten_seconds():
+    assert module._REMINDER <= 10
+
+
 def test_a_short_command_shows_nothing_on_a_terminal(tmp_path):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "harness", "models"]

@@ -50,6 +50,9 @@ def test_a_checkpoint_is_exported_with_the_exporters_defaults(asked, output):
     (params := output.with_name("p.json")).write_text(json.dumps(SIZES))
     source = ["--checkpoint", "c.pth", "--params", str(params)]
     assert main(["export", *source, *words, "-o", str(output)]) == 0
+    params.rename(params.with_name("config.json"))  # found in the folder, without --params
+    assert main(["export", "--checkpoint", str(output.parent), *words, "-o", str(output)]) == 0
+    assert asked[0] == asked[1]
     options = asked[0]
     assert (options.embedding_quantize, options.target_split_size) == (None, None)
     assert (options.graph_breaks, options.max_context_len) == (False, 1024)
@@ -71,7 +74,7 @@ def test_an_option_without_effect_is_reported_and_the_export_goes_on(asked, outp
     [
         (["--model", "tyni"], "there is no model 'tyni'"),
         (["--model", "tiny", "--params", "p"], "--params goes with --checkpoint"),
-        (["--checkpoint", "c"], "--checkpoint needs --params"),
+        (["--checkpoint", "c"], "there is no checkpoint at c"),
         (["--model", "tiny", "--input-len", "999"], "input_len must be a whole number"),
         (["--model", "tiny", "--weight-sharing", "none"], "needs mode multifunction"),
     ],
