@@ -30,6 +30,7 @@ SECTIONS = {
 }
 SEVERITIES = ("failure", "warning")
 _OF_SUITES = (ANY_CHECK, "options", "agreement", "sizes")  # no checks that a user can name
+BECAUSE = "because of "  # how the reason of a case begins that is skipped for its cause
 _MAX_PAIRS = 100_000  # of places that are compared
 _PLACE = re.compile(r"\b(method|delegate|package|function|input|output|state) ('[^']*'|\d+)")
 
@@ -189,7 +190,7 @@ def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[Cause]) 
     """Return a case with its own findings alone, and the first of the causes of the others."""
     cause = causes[0].finding
     where = f"in {cause.place}" if cause.place else f"that {causes[0].check} found"
-    because = f"because of {cause.code} {where}"
+    because = f"{BECAUSE}{cause.code} {where}"
     if kept := [finding.sentence for finding in own if not finding.warning]:
         reason = f"{reason_of(kept)}; the rest is {because}"
         return replace(case, findings=own, reason=reason)

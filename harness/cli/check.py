@@ -250,13 +250,15 @@ def _note_lines(cases: list[Case]) -> Iterator[str]:
 
 
 def _summary(cases: list[Case]) -> str:
+    from harness.checks.findings import BECAUSE
+
     failed = sum(not case.passes for case in cases)
     skipped = sum(case.outcome == "skip" for case in cases)
     known = sum(case.outcome == "known" for case in cases)
     compared = sum(case.comparisons for case in cases)
     warned = sum(one.warning for case in cases for one in case.findings)
     codes = codes_of(cases)
-    effects = sum(case.reason.startswith("because of ") for case in cases)
+    effects = sum(case.reason.startswith(BECAUSE) for case in cases)
     if skipped == len(cases):
         return f"nothing was checked: {skipped} skipped"
     return (

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.output import print_exactly
-from harness.cli.text import add_tokenizer_argument, open_tokenizer
+from harness.cli.text import Prompt, add_tokenizer_argument, open_tokenizer, read_prompts
 from harness.errors import HarnessError
 from harness.text import clip, harmless, printable
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if not holds(value):
             raise HarnessError(f"--{name.replace('_', '-')} must be {sentence}, not {value}")
-    prompts = [*args.prompt, *_read_prompts(args.prompts)]
+    prompts = [*map(Prompt, args.prompt), *read_prompts(args.prompts)]
     if not prompts:
         raise HarnessError("no prompt: give --prompt TEXT, or --prompts FILE with a line or more")
     from harness.generate.lookahead import Lookahead
@@ -107,9 +107,10 @@ def run(args: argparse.Namespace) -> int:
     lookahead = None if args.lookahead is None else Lookahead.parse(args.lookahead)
     tokenizer = open_tokenizer(args).stopping_at(args.stop)
     encode = tokenizer.encode_chat if args.chat else tokenizer.encode
-    tokens = [encode(prompt) for prompt in prompts]
+    tokens = [encode(prompt.text) for prompt in prompts]
     session, runtime = _open(args, tokenizer.size)
-    _check_lengths(tokens, session)
+    names = [_named(prompt, number, len(prompts)) for number, prompt in enumerate(prompts, 1)]
+    _check_lengths(tokens, names, session)
     args.progress.hide()  # text follows, piece by piece
     _warn(check_vocabulary(tokenizer, session.layout.vocab_size))
     _warn(_crossed(session))
@@ -117,40 +118,20 @@ def run(args: argparse.Namespace) -> int:
         if number:
             session.reset()
         if len(prompts) > 1 and not args.json:
-            said = clip(json.dumps(prompt, ensure_ascii=False), _SHOWN)
-            print(f"prompt {number + 1} of {len(prompts)}: {said}", file=sys.stderr, flush=True)
-        result = _Result(tokens[number], runtime)
+            said = clip(json.dumps(prompt.text, ensure_ascii=False), _SHOWN)
+            print(f"{printable(names[number])}{said}", file=sys.stderr, flush=True)
+        result = _Result(tokens[number], runtime, is_first=not number)
         result.take(_generate(args, session, tokenizer, tokens[number], lookahead), session, args)
-        _report(args, result, session, number, len(prompts))
+        _report(args, result, session, number, prompt)
         if result.finish == "interrupted":
             return INTERRUPTED
     return 0
 
 
-def _read_prompts(files: list[str]) -> Iterator[str]:
-    """Yield the prompts of files; lines that are blank have none."""
-    from harness.generate.tokenizer import read_text
-
-    for file in files:
-        lines = read_text(file, "a file of prompts").split("\n")
-        count = 0
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                count += 1
-                plain = not file.endswith(".jsonl")
-                yield line.rstrip("\r") if plain else _json_prompt(line, f"{file}, line {number}")
-        if not count:
-            raise HarnessError(f"{file}: it has no prompt: write one in each line")
-
-
-def _json_prompt(line: str, where: str) -> str:
-    try:
-        match json.loads(line):
-            case str(text) | {"prompt": str(text)} if text:
-                return text
-    except (ValueError, RecursionError) as error:
-        raise HarnessError(f"{where}: not JSON: {error}") from None
-    raise HarnessError(f'{where}: write a JSON string or {{"prompt": "..."}}, which is not empty')
+def _named(prompt: Prompt, number: int, count: int) -> str:
+    """Return the start of a sentence about one of several prompts; "" when there is only one."""
+    source = f" ({prompt.source})" if prompt.source else ""
+    return f"prompt {number} of {count}{source}: " if count > 1 else ""
 
 
 def _open(args: argparse.Namespace, vocabulary: int) -> tuple[Session | CallSession, str]:
@@ -165,10 +146,11 @@ def _open(args: argparse.Namespace, vocabulary: int) -> tuple[Session | CallSess
     return open_session(artifact, runtime), runtime.name
 
 
-def _check_lengths(prompts: list[list[int]], session: Session | CallSession) -> None:
+def _check_lengths(
+    prompts: list[list[int]], names: list[str], session: Session | CallSession
+) -> None:
     """Raise HarnessError before any text is generated if a prompt cannot be fed."""
-    for number, prompt in enumerate(prompts, 1):
-        which = f"prompt {number} of {len(prompts)}: " if len(prompts) > 1 else ""
+    for which, prompt in zip(names, prompts, strict=True):
         if not prompt:
             raise HarnessError(f"{which}the prompt is empty: it has no tokens to feed")
         if len(prompt) > session.room:
@@ -203,11 +185,13 @@ def _generate(
 class _Result:
     """The generated tokens and text of a prompt, and the seconds and calls of its steps.
 
-    `first_token` is the time from the prompt to the first token, in seconds.
+    `first_token` is the time from the prompt to the first token, in seconds. The calls of the
+    process's first prompt include what a runtime does once.
     """
 
     prompt: list[int]
     runtime: str
+    is_first: bool
     tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     text: str = ""
@@ -242,24 +226,20 @@ class _Result:
     def stats(self) -> dict[str, Any]:
         """Return the speeds; None where nothing ran.
 
-        `tokens_per_call` counts the tokens and calls of decoding, those after the first token.
+        `tokens_per_call` counts the tokens and calls of decoding, those after the first token. The
+        speed of decoding leaves out the process's first call, whose `first_call_seconds` it has.
         """
         decoded, calls = len(self.tokens[1:]), self.calls - self.prefill_calls
+        # Tokens of one call of lookahead share its time: their first call cannot be left out.
+        has_first_call = self.is_first and 1 < decoded <= calls
+        first_call = self.seconds[1] if has_first_call else None
         runs = {
             "prefill": (len(self.prompt) if self.seconds else 0, sum(self.seconds[:1])),
-            "decode": (decoded, sum(self.seconds[1:])),
+            "decode": (decoded, sum(self.seconds[1:]), first_call),
         }
         return {
             "time_to_first_token_seconds": self.first_token,
-            **{
-                phase: {
-                    "tokens": tokens,
-                    "seconds": seconds,
-                    "tokens_per_second": tokens / seconds if tokens else None,
-                    "ms_per_token": 1000 * seconds / tokens if tokens else None,
-                }
-                for phase, (tokens, seconds) in runs.items()
-            },
+            **{phase: _speed(*run) for phase, run in runs.items()},
             "calls": self.calls,
             "tokens_per_call": decoded / calls if decoded and calls else None,
         }
@@ -270,9 +250,12 @@ class _Result:
         parts = []
         for phase in ("prefill", "decode"):
             if (speed := stats[phase])["tokens"]:
+                first = speed["first_call_seconds"]
+                left_out = "" if first is None else f" after a first call of {1000 * first:.0f} ms"
+                warm = ", with the first call" if self.is_first and phase == "prefill" else ""
                 parts.append(
                     f"{phase} {speed['tokens']} tokens, {speed['tokens_per_second']:.1f} tokens/s "
-                    f"({speed['ms_per_token']:.2f} ms/token)"
+                    f"({speed['ms_per_token']:.2f} ms/token{warm}){left_out}"
                 )
         if (ratio := stats["tokens_per_call"] or 0) > 1:
             parts.append(f"{ratio:.2f} tokens per call")
@@ -280,15 +263,35 @@ class _Result:
         return "; ".join([f"{self.runtime}: {', '.join(parts) or 'nothing ran'}", ended])
 
 
+def _speed(tokens: int, seconds: float, first_call: float | None = None) -> dict[str, Any]:
+    """Return tokens, their seconds, and the speed without a first call of one token."""
+    counted = tokens - (first_call is not None)
+    spent = seconds - (first_call or 0.0)
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "first_call_seconds": first_call,
+        "tokens_per_second": counted / spent if counted else None,
+        "ms_per_token": 1000 * spent / counted if counted else None,
+    }
+
+
 def _report(
     args: argparse.Namespace,
     result: _Result,
     session: Session | CallSession,
     number: int,
-    count: int,
+    prompt: Prompt,
 ) -> None:
     """Print what is known of a prompt once its text has ended."""
-    facts = {"prompt": number + 1, "runtime": result.runtime, "finish": result.finish}
+    facts = {
+        "prompt": number + 1,
+        "prompt_text": prompt.text,
+        "source": prompt.source or None,
+        "text": result.text,
+        "runtime": result.runtime,
+        "finish": result.finish,
+    }
     whole = {
         "file": args.file,
         **facts,
@@ -296,15 +299,15 @@ def _report(
         "context": session.layout.context,
         "prompt_tokens": result.prompt,
         "tokens": result.tokens,
-        "text": result.text,
         **result.stats(),
     }
     if args.json:
         print(json.dumps(whole), flush=True)
-    else:  # the text has no line break at its end
-        print(file=sys.stdout if count > 1 else sys.stderr, flush=True)
+    else:
+        print(flush=True)  # the text has no line break at its end
     if args.stats == "json":
-        print(json.dumps({**facts, **result.stats()}), file=sys.stderr)
+        counts = {"prompt_token_count": len(result.prompt), "token_count": len(result.tokens)}
+        print(json.dumps({**facts, **counts, **result.stats()}), file=sys.stderr)
     elif not args.json:
         print(result.summary(), file=sys.stderr)
 

@@ -227,7 +227,7 @@ def _tokenizer(sources: Path, scratch: Path) -> Reader:
 
     Each is read by the child with limits that a command has, which serves until it dies.
     """
-    from harness.cli.run import _read_prompts
+    from harness.cli.text import read_prompts
     from harness.fixtures.random_tokenizer import write_tokenizer
     from harness.generate import isolated
 
@@ -244,7 +244,7 @@ def _tokenizer(sources: Path, scratch: Path) -> Reader:
         kind, content = data[:1], data[1:]
         if kind == b"j":
             prompts.write_bytes(content)
-            list(_read_prompts([str(prompts)]))
+            list(read_prompts([str(prompts)]))
         elif kind in settings:
             path = folder / settings[kind]
             before = path.read_bytes() if path.exists() else None

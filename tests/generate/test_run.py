@@ -30,6 +30,7 @@ class FakeArtifact:
     constants: dict[str, Any]
     methods: tuple[str, ...]
     delegates: dict[str, Any] = field(default_factory=dict)
+    packages: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -93,8 +94,8 @@ def test_standard_output_is_the_text_and_nothing_else(
 ) -> None:
     assert call(tokenizer, "--max-new-tokens", "6") == 0
     out, err = capsys.readouterr()
-    assert out == expected_text(runtime, PROMPT, 6)
-    assert len(out) == 6
+    assert out == expected_text(runtime, PROMPT, 6) + "\n"
+    assert len(out) == 7
     last = err.strip().splitlines()[-1]
     assert last.startswith("fake: prefill 5 tokens, ") and "decode 5 tokens, " in last
     assert last.endswith("ended: the number of tokens asked for")
@@ -111,8 +112,11 @@ def test_json_is_one_object(
     for phase, tokens in (("prefill", 5), ("decode", 3)):
         speed = result[phase]
         assert speed["tokens"] == tokens
-        assert speed["tokens_per_second"] == pytest.approx(tokens / speed["seconds"])
-        assert speed["ms_per_token"] == pytest.approx(1000 * speed["seconds"] / tokens)
+        first = speed["first_call_seconds"]  # the process's first call of decoding is left out
+        assert (first is None) == (phase == "prefill")
+        tokens, seconds = tokens - bool(first), speed["seconds"] - (first or 0)
+        assert speed["tokens_per_second"] == pytest.approx(tokens / seconds)
+        assert speed["ms_per_token"] == pytest.approx(1000 * seconds / tokens)
 
 
 SEVERAL = [PROMPT, "c", "deabfcab"]
@@ -210,7 +214,7 @@ def test_a_stop_text_ends_the_text_across_tokens_and_is_not_printed(
     assert (result["text"], result["finish"]) == (text[: text.index(stop)], "stop_text")
     assert len(result["tokens"]) == text.index(stop) + 3  # and no token after the stop text
     assert call(tokenizer, "--stop", stop, "--max-new-tokens", "5") == 0
-    assert capsys.readouterr().out == text[:5].split(stop)[0]
+    assert capsys.readouterr().out == text[:5].split(stop)[0] + "\n"
     assert call(tokenizer, "--stop", stop) == 0
     assert capsys.readouterr().err.strip().endswith("ended: a text of --stop")
 
@@ -228,6 +232,28 @@ def test_stats_are_an_object_for_each_prompt(
     assert (first["prefill"]["tokens"], first["decode"]["tokens"]) == (5, 3)
     assert (first["calls"], second["calls"]) == (2 + 3, 1 + 3)  # a chunk has four tokens
     assert first["tokens_per_call"] == second["tokens_per_call"] == 1
+    assert first["decode"]["first_call_seconds"] > 0 and "after a first call of" not in err
+    assert second["decode"]["first_call_seconds"] is None
+    assert (second["prompt_text"], second["source"], second["prompt_token_count"]) == ("c", None, 1)
+    assert (second["token_count"], f"{second['text']}\n") == (4, out.splitlines(True)[1])
+
+
+def test_a_prompt_of_a_file_is_named_by_its_line_and_blank_lines_are_told(
+    runtime: EagerRuntime, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tokenizer.parent / "prompts.txt").write_text("ab\n\n \nc\n")
+    words = ["--prompts", str(file), "--max-new-tokens", "4"]
+    assert call_with(tokenizer, *words) == 0
+    err = capsys.readouterr().err
+    assert f'prompt 2 of 2 ({file}, line 4): "c"\n' in err
+    assert f"note: {file}: lines 2, 3 are blank: no prompt\n" in err
+    assert err.count("after a first call of") == err.count(", with the first call") == 1
+    assert call_with(tokenizer, *words, "--stats", "json") == 0
+    lines = [json.loads(x) for x in capsys.readouterr().err.splitlines() if x.startswith("{")]
+    assert [line["source"] for line in lines] == [f"{file}, line 1", f"{file}, line 4"]
+    file.write_text("ab\n\n" + "a" * (CONTEXT + 1))
+    assert call_with(tokenizer, *words) == 2
+    assert f"prompt 2 of 2 ({file}, line 3): a prompt of 16" in capsys.readouterr().err
 
 
 def test_lookahead_says_the_same_from_fewer_calls_or_is_refused(
@@ -251,7 +277,7 @@ def test_a_full_context_ends_the_text_and_says_so(
 ) -> None:
     assert call(tokenizer, "--max-new-tokens", "500") == 0
     out, err = capsys.readouterr()
-    assert out == expected_text(runtime, PROMPT, CONTEXT - len(PROMPT) + 1)
+    assert out == expected_text(runtime, PROMPT, CONTEXT - len(PROMPT) + 1) + "\n"
     assert "ended: the context is full" in err
 
 
@@ -262,7 +288,7 @@ def test_a_stop_token_is_no_text(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": text[3]}))
     assert call(write_tokenizer(tmp_path, LETTERS)) == 0
     out, err = capsys.readouterr()
-    assert out == text[: text.index(text[3])]
+    assert out == text[: text.index(text[3])] + "\n"
     assert "ended: the model ended its text" in err
 
 
@@ -312,7 +338,7 @@ def test_ctrl_c_ends_cleanly(
     monkeypatch.setattr(Session, "decode", interrupted)
     assert call(tokenizer) == 130
     out, err = capsys.readouterr()
-    assert out == expected_text(runtime, PROMPT, 4)
+    assert out == expected_text(runtime, PROMPT, 4) + "\n"
     assert err.strip().endswith("ended: interrupted")
 
 
