@@ -14,7 +14,7 @@ from harness.artifact import Artifact, open_artifact
 from harness.artifact.delegate import BACKEND
 from harness.errors import ArtifactError, HarnessError, NoReferenceError
 from harness.generate.layout import describes_model, mode_of, windows_of
-from harness.models.config import params_beside
+from harness.text import params_beside
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from harness.models import ModelConfig
     from harness.models.model import Freqs, Oracle
 
-_DTYPES = {"float16": "fp16", "float32": "fp32"}
-_MAX_NAMED = 4  # weights in a message
+_DTYPES, _MAX_NAMED = {"float16": "fp16", "float32": "fp32"}, 4  # weights in a message
 
 
 class Subject:
@@ -42,9 +41,8 @@ class Subject:
     call. An artifact of any model may have a `reference`, `module:function` of an eager module, or
     a `golden` file instead; `seed` decides the inputs where the file does not.
 
-    Without `params`, they are the `params.json` or `config.json` beside the checkpoint. Raises
-    HarnessError when there is none, and for two sources of values.
-    Everything is computed on first use and kept.
+    Without `params`, they are beside the checkpoint. Raises HarnessError when there are none, and
+    for two sources of values. Everything is computed on first use and kept.
     """
 
     def __init__(
@@ -64,11 +62,9 @@ class Subject:
             raise HarnessError("reference and golden are two sources of values: give one")
         self.artifact: Artifact = open_artifact(path)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self.params = None if params is None else Path(params)
-        if self.checkpoint is not None and self.params is None:
-            self.params = params_beside(self.checkpoint)
-        self.options = options
-        self.unshared = unshared
+        found = params if checkpoint is None else params or params_beside(checkpoint)
+        self.params = None if found is None else Path(found)
+        self.options, self.unshared = options, unshared
         self.reference_name = reference
         self.golden_path = None if golden is None else Path(golden)
         self.seed = seed

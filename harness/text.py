@@ -211,3 +211,28 @@ def clip(text: str, width: int) -> str:
     """One line of at most `width` characters; what was cut shows as an ellipsis."""
     text = one_line(text)
     return text if len(text) <= width else text[: width - 1] + ELLIPSIS
+
+
+PARAMS_NAMES = ("params.json", "config.json")
+"""The names of a model's sizes in Meta's form and in Hugging Face's."""
+
+
+def params_in(folder: Path) -> Path:
+    """Return a folder's `params.json`, or else its `config.json`; raise HarnessError without."""
+    for name in PARAMS_NAMES:
+        if (found := folder / name).is_file():
+            return found
+    raise HarnessError(
+        f"{folder}: it holds no {' and no '.join(PARAMS_NAMES)}: give the model's with --params"
+    )
+
+
+def params_beside(checkpoint: str | Path) -> Path:
+    """Return the file of a checkpoint's sizes: in its folder, or beside its file.
+
+    Raises HarnessError when nothing is at the path, and when there is no such file.
+    """
+    path = Path(checkpoint)
+    if not path.exists():
+        raise HarnessError(f"there is no checkpoint at {path}")
+    return params_in(path if path.is_dir() else path.parent)

@@ -178,7 +178,7 @@ def export(args: argparse.Namespace) -> int:
     if args.model is not None:
         _export_model(args, given, output)
     else:
-        from harness.models.config import params_beside
+        from harness.text import params_beside
 
         options, params = ExportOptions(**given), args.params or params_beside(args.checkpoint)
         _report_ignored(options, params, given)

@@ -233,13 +233,10 @@ class _Result:
         # Tokens of one call of lookahead share its time: their first call cannot be left out.
         has_first_call = self.is_first and 1 < decoded <= calls
         first_call = self.seconds[1] if has_first_call else None
-        runs = {
-            "prefill": (len(self.prompt) if self.seconds else 0, sum(self.seconds[:1])),
-            "decode": (decoded, sum(self.seconds[1:]), first_call),
-        }
         return {
             "time_to_first_token_seconds": self.first_token,
-            **{phase: _speed(*run) for phase, run in runs.items()},
+            "prefill": _speed(len(self.prompt) if self.seconds else 0, sum(self.seconds[:1])),
+            "decode": _speed(decoded, sum(self.seconds[1:]), first_call),
             "calls": self.calls,
             "tokens_per_call": decoded / calls if decoded and calls else None,
         }

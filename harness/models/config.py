@@ -21,12 +21,11 @@ from harness.errors import HarnessError
 from harness.models import Architecture, ModelConfig, RopeScaling
 from harness.models.llama import LLAMA
 from harness.models.qwen3 import QWEN3
-from harness.text import clip, parse_json, read_file
+from harness.text import clip, params_in, parse_json, read_file
 
 ARCHITECTURES = (QWEN3, LLAMA)
 """A model has the first architecture whose `params` fit; Llama, which needs none, is the last."""
 
-PARAMS_NAMES = ("params.json", "config.json")  # Meta's and Hugging Face's
 MAX_PARAMS_BYTES = 1 << 20  # a params.json is a few hundred bytes: more is another file
 MAX_SIZE = 1 << 24  # far above any dimension of a Llama; limits what is allocated from it
 MAX_NUMBER = 1e30  # of factors and bases; products of a few stay finite
@@ -133,27 +132,6 @@ _HF_SCALING = {
     "low_freq_factor": "low_freq_factor",
     "original_max_position_embeddings": "original_context_len",
 }
-
-
-def params_in(folder: Path) -> Path:
-    """Return a folder's `params.json`, or else its `config.json`; raise HarnessError without."""
-    for name in PARAMS_NAMES:
-        if (found := folder / name).is_file():
-            return found
-    raise HarnessError(
-        f"{folder}: it holds no {' and no '.join(PARAMS_NAMES)}: give the model's with --params"
-    )
-
-
-def params_beside(checkpoint: str | Path) -> Path:
-    """Return the file of a checkpoint's sizes: in its folder, or beside its file.
-
-    Raises HarnessError when nothing is at the path, and when there is no such file.
-    """
-    path = Path(checkpoint)
-    if not path.exists():
-        raise HarnessError(f"there is no checkpoint at {path}")
-    return params_in(path if path.is_dir() else path.parent)
 
 
 def load_params(path: str | Path) -> ModelConfig:

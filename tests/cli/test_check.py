@@ -84,9 +84,7 @@ def test_without_a_checkpoint_what_needs_one_is_skipped_with_its_reason(check, s
     status, out, _ = check(sound, *WIDEN)
     assert status == 0
     assert "skip  weights, tables: needs the checkpoint and its params" in out
-    assert out.splitlines()[-1].endswith(
-        "compared with a checkpoint: give --checkpoint and --params"
-    )
+    assert out.splitlines()[-1].endswith("compared with a checkpoint: give --checkpoint")
 
 
 def test_a_broken_artifact_fails_and_every_finding_is_printed_in_full(check, broken, source):
@@ -179,7 +177,11 @@ def test_checks_run_in_their_own_order_and_once(check, sound):
 @pytest.mark.parametrize(
     ("words", "status", "problem"),
     [
-        (("--check", "sanity"), 2, "no check 'sanity'; choose from references"),
+        (
+            ("--check", "sanity"),
+            2,
+            "no check 'sanity'; did you mean 'parity'? choose from references",
+        ),
         (("--check", "wieghts"), 2, "no check 'wieghts'; did you mean 'weights'? choose from"),
         (("--runtime", "metal"), 2, "no runtime 'metal'"),
         (("--checkpoint", "x.pth"), 2, "there is no checkpoint at x.pth"),
