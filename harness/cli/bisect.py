@@ -135,7 +135,7 @@ def _ranges(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any]
         print(json.dumps([range_json(row) for row in rows], indent=2))
     else:
         print(_table(rows))
-    return 1 if any(row.margin < 1 for row in rows) else 0
+    return 1 if any(row.margin < 1 or row.vanished for row in rows) else 0
 
 
 def _table(rows: list[Range]) -> str:

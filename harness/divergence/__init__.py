@@ -134,6 +134,7 @@ def range_json(row: Range) -> dict[str, object]:
         "overflow_margin": row.overflow_margin if row.nonzero else None,
         "square_margin": square if row.nonzero else None,
         "subnormal_fraction": row.subnormal_fraction,
+        "vanished": row.vanished,
         "infinite": row.infinite,
         "nan": row.nan,
         "clipped_fraction": row.clipped_fraction,

@@ -25,6 +25,7 @@ from harness.mil.block import Step
 from harness.mil.types import TensorType
 
 _HALF = torch.finfo(torch.float16)
+_LEAST_LOG = math.log(2.0**-25)  # half of the smallest subnormal number
 LARGEST: float = _HALF.max
 SMALLEST: float = _HALF.tiny
 _ENDS = {"INT8": (-128, 127), "UINT8": (0, 255)}
@@ -51,6 +52,7 @@ class Range:
     subnormal: int = 0
     quantized: int = 0
     clipped: int = 0
+    vanished: int = 0  # results of a `log` whose operand fp16 rounds to 0
     nan: int = 0
     infinite: int = 0
 
@@ -85,6 +87,8 @@ class Range:
 
     def add(self, tensor: torch.Tensor) -> None:
         """Add the values of one result."""
+        if self.operation == "log":
+            self.vanished += int((torch.isfinite(tensor) & (tensor < _LEAST_LOG)).sum())
         size = tensor.abs()
         self.nan += int(size.isnan().sum())
         self.infinite += int(size.isinf().sum())

@@ -238,7 +238,7 @@ def test_a_lookahead_that_saves_no_call_is_found(
 ) -> None:
     monkeypatch.setattr(NGrams, "after", lambda ngrams, first: [])
     case = judged(subjects("single"), CHECKS["prompts"])
-    assert case.reason == "share of greedy's calls is 1 (<= 0.75)"
+    assert case.reason == "repetitive: share of greedy's calls is 1 (<= 0.75)"
 
 
 def test_twenty_prompts_are_of_every_length() -> None:
