@@ -238,8 +238,8 @@ def _plain(value: Any) -> Any:
 
 def duplicate_bytes(package: Package) -> int:
     """Return the bytes of weights that repeat another weight of the package and could share it."""
-    places = {key: p for name in package.functions for key, p in _places(package, name)}
-    return _repeated(place for place in places.values() if place.value is None)
+    references = {one for name in package.functions for one in package.weights(name)}
+    return _repeated(_Place(package, len(package.blob(*one).data), one) for one in references)
 
 
 def _repeated(places: Iterable[_Place]) -> int:

@@ -26,7 +26,7 @@ from harness.mil.operation import Run
 from harness.mil.packed import PackedLinears
 from harness.mil.policy import Policy
 from harness.mil.rows import NUMBERS, Located, Program, Rows, RowStep, located
-from harness.mil.rows.steps import row_step
+from harness.mil.rows.steps import MAX_OFFSETS, row_step
 from harness.mil.types import StateType, TensorType, ValueType
 
 _VIEWS = {
@@ -34,7 +34,6 @@ _VIEWS = {
     *("slice_by_size", "split", "cast", "concat"),
 }
 """Operations that may return a view of their operand."""
-_MAX_OFFSETS = 1 << 18  # rows times arrays of a step: its table has 8 bytes for each
 _MANY_ROWS, _NARROW = 64, 16  # many narrow rows are faster in torch, which ignores rows
 
 
@@ -246,7 +245,7 @@ class _Fusion:
         widths = [row.width for row in rows]
         narrow = rows[0].rows > _MANY_ROWS and sum(widths) < _NARROW * len(widths)
         alone = len(rows) == 1 and len(rows[0].matrices) < 2
-        if alone or narrow or rows[0].rows * len(bases) > _MAX_OFFSETS:
+        if alone or narrow or rows[0].rows * len(bases) > MAX_OFFSETS:
             for unit in members:
                 unit.rows, unit.reads = [], {slot for slot in unit.step.reads if slot >= 0}
             return

@@ -13,8 +13,8 @@ from coremltools.converters.mil.mil import Builder as mb
 
 from harness.artifact import Package
 from harness.artifact.hazards import LINTS, Function
-from harness.artifact.hazards.graph import parse_version
-from tests.hazards.making import built, given, hazards, traced
+from harness.artifact.hazards.lint import parse_version
+from tests.hazards.programs import built, exported, given, hazards
 
 X = torch.tensor([[1.0, 2.0, 3.0]])
 
@@ -49,7 +49,7 @@ def test_a_known_defect_is_named(what: str, tmp_path: Path) -> None:
 
 def test_atan2_of_zero_and_a_negative_number(tmp_path: Path) -> None:
     y, x = torch.tensor([0.0, 1.0]), torch.tensor([-1.0, -1.0])
-    path = traced(torch.atan2, {"y": y, "x": x}, tmp_path)
+    path = exported(torch.atan2, {"y": y, "x": x}, tmp_path)
     assert [code for code, _ in hazards(path)] == ["H14"]
     (have,) = given(path, y, x)
     assert have.tolist() == pytest.approx([0.0, 3 * np.pi / 4], abs=1e-5)
@@ -58,7 +58,7 @@ def test_atan2_of_zero_and_a_negative_number(tmp_path: Path) -> None:
 
 
 def test_an_arctangent_is_sound(tmp_path: Path) -> None:
-    assert hazards(traced(lambda x: torch.atan(x / (x.abs() + 1.0)), {"x": X}, tmp_path)) == []
+    assert hazards(exported(lambda x: torch.atan(x / (x.abs() + 1.0)), {"x": X}, tmp_path)) == []
 
 
 def test_a_folded_scatter_is_named(tmp_path: Path) -> None:

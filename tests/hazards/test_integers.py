@@ -101,6 +101,55 @@ def test_arithmetic_keeps_bounds():
     assert CODE in found(converted(large, target="iOS17"))
 
 
+@pytest.mark.parametrize(("largest", "is_named"), [(30000, False), (40000, True)])
+def test_clamped_integers_are_bounded(largest, is_named):
+    """`ids.clamp(0, 30000)` is a maximum of a minimum."""
+    package = assembled(
+        {"ids": ("INT32", (1, 4))},
+        [
+            ("minimum", {"x": "ids", "y": np.int32(largest)}, [("few", "INT32", (1, 4))]),
+            ("maximum", {"x": "few", "y": np.int32(0)}, [("clamped", "INT32", (1, 4))]),
+            ("cast", {"x": "clamped"}, [("narrow", "INT16", (1, 4))]),
+        ],
+    )
+    assert (CODE in found(package)) == is_named
+    if not is_named:
+        assert check_ids([package], 40000) is None
+
+
+@pytest.mark.parametrize("kind", ["minimum", "maximum"])
+def test_integers_with_one_bound_are_named(kind):
+    package = assembled(
+        {"ids": ("INT32", (4,))},
+        [
+            (kind, {"x": "ids", "y": np.int32(7)}, [("bounded", "INT32", (4,))]),
+            ("cast", {"x": "bounded"}, [("narrow", "INT16", (4,))]),
+        ],
+    )
+    assert CODE in found(package)
+
+
+@pytest.mark.parametrize(
+    ("kind", "by", "dtype", "is_named"),
+    [
+        ("floor_div", 2, "UINT16", False),
+        ("floor_div", 1, "INT16", True),
+        ("mod", 32768, "INT16", False),
+        ("mod", 32769, "INT16", True),
+    ],
+)
+def test_quotients_and_remainders_are_bounded(kind, by, dtype, is_named):
+    package = assembled(
+        {"scores": ("FLOAT32", (1, 100_000))},
+        [
+            ("reduce_argmax", {"x": "scores", "axis": np.int32(1)}, [("best", "INT32", (1,))]),
+            (kind, {"x": "best", "y": np.int32(by)}, [("part", "INT32", (1,))]),
+            ("cast", {"x": "part"}, [("narrow", dtype, (1,))]),
+        ],
+    )
+    assert (CODE in found(package)) == is_named
+
+
 def shifted(name, shape, dtype="INT16"):
     """Add 1 to an input and cast the sum to 16 bits."""
     return assembled(

@@ -11,8 +11,7 @@ import pytest
 import torch
 from coremltools.converters.mil.mil import Builder as mb
 
-from tests.hazards.making import built, given, hazards, traced
-from tests.hazards.programs import Rows, assembled, found
+from tests.hazards.programs import Rows, assembled, built, exported, found, given, hazards
 
 INF = float("inf")
 LOGITS = torch.tensor([[12.0, 20.0, -3.0, 30.0]])
@@ -132,7 +131,7 @@ HAZARDS: dict[str, tuple[Any, dict[str, torch.Tensor], str, tuple[str, str], dic
 @pytest.mark.parametrize("what", HAZARDS)
 def test_a_hazard_gives_another_value_and_is_named_at_its_place(what: str, tmp_path: Path) -> None:
     module, inputs, precision, (code, place), options = HAZARDS[what]
-    path = traced(module, inputs, tmp_path, precision=precision, **options)
+    path = exported(module, inputs, tmp_path, precision=precision, **options)
     found = hazards(path)
     assert code in {one for one, _ in found}, found
     assert (code, place) in found
@@ -190,43 +189,76 @@ SOUND: dict[str, tuple[Any, Mapping[str, torch.Tensor]]] = {
 @pytest.mark.parametrize("what", SOUND)
 def test_a_sound_model_has_no_hazard(what: str, precision: str, tmp_path: Path) -> None:
     module, inputs = SOUND[what]
-    path = traced(module, inputs, tmp_path, precision=precision)
+    path = exported(module, inputs, tmp_path, precision=precision)
     assert hazards(path) == []
     (have,), want = given(path, *inputs.values()), module(*inputs.values())
     assert torch.allclose(have.float(), want, rtol=0.01, atol=0.01)
 
 
-BORDERS: dict[str, tuple[Callable[[Any], Any], bool]] = {
+def log_sum_exp(*, maximum: list[int], total: list[int], turned: bool = False) -> Any:
+    """Return a logarithm of a sum of `exp(x - max(x))`, each along its own axes."""
+
+    def build(x: Any) -> Any:
+        largest = mb.reduce_max(x=x, axes=maximum, keep_dims=True)
+        powers = mb.exp(x=mb.sub(x=x, y=largest))
+        powers = mb.transpose(x=powers, perm=[1, 0]) if turned else powers
+        return mb.log(x=mb.reduce_sum(x=powers, axes=total, keep_dims=True))
+
+    return build
+
+
+def less_extreme(reduce: Any, infinity: float) -> Any:
+    """Return the difference of what has infinities and a reduction of it."""
+
+    def build(x: Any) -> Any:
+        chosen = mb.select(cond=mb.greater(x=x, y=0.0), a=x, b=np.float32(infinity))
+        return mb.sub(x=chosen, y=reduce(x=chosen, axes=[-1], keep_dims=True))
+
+    return build
+
+
+BORDERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "an epsilon below FLOAT16's rounding": (
         lambda x: mb.inverse(x=mb.add(x=mb.square(x=x), y=2.0), epsilon=1e-4),
-        False,
+        "",
     ),
     "an epsilon above it": (
         lambda x: mb.inverse(x=mb.add(x=mb.square(x=x), y=0.01), epsilon=1e-4),
-        True,
+        "H06",
     ),
-    "no epsilon": (lambda x: mb.inverse(x=x, epsilon=0.0), False),
+    "no epsilon": (lambda x: mb.inverse(x=x, epsilon=0.0), ""),
     "an exponential that may just overflow": (
         lambda x: mb.exp(x=mb.clip(x=x, alpha=0.0, beta=11.2)),
-        True,
+        "H04",
     ),
-    "one that just does not": (lambda x: mb.exp(x=mb.clip(x=x, alpha=0.0, beta=11.0)), False),
+    "one that just does not": (lambda x: mb.exp(x=mb.clip(x=x, alpha=0.0, beta=11.0)), ""),
     "log of a floor that FLOAT16 holds": (
         lambda x: mb.log(x=mb.maximum(x=mb.softmax(x=x, axis=-1), y=np.float32(1e-3))),
-        False,
+        "",
     ),
     "log of a floor that it does not": (
         lambda x: mb.log(x=mb.maximum(x=mb.softmax(x=x, axis=-1), y=np.float32(1e-7))),
-        True,
+        "H03",
     ),
+    "a sum along the axis of its maximum": (log_sum_exp(maximum=[1], total=[1]), ""),
+    "a sum along more axes": (log_sum_exp(maximum=[-1], total=[0, 1]), ""),
+    "a sum along fewer axes": (log_sum_exp(maximum=[0, 1], total=[1]), "H03"),
+    "a sum along another axis": (log_sum_exp(maximum=[0], total=[1]), "H03"),
+    "a sum along an axis with another place": (
+        log_sum_exp(maximum=[1], total=[1], turned=True),
+        "H03",
+    ),
+    "-inf without the largest": (less_extreme(mb.reduce_max, -INF), ""),
+    "-inf without the least": (less_extreme(mb.reduce_min, -INF), "H02"),
+    "inf without the largest": (less_extreme(mb.reduce_max, INF), "H02 H08"),
 }
 
 
 @pytest.mark.parametrize("what", BORDERS)
 def test_bounds_decide_at_the_border(what: str, tmp_path: Path) -> None:
-    function, is_hazard = BORDERS[what]
+    function, codes = BORDERS[what]
     path = built(function, [("fp32", (2, 3))], tmp_path, precision="fp16")
-    assert bool(hazards(path)) == is_hazard
+    assert [found for found, _ in hazards(path)] == codes.split()
 
 
 def test_a_triangle_of_infinities_is_folded_to_nan(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from coremltools.converters.mil.mil import Builder as mb
 
 from harness.checks import run_check, value_checks
 from harness.subject import Subject
-from tests.hazards.making import built, given, hazards, traced
+from tests.hazards.programs import built, exported, given, hazards
 
 EYE = np.eye(3, dtype=np.float32)
 BIAS = np.array([100, 200, 300], np.float32)
@@ -241,7 +241,7 @@ INTEGERS: dict[str, tuple[Callable[..., Any], str, list[int]]] = {
 @pytest.mark.parametrize("what", INTEGERS)
 def test_an_integer_that_passes_through_floats_is_named(what: str, tmp_path: Path) -> None:
     function, operation, right = INTEGERS[what]
-    path = traced(function, {"a": NUMBERS}, tmp_path)
+    path = exported(function, {"a": NUMBERS}, tmp_path)
     ((code, place),) = hazards(path)
     assert code == "H05" and place.startswith(f"{operation} '")
     (have,) = given(path, NUMBERS)
@@ -258,17 +258,17 @@ EXACT: dict[str, tuple[Callable[..., Any], torch.Tensor]] = {
 @pytest.mark.parametrize("what", EXACT)
 def test_an_integer_that_floats_hold_is_no_hazard(what: str, tmp_path: Path) -> None:
     function, value = EXACT[what]
-    assert hazards(traced(function, {"a": value}, tmp_path)) == []
+    assert hazards(exported(function, {"a": value}, tmp_path)) == []
 
 
 def test_a_constant_of_one_size_meets_a_flexible_dimension(tmp_path: Path) -> None:
     table = torch.arange(15.0).reshape(5, 3)
     sizes = {"x": ((1, 8), 3)}
-    path = traced(lambda x: x * table, {"x": torch.ones(5, 3)}, tmp_path, shapes=sizes)
+    path = exported(lambda x: x * table, {"x": torch.ones(5, 3)}, tmp_path, shapes=sizes)
     assert [code for code, _ in hazards(path)] == ["H12"]
 
 
 def test_a_narrow_from_the_end_is_empty(tmp_path: Path) -> None:
-    path = traced(lambda x: torch.narrow(x, -1, -1, 1) + 1, {"x": X}, tmp_path)
+    path = exported(lambda x: torch.narrow(x, -1, -1, 1) + 1, {"x": X}, tmp_path)
     assert "H18" in {code for code, _ in hazards(path)}
     assert given(path, X)[0].numel() == 0

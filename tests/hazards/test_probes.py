@@ -9,7 +9,7 @@ import torch
 
 from harness.checks import run_check, value_checks
 from harness.subject import Subject
-from tests.hazards.making import traced
+from tests.hazards.programs import exported
 
 ROWS = torch.ones(2, 8)
 
@@ -34,7 +34,7 @@ SCORED = torch.nn.LogSoftmax(-1)
 def test_the_value_that_matters_is_fed(
     module: str, precision: str, sequence: str, tmp_path: Path
 ) -> None:
-    path = traced(globals()[module], {"x": ROWS}, tmp_path, precision=precision)
+    path = exported(globals()[module], {"x": ROWS}, tmp_path, precision=precision)
     subject = Subject(path, reference=f"{__name__}:{module}")
     case = run_check(value_checks()["outputs"], subject, "mil:strict", suite="check")
     assert case.outcome == ("fail" if sequence else "pass"), case

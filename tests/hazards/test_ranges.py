@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.cli import main
-from tests.hazards.making import given, traced
+from tests.hazards.programs import exported, given
 
 LOGITS = torch.tensor([[12.0, 20.0, -3.0, 30.0]])
 
@@ -30,7 +30,7 @@ def test_the_operation_is_named_and_only_strict_is_wrong(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, right = traced(function, {"x": LOGITS}, tmp_path, precision="fp16"), function(LOGITS)
+    path, right = exported(function, {"x": LOGITS}, tmp_path, precision="fp16"), function(LOGITS)
     for policy, is_right in (("strict", False), ("widen", True)):
         (have,) = given(path, LOGITS, policy=policy)
         assert torch.allclose(have.float(), right, atol=0.02) == is_right

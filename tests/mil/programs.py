@@ -107,6 +107,11 @@ def to_package(program, target="iOS18", **options):
         skip_model_load=True,
         **options,
     )
+    return saved(model)
+
+
+def saved(model):
+    """Save a model of coremltools; return its package, held in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.mlpackage"
         model.save(str(path))

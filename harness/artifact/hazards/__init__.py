@@ -9,27 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.artifact.hazards import (
-    defects,
-    devices,
-    interfaces,
-    narrowing,
-    numerics,
-    passes,
-)
+from harness.artifact.hazards import defects, devices, interfaces, narrowing, numerics, passes
 from harness.artifact.hazards.lint import LINTS, Function, Hazard, readable
 from harness.artifact.package import Package
 
 __all__ = ["LINTS", "Function", "Hazard", "hazards_of"]
 
-_MODULES = (
-    defects,
-    devices,
-    interfaces,
-    narrowing,
-    numerics,
-    passes,
-)  # imported so that their lints are registered
+_MODULES = (defects, devices, interfaces, narrowing, numerics, passes)  # they register lints
 
 
 def hazards_of(package: Package, function: str) -> Iterator[tuple[str, Hazard]]:

@@ -16,7 +16,13 @@ HALF_MAX = 65504.0
 HALF_TINY = 2.0**-14  # the smallest normal number
 ROUNDS_TO_INFINITY = 65520.0
 _MAX_READ = 1 << 20  # elements of a constant: larger ones are weights
-_INTEGERS = ("INT", "UINT", "BOOL")
+LIMITS = {
+    "INT8": (-(1 << 7), (1 << 7) - 1),
+    "UINT8": (0, (1 << 8) - 1),
+    "INT16": (-(1 << 15), (1 << 15) - 1),
+    "UINT16": (0, (1 << 16) - 1),
+}
+"""The least and the greatest value of integers of fewer than 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -150,26 +156,40 @@ def hull(sources: Iterable[Bounds]) -> Bounds:
 def bounds_of_constant(value: Value) -> Bounds:
     """Return the bounds of a constant's values; those of any other value are unknown."""
     array = value.array
-    is_whole = value.dtype is not None and value.dtype.startswith(_INTEGERS)
     if array is None or not 0 < array.size <= _MAX_READ or array.dtype.kind not in "fiub":
-        return FLAG if value.dtype == "BOOL" else replace(UNKNOWN, whole=is_whole)
+        return as_declared(value, UNKNOWN)
     wide = array.astype(np.float64)
     wide = wide[~np.isnan(wide)]
     if not wide.size:
         return UNKNOWN
     low, high = float(wide.min()), float(wide.max())
     finite = wide[np.isfinite(wide)]
-    is_whole = is_whole or bool((finite == np.floor(finite)).all())
+    is_whole = bool((finite == np.floor(finite)).all())
     held = (float(finite.min()), float(finite.max())) if finite.size else None
     return Bounds(low, high, low == -inf, high == inf, is_whole, held)
 
 
+class Known(dict[Value, Bounds]):
+    """The bounds of values; those of a constant are found when they are first asked for."""
+
+    def __missing__(self, value: Value) -> Bounds:
+        self[value] = found = bounds_of_constant(value)
+        return found
+
+
 def as_declared(value: Value, found: Bounds) -> Bounds:
-    """Return the bounds of a result once it is rounded to its dtype."""
+    """Return the bounds of a result once it is rounded to its dtype, in which integers wrap."""
     if value.dtype == "BOOL":
         return FLAG if found.has_zero else single(1)
-    if value.dtype is not None and value.dtype.startswith(_INTEGERS):
-        return replace(found, whole=True)
+    if value.is_integer:
+        low, high = LIMITS.get(value.dtype or "", (-inf, inf))
+        ends = [end for end in (found.low, found.high) if isfinite(end)]
+        is_wide = any(not -(1 << 31) <= end < 1 << 31 for end in ends)
+        if low <= found.low and found.high <= high and not is_wide:
+            return replace(found, whole=True)
+        held = found.held
+        fits = held is not None and low <= held[0] and held[1] <= high
+        return Bounds(low, high, whole=True, held=held if fits and not is_wide else None)
     if value.dtype == "FLOAT16" and found.held is not None:
         below, above = found.held[0] <= -ROUNDS_TO_INFINITY, found.held[1] >= ROUNDS_TO_INFINITY
         return replace(

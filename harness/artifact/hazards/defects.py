@@ -36,8 +36,8 @@ class Defect:
 def _has_base_two(function: Function, operation: Operation) -> bool:
     """Return whether it is `pow(2, y)`, which takes Core ML's fast path of `pow(x, 2)`."""
     base = operation.operand("x")
-    array, exponent = None if base is None else base.array, operation.operand("y")
-    is_two = array is not None and bool((array == 2).all())
+    found, exponent = function.bounds(base), operation.operand("y")
+    is_two = base is not None and base.is_constant and found.low == found.high == 2
     return is_two and exponent is not None and exponent.is_float
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from harness.artifact.hazards.graph import Operation, Value
 from harness.artifact.hazards.lint import Function, Hazard, at, hazard
+from harness.artifact.operands import shape_text
 from harness.text import counted
 
 MAX_EXTENT = 16384
@@ -47,7 +48,7 @@ def unequal_selects(graph: Function) -> Iterator[Hazard]:
             if (value := operation.operand(name)) is not None and value.shape is not None
         }
         if len(shapes) == 3 and any(_differ(shapes["cond"], one) for one in shapes.values()):
-            text = ", ".join(f"{name} is {_text(shape)}" for name, shape in shapes.items())
+            text = ", ".join(f"{name} is {shape_text(shape)}" for name, shape in shapes.items())
             yield at(operation, f"{text}; the Neural Engine's compiler wants one shape")
 
 
@@ -56,10 +57,6 @@ def _differ(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
     return len(a) != len(b) or any(
         x != y and (None not in (x, y) or 1 in (x, y)) for x, y in zip(a, b, strict=True)
     )
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 _SIZES = {
@@ -102,9 +99,9 @@ def signed_int8(graph: Function) -> Iterator[Hazard]:
     """Yield each weight of signed int8 with zero points of 0 (CT 2114, 2675, 2677)."""
     for operation in graph.of_type("constexpr_affine_dequantize"):
         data, zero = operation.operand("quantized_data"), operation.operand("zero_point")
-        offsets = None if zero is None else zero.array
-        if data is not None and data.dtype == "INT8" and (offsets is None or not offsets.any()):
-            yield at(operation, f"int8 {_text(data.shape or ())} with zero point 0")
+        is_zero = zero is None or zero.array is None or graph.bounds(zero).largest == 0
+        if data is not None and data.dtype == "INT8" and is_zero:
+            yield at(operation, f"int8 {shape_text(data.shape or ())} with zero point 0")
 
 
 @hazard("H36")
@@ -148,7 +145,7 @@ def fused_attention(graph: Function) -> Iterator[Hazard]:
     """Yield each fused attention (ET 15833, 16144)."""
     for operation in graph.of_type("scaled_dot_product_attention"):
         query = operation.operand("query")
-        yield at(operation, f"fused attention over {_text((query and query.shape) or ())}")
+        yield at(operation, f"fused attention over {shape_text((query and query.shape) or ())}")
 
 
 @hazard("H40")
@@ -190,7 +187,7 @@ def wide_products(graph: Function) -> Iterator[Hazard]:
         axes = weight.shape[:2] if limit == MAX_CHANNELS else weight.shape[-2:]
         widest = max(size or 0 for size in axes)
         if widest > limit:
-            yield at(operation, f"its weight is {_text(weight.shape)}; the limit is {limit}")
+            yield at(operation, f"its weight is {shape_text(weight.shape)}; the limit is {limit}")
 
 
 @hazard("H42")
@@ -232,4 +229,4 @@ def crashing_searches(graph: Function) -> Iterator[Hazard]:
             and source is not None
             and len(source.shape or ()) > 1
         ):
-            yield at(operation, f"it searches all of {_text(source.shape or ())}, flattened")
+            yield at(operation, f"it searches all of {shape_text(source.shape or ())}, flattened")

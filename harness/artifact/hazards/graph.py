@@ -8,7 +8,7 @@ coremltools' `MIL.proto`.
 from __future__ import annotations
 
 import math
-import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,8 +33,12 @@ COPIES = frozenset(
     ("cast", "expand_dims", "identity", "reshape", "squeeze", "tile", "transpose", "reverse")
 )
 """Operations whose result has the values of `x`, perhaps several times or in another order."""
+_VARIADIC = frozenset(
+    ("concat", "stack", "make_list", "cond", "while_loop", "einsum", "reshape_like", "classify")
+)
+_MAX_OPERANDS = 100  # of any other operation: `lstm` has 17
+_MAX_NUMBERS = 100  # of a list of axes or sizes
 _STATE_WRITES = ("write_state", "coreml_update_state")
-_VERSION = "com.github.apple.coremltools.version"
 _FIELDS = {
     "BOOL": "bools",
     "FLOAT32": "floats",
@@ -100,6 +104,14 @@ class Value:
         if array is None or array.size != 1 or array.dtype.kind not in "fiub":
             return None
         return float(array.reshape(())[()])
+
+    @property
+    def numbers(self) -> list[int] | None:
+        """The value of a constant list of axes, sizes or flags, None for any other value."""
+        array = self.array
+        if array is None or array.size > _MAX_NUMBERS or array.dtype.kind not in "iub":
+            return None
+        return [int(one) for one in array.reshape(-1)]
 
     @property
     def count(self) -> int | None:
@@ -189,10 +201,7 @@ class Operation:
     def numbers(self, name: str) -> list[int] | None:
         """Return a parameter that is a constant list of integers or bools."""
         value = self.operand(name)
-        array = None if value is None else value.array
-        if array is None or array.dtype.kind not in "iub":
-            return None
-        return [int(one) for one in array.reshape(-1)]
+        return None if value is None else value.numbers
 
     def all_operands(self) -> Iterator[Value]:
         """Yield every operand."""
@@ -218,12 +227,7 @@ class Graph:
         for value in package.functions[function].inputs:
             known[value.name] = _value(value)
         self.inputs = tuple(known.values())
-        self.outputs = tuple(self._block(block, known))
-
-    @cached_property
-    def version(self) -> tuple[int, ...] | None:
-        """The version of coremltools that made the package, None when the package has none."""
-        return parse_version(self.package.model.description.metadata.userDefined.get(_VERSION, ""))
+        self.outputs = tuple(self._block(block, ChainMap(known)))
 
     def of_type(self, *types: str) -> Iterator[Operation]:
         """Yield the operations of these types."""
@@ -256,9 +260,9 @@ class Graph:
                 queue += value.producer.all_operands()
         return frozenset(found)
 
-    def _block(self, block: Block, outer: Mapping[str, Value]) -> list[Value]:
+    def _block(self, block: Block, outer: ChainMap[str, Value]) -> list[Value]:
         """Add a block's operations; return its outputs."""
-        known = {**outer, **{value.name: _value(value) for value in block.inputs}}
+        known = outer.new_child({value.name: _value(value) for value in block.inputs})
         for message in block.operations:
             results = tuple(_value(output) for output in message.outputs)
             if message.type == "const":
@@ -272,7 +276,7 @@ class Graph:
         return [known[name] for name in block.outputs if name in known]
 
     def _operation(
-        self, message: OperationMessage, results: tuple[Value, ...], known: Mapping[str, Value]
+        self, message: OperationMessage, results: tuple[Value, ...], known: ChainMap[str, Value]
     ) -> None:
         operands = {
             name: tuple(self._operands(argument, known))
@@ -285,6 +289,12 @@ class Graph:
         for number, outputs in enumerate(inner):
             operands[f"block{number}"] = tuple(outputs)
         operation = Operation(message.type, operands, results)
+        count = sum(map(len, operands.values()))
+        if count > _MAX_OPERANDS and operation.type not in _VARIADIC:
+            raise ArtifactError(
+                f"{self.package.what}, function '{self.function}', {operation.place}: it has "
+                f"{count} operands, more than any operation of its type; convert the model again"
+            )
         for result in results:
             result.producer = operation
         for operand in dict.fromkeys(operation.all_operands()):
@@ -338,9 +348,3 @@ def _array(package: Package, message: ValueMessage) -> Array | None:
     values = list(getattr(tensor, _FIELDS.get(kind.name, "ints")).values)
     dtype = object if kind.name == "STRING" else np.dtype(kind.numpy)
     return np.array(values, dtype).reshape(shape)
-
-
-def parse_version(text: str) -> tuple[int, ...] | None:
-    """Return a version's numbers, (9, 1) for "9.1.dev1"; None without a number."""
-    numbers = re.match(r"\d+(\.\d+)*", text[:40])
-    return tuple(int(one[:9]) for one in numbers[0].split(".")) if numbers else None

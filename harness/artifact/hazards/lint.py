@@ -7,16 +7,19 @@ code a row in `harness/checks/findings.toml`. A lint names only what is really i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness.artifact.hazards.bounds import UNKNOWN, Bounds, as_declared, bounds_of_constant
+from harness.artifact.hazards.bounds import UNKNOWN, Bounds, Known, as_declared
 from harness.artifact.hazards.graph import Graph, Operation, Value
 from harness.artifact.hazards.ranges import bounds_of_results
 from harness.artifact.package import Package
 from harness.errors import ArtifactError
+
+_VERSION = "com.github.apple.coremltools.version"
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,22 @@ class Function(Graph):
     """A function of a package with the bounds of its values."""
 
     @cached_property
-    def _bounds(self) -> dict[Value, Bounds]:
+    def version(self) -> tuple[int, ...] | None:
+        """The version of coremltools that made the package, None when the package has none."""
+        return parse_version(self.package.model.description.metadata.userDefined.get(_VERSION, ""))
+
+    @cached_property
+    def _bounds(self) -> Known:
         """The bounds of each value. Inputs are finite, and have none."""
-        found = {value: bounds_of_constant(value) for value in (*self.inputs, *self.constants)}
+        found = Known()
         for operation in self.operations:
-            for operand in operation.all_operands():
-                if operand not in found:
-                    found[operand] = bounds_of_constant(operand)
             result = bounds_of_results(operation, found)
-            found |= {value: as_declared(value, result) for value in operation.results}
+            found.update((value, as_declared(value, result)) for value in operation.results)
         return found
 
     def bounds(self, value: Value | None) -> Bounds:
         """Return what a value's elements can be."""
-        return UNKNOWN if value is None else self._bounds.get(value, UNKNOWN)
+        return UNKNOWN if value is None else self._bounds[value]
 
     def reading(
         self, is_end: Callable[[Operation], bool], is_passed: Callable[[Operation], bool]
@@ -63,6 +68,12 @@ class Function(Graph):
     def is_before(self, *version: int) -> bool:
         """Return whether a coremltools before this version made the package."""
         return self.version is not None and self.version < version
+
+
+def parse_version(text: str) -> tuple[int, ...] | None:
+    """Return a version's numbers, (9, 1) for "9.1.dev1"; None without a number."""
+    numbers = re.match(r"\d+(\.\d+)*", text[:40])
+    return tuple(int(one[:9]) for one in numbers[0].split(".")) if numbers else None
 
 
 # What a program that no converter makes may raise; an attribute that is missing is our own defect.

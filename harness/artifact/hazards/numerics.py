@@ -69,10 +69,6 @@ def _indefinite(operation: Operation, a: Bounds, b: Bounds) -> str:
             if (one.minus or one.plus) and other.has_zero:
                 return "it multiplies an infinity by what may be 0"
         return ""
-    x, y = operation.operand("x"), operation.operand("y")
-    maker = y.made_by("reduce_max", "reduce_min", "maximum", "minimum") if y is not None else None
-    if maker is not None and x is not None:
-        return ""  # x - max(x): NaN only where all of a row is infinite
     minus, plus = (b.minus, b.plus) if operation.type == "sub" else (b.plus, b.minus)
     if (a.minus and minus) or (a.plus and plus):
         return "infinities of one sign may be subtracted from one another"

@@ -11,8 +11,6 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from harness.artifact.hazards.graph import COPIES, Operation, Shape, Value
 from harness.artifact.hazards.lint import Function, Hazard, at, hazard
 
@@ -44,7 +42,7 @@ def subtraction_in_linear(function: Function) -> Iterator[Hazard]:
         if x is None or weight is None or bias is None or result is None or bias.array is None:
             continue
         name = _PRECISIONS.sub("", result.name)
-        if _PRECISIONS.sub("", bias.name) != f"{name}_bias_0" or not np.any(bias.array):
+        if _PRECISIONS.sub("", bias.name) != f"{name}_bias_0" or function.bounds(bias).largest == 0:
             continue
         if _PRECISIONS.sub("", weight.name).startswith(f"{name}_weight"):
             continue
@@ -232,7 +230,7 @@ def wrong_wrap(function: Function) -> Iterator[Hazard]:
         if function.bounds(source).low >= 0 or wanted is None:
             continue
         start, sizes = wanted
-        found = _added_sizes(added)
+        found = added.origin().numbers
         if found is not None and len(found) in (1, len(sizes)):
             pairs = zip(found * len(sizes) if len(found) == 1 else found, sizes, strict=True)
             if any(None not in pair and pair[0] != pair[1] for pair in pairs):
@@ -287,14 +285,6 @@ def _indexed(
         return None
     sizes = list(shape[start : start + width])
     return (start, sizes) if sizes else None
-
-
-def _added_sizes(added: Value) -> list[int | None] | None:
-    """Return constant sizes that are added to indices, None for computed ones."""
-    array = added.origin().array
-    if array is None or array.dtype.kind not in "iu":
-        return None
-    return [int(one) for one in array.reshape(-1)]
 
 
 def _first_dimension(added: Value) -> int | None:

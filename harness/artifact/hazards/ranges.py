@@ -7,15 +7,17 @@ coremltools (`mil/ops/defs`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from math import exp, inf, log, sqrt
 
-from harness.artifact.hazards.bounds import FLAG, UNKNOWN, Bounds, hull, product, single
+import numpy as np
+
+from harness.artifact.hazards.bounds import FLAG, UNKNOWN, Bounds, Known, hull, product, single
 from harness.artifact.hazards.graph import Operation, Value
 
 _MAX_DIMENSION = 2.0**24
-Known = Mapping[Value, Bounds]
+_CASTS = frozenset(("cast", "identity"))
 Rule = Callable[[Operation, list[Bounds]], Bounds]
 
 
@@ -57,7 +59,16 @@ def _pow(operation: Operation, given: list[Bounds]) -> Bounds:
 
 def _floor_div(operation: Operation, given: list[Bounds]) -> Bounds:
     found = given[0] / given[1]
-    return replace(found, low=found.low - 1, whole=True, held=None)
+    is_exact = given[0].whole and given[1].whole
+    low = float(np.floor(found.low)) if is_exact else found.low - 1
+    return replace(found, low=low, whole=True, held=None)
+
+
+def _mod(operation: Operation, given: list[Bounds]) -> Bounds:
+    """Return the bounds of a remainder, which has the sign of its divisor."""
+    x, y = given
+    is_whole = x.whole and y.whole
+    return Bounds(0, y.high - is_whole, whole=is_whole) if y.low > 0 else UNKNOWN
 
 
 def _square(operation: Operation, given: list[Bounds]) -> Bounds:
@@ -163,20 +174,39 @@ def _reduce_sum(operation: Operation, given: list[Bounds]) -> Bounds:
         terms = count if operation.type == "cumsum" else count / result.count
     low = product(min(x.low, 0.0), terms) if x.low < 0 else x.low
     high = product(x.high, terms) if x.high > 0 else x.high
-    maker = source.made_by("exp") if source is not None else None
-    if maker is not None and operation.type == "reduce_sum" and _subtracts_maximum(maker):
+    if operation.type == "reduce_sum" and _has_term_of_one(operation):
         low = 1.0
     return Bounds(low, high, x.minus, x.plus, x.whole)
 
 
-def _subtracts_maximum(exponential: Operation) -> bool:
-    argument = exponential.operand("x")
-    maker = argument.made_by("sub") if argument is not None else None
-    if maker is None:
+def _has_term_of_one(total: Operation) -> bool:
+    """Return whether a sum of `exp(x - max(x))` adds along all axes of the maximum."""
+    difference = _maker(_maker(total, "exp"), "sub")
+    if difference is None:
         return False
-    x, y = maker.operand("x"), maker.operand("y")
+    x, y = difference.operand("x"), difference.operand("y")
     largest = y.made_by("reduce_max") if y is not None else None
-    return largest is not None and x is not None and y is not None and is_at_least(y, x)
+    source = largest.operand("x") if largest is not None else None
+    if x is None or source is None or largest is None:
+        return False
+    axes, of_maximum = (_axes(one, len(x.shape or ())) for one in (total, largest))
+    is_within = axes is not None and of_maximum is not None and of_maximum <= axes
+    return is_within and x.origin(_CASTS) is source.origin(_CASTS)
+
+
+def _maker(operation: Operation | None, kind: str) -> Operation | None:
+    """Return the operation of a type that makes another's `x`, with its axes in their order."""
+    x = None if operation is None else operation.operand("x")
+    maker = None if x is None else x.origin(_CASTS).producer
+    return maker if maker is not None and maker.type == kind else None
+
+
+def _axes(reduction: Operation, rank: int) -> set[int] | None:
+    """Return the axes of a reduction, None if they cannot be read."""
+    if "axes" not in reduction.operands:
+        return set(range(rank))
+    axes = reduction.numbers("axes")
+    return None if axes is None or not rank else {axis % rank for axis in axes}
 
 
 def _whole(operation: Operation, given: list[Bounds]) -> Bounds:
@@ -253,6 +283,7 @@ _RULES: dict[str, Rule] = {
     "mul": _mul,
     "real_div": lambda _, given: given[0] / given[1],
     "floor_div": _floor_div,
+    "mod": _mod,
     "square": _square,
     "pow": _pow,
     "abs": _abs,

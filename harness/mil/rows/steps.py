@@ -14,13 +14,15 @@ from torch import Tensor
 from harness.mil.block import Step
 from harness.mil.rows import FLOAT, Located, Operand, Program, RowStep, kernels, row_offsets
 
+MAX_OFFSETS = 1 << 18
+"""The most rows times arrays of a step, whose table has 8 bytes for each."""
 _MAX_ROWS = 8  # of x for each matrix, above which BLAS is faster than one product for each row
 
 
 def row_step(
     step: Step, values: Mapping[int, Located], joined: Mapping[int, tuple[Located, ...]]
 ) -> RowStep | None:
-    """Return what an operation does to a row; None if it is not an operation on rows of fp32.
+    """Return what an operation does to a row; None if it does nothing to rows of fp32.
 
     `values` are the values in known places; `joined` has the parts of those that a `concat` along
     the last axis but one makes.
@@ -33,7 +35,8 @@ def row_step(
     found = [value for value in (*results, *operands) if value is not None]
     if any(v.view.dtype != torch.float32 or not v.view.numel() for v in found):
         return None
-    return kind(step, found[0].view, found[1:], joined)
+    row = kind(step, found[0].view, found[1:], joined)
+    return row if row is not None and row.rows <= MAX_OFFSETS else None
 
 
 Kind = Callable[[Step, Tensor, list[Located], Mapping[int, tuple[Located, ...]]], RowStep | None]
