@@ -69,6 +69,14 @@ def shared(kind: str, name: str, parameters: Callable[[int], dict]) -> Rows:
     return rows + [(kind, parameters(n), [(f"v{n}", "INT32", (4,))]) for n in range(5000)]
 
 
+def of_high_rank() -> Rows:
+    """Return sums of a value and a constant that declare 100,000 dimensions."""
+    high = (2,) * 100_000
+    constant = ("const", {"val": np.ones(4, np.float32)}, [("c", "FLOAT32", high)])
+    rows = [constant, ("relu", {"x": "a"}, [("b", "FLOAT32", high)])]
+    return rows + [("add", {"x": "b", "y": "c"}, [(f"v{n}", "FLOAT32", (4,))]) for n in range(5000)]
+
+
 HOSTILE: dict[str, tuple[str, Callable[[], Rows]]] = {
     "reshapes of a constant": ("INT32", reshaped_constant),
     "doubled reshapes": ("INT32", lambda: doubled(60)),
@@ -103,6 +111,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], Rows]]] = {
         "FLOAT32",
         lambda: shared("pow", "c", lambda n: {"x": "c", "y": "a"}),
     ),
+    "sums of a high rank": ("FLOAT32", of_high_rank),
     "a cast without outputs": (
         "INT32",
         lambda: [("cast", {"x": "a"}, []), ("cast", {"x": "a"}, [("out", "INT16", (4,))])],

@@ -37,7 +37,7 @@ _VARIADIC = frozenset(
     ("concat", "stack", "make_list", "cond", "while_loop", "einsum", "reshape_like", "classify")
 )
 _MAX_OPERANDS = 100  # of any other operation: `lstm` has 17
-_MAX_NUMBERS = 100  # of a list of axes or sizes
+_MAX_NUMBERS = 100  # of a list of axes or sizes, and of a shape
 _STATE_WRITES = ("write_state", "coreml_update_state")
 _FIELDS = {
     "BOOL": "bools",
@@ -56,7 +56,7 @@ _FIELDS = {
 class Value:
     """A value of a function: an input, a result or a constant.
 
-    `dtype` is None for what is no tensor. None in `shape` marks a flexible dimension; the shape is
+    `dtype` is None unless it is a tensor. None in `shape` marks a flexible dimension; the shape is
     None when the rank is unknown. `producer` is None for an input and an inline constant.
     """
 
@@ -159,7 +159,7 @@ class Value:
 
 @dataclass(eq=False)
 class Operation:
-    """An operation that is no constant: its operands by parameter, and its results."""
+    """An operation, unless it is a constant: its operands by parameter, and its results."""
 
     type: str
     operands: Mapping[str, tuple[Value, ...]]
@@ -325,8 +325,8 @@ def _declared(message: ValueType) -> tuple[str | None, Shape | None]:
         return None, None
     tensor = message.tensorType
     shape = declared_shape(tensor)
-    is_known = tensor.rank == len(shape) and not any(d.unknown.variadic for d in tensor.dimensions)
-    return dtype, shape if is_known else None
+    is_known = not any(d.unknown.variadic for d in tensor.dimensions)
+    return dtype, shape if is_known and tensor.rank == len(shape) <= _MAX_NUMBERS else None
 
 
 def _array(package: Package, message: ValueMessage) -> Array | None:
