@@ -76,6 +76,11 @@ def read_file(path: Path, max_bytes: int, kind: str) -> bytes:
         with path.open("rb") as file:
             # Python allocates what it is asked to read: no more than the file has, and one byte
             data = b"" if size > max_bytes else file.read(size + 1)
+            # It grew, or it has no size, as in /proc: the rest comes in pieces as large as `data`
+            while size < len(data) <= max_bytes:
+                if not (more := file.read(min(len(data), max_bytes + 1 - len(data)))):
+                    break
+                data += more
     except OSError as error:
         raise unreadable(path, error) from None
     if max(size, len(data)) > max_bytes:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,17 @@ def test_a_file_has_at_most_the_bytes_that_are_allowed(tmp_path):
     assert read_file(path, 1 << 60, "a word") == b"12345"  # no memory is taken for the limit
     with pytest.raises(HarnessError, match=r"larger than 4 bytes: not a word"):
         read_file(path, 4, "a word")
+
+
+@pytest.mark.linux
+def test_a_file_that_tells_no_size_is_read_to_its_end_within_the_limit():
+    path = Path("/proc/version")
+    whole = path.read_bytes()
+    assert path.stat().st_size == 0 < len(whole)
+    for limit in (len(whole), 1 << 60):
+        assert read_file(path, limit, "a text") == whole
+    with pytest.raises(HarnessError, match="larger than 9 bytes: not a text"):
+        read_file(path, 9, "a text")
 
 
 @pytest.mark.parametrize(

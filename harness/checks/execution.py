@@ -6,7 +6,7 @@ or with made-up ones, at every shape that `harness.golden.inputs` chooses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +90,7 @@ def _executed(subject: Subject, calls: _Sequence, monitor: RangeMonitor) -> Iter
     names = [spec.name for spec in method.inputs]
     where = f"method '{calls.method}', sequence '{calls.name}'"
     monitor.first_nan = None
+    before = _nan_counts(monitor)
     try:
         results = run_steps(subject.artifact, calls.method, REFERENCE, calls.steps)
     except ExecutionError as error:
@@ -104,10 +105,7 @@ def _executed(subject: Subject, calls: _Sequence, monitor: RangeMonitor) -> Iter
         yield _refused(subject, calls, names, error)
         return
     if monitor.first_nan is not None and calls.is_made_up and any(map(_has_integers, calls.steps)):
-        # Zeros may mask a whole row: infinities alone give NaN in a softmax.
-        monitor.first_nan = None
-        ones = tuple(tuple(map(_ones, step)) for step in calls.steps)
-        results = run_steps(subject.artifact, calls.method, REFERENCE, ones)
+        results = _with_ones(subject, calls, monitor, before) or results
     first = monitor.first_nan
     if first is None or (calls.is_made_up and first.operation in OF_DOMAINS):
         return
@@ -120,6 +118,36 @@ def _executed(subject: Subject, calls: _Sequence, monitor: RangeMonitor) -> Iter
                 yield Finding(CHECK, f"{where}, output '{name}'", False, text, 1, code="N18")
 
 
+def _with_ones(
+    subject: Subject, calls: _Sequence, monitor: RangeMonitor, before: Mapping[str, int]
+) -> list[tuple[torch.Tensor, ...]]:
+    """Execute a sequence whose values hold NaN again with integers of 1; return its results.
+
+    Zeros may mask a whole row: infinities alone give NaN in a softmax. The monitor's NaN becomes
+    that of this run, after the counts `before` the first one. When this run fails, the monitor
+    keeps the first one's NaN, and the results are empty.
+    """
+    first, counts = monitor.first_nan, _nan_counts(monitor)
+    monitor.first_nan = None
+    _set_nan_counts(monitor, before)
+    ones = tuple(tuple(map(_ones, step)) for step in calls.steps)
+    try:
+        return run_steps(subject.artifact, calls.method, REFERENCE, ones)
+    except (ExecutionError, IndexRangeError):
+        monitor.first_nan = first
+        _set_nan_counts(monitor, counts)
+        return []
+
+
+def _nan_counts(monitor: RangeMonitor) -> dict[str, int]:
+    return {where: row.nan for where, row in monitor.ranges.items()}
+
+
+def _set_nan_counts(monitor: RangeMonitor, counts: Mapping[str, int]) -> None:
+    for where, row in monitor.ranges.items():
+        row.nan = counts.get(where, 0)
+
+
 def _refused(
     subject: Subject, calls: _Sequence, names: Sequence[str], error: IndexRangeError
 ) -> Finding:
@@ -128,8 +156,8 @@ def _refused(
     try:
         run_steps(subject.artifact, calls.method, REFERENCE, small)
         then = "with integers of 0 and 1 it runs"
-    except IndexRangeError:
-        then = "integers of 0 and 1 are refused, too"
+    except (ExecutionError, IndexRangeError):
+        then = "integers of 0 and 1 fail, too"
     used = ", ".join(
         f"'{name}' {int(tensor.min())} to {int(tensor.max())}"
         for name, tensor in zip(names, calls.steps[0], strict=True)

@@ -90,8 +90,9 @@ def _mask_problems(probe: Probe) -> Iterator[str]:
         now, before = probe(closed | {TOKENS_INPUT: probe.other_tokens(0, 1)}), probe(closed)
         later = probe.positions_moved(now, before) - {0}
         # The keys and values of a first layer depend on no mask: the logits of later tokens do.
-        if probe.phase.full_logits and differ(now[0][:, 1:], before[0][:, 1:]):
-            later = later or {1}
+        if probe.phase.full_logits:
+            rows = range(1, probe.length)
+            later |= {at for at in rows if differ(now[0][:, at], before[0][:, at])}
         if later:
             columns = " and ".join(str(cache_len) for _, cache_len in probe.masks)
             yield (
@@ -121,8 +122,7 @@ def _rope_problems(probe: Probe) -> Iterator[str]:
 def _last_problems(probe: Probe) -> Iterator[str]:
     """Ask for the first and the last row: only the tokens up to it move the logits."""
     index, end = probe.phase.last_valid_token_pos, probe.length - 1
-    if index is None:  # the logits are those of every row
-        return
+    assert index is not None, "without it, the logits are those of every row"
     for position in sorted({0, end}):
         asked = {index: probe.position(position)}
         base = probe(asked)[0]

@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; return 1 when an operation leaves its reference or overflows, else 0."""
+    """Print the findings; return 1 when an operation leaves its reference, else 0.
+
+    With `--ranges`, return 1 when an operation overflows, or takes logarithms of what fp16 rounds
+    to 0.
+    """
     from harness.subject import Subject
 
     args.progress(f"executing {args.file} beside its reference")
@@ -148,6 +152,13 @@ def _table(rows: list[Range]) -> str:
     clipped = sorted((row for row in rows if row.quantized), key=lambda row: -row.clipped)[:_SHOWN]
     quantized = [(_place(row), f"{row.clipped_fraction:.2%}", row.quantized) for row in clipped]
     ends = ["", tabulate(quantized, ("quantized activations", "clipped", "values"))]
+    lost = [
+        f"{_place(row)}: {row.vanished} of {row.nonzero} values are logarithms of what fp16 rounds "
+        "to 0"
+        for row in sorted(rows, key=lambda row: -row.vanished)
+        if row.vanished
+    ]
+    more = [f"and {len(lost) - _SHOWN} more (--json)"] if len(lost) > _SHOWN else []
     return "\n".join(
         [
             f"nearest to overflow, of {len(floats)} operations; 12x: twelve times larger would fit",
@@ -156,6 +167,7 @@ def _table(rows: list[Range]) -> str:
             "most subnormal values (the part of those that are not zero)",
             tabulate([_row(row) for row in small], headers, disable_numparse=True),
             *(ends if quantized else ()),
+            *(["", *lost[:_SHOWN], *more] if lost else ()),
         ]
     )
 

@@ -129,7 +129,7 @@ def add_findings_arguments(parser: argparse.ArgumentParser) -> None:
         "codes",
         nargs="*",
         metavar="CODE",
-        help="only these, such as M02; a family, such as M; or all of a check, such as metadata",
+        help="only these, such as M02; a family, such as M; or all of a check, such as weights",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the rows as a JSON array")

@@ -173,23 +173,24 @@ def _nan(recording: Recording) -> str:
 
     Return "" without one, and for an operation outside its domain.
     """
-    counts = {
-        name: (int(value.isnan().sum()), value.numel())
-        for name, value in recording.values.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-    }
-    output = next((n for n in recording.function.outputs if counts.get(n, (0, 0))[0]), None)
+
+    def nan(name: str) -> int:
+        value = recording.values.get(name)
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return int(value.isnan().sum())
+        return 0
+
+    output = next(filter(nan, recording.function.outputs), None)
     if output is None:
         return ""
-    steps = (s for s in recording.steps if any(counts.get(n, (0, 0))[0] for n in s.names))
-    step = next(steps, None)
+    step = next((step for step in recording.steps if any(map(nan, step.names))), None)
     if step is not None and step.operation in OF_DOMAINS:  # its inputs may be made up
         return ""
     first = "an input" if step is None else f"{step.operation} '{step.names[0]}'"
-    bad, count = counts[output]
+    count = recording.values[output].numel()
     return (
-        f"{recording.place}: {bad} of {count} numbers of output '{output}' are NaN under double, "
-        f"too, first at {first}"
+        f"{recording.place}: {nan(output)} of {count} numbers of output '{output}' are NaN under "
+        f"double, too, first at {first}"
     )
 
 

@@ -73,12 +73,12 @@ def probes(artifact: Artifact, method: str, sequences: Mapping[str, Steps]) -> d
     Each is the first of the sequences' calls with other floats or indices.
     """
     functions = list(functions_of(artifact, method))
-    codes = {code for function in functions for code, _ in hazards_of(*function)}
+    codes = {code for function in functions for code, _ in hazards_of(*function, _PROBES)}
     limits = _index_limits(artifact, method)
     names = [spec.name for spec in get_runtime(REFERENCE).load(artifact, method).inputs]
     (first, *_), *_ = sequences.values()
     found: dict[str, Steps] = {}
-    for name in sorted({name for code in codes for name in _PROBES.get(code, ())}):
+    for name in sorted({name for code in codes for name in _PROBES[code]}):
         floats, rows = _PROBED[name]
         given: list[torch.Tensor] = []
         for tensor, input_name in zip(first, names, strict=True):

@@ -8,9 +8,9 @@ from harness.subject import Subject
 from tests.mil.programs import save
 
 
-def saved(folder, build):
-    """Write a program of one fp16 input [6, 6] as an .mlpackage."""
-    for name, data in save(build, [(6, 6)], dtype="fp16").files.items():
+def saved(folder, build, shapes=((6, 6),), dtypes=("fp16",)):
+    """Write a program as an .mlpackage, by default of one fp16 input [6, 6]."""
+    for name, data in save(build, shapes, dtypes=dtypes).files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
@@ -43,3 +43,26 @@ def test_infinities_that_no_output_holds_and_domains_of_made_up_inputs_pass(tmp_
     roots = saved(tmp_path / "roots.mlpackage", lambda mb, a: mb.sqrt(x=a))
     case = judged(roots)
     assert case.outcome == "pass" and case.facts["operations with NaN"] == 1
+
+
+def masked_by(mb, a, b):
+    """Mask rows of `a` [6, 6] where `b` [6] is 0: its softmax is NaN there."""
+    shown = mb.expand_dims(x=mb.cast(x=b, dtype="bool"), axes=[1])
+    mask = mb.select(cond=shown, a=np.zeros((6, 1), np.float16), b=np.float16([[-np.inf]] * 6))
+    return mb.softmax(x=mb.add(x=a, y=mask), axis=-1)
+
+
+def row_of_sum(mb, a, b):
+    """Add the row whose number is the sum of `b`: there is none when all six are 1."""
+    total = mb.reduce_sum(x=mb.cast(x=b, dtype="fp16"), axes=[0], keep_dims=False)
+    row = mb.gather(x=a, indices=mb.cast(x=total, dtype="int32"), axis=0)
+    return mb.add(x=masked_by(mb, a, b), y=row)
+
+
+def test_made_up_integers_that_mask_all_are_replaced_where_others_run(tmp_path):
+    given = {"shapes": ((6, 6), (6,)), "dtypes": ("fp16", "int32")}
+    case = judged(saved(tmp_path / "masked.mlpackage", masked_by, **given))
+    assert case.outcome == "pass" and "operations with NaN" not in case.facts
+    case = judged(saved(tmp_path / "row.mlpackage", row_of_sum, **given))
+    assert {one.code for one in case.findings} == {"N18"}, case
+    assert "18 of 36 numbers are NaN" in case.reason and case.facts["operations with NaN"] == 2

@@ -23,6 +23,7 @@ SOURCES = (
     ROOT / "results/findings.py",
 )
 CODE = re.compile(r'"([A-Z]\d\d)"')
+SOURCE = re.compile(r"(ET|CT|onnxsim|Core ML:|rule:|third-party measurement:) \S.*")
 
 
 def test_every_row_is_a_code_of_a_check_and_says_what_is_wrong_and_what_to_do():
@@ -38,7 +39,8 @@ def test_every_row_is_a_code_of_a_check_and_says_what_is_wrong_and_what_to_do():
     parts = {part for row in rows().values() for part in row.breaks}
     for code, row in rows().items():
         assert re.fullmatch(r"[A-Z]\d\d", code) and code[0] in SECTIONS
-        assert row.check in checks and row.severity in SEVERITIES and row.source
+        assert row.check in checks and row.severity in SEVERITIES
+        assert all(SOURCE.fullmatch(one) for one in row.source.split("; ")), (code, row.source)
         assert all(re.fullmatch(r"\S.{,398}\.", text) for text in (row.sentence, row.remedy)), code
         assert parts.issuperset(row.rests_on), f"{code} rests on a part that nothing breaks"
 
@@ -175,9 +177,16 @@ def test_a_fault_of_one_runtime_does_not_hide_that_of_another(found):
 
 @pytest.mark.parametrize(("runtime", "outcome"), [("mil:widen", "skip"), ("coreml", "fail")])
 def test_a_check_without_a_runtime_has_the_numbers_of_our_executor(runtime, outcome):
-    over = RecordedFinding("N17", "activations", "3 of 9 operations exceed fp16's 65504")
-    cases = [failed("parity", WRONG, runtime=runtime), failed("fp16-range", over)]
+    nan = RecordedFinding("N18", "method 'forward'", "9 of 9 numbers are NaN")
+    cases = [failed("parity", WRONG, runtime=runtime), failed("fp16-range", nan)]
     assert [case.outcome for case in causes_only(cases)] == ["fail", outcome]
+
+
+@pytest.mark.parametrize("numbers", [WRONG, RecordedFinding("N05", "", "the reference overflows")])
+def test_wrong_numbers_do_not_hide_the_overflow_that_made_them(numbers):
+    over = RecordedFinding("N17", "activations", "3 of 9 operations exceed fp16's 65504")
+    cases = [failed("parity", numbers, runtime="mil:strict"), failed("fp16-range", over)]
+    assert list(causes_only(cases)) == cases
 
 
 @pytest.mark.parametrize("code", ["N02", "N03", "N04"])

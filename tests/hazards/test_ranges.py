@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,3 +44,10 @@ def test_the_operation_is_named_and_only_strict_is_wrong(
         bad = [one for one in rows if one["vanished"] or (one["overflow_margin"] or 1) < 1]
         assert any(one["operation"] == operation for one in bad) == bool(status)
         assert sum(one["vanished"] for one in rows) == (lost if status else 0)
+        assert main(call) == status
+        said = re.findall(
+            r"^'main', log '\w+': (\d) of 4 values are logarithms of what fp16 rounds to 0$",
+            capsys.readouterr().out,
+            re.MULTILINE,
+        )
+        assert said == ([str(lost)] if lost and status else [])

@@ -7,7 +7,7 @@ reports, named by the rows of `findings.toml`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from harness.artifact.hazards import defects, devices, interfaces, narrowing, numerics, passes
 from harness.artifact.hazards.lint import LINTS, Function, Hazard, readable
@@ -18,13 +18,15 @@ __all__ = ["LINTS", "Function", "Hazard", "hazards_of"]
 _MODULES = (defects, devices, interfaces, narrowing, numerics, passes)  # they register lints
 
 
-def hazards_of(package: Package, function: str) -> Iterator[tuple[str, Hazard]]:
+def hazards_of(
+    package: Package, function: str, codes: Iterable[str] = LINTS
+) -> Iterator[tuple[str, Hazard]]:
     """Yield the code and the place of each hazard in a function, in the order of codes.
 
-    Raises ArtifactError when the function cannot be read.
+    Only the lints of `codes` run. Raises ArtifactError when the function cannot be read.
     """
     with readable(package, function):
         walked = Function(package, function)
-        for code in sorted(LINTS):
+        for code in sorted(codes):
             for found in LINTS[code](walked):
                 yield code, found
