@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from harness.models import ModelConfig
     from harness.models.model import Freqs, Oracle
 
-_DTYPES, _MAX_NAMED = {"float16": "fp16", "float32": "fp32"}, 4  # weights in a message
+_DTYPES = {"float16": "fp16", "float32": "fp32"}
+_MAX_NAMED = 4  # weights in a message
 
 
 class Subject:
@@ -64,7 +65,8 @@ class Subject:
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         found = params if checkpoint is None else params or params_beside(checkpoint)
         self.params = None if found is None else Path(found)
-        self.options, self.unshared = options, unshared
+        self.options = options
+        self.unshared = unshared
         self.reference_name = reference
         self.golden_path = None if golden is None else Path(golden)
         self.seed = seed
@@ -90,7 +92,9 @@ class Subject:
             self.params or other.params,
             self.options or other._options_for(self),
             self.unshared,
-            *(self.reference_name, self.golden_path, self.seed),
+            self.reference_name,
+            self.golden_path,
+            self.seed,
         )
         if not (self.reference_name or self.golden_path) and other._values_fit(self.artifact):
             taken.reference_name, taken.golden_path = other.reference_name, other.golden_path
@@ -331,11 +335,6 @@ def language_model(subject: Subject) -> str | None:
         "judges language models that describe themselves for ExecuTorch's static runner, by "
         "constants such as 'forward_input_len'"
     )
-
-
-def program(subject: Subject) -> str | None:
-    """Return why a bare package is skipped, or None."""
-    return None if subject.artifact.pte else "a bare package has no program and no metadata.json"
 
 
 def executable(subject: Subject) -> str | None:

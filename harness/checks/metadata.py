@@ -25,7 +25,7 @@ from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.mil.types import allowed_shape
 from harness.results import Finding
-from harness.subject import Subject, program
+from harness.subject import Subject
 from harness.text import listed
 
 _CONVERTED = {("int64", "int32"), ("bool", "int32")}  # (program, Core ML): the delegate converts
@@ -76,6 +76,11 @@ def _unused_weight_bytes(package: Package) -> int:
     used += [HEADER_SIZE for _ in {file for file, _ in references}]
     stored = sum(len(package.files[name]) for name in package.files if name.endswith(".bin"))
     return stored - sum(size + -size % ENTRY_SIZE for size in used)
+
+
+def program(subject: Subject) -> str | None:
+    """Return why a bare package is skipped, or None."""
+    return None if subject.artifact.pte else "a bare package has no program and no metadata.json"
 
 
 @check("metadata-round-trip", needs=(program,))

@@ -30,7 +30,13 @@ from harness.cli import (
     shim,
     text,
 )
-from harness.cli.output import checked_output, discard_output, hush_libraries
+from harness.cli.output import (
+    INTERRUPTED,
+    TERMINATED,
+    checked_output,
+    discard_output,
+    hush_libraries,
+)
 from harness.cli.progress import Progress
 from harness.errors import HarnessError
 from harness.text import printable
@@ -177,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0: all is well; 1: a check failed; 2: the input or the call was bad; 3: a part is not installed;
-    4: the gate could not decide.
+    4: the gate could not decide; 130: Ctrl-C ended it, if only in the middle; 143: SIGTERM did.
     """
     # Threads that spin between two small operations starve each other on a busy machine: decoding
     # was seen 75 times slower. Torch reads this when it is imported: set it before any command.
@@ -185,45 +191,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     command = COMMANDS[args.command]
+    signals: list[int] = []
     try:
         if not command.passes_on:
             _require_words(argv)
         with (
-            _terminable(),
+            _terminable(signals),
             Progress(f"starting harness {args.command}", args.quiet) as args.progress,
             checked_output(args.progress.hide, exactly=command.passes_on),
         ):
             if not args.verbose:
                 hush_libraries()
             _locate(args, command.artifacts)
-            return command.run(args)
+            status = command.run(args)
     except HarnessError as error:
         # A name in a hostile file must not reach the terminal as control characters.
         sentence = printable(str(error))
         print(f"harness {args.command}: {sentence}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         print(f"harness {args.command}: interrupted", file=sys.stderr)
-        return 143 if isinstance(error, _Terminated) else 130
+        status = INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has gone: nobody sees what is printed
         discard_output()
         return 0
     except OSError as error:  # about a path that nobody has named, as a folder that was removed
         print(f"harness {args.command}: {printable(str(error))}", file=sys.stderr)
         return HarnessError.exit_status
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as an interrupt does: what it has begun to write is removed."""
+    return TERMINATED if signals and status == INTERRUPTED else status
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise `_Terminated` in the block, unless our caller handles or ignores it."""
+def _terminable(signals: list[int]) -> Iterator[None]:
+    """Let SIGTERM interrupt the block, unless our caller handles or ignores it.
 
-    def terminate(*_: object) -> None:
+    As after Ctrl-C, what a command has begun to write is removed. The signal is added to `signals`.
+    """
+
+    def terminate(received: int, _: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-        raise _Terminated
+        signals.append(received)
+        raise KeyboardInterrupt
 
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.text import printable
+from harness.text import params_beside, printable
 
 if TYPE_CHECKING:
     from harness.export.options import ExportOptions
@@ -178,8 +178,6 @@ def export(args: argparse.Namespace) -> int:
     if args.model is not None:
         _export_model(args, given, output)
     else:
-        from harness.text import params_beside
-
         options, params = ExportOptions(**given), args.params or params_beside(args.checkpoint)
         _report_ignored(options, params, given)
         exporter = get_exporter(args.exporter, args.progress)

@@ -13,6 +13,9 @@ from typing import Any, TextIO
 from harness.errors import HarnessError
 from harness.text import harmless
 
+INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
+TERMINATED = 143  # that of one that SIGTERM ended
+
 
 @contextmanager
 def checked_output(

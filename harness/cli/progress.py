@@ -41,7 +41,7 @@ class Progress:
             self._stage, self._done, self._total = one_line(stage), done, total
             self._began = time.monotonic()
             # Short stages that follow one another for long are said as well.
-            self._next = min(self._began + _PATIENCE, self._said + max(_PATIENCE, _REMINDER))
+            self._next = min(self._began + _PATIENCE, self._said + _REMINDER)
             self._hidden = self._quiet
 
     def hide(self) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.output import print_exactly
-from harness.cli.text import Prompt, add_tokenizer_argument, open_tokenizer, read_prompts
+from harness.cli.output import INTERRUPTED, print_exactly
+from harness.cli.prompts import Prompt, read_prompts
+from harness.cli.text import add_tokenizer_argument, open_tokenizer
 from harness.errors import HarnessError
 from harness.text import clip, harmless, printable
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from harness.generate.session import Session
     from harness.generate.tokenizer import Tokenizer
 
-INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
 _SHOWN = 60  # characters of a prompt, before the text of each of several
 
 # Option, the condition that it must meet, and the condition in words. NaN meets none.

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from harness.artifact.pte_reader import FILE_IDENTIFIER
 from harness.child import Child
-from harness.errors import ChildError, CrashError, HarnessError, conversion_remedy
+from harness.errors import ChildError, CrashError, HarnessError
 from harness.export import Progress
 from harness.export.environments import Environment, installed
 from harness.export.options import ExportOptions, check_fit
 from harness.files import partial_file, private_folder
 from harness.models.config import load_params
+from harness.remedies import with_remedy
 
 CHILD = "harness.export._executorch_child"
 CHECKING = "checking the checkpoint"
@@ -113,8 +114,7 @@ def _run(request: Mapping[str, object], environment: Environment, progress: Prog
 
 def _reason(error: ChildError | CrashError, child: Child) -> str:
     if isinstance(error, ChildError):
-        known = conversion_remedy(error.kind, error.reason)
-        return f"{error.kind}: {error.reason}{f'; known: {known}' if known else ''}"
+        return with_remedy(error.kind, error.reason)
     if not error.signal.startswith("SIG"):
         return f"{error.signal}: {_last_line(child.output(65536))}"
     perhaps = ", perhaps because memory ran out" if error.signal == "SIGKILL" else ""

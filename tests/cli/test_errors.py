@@ -2,6 +2,7 @@
 
 import errno
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,16 @@ def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch, capsys):
     assert capsys.readouterr().err == wanted
 
 
-def test_an_interrupted_suite_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(pytest, "main", lambda words: pytest.ExitCode.INTERRUPTED)
-    assert main(["conformance"]) == 130
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_suite_is_one_sentence(monkeypatch, capsys, number, status):
+    def interrupted(words):  # as pytest does
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            return pytest.ExitCode.INTERRUPTED
+
+    monkeypatch.setattr(pytest, "main", interrupted)
+    assert main(["conformance"]) == status
     assert capsys.readouterr().err == "harness conformance: interrupted\n"
 
 

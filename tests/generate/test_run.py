@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import string
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -322,21 +323,24 @@ def test_rows_that_pair_layers_wrongly_are_told(
     assert "warning: 10 rows of 'kv_cache_specs'" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_cleanly(
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_cleanly(
     runtime: EagerRuntime,
     tokenizer: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
 ) -> None:
     decode = Session.decode
 
     def interrupted(session: Session, token: int) -> torch.Tensor:
         if session.position == len(PROMPT) + 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return decode(session, token)
 
     monkeypatch.setattr(Session, "decode", interrupted)
-    assert call(tokenizer) == 130
+    assert call(tokenizer) == status
     out, err = capsys.readouterr()
     assert out == expected_text(runtime, PROMPT, 4) + "\n"
     assert err.strip().endswith("ended: interrupted")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.errors import ConversionError, conversion_remedy
+from harness.errors import ConversionError
+from harness.remedies import conversion_remedy
 from tests.hazards.programs import converted, traced
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ def _put_in_place() -> None:
     root = str(_FOLDER.parents[2])
     sys.path.insert(0, root)  # for this import only: the command's path does not change
     try:
-        from harness.errors import conversion_remedy
+        from harness.remedies import conversion_remedy
         from harness.shim import install
     finally:
         sys.path.remove(root)
