@@ -22,12 +22,13 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from harness.checks.findings import read_known_defects
 from harness.fixtures.project import project
 from harness.report import run_table, write_report
-from harness.results import Case, Header, KnownDefect, Run, Writer, read_known, read_run
+from harness.results import Case, Header, KnownDefect, Run, Writer, read_run
 from harness.results.known import judge_against_known, parse_versions
 
-KNOWN = read_known(Path(__file__).with_name("known.toml"))
+KNOWN = read_known_defects(Path(__file__).with_name("known.toml"))
 Exporters = Mapping[str, Mapping[str, str]]
 _VERSIONS = pytest.StashKey[dict[str, Version]]()
 _CASES = pytest.StashKey[list[Case]]()
@@ -144,7 +145,7 @@ def add_results_option(group: pytest.OptionGroup, default: str = "results") -> N
 @functools.cache
 def known_defects() -> tuple[KnownDefect, ...]:
     """Return the suites' known defects, and those of the user's project."""
-    return (*KNOWN, *(defect for path in project().known for defect in read_known(path)))
+    return (*KNOWN, *(defect for path in project().known for defect in read_known_defects(path)))
 
 
 @pytest.fixture

@@ -11,11 +11,21 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from harness.results import NOT_APPLICABLE, Case, RecordedFinding, reason_of
+from harness.errors import HarnessError
+from harness.results import (
+    NOT_APPLICABLE,
+    Case,
+    KnownDefect,
+    RecordedFinding,
+    read_known,
+    reason_of,
+)
 from harness.runtimes import REFERENCE, runtime_row
 
 ANY_CHECK = "any"
@@ -87,6 +97,29 @@ def explained(finding: RecordedFinding) -> RecordedFinding:
 def is_reported_once(code: str) -> bool:
     """Return whether all findings of a code in one case are one, whatever their evidence."""
     return code in rows() and rows()[code].once
+
+
+def read_known_defects(path: Path) -> tuple[KnownDefect, ...]:
+    """Read a file of known defects; one with a code shows in the check that finds this code.
+
+    Raises HarnessError when the file cannot be read, or a code is not one of the defect's check.
+    """
+    return tuple(_of_its_check(path, defect) for defect in read_known(path))
+
+
+def _of_its_check(path: Path, defect: KnownDefect) -> KnownDefect:
+    if not (code := defect.code):
+        return defect
+    where = f"{path}: {defect.issue}"
+    if (row := rows().get(code)) is None:
+        raise HarnessError(f"{where}: no finding has the code '{code}': see `harness findings`")
+    if row.check != ANY_CHECK and fnmatchcase(row.check, defect.check):
+        return replace(defect, check=row.check)
+    if row.check != ANY_CHECK:
+        raise HarnessError(f"{where}: {code} is a finding of {row.check}, not of {defect.check}")
+    if defect.check == "*":
+        raise HarnessError(f"{where}: many checks find {code}: name the one that does, as `check`")
+    return defect
 
 
 _EXECUTED = "numbers"  # the part that a runtime breaks for itself alone

@@ -93,10 +93,11 @@ def judge_of_known(args: argparse.Namespace) -> Callable[[Case], Case]:
 
     The version of the exporter is known for a subject, and when `--name` states it.
     """
+    from harness.checks.findings import read_known_defects
     from harness.fixtures.project import project
-    from harness.results.known import judge_against_known, parse_versions, read_known
+    from harness.results.known import judge_against_known, parse_versions
 
-    known = [row for path in (_KNOWN, *project().known) for row in read_known(path)]
+    known = [row for path in (_KNOWN, *project().known) for row in read_known_defects(path)]
     exporter = artifact_name(args).rpartition(":")[0]
     stated = {exporter: exporter.partition("@")[2]}  # executorch@1.5.1:my-model
     made_by = {name: versions.get("executorch") for name, versions in _exporters(args).items()}

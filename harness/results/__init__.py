@@ -78,12 +78,13 @@ class Footer:
     def of(cls, cases: Iterable[Case], seconds: float) -> Footer:
         """Return the footer of these cases.
 
-        A run passes when no case has an outcome that fails it, and something was compared.
+        A run passes when no case has an outcome that fails it, and one that passes or is `known`
+        compared something.
         """
         cases = tuple(cases)
         found = Counter(case.outcome for case in cases)
         comparisons = sum(case.comparisons for case in cases)
-        compared = any(case.outcome == "pass" for case in cases)
+        compared = any(case.passes and case.comparisons for case in cases)
         return cls(
             counts={name: found[name] for name in OUTCOMES},
             comparisons=comparisons,

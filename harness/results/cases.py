@@ -178,16 +178,18 @@ class Case:
     def judged_against_known(self, issue: str) -> Case:
         """Return the case of a known defect: a failure becomes `known`, a pass a failure.
 
-        A pass means that the defect no longer shows, so that its entry must be removed. A skip
-        stays a skip.
+        A skip stays a skip.
         """
         if self.outcome == "skip":
             return self
         if self.outcome != "pass":
             return replace(self, outcome="known", issue=issue, stage="", signal="")
-        return replace(
-            self, outcome="fail", reason=f"{issue} no longer shows: remove it from the known issues"
-        )
+        return self.without_known(issue)
+
+    def without_known(self, issue: str) -> Case:
+        """Return the case as a failure: a known defect no longer shows; its entry must go."""
+        reason = f"{issue} no longer shows: remove it from the known issues"
+        return replace(self, outcome="fail", issue="", reason=reason)
 
     def to_json(self) -> dict[str, Any]:
         """Return the case as a JSON object, without details that do not belong to the outcome."""

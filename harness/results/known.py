@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from packaging.version import InvalidVersion, Version
 
 from harness.errors import HarnessError
 from harness.results.cases import Case
+from harness.results.findings import reason_of
 from harness.text import parse_toml, read_file
 
 MAX_BYTES = 1 << 20
@@ -26,8 +27,9 @@ class KnownDefect:
     Patterns are written as in a shell (`smollm2-*`); that of the fixture does not name its
     exporter. `exporter` is the kind of exporter whose artifacts have the defect, with the range of
     its versions ("executorch >=1.3, <1.6", "coreml"). With an `outcome`, the defect shows as that
-    alone: one that shows as `fail` excuses no error, crash or timeout. `reproduction` explains how
-    to see the defect without this project.
+    alone: one that shows as `fail` excuses no error, crash or timeout. With a `code`, it shows as
+    the findings of this code alone, failures or warnings: it excuses these, and no other finding of
+    the case. `reproduction` explains how to see the defect without this project.
     """
 
     issue: str
@@ -38,6 +40,7 @@ class KnownDefect:
     runtime: str = "*"
     exporter: str = ""
     outcome: str = "*"
+    code: str = ""
 
     @cached_property
     def made_by(self) -> Requirement | None:
@@ -84,15 +87,40 @@ def judge_against_known(
 ) -> Case:
     """Return the case judged by the first defect that matches it, or unchanged if none does.
 
-    A defect that no longer shows is a failure in a release; a checkout, whose version has a local
-    part, may have repaired it. A bug of the harness, which has a traceback, stays one.
+    Defects with a code come last, and all that match judge the case. A defect that no longer shows
+    is a failure in a release; a checkout, whose version has a local part, may have repaired it. A
+    bug of the harness, which has a traceback, stays one.
     """
-    defect = next((defect for defect in known if defect.matches(case, versions)), None)
+    matching = [defect for defect in known if defect.matches(case, versions)]
     version = (versions or {}).get(exporter_of(case)[0])
-    repaired = case.outcome == "pass" and version is not None and is_checkout(version)
-    if defect is None or repaired or case.traceback:
+    may_be_repaired = version is not None and is_checkout(version)
+    repaired = case.outcome == "pass" and may_be_repaired
+    if not matching or repaired or case.traceback or case.outcome == "skip":
         return case
-    return case.judged_against_known(defect.issue)
+    if whole := next((defect for defect in matching if not defect.code), None):
+        return case.judged_against_known(whole.issue)
+    return _judged_by_codes(case, matching, may_be_repaired)
+
+
+def _judged_by_codes(case: Case, known: Sequence[KnownDefect], may_be_repaired: bool) -> Case:
+    """Return a case whose findings of known codes are warnings.
+
+    It is `known` when nothing else fails, and fails when nothing does but a defect is gone.
+    """
+    failing = {one.code for one in case.findings if not one.warning}
+    if excused := failing & {defect.code for defect in known}:
+        findings = tuple(
+            replace(one, warning=one.warning or one.code in excused) for one in case.findings
+        )
+        if left := [one.sentence for one in findings if not one.warning]:
+            return replace(case, findings=findings, reason=reason_of(left))
+        issue = next(defect.issue for defect in known if defect.code in excused)
+        case = replace(case, findings=findings).judged_against_known(issue)
+    if may_be_repaired or not case.passes:
+        return case
+    shown = {one.code for one in case.findings}
+    gone = next((defect for defect in known if defect.code not in shown), None)
+    return case.without_known(gone.issue) if gone else case
 
 
 def is_checkout(version: Version) -> bool:

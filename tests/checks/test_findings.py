@@ -8,9 +8,18 @@ import pytest
 
 import harness
 from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
-from harness.checks.findings import ANY_CHECK, SECTIONS, SEVERITIES, causes_only, markdown, rows
+from harness.checks.findings import (
+    ANY_CHECK,
+    SECTIONS,
+    SEVERITIES,
+    causes_only,
+    markdown,
+    read_known_defects,
+    rows,
+)
 from harness.cli import main
 from harness.cli.recording import finding_lines
+from harness.errors import HarnessError
 from harness.measure.measurements import MEASUREMENTS
 from harness.results import Case, Figure, Finding, RecordedFinding
 
@@ -187,6 +196,25 @@ def test_wrong_numbers_do_not_hide_the_overflow_that_made_them(numbers):
     over = RecordedFinding("N17", "activations", "3 of 9 operations exceed fp16's 65504")
     cases = [failed("parity", numbers, runtime="mil:strict"), failed("fp16-range", over)]
     assert list(causes_only(cases)) == cases
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ('code = "H99"', "an issue: no finding has the code 'H99': see `harness findings`"),
+        ('code = "H42"\ncheck = "weights"', "H42 is a finding of hazards, not of weights"),
+        ('code = "N07"', "many checks find N07: name the one that does, as `check`"),
+    ],
+)
+def test_a_known_defect_has_a_code_of_its_check(tmp_path, row, problem):
+    file = tmp_path / "known.toml"
+    for good, check in (('code = "H42"', "hazards"), ('code = "N07"\ncheck = "types"', "types")):
+        file.write_text(f'[[known]]\nissue = "an issue"\n{good}\n')
+        assert [one.check for one in read_known_defects(file)] == [check]
+    file.write_text(f'[[known]]\nissue = "an issue"\n{row}\n')
+    with pytest.raises(HarnessError, match=re.escape(problem)) as caught:
+        read_known_defects(file)
+    assert str(caught.value).startswith(f"{file}: an issue: ")
 
 
 @pytest.mark.parametrize("code", ["N02", "N03", "N04"])

@@ -253,6 +253,28 @@ def test_a_known_defect_that_no_longer_shows_says_so(call, sound, tmp_path, monk
     assert status == 1 and "an issue no longer shows: remove it from the known issues" in out
 
 
+def test_a_strict_check_accepts_a_warning_by_its_code(call, sound, tmp_path, monkeypatch, replaced):
+    from harness.results import Finding
+
+    (tmp_path / "harness.toml").write_text('known = ["known.toml"]\n')
+    (tmp_path / "known.toml").write_text('[[known]]\nissue = "slow there"\ncode = "H42"\n')
+    monkeypatch.chdir(tmp_path)
+    accepted = "known hazards (1 comparison): slow there: H42 main: seen\nwarn  hazards: H42 "
+    for codes, status, said in (
+        (["H42"], 0, accepted),
+        (["H42", "H48"], 1, "1 failed (H48)"),
+        (["H48"], 1, "1 failed (H48)"),
+        ([], 1, "slow there no longer shows: remove it from the known issues"),
+    ):
+        found = [Finding("hazards", "main", False, "seen", 1, code=c, warning=True) for c in codes]
+        found = found or [Finding("hazards", "main", comparisons=1)]
+        replaced(Check("hazards", lambda subject, found=found: iter(found)))
+        words = ("check", sound, "--check", "hazards")
+        given, out, err = call(*words, "--strict")
+        assert (given, err) == (status, "") and said in out, out
+        assert call(*words)[0] == int("H42" not in codes)  # not strict, and it must still show
+
+
 def _sound(subject):
     from harness.results import Finding
 

@@ -6,7 +6,7 @@ import pytest
 from packaging.version import Version
 
 from harness.errors import HarnessError
-from harness.results import Case, KnownDefect, read_known
+from harness.results import Case, KnownDefect, RecordedFinding, read_known
 from harness.results.known import judge_against_known, parse_versions
 
 SORTED = KnownDefect("rows are sorted", check="cache-rows", exporter="executorch >=1.3, <1.6")
@@ -67,6 +67,43 @@ def test_a_defect_that_shows_as_a_failure_excuses_no_error_and_must_still_show()
     for how, detail in (("error", {"stage": "check"}), ("timeout", {})):
         broken = Case("conformance", "cache-rows", "tiny", outcome=how, reason="no", **detail)
         assert judge_against_known(broken, known) == broken
+
+
+def found(*failing, accepted=()):
+    findings = [*(RecordedFinding(c, "p", "bad") for c in failing)]
+    findings += [RecordedFinding(c, "p", "bad", warning=True) for c in accepted]
+    outcome, reason = ("fail", "all") if failing else ("pass", "")
+    names = {"check": "hazards", "fixture": "tiny", "outcome": outcome, "reason": reason}
+    return Case("check", **names, comparisons=1, findings=tuple(findings))
+
+
+@pytest.mark.parametrize(
+    ("given", "codes", "outcome", "reason"),
+    [
+        (found("H42"), ("H42",), "known", "all"),
+        (found("H42", "H48"), ("H42",), "fail", "H48 p: bad"),
+        (found("H42", "H48"), ("H42", "H48"), "known", "all"),
+        (found("H42"), ("H42", "H48"), "fail", "issue H48 no longer shows: remove it"),
+        (found("H49"), ("H42",), "fail", "all"),
+        (found(), ("H42",), "fail", "issue H42 no longer shows: remove it"),
+        (found(accepted=["H42"]), ("H42",), "pass", ""),  # of a run that is not strict
+    ],
+)
+def test_a_defect_with_a_code_excuses_findings_of_this_code_alone(given, codes, outcome, reason):
+    known = [KnownDefect(f"issue {code}", check="hazards", code=code) for code in codes]
+    judged = judge_against_known(given, known, VERSIONS)
+    assert judged.outcome == outcome and judged.reason.startswith(reason)
+    assert judged.issue == (f"issue {codes[0]}" if outcome == "known" else "")
+    assert [one.warning for one in judged.findings] == [
+        old.warning or old.code in codes for old in given.findings
+    ]
+
+
+def test_a_code_excuses_no_check_that_was_skipped_or_has_a_bug():
+    known = [KnownDefect("an issue", check="hazards", code="H42")]
+    skipped = replace(found(), outcome="skip", reason="not here")
+    bug = replace(found("H42"), traceback="Traceback: ...")
+    assert [judge_against_known(one, known) for one in (skipped, bug)] == [skipped, bug]
 
 
 def test_without_versions_a_range_matches_nothing():
