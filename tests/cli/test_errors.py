@@ -36,7 +36,7 @@ def test_an_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys, words, bu
 
 def test_a_process_with_a_full_or_closed_output_ends_with_one_sentence():
     """Python's own exit adds nothing: it would try to print the rest again."""
-    command = f"{sys.executable} -m harness models"
+    command = f"{sys.executable} -m harness models --quiet"  # progress shows after 2 s
     places = {">&-": "standard output is closed; send it to a file, or to /dev/null"}
     if platform.system() == "Linux":
         places[f">{FULL}"] = "standard output cannot be written (No space left on device)"
