@@ -272,6 +272,8 @@ def _tokenizer(sources: Path) -> Iterator[bytes]:
     ranks = [f"{base64.b64encode(bytes([n])).decode()} {n}\n" for n in range(256)]
     yield b"v" + "".join(ranks).encode()
     yield b"g" + json.dumps({"eos_token_id": [0, 2]}).encode()
+    special = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>"}}
+    yield b"m" + json.dumps(special).encode()
     yield b"t" + random_tokenizer.CHAT_TEMPLATE.encode()
     yield b"j" + b'"a prompt"\n{"prompt": "another"}\n'
 

@@ -82,6 +82,8 @@ def fuzz(
             said = _one_process(outcome, folders, left, progress)
             early = time.monotonic() - start < left - 2
             deaths = deaths + 1 if early and outcome.executions == before else 0
+            if deaths == _QUICK_DEATHS and _inputs(faults):
+                break  # an input of the corpus ends the process
             if deaths == _QUICK_DEATHS:
                 raise HarnessError(f"{family}: the fuzzer ends at once:\n{said}")
     outcome.faults = _inputs(faults)
@@ -166,8 +168,12 @@ def attempt(read: Callable[[bytes], object], data: bytes, faults: Faults) -> Non
 
 def _place(error: BaseException) -> str:
     """Return the innermost line of the harness that an error comes from."""
+    import harness
+
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "harness" in f.filename and "suites" not in f.filename] or frames
+    room = Path(harness.__file__).parent
+    inside = [f for f in frames if Path(f.filename).is_relative_to(room)]
+    ours = [f for f in inside if "suites" not in f.filename] or frames
     return f"{Path(ours[-1].filename).name}, {ours[-1].name}: {ours[-1].line}" if ours else ""
 
 

@@ -1,1 +1,1 @@
-"""Healthy language models of varied make: `harness check` complains of none of them."""
+"""Healthy models of varied make, of language and others: no check complains of any."""

@@ -68,7 +68,11 @@ def classifier() -> nn.Module:
 def upsampler() -> nn.Module:
     """Return a net that doubles an image's height and width."""
     torch.manual_seed(4)
-    layers = (nn.ConvTranspose2d(3, 6, 2, stride=2), nn.LeakyReLU(0.1), nn.Conv2d(6, 3, 3))
+    layers = (
+        nn.ConvTranspose2d(3, 6, 2, stride=2),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(6, 3, 3, padding=1),
+    )
     return nn.Sequential(*layers).eval()
 
 

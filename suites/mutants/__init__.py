@@ -1,1 +1,1 @@
-"""Breaks copies of real artifacts: a check must catch each."""
+"""Breaks artifacts, results, exporters, runners and timing: a check must find each fault."""

@@ -11,7 +11,7 @@ from harness.results import Case, Run
 from harness.subject import Subject
 from harness.suites import results
 from harness.suites.mutants.edit import Mutation
-from harness.suites.mutants.judge import broken
+from harness.suites.mutants.judge import CONTROL, broken
 from harness.suites.results import record_judged
 
 __all__ = ["record_judged"]
@@ -47,7 +47,8 @@ class Table(results.Recorder):
 
     def summary(self, run: Run, colours: bool) -> str:
         """Return a line of each mutant, and their counts."""
-        mutants = [case for case in run.cases if "room" in case.facts]
+        controls = [case for case in run.cases if case.check.startswith(CONTROL)]
+        mutants = [case for case in run.cases if case not in controls]
         rows = [("fault", "room", "mode", "kind", "found by", "place", "s"), *map(_row, mutants)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -55,11 +56,11 @@ class Table(results.Recorder):
             for row in rows
         ]
         survivors = [case for case in mutants if case.outcome != "pass"]
-        alarms = [case for case in run.cases if "room" not in case.facts and not case.passes]
+        alarms = [case for case in controls if case.outcome != "pass"]
         faults = len({case.check for case in mutants})
         closing = (
             f"{faults} faults, {len(mutants)} mutants, {len(survivors)} survivors; "
-            f"{len(run.cases) - len(mutants)} controls, {len(alarms)} false alarms"
+            f"{len(controls)} controls, {len(alarms)} false alarms"
         )
         return "\n".join([*lines, closing])
 
@@ -67,7 +68,7 @@ class Table(results.Recorder):
 def _row(case: Case) -> tuple[str, ...]:
     found = str(case.facts.get("found by", "")) if case.passes else "SURVIVED"
     place = str(case.facts.get("place", "")) if case.passes else case.reason
-    room, seconds = str(case.facts["room"]), f"{case.seconds:.1f}"
+    room, seconds = str(case.facts.get("room", "")), f"{case.seconds:.1f}"
     return (case.check, room, case.mode, case.fixture, found, place[:70], seconds)
 
 

@@ -21,6 +21,8 @@ OF_BYTES = (
 )
 """The checks that execute nothing and need no reference, and judge one part each."""
 _OF_PTES = ("compile-specs", "memory-plan")  # a folder has neither
+CONTROL = "control of "
+"""How the name of a case of a sound artifact starts."""
 MakeMutant = Callable[[Mutation, str], Subject]  # from a mutation and a mode
 _EXPORTS = {".pte": "tiny", "folder": "coreml:tiny"}
 
@@ -66,10 +68,15 @@ def judged(subject: Subject | Callable[[], Subject], check: str | Check[Subject]
 def complaints(
     subject: Subject | Callable[[], Subject], checks: Collection[str], causes: bool = False
 ) -> Complaints:
-    """Return the failures of the checks that do not pass, by name, or of the `causes` alone."""
+    """Return the failures of the checks that do not pass, by name, or of the `causes` alone.
+
+    A check that is skipped does not pass, unless it is asked for `causes`.
+    """
     order = [*artifact_checks(), *value_checks()]
     cases: Iterable[Case] = (judged(subject, name) for name in sorted(checks, key=order.index))
-    return said(causes_only(cases) if causes else cases)
+    if causes:
+        return said(case for case in causes_only(cases) if case.outcome != "skip")
+    return said(cases)
 
 
 def said(cases: Iterable[Case]) -> Complaints:
@@ -77,7 +84,7 @@ def said(cases: Iterable[Case]) -> Complaints:
     return {
         case.check: (*(text for one in case.findings for text in one.sentences), case.reason)
         for case in cases
-        if case.outcome not in ("pass", "skip")
+        if case.outcome != "pass"
     }
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from harness.checks import Check, artifact_checks, run_check
 from harness.checks.run import defined_in
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NotInstalledError
 from harness.export.environments import placed
-from harness.export.exporters import exporters_at_hand, get_exporter
+from harness.export.exporters import Exporter, get_exporter
 from harness.packages import extract
 from harness.runtimes import REFERENCE
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
+from harness.suites.exporters import at_hand
 from harness.suites.generation import sequences
 from harness.suites.mutants.faults import BOTH, FOLDER, PTE, SINGLE, Complaints, Mutant, fault
 from harness.suites.mutants.judge import opened, said, sound
@@ -34,16 +35,21 @@ from harness.suites.runners.test_faults import caught
 
 
 @functools.cache
-def _scripts(folder: Path) -> Scripts:
-    name = next(name for name, environment in exporters_at_hand() if not environment.problem())
-    return Scripts(placed(get_exporter(name).place), folder)
+def _exporter() -> Exporter:
+    name = next(at_hand(), None)
+    if name is None:
+        raise NotInstalledError("no ExecuTorch is at hand: `harness exporters` says why")
+    return get_exporter(name)
+
+
+@functools.cache
+def _scripts() -> Scripts:
+    return Scripts(placed(_exporter().place), _folder())
 
 
 @functools.cache
 def _bench(model: str, mode: str) -> Bench:
-    folder = _folder()
-    name = next(name for name, environment in exporters_at_hand() if not environment.problem())
-    return Bench(_scripts(folder), get_exporter(name), model, mode, folder)
+    return Bench(_scripts(), _exporter(), model, mode, _folder())
 
 
 @functools.cache
@@ -56,9 +62,7 @@ def _folder() -> Path:
 def judge_runner(mutant: Mutant, checks: Collection[str]) -> Complaints:
     """Run ExecuTorch's script, sound and broken; `runner` says which place reported it."""
     name = mutant.mutate() if mutant.mutate else None
-    if name is None:
-        return {}
-    assert isinstance(name, str)
+    assert isinstance(name, str)  # each row is judged by the sound script, too
     healthy, broken = caught(_bench(FAULTS[name].fixture, mutant.mode), name)
     if not healthy.ok:
         return {"the sound runner": (healthy.message,)}
@@ -105,6 +109,7 @@ for _name, _fault in FAULTS.items():
         kinds=PTE,
         modes=_fault.modes,
         tested=(),
+        has_control=False,
     )(partial(str, _name))
 
 

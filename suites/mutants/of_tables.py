@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.artifact.delegate import METADATA
 from harness.artifact.files import flatten, read_flattened, root_name
+from harness.subject import Subject
 from harness.suites.mutants.faults import MULTI, PTE, SINGLE, Complaints, Mutant, fault
 from harness.suites.mutants.judge import OF_BYTES, complaints, judged, opened, sound
 
@@ -31,12 +32,15 @@ def rewrite(source: Path, change: Rewrite, target: Path) -> Path:
     return target
 
 
-def judge_tables(mutant: Mutant, checks: Collection[str]) -> Complaints:
-    """Judge a `.pte` whose tables a mutation changes, by all checks of bytes, too."""
+def _rewritten(mutant: Mutant) -> Subject:
     source = sound(mutant.mode)
     change = mutant.mutate or (lambda file: None)
-    path = rewrite(source.artifact.path, change, mutant.folder / "mutant.pte")
-    return complaints(opened(path, source), {*checks, *OF_BYTES}, causes=True)
+    return opened(rewrite(source.artifact.path, change, mutant.folder / "mutant.pte"), source)
+
+
+def judge_tables(mutant: Mutant, checks: Collection[str]) -> Complaints:
+    """Judge a `.pte` whose tables a mutation changes, by all checks of bytes, too."""
+    return complaints(_rewritten(mutant), {*checks, *OF_BYTES}, causes=True)
 
 
 row = partial(fault, room="tables of a .pte", judge=judge_tables, kinds=PTE, alone=True)
@@ -273,10 +277,7 @@ row(
 
 def judge_boundary(mutant: Mutant, checks: Collection[str]) -> Complaints:
     """Judge a `.pte` whose tables a mutation changes by the warnings about what is passed."""
-    source = sound(mutant.mode)
-    change = mutant.mutate or (lambda file: None)
-    path = rewrite(source.artifact.path, change, mutant.folder / "mutant.pte")
-    found = [one for one in judged(opened(path, source), "hazards").findings if one.code == "H49"]
+    found = [one for one in judged(_rewritten(mutant), "hazards").findings if one.code == "H49"]
     return {"hazards": tuple(text for one in found for text in one.sentences)} if found else {}
 
 

@@ -17,7 +17,7 @@ from harness.checks import Check, artifact_checks, run_check, value_checks
 from harness.results import Case, Finding
 from harness.suites.mutants.edit import touch_everything
 from harness.suites.mutants.faults import BOTH, Fault, Mutant, all_faults
-from harness.suites.mutants.judge import MakeMutant, judged
+from harness.suites.mutants.judge import CONTROL, MakeMutant, judged
 
 pytestmark = pytest.mark.mutant
 Record = Callable[[Iterable[Case]], None]
@@ -73,7 +73,7 @@ def test_nothing_complains_about_a_control(
     record_judged: Record, judge: str, mode: str, kind: str, tmp_path: Path
 ) -> None:
     find = partial(_complaints, judge=judge, mode=mode, kind=kind)
-    check: Check[Path] = Check(f"control of {judge}", find)
+    check: Check[Path] = Check(f"{CONTROL}{judge}", find)
     case = run_check(check, tmp_path, suite="mutants", fixture=kind, mode=mode)
     record_judged([case])
     assert case.outcome == "pass", f"{case.reason}\n{case.traceback}"

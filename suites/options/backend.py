@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,11 @@ class Backend:
         child = Child("harness.suites.options.backend", environment.label, variables, python=python)
         self._child = self._stack.enter_context(child)
 
+    @cached_property
+    def base(self) -> Artifact:
+        """The artifact of `BASE`."""
+        return self.lowered()
+
     def lowered(self, **changed: Any) -> Artifact:
         """Return the artifact of `BASE` with some options changed."""
         output = self._folder / f"{len(list(self._folder.iterdir()))}.pte"
@@ -120,7 +125,7 @@ def check_of(row: Row) -> Check[Backend]:
 
 
 def _findings(row: Row, backend: Backend) -> Iterator[Finding]:
-    both = [backend.lowered(), backend.lowered(**{row.option: row.value})]
+    both = [backend.base, backend.lowered(**{row.option: row.value})]
     found = [row.read(artifact) for artifact in both]
     kind = "changed"
     if not [one for one in diff_artifacts(*both) if not one.is_incidental]:

@@ -9,11 +9,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness
 import pytest
 from tabulate import tabulate
 
-from harness.errors import HarnessError
-from harness.export.environments import EXECUTORCH
-from harness.export.exporters import Exporter, get_exporter
+from harness.export.exporters import Exporter
 from harness.report import summary_line
 from harness.results import Run
+from harness.suites.exporters import (
+    EXPORTERS,
+    add_exporter_option,
+    at_hand,
+    choose_exporters,
+    label_of,
+)
 from harness.suites.results import (
     Recorder,
     add_results_option,
@@ -21,12 +26,9 @@ from harness.suites.results import (
     record,
     start_recording,
 )
-from harness.suites.runners.conftest import at_hand, label_of
 from harness.text import clip, printable
 
 __all__ = ["pytest_runtest_makereport", "record"]
-
-_EXPORTERS = pytest.StashKey[dict[str, Exporter]]()
 
 
 class Table(Recorder):
@@ -52,41 +54,29 @@ class Table(Recorder):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("options")
-    group.addoption(
-        "--exporter",
-        action="append",
-        metavar="NAME",
-        help="coreml, executorch, executorch@VERSION or executorch@PATH; several times for several "
+    add_exporter_option(
+        group,
+        "coreml, executorch, executorch@VERSION or executorch@PATH; several times for several "
         "(default: ours, and every ExecuTorch at hand)",
     )
     add_results_option(group, "results/options")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    try:
-        names = config.getoption("exporter") or ["coreml", *at_hand()]
-        found = {_label(exporter): exporter for exporter in map(get_exporter, names)}
-    except HarnessError as error:
-        raise pytest.UsageError(str(error)) from None
-    config.stash[_EXPORTERS] = found
-    versions = {name: {EXECUTORCH: one.version} for name, one in found.items() if one.version}
-    options = {"exporter": list(found)}
+    versions = choose_exporters(config, lambda: ("coreml", *at_hand()))
+    options = {"exporter": list(config.stash[EXPORTERS])}
     start_recording(
         config, "options", config.getoption("results"), options, Table, exporters=versions
     )
 
 
-def _label(exporter: Exporter) -> str:
-    return label_of(exporter) if exporter.version else exporter.label
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "exporter" in metafunc.fixturenames:
-        exporters = metafunc.config.stash[_EXPORTERS]
+        exporters = metafunc.config.stash[EXPORTERS]
         metafunc.parametrize("exporter", exporters.values(), ids=list(exporters), scope="session")
 
 
 @pytest.fixture
 def exporter_name(exporter: Exporter) -> str:
     """Return the exporter's name with its version."""
-    return _label(exporter)
+    return label_of(exporter)

@@ -13,7 +13,7 @@ verdict:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,7 +138,9 @@ def held(artifact: Artifact, config: ModelConfig) -> dict[str, Any]:
         "packages": len(facts.packages),
         "functions of a package": {len(package.functions) for package in facts.packages},
         "uses of a stored weight": {p.sharing.used / p.sharing.stored for p in facts.packages},
-        "linears by rows": {name: dict(sorted(_linears(artifact, name))) for name in methods},
+        "linears by rows": {
+            name: dict(sorted(_linears(artifact, name).items())) for name in methods
+        },
         "tokens of a call": {name: _tokens(method) for name, method in methods.items()},
         "positions of the logits": {
             name: _size(method.outputs[0].shape) // config.vocab_size
@@ -153,15 +155,15 @@ def held(artifact: Artifact, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _linears(artifact: Artifact, method: str) -> Iterator[tuple[int, int]]:
-    """Yield (rows, number) of the linear operations of a method's functions."""
+def _linears(artifact: Artifact, method: str) -> Counter[int]:
+    """Count the linear operations of a method's functions by their rows."""
     found: Counter[int] = Counter()
     for delegate in artifact.delegates[method]:
         for operation in delegate.bundle.package.operations(delegate.program_function).operations:
             if operation.type == "linear":
                 shape = declared_shape(operation.outputs[0].type.tensorType)
                 found[shape[-1] or 0] += 1
-    yield from found.items()
+    return found
 
 
 def _tokens(method: MethodFacts) -> int:

@@ -9,9 +9,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.export.environments import EXECUTORCH, placed
-from harness.export.exporters import Exporter, exporters_at_hand, get_exporter
+from harness.export.environments import placed
+from harness.suites.exporters import EXPORTERS, add_exporter_option, at_hand, choose_exporters
 from harness.suites.results import (
     add_results_option,
     pytest_runtest_makereport,
@@ -26,53 +25,28 @@ from harness.suites.runners.vocabularies import VOCABULARIES
 
 __all__ = ["pytest_runtest_makereport", "record"]
 
-_EXPORTERS = pytest.StashKey[dict[str, Exporter]]()
 BenchOf = Callable[[str, str, str], Bench]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("runners")
-    group.addoption(
-        "--exporter",
-        action="append",
-        metavar="NAME",
-        help="executorch, executorch@VERSION or executorch@PATH, whose scripts run; several times "
+    add_exporter_option(
+        group,
+        "executorch, executorch@VERSION or executorch@PATH, whose scripts run; several times "
         "for several (default: every version at hand)",
     )
     add_results_option(group, "results/runners")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    try:
-        named = config.getoption("exporter") or list(at_hand())
-        found = {label_of(exporter): exporter for exporter in map(get_exporter, named)}
-        if not found:
-            raise HarnessError("no ExecuTorch is at hand: give --exporter executorch@VERSION")
-    except HarnessError as error:
-        raise pytest.UsageError(str(error)) from None
-    config.stash[_EXPORTERS] = found
-    versions = {name: {EXECUTORCH: one.version or "?"} for name, one in found.items()}
-    options = {"exporter": list(found)}
+    versions = choose_exporters(config, at_hand)
+    options = {"exporter": list(config.stash[EXPORTERS])}
     start_recording(config, "runners", config.getoption("results"), options, exporters=versions)
-
-
-def at_hand() -> Iterator[str]:
-    """Yield the name of each ExecuTorch that works, one of each version."""
-    seen = set()
-    for name, environment in exporters_at_hand():
-        if environment.problem() is None and environment.version not in seen:
-            seen.add(environment.version)
-            yield name
-
-
-def label_of(exporter: Exporter) -> str:
-    """Return an exporter's name, with its version for the installed ExecuTorch."""
-    return exporter.label if "@" in exporter.label else f"{exporter.label}@{exporter.version}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "scenario" in metafunc.fixturenames:
-        exporters: dict[str, Exporter] = metafunc.config.stash[_EXPORTERS]
+        exporters = metafunc.config.stash[EXPORTERS]
         rows = [
             (label, scenario, mode)
             for label in exporters
@@ -86,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def first_label(pytestconfig: pytest.Config) -> str:
     """Return the name of the first ExecuTorch, whose runner is broken."""
-    exporters = pytestconfig.stash[_EXPORTERS]
+    exporters = pytestconfig.stash[EXPORTERS]
     return next(iter(exporters))
 
 
@@ -100,7 +74,7 @@ def bench_of(
     opened: dict[tuple[str, str, str], Bench] = {}
 
     def get(label: str, model: str, mode: str) -> Bench:
-        exporter = pytestconfig.stash[_EXPORTERS][label]
+        exporter = pytestconfig.stash[EXPORTERS][label]
         folder = folder_of(root, label)
         if label not in scripts:
             for one in scripts.values():
