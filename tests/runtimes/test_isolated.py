@@ -226,10 +226,12 @@ def test_time_without_the_overhead_is_the_runtimes_own(artifact, mixed_program):
     method = IsolatedRuntime(Misbehaving, "call", "wait", "0.3").load(artifact, "forward")
     took, overhead = time.perf_counter_ns() - start, overhead_ns() - overhead
     assert overhead > took / 2  # importing torch does not count as loading
-    start, overhead = time.perf_counter_ns(), overhead_ns()
-    method(*mixed_program[2])
-    own = time.perf_counter_ns() - start - (overhead_ns() - overhead)
-    assert 0.3e9 <= own < 0.5e9
+    times = []
+    for _ in range(5):  # a busy machine adds to some of them
+        start, overhead = time.perf_counter_ns(), overhead_ns()
+        method(*mixed_program[2])
+        times.append(time.perf_counter_ns() - start - (overhead_ns() - overhead))
+    assert 0.3e9 <= min(times) < 0.5e9
 
 
 @pytest.mark.parametrize("name", ["coreml", "coreml:cpu_only", "executorch"])
