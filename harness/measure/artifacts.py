@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from harness.artifact import Artifact
@@ -16,6 +17,7 @@ from harness.artifact.pte_reader import read_pte
 from harness.checks import Check, artifact_checks, run_check, value_checks
 from harness.checks.accuracy import Error
 from harness.checks.agreement import trace_distances
+from harness.checks.findings import BECAUSE, causes_only
 from harness.checks.outputs import module, output_distances, values
 from harness.checks.weights import checkpoint, unshared_export
 from harness.diff import Difference, check_readable
@@ -122,6 +124,8 @@ class _Gate:
         self._runtime = runtime
         self._progress = progress
         self._goal = goal
+        self._damage = ""  # what HEAD cannot be read for
+        self._found_in_head: list[Case] = []  # cases that BASE passes
 
     def structure(self) -> None:
         """Compare what both hold, and the checks that execute nothing.
@@ -131,18 +135,21 @@ class _Gate:
         self._progress("comparing programs and weights")
         try:
             base, head = (subject.artifact for subject in self._subjects)
-            self.metrics += _size_metrics(base, head)
             metrics, differences = structure_metrics(*self._subjects)
-            self.metrics += metrics
+            self.metrics += [*_size_metrics(base, head), *metrics]
             self.notes += _notes(differences)
         except ArtifactError as error:
             check_readable(self._subjects[0].artifact)
             self.metrics.append(_damaged(error))
+            self._damage = str(error)
         self._run_checks(executing=False)
 
     def numbers(self) -> None:
         """Run the checks that execute, and compare what HEAD computes with what BASE does."""
         self._run_checks(executing=True)
+        if self._damage:
+            self.notes.append("Not compared: what both compute: HEAD is damaged")
+            return
         base, head = self._subjects
         is_language_model = base.is_language_model and head.is_language_model
         compared = trace_distances if is_language_model else output_distances
@@ -184,13 +191,26 @@ class _Gate:
             self._progress(f"checking {found.name}")
             runtime = self._runtime if found.takes_runtime else None
             base, head = (run_check(found, x, runtime, suite="gate") for x in self._subjects)
+            if not executing or self._damage:
+                head = self._without_effects(base, head)
             no_reference = head.outcome == "skip" and _lacks_reference(found, self._subjects[1])
-            if base.outcome == head.outcome == "skip" or no_reference:
+            is_effect = head.outcome == "skip" and head.reason.startswith(BECAUSE)
+            if base.outcome == head.outcome == "skip" or no_reference or is_effect:
                 skipped.setdefault(head.reason, []).append(found.name)
             else:
                 self.metrics.append(_outcome_metric(base, head))
         for reason, names in skipped.items():
             self.notes.append(f"Not checked: {', '.join(names)}: {reason}")
+
+    def _without_effects(self, base: Case, head: Case) -> Case:
+        """Return a case of HEAD, skipped when an earlier finding in HEAD alone explains it."""
+        if self._damage and self._damage in head.reason:
+            reason = f"{BECAUSE}HEAD is damaged"
+            return replace(head, outcome="skip", stage="", signal="", reason=reason, findings=())
+        *_, judged = causes_only([*self._found_in_head, head])
+        if base.passes and not judged.passes:
+            self._found_in_head.append(judged)
+        return judged
 
     def _output_metric(self, case: str, where: str, found: Error, bound: float) -> Metric:
         verdict, cause = "same", ""
@@ -285,8 +305,9 @@ def _notes(found: Iterable[Difference]) -> Iterator[str]:
 
 def _size_metrics(base: Artifact, head: Artifact) -> Iterator[Metric]:
     ours, theirs = _size(base), _size(head)
-    verdict, reason = fact_verdict(ours, theirs, fact_margin("pte bytes", ours, {}))
-    yield Metric("artifact", "pte bytes", "fact", f"{ours:,}", f"{theirs:,}", verdict, reason)
+    name = f"{base.kind} bytes" if base.kind == head.kind else "bytes"
+    verdict, reason = fact_verdict(ours, theirs, fact_margin(name, ours, {}))
+    yield Metric("artifact", name, "fact", f"{ours:,}", f"{theirs:,}", verdict, reason)
     counts = len(base.packages), len(head.packages)
     verdict = "same" if counts[0] == counts[1] else "changed"
     texts = str(counts[0]), str(counts[1])

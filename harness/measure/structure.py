@@ -249,13 +249,13 @@ class WeightValues:
         return True
 
     def of_names(self) -> Iterator[tuple[str, str, str, Numbers]]:
-        """Yield method, name and change of each weight that differs; one in two methods once.
+        """Yield methods, name and change of each weight that differs; one in two methods once.
 
         Without a difference that `have_name`, there is nothing to yield: names follow the order of
         emission, which may differ while both compute the same.
         """
         ours, theirs = self._named if self._by_name else ({}, {})
-        seen = set()
+        changes: dict[tuple[str, str], tuple[list[str], Numbers]] = {}
         for method in (name for name in ours if name in theirs):
             for name in dict.fromkeys([*ours[method], *theirs[method]]):
                 base, head = ours[method].get(name), theirs[method].get(name)
@@ -266,9 +266,10 @@ class WeightValues:
                     continue
                 else:
                     reason, numbers = value_change(base, head)
-                if (name, reason) not in seen:
-                    yield f"method '{method}'", f"weight {name}", reason, numbers
-                seen.add((name, reason))
+                changes.setdefault((name, reason), ([], numbers))[0].append(f"'{method}'")
+        for (name, reason), (methods, numbers) in changes.items():
+            noun = "method" if len(methods) == 1 else "methods"
+            yield f"{noun} {' and '.join(methods)}", f"weight {name}", reason, numbers
 
     def _tensor(self, source: WeightSource) -> torch.Tensor | None:
         """Return a weight, dequantized; None when the artifact is too broken for it."""

@@ -96,9 +96,8 @@ def test_a_head_whose_weights_are_gone_is_a_regression(base, tmp_path):
     next(head.rglob("weight.bin")).write_bytes(bytes(64))
     result = compare_artifacts(base, head, tiers=["structure"])
     assert result.status == 1
-    assert any(
-        "HEAD is damaged: " in m.reason and "head.mlpackage" in m.reason for m in result.metrics
-    )
+    (one,) = (m for m in result.metrics if m.verdict == "regression")
+    assert one.reason.startswith("HEAD is damaged: ") and "head.mlpackage" in one.reason
     with pytest.raises(HarnessError, match=r"head\.mlpackage"):
         compare_artifacts(head, base, tiers=["structure"])
 
@@ -114,6 +113,26 @@ def tiny(tmp_path_factory):
     copy = tmp_path_factory.mktemp("tiny") / "copy.pte"
     shutil.copyfile(located.path, copy)
     return subject_of(located), copy
+
+
+def test_a_size_is_that_of_the_kind_and_a_failure_has_its_code(base, tiny, tmp_path):
+    names = [m.name for m in compare_artifacts(base, base, tiers=["structure"]).metrics]
+    assert "mlpackage bytes" in names and "pte bytes" not in names
+    export = Export(tiny[1])
+    perturb_a_norm(export)
+    base = Subject(tiny[1], tiny[0].checkpoint, tiny[0].params)
+    result = compare_artifacts(base, export.save(tmp_path / "head.pte"), tiers=["structure"])
+    (found,) = (m for m in result.metrics if m.name == "weights" and m.kind == "outcome")
+    assert found.reason.startswith("W01 ")
+
+
+def test_a_shared_weight_is_named_with_all_methods_that_use_it(tmp_path):
+    path = locate("tiny/multifunction").path
+    export = Export(path)
+    perturb_a_norm(export)
+    result = compare_artifacts(path, export.save(tmp_path / "head.pte"), tiers=["structure"])
+    (found,) = (m for m in result.metrics if m.accept == "weights")
+    assert found.case == "methods 'forward' and 'prefill'"
 
 
 @pytest.mark.parametrize("is_base", [True, False])
