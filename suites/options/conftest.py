@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     versions = choose_exporters(config, lambda: ("coreml", *at_hand()))
-    options = {"exporter": list(config.stash[EXPORTERS])}
+    options = {"exporter": [*config.stash[EXPORTERS]]}
     start_recording(
         config, "options", config.getoption("results"), options, Table, exporters=versions
     )

@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     versions = choose_exporters(config, at_hand)
-    options = {"exporter": list(config.stash[EXPORTERS])}
+    options = {"exporter": [*config.stash[EXPORTERS]]}
     start_recording(config, "runners", config.getoption("results"), options, exporters=versions)
 
 
