@@ -289,6 +289,13 @@ def told(run: Run) -> str:
     return f"exit status {run.status}{': ' if run.problem else ''}{run.problem}"
 
 
+def ended(run: Run) -> Run:
+    """Return a run with status 0; a crash is not the defect that a known row names."""
+    if run.status:
+        raise HarnessError(told(run))
+    return run
+
+
 def printed_text(run: Run, prompt: str) -> str:
     """Return the text that a script printed after the prompt, without its notes in brackets."""
     line = "-" * 50
