@@ -61,7 +61,7 @@ def caller(mixed_program, tmp_path):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (file.exists() and file.read_text()):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
