@@ -5,6 +5,7 @@ The functions say why a check does not apply to a subject, where several modules
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from harness.golden import Golden, Steps
     from harness.golden.eager import Reference
     from harness.golden.weights import Match
-    from harness.models import ModelConfig
-    from harness.models.model import Freqs, Oracle
+    from harness.models import ModelConfig, Weights
+    from harness.models.model import Freqs
+    from harness.models.stream import Computed, Passage, StreamedModel
 
 _DTYPES = {"float16": "fp16", "float32": "fp32"}
 _MAX_NAMED = 4  # weights in a message
@@ -71,6 +73,7 @@ class Subject:
         self.golden_path = None if golden is None else Path(golden)
         self.seed = seed
         self.measured: dict[str, object] = {}  # by runtime: see `harness.checks.accuracy.measure`
+        self.upcoming: Callable[[], Iterable[Passage]] = tuple  # those that checks will compute
         self._sessions: dict[str, Session] = {}
 
     @classmethod
@@ -192,18 +195,17 @@ class Subject:
         """`single` or `multifunction`."""
         return mode_of(self.artifact.constants)
 
-    @cached_property
+    @property
     def held(self) -> ModelConfig:
         """The sizes of the model that the artifact holds."""
         return self._held[0]
 
     @cached_property
-    def _held(self) -> tuple[ModelConfig, dict[str, torch.Tensor] | None]:
-        """The artifact's own model, without its weights if there is a checkpoint."""
+    def _held(self) -> tuple[ModelConfig, Weights]:
+        """The artifact's own model."""
         from harness.models.recognise import read_model
 
-        config, weights = read_model(self.artifact, "forward")
-        return config, None if self.checkpoint and self.params else weights
+        return read_model(self.artifact, "forward")
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -219,42 +221,30 @@ class Subject:
         )
 
     @cached_property
-    def expected_weights(self) -> dict[str, torch.Tensor] | None:
+    def expected_weights(self) -> Weights | None:
         """The checkpoint's weights after the exporter's quantization, None without a checkpoint."""
         if self.checkpoint is None or self.params is None:
             return None
-        from harness.models.checkpoint import load_checkpoint
-        from harness.models.quantize import exported_weights, read_scheme
+        from harness.models.quantize import read_scheme
+        from harness.models.stream import checkpoint_weights
 
-        checkpoint = load_checkpoint(self.checkpoint, self.config)
         options, dtype = self.options, self.dtype
         quantization = options.quantization if options else read_scheme(self.artifact, dtype)
-        return exported_weights(checkpoint, self.config, quantization)
+        return checkpoint_weights(self.checkpoint, self.config, quantization, self._held[1])
 
-    @cached_property
-    def weights(self) -> dict[str, torch.Tensor]:
+    @property
+    def weights(self) -> Weights:
         """The expected weights, or without a checkpoint the artifact's, dequantized to fp32."""
-        weights = self.expected_weights or self._held[1]
-        assert weights is not None, "without a checkpoint, the artifact's weights are kept"
-        return weights
+        return self._held[1] if self.expected_weights is None else self.expected_weights
 
     @cached_property
-    def oracle(self) -> Oracle:
-        """The plain causal model in fp64, with `weights`."""
-        return self._model("fp64")
+    def model(self) -> StreamedModel:
+        """The plain causal model with `weights`: what the artifact must compute."""
+        from harness.models.quantize import DTYPES
+        from harness.models.stream import StreamedModel
 
-    @cached_property
-    def eager(self) -> Oracle:
-        """The same model in the artifact's own dtype; its error is the cost of that precision."""
-        return self._model(self.dtype)
-
-    def _model(self, dtype: str) -> Oracle:
-        import torch
-
-        from harness.models.model import Oracle
-
-        width = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[dtype]
-        return Oracle(self.config, self.weights, width, windows_of(self.artifact.constants))
+        windows = windows_of(self.artifact.constants)
+        return StreamedModel(self.config, self.weights, DTYPES[self.dtype], self.tables, windows)
 
     @cached_property
     def tables(self) -> Freqs:
@@ -263,11 +253,6 @@ class Subject:
 
         layout = self.session(REFERENCE).layout
         return layout.freqs_cos, layout.freqs_sin
-
-    def first_tables(self, length: int) -> Freqs:
-        """Return the tables' first `length` positions, each [length, head_dim / 2]."""
-        cos, sin = self.tables
-        return cos[:length], sin[:length]
 
     @property
     def dtype(self) -> str:
@@ -302,17 +287,32 @@ class Subject:
     def reference(
         self, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Return the oracle's logits [tokens, vocab], and each layer's keys and values.
+        """Return fp64 logits [tokens, vocab] of the plain causal model, and each layer's caches.
 
-        Raises NoReferenceError when the logits are not finite, and cannot be compared with others.
+        Keys and values are [n_kv_heads, tokens, head_dim]. Raises NoReferenceError when the logits
+        are not finite, and cannot be compared with others.
         """
-        logits, keys, values = self.oracle(tokens, self.first_tables(len(tokens)))
-        if not logits.isfinite().all():
+        from harness.models.stream import whole_passage
+
+        (found,) = self.model.compute([whole_passage(tokens)])
+        self._require_finite(found)
+        return found.logits(range(len(tokens))), found.keys, found.values
+
+    def computed(self, passage: Passage) -> Computed:
+        """Return the results of a passage by the model of `reference`, and keep them.
+
+        All that `upcoming` lists is computed in the same pass. Raises as `reference` does.
+        """
+        found = self.model.computed(passage, self.upcoming)
+        self._require_finite(found)
+        return found
+
+    def _require_finite(self, found: Computed) -> None:
+        if not found.largest.isfinite().all():
             raise NoReferenceError(
                 "the reference itself, PyTorch in fp64, gives NaN or infinity, so there is nothing "
                 f"to compare with: {self._cause_of_nan()}"
             )
-        return logits, keys, values
 
     def _cause_of_nan(self) -> str:
         of = "artifact" if self.expected_weights is None else "checkpoint"

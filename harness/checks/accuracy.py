@@ -18,6 +18,7 @@ import torch
 
 from harness.errors import NoReferenceError
 from harness.generate.session import Session
+from harness.models.stream import Passage
 from harness.results import Figure
 from harness.runtimes import REFERENCE, runtime_row
 from harness.subject import Subject
@@ -231,11 +232,26 @@ def measure(subject: Subject, runtime: str) -> Measured:
 
 
 def _measure(subject: Subject, runtime: str) -> Measured:
-    tokens = sequence(subject)
-    have = trace(subject.session(runtime), tokens, prompt_length(subject))
-    logits, keys, values = subject.reference(torch.tensor(tokens))
-    wanted = Trace(have.positions, have.n_prefill, logits[have.positions], keys, values)
+    tokens, n_prompt = sequence(subject), prompt_length(subject)
+    have = trace(subject.session(runtime), tokens, n_prompt)
+    found = subject.computed(sequence_passage(subject, runtime))
+    logits = found.logits(have.positions)
+    wanted = Trace(have.positions, have.n_prefill, logits, found.keys, found.values)
     return Measured(_errors(have, wanted), have, wanted.logits)
+
+
+def sequence_passage(subject: Subject, runtime: str) -> Passage:
+    """Return the subject's sequence, and what a comparison with a runtime needs of its results."""
+    tokens = sequence(subject)
+    first = _first_row(subject)
+    cost = runtime_row(runtime).rounds
+    return Passage(tuple(tokens), frozenset(range(first, len(tokens))), caches=True, cost=cost)
+
+
+def _first_row(subject: Subject) -> int:
+    """Return the first position of the sequence whose logits prefill returns."""
+    is_full = subject.session(REFERENCE).layout.full_logits
+    return 0 if is_full else prompt_length(subject) - 1
 
 
 def _errors(have: Trace, wanted: Trace) -> Errors:
@@ -280,29 +296,27 @@ def tolerances(subject: Subject, runtime: str) -> dict[str, float]:
     """
     if not runtime_row(runtime).rounds:
         return dict.fromkeys(PARTS, WIDE_TOLERANCE)
-    cost = subject.measured.get("precision") or _cost_of_precision(subject)
-    assert isinstance(cost, Errors)
+    cost = subject.measured.get("precision") or _cost_of_precision(subject, runtime)
+    assert isinstance(cost, dict)
     subject.measured["precision"] = cost
-    return {
-        part: max(_calibrated(getattr(cost, part).relative, subject), WIDE_TOLERANCE)
-        for part in PARTS
+    return {part: max(_calibrated(cost[part], subject), WIDE_TOLERANCE) for part in PARTS}
+
+
+def _cost_of_precision(subject: Subject, runtime: str) -> dict[str, float]:
+    """Return the relative error of each part of eager PyTorch, in the artifact's dtype."""
+    found = subject.computed(sequence_passage(subject, runtime))
+    assert found.cost
+    split = prompt_length(subject)
+    rows = {"prefill": slice(_first_row(subject), split), "decode": slice(split, None)}
+    relative = {
+        part: _ratio(found.cost.logits[span].max(), found.largest[span].max())
+        for part, span in rows.items()
     }
+    return relative | {"caches": found.cost.caches}
 
 
-def _cost_of_precision(subject: Subject) -> Errors:
-    """Measure eager PyTorch in the artifact's dtype on the subject's sequence."""
-    tokens = torch.tensor(sequence(subject))
-    first = prompt_length(subject)
-    start = 0 if subject.session(REFERENCE).layout.full_logits else first - 1
-    positions, n_prefill = list(range(start, len(tokens))), first - start
-    have, wanted = (
-        Trace(positions, n_prefill, logits[positions], keys, values)
-        for logits, keys, values in (
-            subject.eager(tokens, subject.first_tables(len(tokens))),
-            subject.reference(tokens),
-        )
-    )
-    return _errors(have, wanted)
+def _ratio(largest: torch.Tensor, scale: torch.Tensor) -> float:
+    return float(largest / scale if scale else largest)
 
 
 def _calibrated(relative: float, subject: Subject) -> float:
@@ -316,14 +330,16 @@ def _calibrated(relative: float, subject: Subject) -> float:
     return min(allowed, CEILINGS[subject.dtype])
 
 
-def allowed_on(subject: Subject, runtime: str, tokens: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the allowed relative error on tokens other than the subject's sequence.
+def allowed_on(subject: Subject, passage: Passage) -> float:
+    """Return the allowed relative error on other tokens than the subject's sequence.
 
-    Late positions of a long context may have a larger error than the sequence. One eager pass in
-    the artifact's precision measures it, relative to the largest logit of the position.
+    Late positions of a long context may have a larger error than the sequence. The cost of the
+    artifact's precision is measured on the passage, relative to each position's largest logit. A
+    passage without a cost allows none.
     """
-    if not runtime_row(runtime).rounds:
+    if not passage.cost:
         return 0.0
-    eager = subject.eager(tokens, subject.first_tables(len(tokens)))[0]
-    worst = max(error(found, want).relative for found, want in zip(eager, wanted, strict=True))
-    return _calibrated(worst, subject)
+    found = subject.computed(passage)
+    assert found.cost
+    pairs = zip(found.cost.logits, found.largest, strict=True)
+    return _calibrated(max(_ratio(*pair) for pair in pairs), subject)

@@ -24,6 +24,7 @@ from harness.checks.accuracy import (
     noise_floor,
     prompt_length,
     sequence,
+    sequence_passage,
     tolerances,
     top_agreement,
     trace,
@@ -31,9 +32,13 @@ from harness.checks.accuracy import (
 from harness.checks.run import Check, check
 from harness.errors import CallTimeoutError, CrashError, HarnessError
 from harness.generate import generate
+from harness.generate.layout import ModelLayout
 from harness.generate.session import Session
 from harness.generate.tokenizer import load_tokenizer
+from harness.mil import repeated
+from harness.models.stream import Passage
 from harness.results import Figure, Finding
+from harness.runtimes import REFERENCE, runtime_row
 from harness.subject import Subject, language_model
 
 GREEDY_PROMPTS = "greedy-prompts"
@@ -41,7 +46,11 @@ _NEW_TOKENS = 32  # after each prompt
 LIMITS = (0, 127, 128, 255, 256, 32767, 32768, 65535, 65536)  # of ids in 8, 16 and 17 bits
 
 
-@check("parity", needs=(language_model,), takes_runtime=True, damaged="N01")
+def _sequence(subject: Subject, runtime: str) -> list[Passage]:
+    return [sequence_passage(subject, runtime)]
+
+
+@check("parity", needs=(language_model,), takes_runtime=True, damaged="N01", passages=_sequence)
 def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare logits and caches, teacher forced: prefill in chunks, then decode step by step."""
     measured = measure(subject, runtime)
@@ -88,9 +97,9 @@ def greedy_findings(
     allowed = max(tolerances(subject, runtime).values())
     for name, prompt in prompts.items():
         chosen = [t.token for t in generate(subject.session(runtime), prompt, new_tokens)]
-        text = torch.tensor(prompt + chosen[:-1])
-        logits, _, _ = subject.reference(text)
-        wanted = logits[len(prompt) - 1 :]
+        text = (*prompt, *chosen[:-1])
+        rows = range(len(prompt) - 1, len(text))
+        wanted = subject.computed(Passage(text, frozenset(rows))).logits(rows)
         bound = allowed * float(wanted.abs().max())
         agreement = top_agreement(torch.tensor(chosen), wanted, bound)
         yield Finding(
@@ -114,38 +123,59 @@ def greedy_prompts(prompts: Sequence[str], tokenizer: Path) -> Check[Subject]:
     return Check(GREEDY_PROMPTS, find, (language_model,), takes_runtime=True, damaged="N01")
 
 
-@check("residues", needs=(language_model,), takes_runtime=True, damaged="N01")
+def _whole_context(subject: Subject, runtime: str) -> list[Passage]:
+    """Return seeded tokens that fill the context, with the rows that `residues` compares."""
+    layout = subject.session(REFERENCE).layout
+    generator = torch.Generator().manual_seed(SEED + 1)
+    tokens = torch.randint(layout.vocab_size, (layout.context,), generator=generator)
+    rows = frozenset((*range(_max_length(layout)), layout.context - 1))
+    return [Passage(tuple(tokens.tolist()), rows, cost=runtime_row(runtime).rounds)]
+
+
+def _max_length(layout: ModelLayout) -> int:
+    """Return the length of the longest of the prompts that are each fed."""
+    return min(2 * layout.prefill.input_len, layout.context)
+
+
+@check(
+    "residues", needs=(language_model,), takes_runtime=True, damaged="N01", passages=_whole_context
+)
 def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare prompts of every length up to two chunks and of the whole context, and its last step.
 
-    A prompt with one token more must be refused.
+    The mask hides a chunk's later tokens, so that one chunk gives the logits of every length; some
+    lengths are fed alone, with padding. A prompt of one token more than the context is refused.
     """
     session = subject.session(runtime)
     layout = session.layout
-    generator = torch.Generator().manual_seed(SEED + 1)
-    tokens = torch.randint(layout.vocab_size, (layout.context,), generator=generator)
-    logits, _, _ = subject.reference(tokens)
-    text: list[int] = tokens.tolist()
-    allowed = max(
-        *tolerances(subject, runtime).values(), allowed_on(subject, runtime, tokens, logits)
-    )
-    lengths = range(1, min(2 * layout.prefill.input_len, layout.context) + 1)
-    have = []
-    for length in lengths:
-        session.reset()
-        have.append(session.prefill(text[:length]))
-    found = error(torch.stack(have), logits[: len(have)])
+    (passage,) = _whole_context(subject, runtime)
+    computed, text = subject.computed(passage), list(passage.tokens)
+    allowed = max(*tolerances(subject, runtime).values(), allowed_on(subject, passage))
+    longest, final = _max_length(layout), computed.logits([layout.context - 1])[0]
+    have = [*_each_length(session, text[:longest])]
+    lengths = [*range(1, longest + 1), *_padded_lengths(layout)]
+    have += [_fed_alone(session, text[:length]) for length in lengths[longest:]]
+    found = error(torch.stack(have), computed.logits(length - 1 for length in lengths))
     yield Finding(
         "residues",
-        f"prompts of 1 to {len(have)} tokens",
+        f"prompts of 1 to {longest} tokens",
         comparisons=found.count,
         figures={"prompt lengths error": _bounded(found, allowed)},
         code="N14",
     )
-    last = have[-1]
-    while session.position < layout.context:
-        last = session.decode(text[session.position])
-    found = error(last, logits[-1])
+    session.reset()
+    found = error(session.prefill(text), final)
+    whole = Finding(
+        "residues",
+        f"a prompt of the whole context, {layout.context} tokens",
+        comparisons=found.count,
+        figures={"whole context error": _bounded(found, allowed)},
+        code="N14",
+    )
+    session.rewind(max(1, layout.context - DECODE_STEPS))
+    for token in text[session.position :]:
+        last = session.decode(token)
+    found = error(last, final)
     yield Finding(
         "residues",
         f"the last position, {layout.context - 1}",
@@ -153,15 +183,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         figures={"last position error": _bounded(found, allowed)},
         code="N14",
     )
-    session.reset()
-    found = error(session.prefill(text), logits[-1])
-    yield Finding(
-        "residues",
-        f"a prompt of the whole context, {layout.context} tokens",
-        comparisons=found.count,
-        figures={"whole context error": _bounded(found, allowed)},
-        code="N14",
-    )
+    yield whole
     session.reset()
     yield Finding(
         "residues",
@@ -171,6 +193,28 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         comparisons=1,
         code="N15",
     )
+
+
+def _each_length(session: Session, text: list[int]) -> Iterator[torch.Tensor]:
+    """Yield the logits [vocab] after each token of a text, which is fed in whole chunks."""
+    session.reset()
+    while session.position < len(text):
+        size = session.layout.prefill.input_len - len(session.tail)
+        with repeated():
+            yield from session.feed_each(text[session.position : session.position + size])
+
+
+def _padded_lengths(layout: ModelLayout) -> list[int]:
+    """Return lengths of prompts whose first or second chunk has much, some or little padding."""
+    size = layout.prefill.input_len
+    lengths = (1, size // 2, size - 1, size + 1, size + size // 2, 2 * size - 1)
+    return sorted({length for length in lengths if 0 < length <= _max_length(layout)})
+
+
+def _fed_alone(session: Session, prompt: list[int]) -> torch.Tensor:
+    """Return the logits [vocab] after a prompt, whose last chunk is padded."""
+    session.reset()
+    return session.prefill(prompt)
 
 
 def _refuses(session: Session, tokens: list[int]) -> bool:
@@ -184,42 +228,46 @@ def _refuses(session: Session, tokens: list[int]) -> bool:
     return False
 
 
-@check("token-ids", needs=(language_model,), takes_runtime=True, damaged="N01")
+def _id_passages(subject: Subject, runtime: str) -> list[Passage]:
+    cost = runtime_row(runtime).rounds
+    return [
+        Passage(tuple(ids), frozenset(range(len(ids))), caches=True, cost=cost)
+        for ids in _id_sequences(subject).values()
+    ]
+
+
+def _id_sequences(subject: Subject) -> dict[str, list[int]]:
+    """Return the sequences of token ids that matter, by name, cut to the context."""
+    layout = subject.session(REFERENCE).layout
+    vocabulary = layout.vocab_size
+    limits = [token for token in LIMITS if token < vocabulary]
+    others = torch.randint(1, vocabulary, (2,), generator=torch.Generator().manual_seed(SEED + 2))
+    a, b = others.tolist()
+    sequences = {
+        "limits": list(dict.fromkeys([*limits, vocabulary - 1])),
+        "id 0 within": [a, 0, 0, b],
+        "id 0 at both ends": [0, a, b, 0],
+        "id 0 only": [0, 0, 0, 0],
+    }
+    return {name: ids[: layout.context] for name, ids in sequences.items()}
+
+
+@check(
+    "token-ids", needs=(language_model,), takes_runtime=True, damaged="N01", passages=_id_passages
+)
 def check_token_ids(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare ids at the limits of 8, 16 and 17 bits, the last id, and id 0 at every place.
 
     Core ML takes ids as int32, and programs narrow them to 16 bits. Id 0 also fills the rest of a
     chunk. Each sequence is fed as a prompt, and again token by token.
     """
-    vocabulary = subject.session(runtime).layout.vocab_size
-    limits = [token for token in LIMITS if token < vocabulary]
-    others = torch.randint(1, vocabulary, (2,), generator=torch.Generator().manual_seed(SEED + 2))
-    a, b = others.tolist()
-    yield from _fed_both_ways(
-        subject,
-        runtime,
-        {
-            "limits": list(dict.fromkeys([*limits, vocabulary - 1])),
-            "id 0 within": [a, 0, 0, b],
-            "id 0 at both ends": [0, a, b, 0],
-            "id 0 only": [0, 0, 0, 0],
-        },
-    )
-
-
-def _fed_both_ways(
-    subject: Subject, runtime: str, sequences: dict[str, list[int]]
-) -> Iterator[Finding]:
-    """Compare logits and caches of sequences, as prompts and token by token, with the oracle's."""
     session = subject.session(runtime)
-    for name, ids in sequences.items():
-        text = ids[: session.layout.context]
-        tokens = torch.tensor(text)
-        wanted = Trace(list(range(len(text))), 0, *subject.reference(tokens))
-        allowed = max(
-            *tolerances(subject, runtime).values(),
-            allowed_on(subject, runtime, tokens, wanted.logits),
-        )
+    passages = _id_passages(subject, runtime)
+    for (name, text), passage in zip(_id_sequences(subject).items(), passages, strict=True):
+        computed = subject.computed(passage)
+        positions = list(range(len(text)))
+        wanted = Trace(positions, 0, computed.logits(positions), computed.keys, computed.values)
+        allowed = max(*tolerances(subject, runtime).values(), allowed_on(subject, passage))
         for n_prompt, how in ((len(text), "prompt"), (1, "steps")):
             session.reset()
             found = distances(trace(session, text, n_prompt), wanted)

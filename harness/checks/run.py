@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from harness.checks.findings import ANY_CHECK, explained, is_reported_once, rows
 from harness.errors import (
@@ -27,6 +27,9 @@ from harness.errors import (
 from harness.results import NOT_APPLICABLE, Case, Finding, RecordedFinding, case_from_findings
 from harness.runtimes import get_runtime, runtime_row
 
+if TYPE_CHECKING:
+    from harness.models.stream import Passage
+
 S = TypeVar("S")  # the kind of subject
 _NAME = r"(?:[a-z]\w* '[^']*'|[a-z]+ \d+)"  # function 'main', package 0
 _NAMED = re.compile(rf"(?:[^:,' ]+(?:, |: ))?(?P<place>{_NAME}(?:, {_NAME})*|\S+[./]\S+): ")
@@ -37,7 +40,8 @@ class Check(Generic[S]):
     """A check: `find(subject)`, or `find(subject, runtime)` with `takes_runtime`, yields findings.
 
     Each of `needs` takes the subject and returns why the check does not apply to it, or None.
-    `damaged` is the code of an artifact that the check cannot read, or cannot execute.
+    `damaged` is the code of an artifact that the check cannot read, or cannot execute. `passages`
+    returns what the check will ask of the subject's model: that of all checks is computed at once.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Check(Generic[S]):
     takes_runtime: bool = False
     kinds: tuple[str, ...] = ()
     damaged: str = "A01"
+    passages: Callable[[S, str], Iterable[Passage]] = lambda subject, runtime: ()
 
     def runs_on(self, runtime: str) -> bool:
         """Return whether the check is about this runtime: one of its `kinds`, or any without."""
@@ -77,11 +82,12 @@ def check(
     takes_runtime: bool = False,
     kinds: tuple[str, ...] = (),
     damaged: str = "A01",
+    passages: Callable[[Any, str], Iterable[Passage]] = lambda subject, runtime: (),
 ) -> Callable[[Callable[..., Iterable[Finding]]], Check[Any]]:
     """Turn a generator of findings into a check, which `defined_in` finds in its module."""
 
     def decorate(find: Callable[..., Iterable[Finding]]) -> Check[Any]:
-        return Check(name, find, needs, takes_runtime, kinds, damaged)
+        return Check(name, find, needs, takes_runtime, kinds, damaged, passages)
 
     return decorate
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.checks import Check, artifact_checks, core_ml_checks, run_check, value_checks
 from harness.checks.findings import causes_only
@@ -12,6 +14,9 @@ from harness.errors import HarnessError
 from harness.results import NOT_APPLICABLE, Case
 from harness.runtimes import RUNTIMES, default_runtime, usable_runtimes
 from harness.subject import Subject
+
+if TYPE_CHECKING:
+    from harness.models.stream import Passage
 
 _SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 
@@ -118,8 +123,19 @@ def _cases(
         for c in checks
         for runtime in (filter(c.runs_on, runtimes) if c.takes_runtime else [None])
     ]
+    subject.upcoming = lambda: _passages(subject, pairs)
     for done, (check, runtime) in enumerate(pairs):
         where = f" on {runtime}" if runtime else ""
         progress(f"checking {check.name}{where}", done, len(pairs))
         names = {"suite": "check", "fixture": name, "mode": mode}
         yield run_check(check, subject, runtime, **names, strict=strict)
+
+
+def _passages(
+    subject: Subject, pairs: Iterable[tuple[Check[Subject], str | None]]
+) -> Iterator[Passage]:
+    """Yield what the checks ask of the subject's model; one that fails reports it when it runs."""
+    for check, runtime in pairs:
+        with suppress(HarnessError):
+            if runtime and not check.inapplicable(subject):
+                yield from check.passages(subject, runtime)

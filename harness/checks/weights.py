@@ -22,6 +22,7 @@ from harness.models.checkpoint import checkpoint_names
 from harness.models.config import load_params
 from harness.models.model import rope_tables
 from harness.models.recognise import read_model
+from harness.models.stream import same_values
 from harness.results import Figure, Finding
 from harness.subject import Subject, language_model, other_backends
 
@@ -229,19 +230,32 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
     """
     expected = subject.expected_weights
     assert expected is not None
-    for method in subject.artifact.methods:
-        _, held = read_model(subject.artifact, method)
+    methods = {
+        method: read_model(subject.artifact, method)[1] for method in subject.artifact.methods
+    }
+    wrong: dict[str, dict[str, str]] = {method: {} for method in methods}
+    counts = dict.fromkeys(methods, 0)
+    for name in expected:
+        want = expected[name]
+        judged: dict[object, str] = {}  # by where a weight is stored: methods may share it
+        for method, held in methods.items():
+            if name in held:
+                stored = held.makers[name]
+                if stored not in judged:
+                    judged[stored] = _difference(held[name], want)
+                counts[method] += want.numel()
+                wrong[method] |= {name: judged[stored]} if judged[stored] else {}
+        expected.release()
+    for method, held in methods.items():
         different = [f"{name} is in one of the two only" for name in sorted(held.keys() ^ expected)]
-        common = {name: want for name, want in expected.items() if name in held}
-        wrong = {n: d for n, want in common.items() if (d := _difference(held[n], want))}
-        names = _own_names(subject) if wrong else {}
-        different += [f"{_both(name, names)} ({text})" for name, text in wrong.items()]
+        names = _own_names(subject) if wrong[method] else {}
+        different += [f"{_both(name, names)} ({text})" for name, text in wrong[method].items()]
         yield Finding(
             "weights",
             f"method '{method}'",
             ok=not different,
             message=f"differ from the checkpoint's: {'; '.join(different[:5])}",
-            comparisons=sum(want.numel() for want in common.values()),
+            comparisons=counts[method],
             facts={"tensors": len(expected)},
             code="W01",
         )
@@ -262,6 +276,8 @@ def _difference(have: torch.Tensor, want: torch.Tensor) -> str:
     """Describe how a tensor differs from the expected one; "" when it does not."""
     if have.shape != want.shape:
         return f"shape {list(have.shape)}, not {list(want.shape)}"
+    if same_values(have, want):
+        return ""
     want = want.to(torch.float32)
     error = (have - want).abs()
     if not (wrong := int(error.count_nonzero())):  # NaN differs from everything

@@ -225,7 +225,7 @@ def model_of(subject: Subject) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     own weights, and a wrong weight cannot be found.
     """
     if subject.checkpoint is None or subject.params is None:
-        return subject.held, subject.weights
+        return subject.held, dict(subject.weights)
     from harness.models.checkpoint import load_checkpoint
     from harness.models.config import load_params
     from harness.models.quantize import exported_weights, read_scheme

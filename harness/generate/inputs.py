@@ -47,10 +47,12 @@ class BoundMethod:
         position: int,
         caches: Caches,
         parents: Sequence[int] | None = None,
+        last: int | None = None,
     ) -> Sequence[torch.Tensor]:
         """Call the method with up to `input_len` tokens, the first one at `position`.
 
-        `parents` has the row of each token's parent; without it, this is the token before.
+        `parents` has the row of each token's parent; without it, this is the token before. `last`
+        is the row whose logits are wanted; without it, this is the last token's.
         """
         phase = self.phase
         rows = self._chain
@@ -63,7 +65,7 @@ class BoundMethod:
         self._filled = rows
         self._tokens.zero_()
         self._tokens[0, : len(tokens)] = torch.tensor(tokens, dtype=self._tokens.dtype)
-        self._last_valid_token_pos[0] = len(tokens) - 1
+        self._last_valid_token_pos[0] = len(tokens) - 1 if last is None else last
         inputs = {
             TOKENS_INPUT: self._tokens,
             phase.cos: self._cos[positions],

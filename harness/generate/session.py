@@ -195,6 +195,23 @@ class Session:
             return logits.reshape(1, -1)
         return logits[0, n_tail : n_tail + len(tokens)]
 
+    def feed_each(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Feed one chunk; return the logits [len(tokens), vocab] after each token of it.
+
+        A method that returns no other logits than the last valid token's is called for each.
+        Raises HarnessError as `feed` does.
+        """
+        bound = self._bound["prefill"]
+        if bound.phase.full_logits:
+            return self.feed(tokens, "prefill")
+        self._require_feedable(tokens, bound.phase)
+        rows, first = [], len(self.tail)
+        for last in range(first, first + len(tokens)):
+            outputs = self._call(bound, tokens, last=last)
+            rows.append(outputs[LOGITS_OUTPUT].reshape(-1))
+        self._store(bound.phase, outputs, tokens, 0)
+        return torch.stack(rows)
+
     def tree_rows(self) -> int:
         """Return how many tokens a call of `feed_tree` takes, those of the tail included.
 
@@ -273,12 +290,16 @@ class Session:
                 )
 
     def _call(
-        self, bound: BoundMethod, tokens: Sequence[int], parents: Sequence[int] | None = None
+        self,
+        bound: BoundMethod,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        last: int | None = None,
     ) -> Sequence[torch.Tensor]:
         """Call a method with the tail and with tokens after it."""
         self._tree = None
         self.calls += 1
-        return bound([*self.tail, *tokens], self._stored, self._caches, parents)
+        return bound([*self.tail, *tokens], self._stored, self._caches, parents, last)
 
     def _store(
         self, phase: Phase, outputs: Sequence[torch.Tensor], tokens: Sequence[int], first: int

@@ -300,7 +300,7 @@ def _named(subject: Subject) -> _Named:
         return {}
     try:
         artifact = subject.artifact
-        return {method: read_model(artifact, method)[1] for method in artifact.methods}
+        return {method: dict(read_model(artifact, method)[1]) for method in artifact.methods}
     except HarnessError:
         return {}
 

@@ -20,13 +20,14 @@ of numbers.
         Block.run                          block.py: one generated Python function, checked step by
             Step.run                       step before the first call; step by step when observed
                 fused                      fusion.py: of fewer steps, many of them by rows/
+        Repeats.run                        function.py: what has changed since the last call
 
 An operation is one builder in `ops/`; `operation` explains how to add one. `packed/` multiplies by
 quantized weights without expanding them. `ranges` measures the ranges of FLOAT16 values.
 """
 
 from harness.mil.block import observed
-from harness.mil.function import Function, load_function
+from harness.mil.function import Function, load_function, repeated
 from harness.mil.policy import POLICIES, Policy, get_policy
 from harness.mil.storage import State
 from harness.mil.types import TensorType
@@ -40,4 +41,5 @@ __all__ = [
     "get_policy",
     "load_function",
     "observed",
+    "repeated",
 ]

@@ -1,9 +1,13 @@
-"""A loaded function of an ML Program: call it with tensors by name."""
+"""A loaded function of an ML Program: call it with tensors by name.
+
+Calls that differ in few inputs need not compute everything again: see `repeated`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +16,7 @@ import torch
 
 from harness.artifact.package import Package
 from harness.errors import ArtifactError, HarnessError
-from harness.mil.block import Block, Plan
+from harness.mil.block import Block, Plan, Step, with_frees
 from harness.mil.compile import compile_function
 from harness.mil.fusion import fused
 from harness.mil.packed import PackedWeight, multiplied_by
@@ -43,7 +47,8 @@ class Function:
         self, plan: Plan, policy: Policy, where: str, allowed: Mapping[str, AllowedShapes]
     ) -> None:
         self._plan = plan
-        self._block = Block(plan, partial(fused, policy=policy))
+        fuse = partial(fused, policy=policy)
+        self._block, self._repeats = Block(plan, fuse), Repeats(plan, fuse)
         self._is_small = _is_small(plan)
         self._policy = policy
         self._where = where
@@ -61,13 +66,14 @@ class Function:
             else:
                 raise HarnessError(f"{where}: input '{name}' is neither a tensor nor a state")
 
-    def constant(self, name: str) -> torch.Tensor | None:
-        """Return the tensor of a constant or a weight that operations read, None for other names.
-
-        Each call dequantizes a packed weight again.
-        """
+    def stored(self, name: str) -> torch.Tensor | PackedWeight | None:
+        """Return a constant or a weight that operations read, None for other names."""
         slot = self._plan.names.get(name)
-        value = None if slot is None else self._plan.slots[slot]
+        return None if slot is None else self._plan.slots[slot]
+
+    def constant(self, name: str) -> torch.Tensor | None:
+        """Return the tensor of `stored`; each call dequantizes a packed weight again."""
+        value = self.stored(name)
         return value.dequantized() if isinstance(value, PackedWeight) else value
 
     @property
@@ -116,7 +122,9 @@ class Function:
         for name, (slot, declared) in self._plan.inputs.items():
             slots[slot] = self._entered(name, inputs.get(name), state, declared)
         with _one_thread() if self._is_small else nullcontext():
-            results = dict(zip(self._plan.results, self._block.run(slots), strict=True))
+            results = dict(
+                zip(self._plan.results, self._repeats.run(self._block, slots), strict=True)
+            )
         return {name: results[slot] for name, (slot, _) in self._plan.outputs.items()}
 
     def _entered(
@@ -144,7 +152,8 @@ class Function:
         raise HarnessError(f"{where} is {tensor.dtype}, not the declared {declared.dtype.name}")
 
 
-_SHARED: WeakKeyDictionary[Package, dict[str, SharedTensors]] = WeakKeyDictionary()
+_Carriers = tuple[torch.dtype, ...]
+_SHARED: WeakKeyDictionary[Package, dict[_Carriers, SharedTensors]] = WeakKeyDictionary()
 
 
 def load_function(
@@ -155,7 +164,8 @@ def load_function(
     With `stateful` the function may have states; the caller then passes a `State` to each call.
     Raise ArtifactError for states without `stateful`, and for the reasons of `compile_function`.
     """
-    shared = _SHARED.setdefault(package, {}).setdefault(policy.name, SharedTensors())
+    kind = tuple(policy.carriers.values())  # policies that carry alike share tensors
+    shared = _SHARED.setdefault(package, {}).setdefault(kind, SharedTensors())
     where = f"{package.what}, function '{function}'"
     plan = compile_function(package, function, policy, shared)
     loaded = Function(plan, policy, where, allowed_shapes(package, function))
@@ -197,3 +207,116 @@ def _one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(count)
+
+
+# --- repeated calls
+
+_OPEN: list[list[Repeats]] = []  # for each `with`, the functions that were called in it
+
+
+@contextmanager
+def repeated() -> Iterator[None]:
+    """Keep values from call to call of a function, inside the `with`.
+
+        with repeated():
+            for position in range(64):
+                method(tokens, mask, ..., position)  # the layers run twice, the output 64 times
+
+    The first call runs the whole plan. The next one shows which inputs change; its plan is cut in
+    two. The first part, which does not depend on them, runs once more, and its values are kept; the
+    second part runs in each call. Functions with states or random numbers run whole.
+    """
+    _OPEN.append([])
+    try:
+        yield
+    finally:
+        for one in _OPEN.pop():
+            one.forget()
+
+
+class Repeats:
+    """The calls of one plan; `fuse` makes fewer steps of each part."""
+
+    def __init__(self, plan: Plan, fuse: Callable[[Plan], Plan]) -> None:
+        self._plan, self._fuse = plan, fuse
+        self._inputs = [slot for slot, _ in plan.inputs.values()]
+        self._can_repeat = not any(
+            step.operation.startswith("random_") for step in plan.steps
+        ) and not any(isinstance(declared, StateType) for _, declared in plan.inputs.values())
+        self._parts: dict[frozenset[int], tuple[Block, Block] | None] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the calls, and free their values."""
+        self._before: dict[int, torch.Tensor] = {}  # the inputs of the last call of the whole plan
+        self._varying: frozenset[int] = frozenset()
+        self._kept: tuple[object, ...] | None = None
+
+    def run(self, whole: Block, slots: list[object]) -> tuple[object, ...]:
+        """Run over slots that hold the inputs; return the results of the `whole` block."""
+        if not _OPEN or not self._can_repeat:
+            return whole.run(slots)
+        if self not in _OPEN[-1]:
+            _OPEN[-1].append(self)
+        given = {slot: slots[slot] for slot in self._inputs}
+        changed = frozenset(s for s, value in given.items() if not _same(self._before, s, value))
+        if self._kept is None or not changed <= self._varying:
+            parts = self._cut(changed) if self._before else None
+            if parts is None:
+                self.forget()
+                self._before = {
+                    s: v.clone() for s, v in given.items() if isinstance(v, torch.Tensor)
+                }
+                return whole.run(slots)
+            self._varying = changed
+            made = parts[0].run(list(slots))
+            self._kept = tuple(v.contiguous() if isinstance(v, torch.Tensor) else v for v in made)
+        parts = self._parts[self._varying]
+        assert parts is not None
+        first, second = parts
+        again = list(second.plan.slots)
+        for slot in self._varying:
+            again[slot] = slots[slot]
+        for slot, value in zip(first.plan.results, self._kept or (), strict=True):
+            again[slot] = value
+        return second.run(again)
+
+    def _cut(self, varying: frozenset[int]) -> tuple[Block, Block] | None:
+        """Return what does not depend on some inputs, and the rest; None if that is the most."""
+        if varying not in self._parts:
+            self._parts[varying] = self._new_parts(varying)
+        return self._parts[varying]
+
+    def _new_parts(self, varying: frozenset[int]) -> tuple[Block, Block] | None:
+        plan, moved = self._plan, set(varying)
+        first: list[Step] = []
+        second: list[Step] = []
+        for step in plan.steps:
+            moves = not moved.isdisjoint(step.reads)
+            (second if moves else first).append(step)
+            moved |= set(step.writes) if moves else set()
+        if 2 * len(second) > len(plan.steps):
+            return None
+        types = dict(plan.inputs.values())
+        for step in first:
+            types |= dict(zip(step.writes, step.types, strict=True))
+        read = {slot for step in second for slot in step.reads} | {*plan.results}
+        kept = sorted(slot for slot in read - moved if slot in types and plan.slots[slot] is None)
+        if not all(isinstance(types[slot], TensorType) for slot in kept):
+            return None
+        given = {n: pair for n, pair in plan.inputs.items() if pair[0] in varying}
+        given |= {f"{slot}": (slot, types[slot]) for slot in kept}
+        return self._block(first, kept, plan.inputs), self._block(second, plan.results, given)
+
+    def _block(
+        self, steps: list[Step], results: Sequence[int], inputs: dict[str, tuple[int, ValueType]]
+    ) -> Block:
+        constants = {slot for slot, value in enumerate(self._plan.slots) if value is not None}
+        ordered = with_frees(steps, {*results, *constants})
+        cut = replace(self._plan, steps=ordered, results=tuple(results), inputs=inputs)
+        return Block(cut, self._fuse)
+
+
+def _same(before: dict[int, torch.Tensor], slot: int, value: object) -> bool:
+    old = before.get(slot)
+    return old is not None and isinstance(value, torch.Tensor) and torch.equal(old, value)

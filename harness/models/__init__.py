@@ -7,12 +7,14 @@ nor the rows import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
+
+_SMALL_MODEL = 1 << 23  # elements; the weights of a smaller model are kept
 
 Scheme = tuple[int, int] | None
 """Bits, and how many columns of a row share a scale (0: all of them); None: not quantized."""
@@ -174,3 +176,37 @@ class Quantization:
         """Return the scheme of each weight that may be quantized, by Meta name."""
         linears = dict.fromkeys(config.linears, self.linear)
         return linears | {"tok_embeddings.weight": self.embedding}
+
+
+class Weights(Mapping[str, "torch.Tensor"]):
+    """Weights by Meta's names; each access makes one, and only a small model's are kept.
+
+    `makers` makes them, `size` is the number of their elements. `release` gives back what the
+    makers hold, such as the pages of a mapped file; they take it again when they need it.
+    """
+
+    def __init__(
+        self,
+        makers: Mapping[str, Callable[[], torch.Tensor]],
+        size: int,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.makers, self.size, self.release = dict(makers), size, release
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self._kept:
+            return self._kept[name]
+        weight = self.makers[name]()
+        if self.size < _SMALL_MODEL:
+            self._kept[name] = weight
+        return weight
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.makers  # that of `Mapping` would make the weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)

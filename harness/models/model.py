@@ -201,7 +201,7 @@ def evaluate_method(ops: Operations, inputs: Sequence[torch.Tensor]) -> tuple[to
             f"last_valid_token_pos; got {len(inputs)}"
         )
     tokens, *floats = inputs[:count]
-    _check_tokens(tokens[0], ops.config)
+    check_tokens(tokens[0], ops.config)
     cos, sin, *caches = (tensor.to(ops.dtype) for tensor in floats[n_masks:])
     masks = {m.shape[2] - m.shape[1]: m[0].to(ops.dtype) for m in floats[:n_masks]}
     if masks.keys() != lengths:
@@ -224,6 +224,14 @@ def whole_sequence(
     visible = config.architecture.mask(positions[:, None], positions)
     mask = torch.zeros(length, length, dtype=dtype).masked_fill(~visible, -torch.inf)
     return Surroundings(freqs[0].to(dtype), freqs[1].to(dtype), mask)
+
+
+def windowed(mask: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Return a mask [T, T] in which a token sees itself and the `window - 1` before it."""
+    if window is None:
+        return mask
+    evicted = torch.ones(mask.shape, dtype=torch.bool).tril(-window)
+    return mask.masked_fill(evicted, -torch.inf)
 
 
 class Oracle:
@@ -250,14 +258,11 @@ class Oracle:
         `tokens` is a LongTensor [T]. `freqs` replaces the exact RoPE tables with the caller's,
         [T, D/2] each: an artifact has rounded ones.
         """
-        _check_tokens(tokens, self.config)
+        check_tokens(tokens, self.config)
         length = tokens.shape[0]
         freqs = freqs or rope_tables(self.config, length)
         around = whole_sequence(self.config, freqs, length, self.dtype)
-        masks = []
-        for window in self.windows:
-            evicted = torch.ones(length, length, dtype=torch.bool).tril(-(window or length))
-            masks.append(around.mask.masked_fill(evicted, -torch.inf))
+        masks = [windowed(around.mask, window) for window in self.windows]
         return evaluate(self._ops, tokens, around, masks=masks)
 
 
@@ -280,7 +285,8 @@ class StaticModel:
         return evaluate_method(self._ops, inputs)
 
 
-def _check_tokens(tokens: torch.Tensor, config: ModelConfig) -> None:
+def check_tokens(tokens: torch.Tensor, config: ModelConfig) -> None:
+    """Raise HarnessError unless tokens [T] are a row of ids in the vocabulary."""
     if tokens.dim() != 1 or not tokens.numel():
         raise HarnessError(f"tokens must be a non-empty row, not of shape {list(tokens.shape)}")
     low, high = int(tokens.min()), int(tokens.max())

@@ -38,12 +38,17 @@ def exported_weights(
     Names and shapes are those of `weights`, the dtype is the artifact's. Raises HarnessError when
     groups do not fit the model.
     """
-    dtype = DTYPES[quantization.dtype]
-    exported = {name: value.to(dtype) for name, value in weights.items()}
-    for name, scheme in quantization.schemes(config).items():
-        if scheme is not None:
-            exported[name] = quantize_dequantize(exported[name], *scheme)
-    return exported
+    schemes = quantization.schemes(config)
+    return {
+        name: exported_weight(weight, quantization.dtype, schemes.get(name))
+        for name, weight in weights.items()
+    }
+
+
+def exported_weight(weight: torch.Tensor, dtype: str, scheme: Scheme) -> torch.Tensor:
+    """Return one weight, cast to `dtype`, then quantized and dequantized if it has a scheme."""
+    cast = weight.to(DTYPES[dtype])
+    return cast if scheme is None else quantize_dequantize(cast, *scheme)
 
 
 def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
@@ -52,8 +57,9 @@ def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Te
     Each `group` columns of a row share a scale; a `group` of 0 is the whole row. The result has
     weight's dtype.
     """
-    dequantized: torch.Tensor = _quantized(weight, bits, group).dequantize()
-    return dequantized
+    return torch.cat(
+        [_quantized(rows, bits, group).dequantize() for rows in weight.split(_ROWS_AT_ONCE)]
+    )
 
 
 def quantize(weight: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,19 +10,26 @@ own RMSNorm multiplies by `rsqrt`, `torch.nn.RMSNorm` becomes a division by `sqr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from harness.artifact import Artifact
+from harness.artifact.files import release
 from harness.artifact.pte import DelegateCall
 from harness.errors import ArtifactError
 from harness.mil.function import Function, load_function
+from harness.mil.packed import PackedWeight
 from harness.mil.policy import get_policy
-from harness.models import Architecture, ModelConfig
+from harness.models import Architecture, ModelConfig, Weights
 from harness.models.config import ARCHITECTURES
+
+_Stored = torch.Tensor | PackedWeight
+_Maker = Callable[[], torch.Tensor]
 
 
 @dataclass
@@ -32,18 +39,45 @@ class _Parts:
     A norm without a weight is None.
     """
 
-    embeddings: list[torch.Tensor] = field(default_factory=list)
+    embeddings: list[_Stored] = field(default_factory=list)
     norms: list[torch.Tensor | None] = field(default_factory=list)
     epsilons: list[float] = field(default_factory=list)
-    groups: list[list[torch.Tensor]] = field(default_factory=list)
+    groups: list[list[_Stored]] = field(default_factory=list)
 
 
-def read_model(artifact: Artifact, method: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+@dataclass(frozen=True)
+class StoredRows:
+    """Makes a weight of rows that an artifact stores: of each tensor, from one row to another."""
+
+    parts: tuple[tuple[_Stored, int, int], ...]
+
+    def __call__(self) -> torch.Tensor:
+        """Return the rows, dequantized to fp32."""
+        found = [_tensor(stored)[first:end] for stored, first, end in self.parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both read the same rows, so that the weights are equal."""
+        return isinstance(other, StoredRows) and self._source == other._source
+
+    def __hash__(self) -> int:
+        return hash(self._source)
+
+    @property
+    def _source(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple((id(stored), first, end) for stored, first, end in self.parts)
+
+
+def _tensor(stored: _Stored) -> torch.Tensor:
+    return stored.dequantized() if isinstance(stored, PackedWeight) else stored
+
+
+def read_model(artifact: Artifact, method: str) -> tuple[ModelConfig, Weights]:
     """Return the sizes of the model that a method computes, and its weights by Meta's names.
 
-    Weights are fp32 tensors of the artifact's values, dequantized. The config's RoPE parameters are
-    not the model's: RoPE tables are inputs of the method. Raises ArtifactError, which lists the
-    parts that were found, when they do not make a model of a known architecture.
+    A weight is dequantized to fp32 when it is read. The config's RoPE parameters are not the
+    model's: RoPE tables are inputs of the method. Raises ArtifactError, which lists the parts that
+    were found, when they do not make a model of a known architecture.
     """
     parts = _Parts()
     for function, block in _functions(artifact, method):
@@ -51,7 +85,14 @@ def read_model(artifact: Artifact, method: str) -> tuple[ModelConfig, dict[str, 
     where = f"{artifact.path}, method '{method}'"
     architecture = _architecture(parts, where)
     config = _config(artifact, parts, architecture, where)
-    return config, _named(config, parts, where)
+    size = sum(map(math.prod, config.weight_shapes.values()))
+    return config, Weights(_named(config, parts, where), size, partial(_release, artifact))
+
+
+def _release(artifact: Artifact) -> None:
+    for package in artifact.packages:
+        for data in package.files.values():
+            release(data)
 
 
 def _architecture(parts: _Parts, where: str) -> Architecture:
@@ -101,7 +142,7 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
             for key, argument in operation.inputs.items()
             if argument.arguments
         }
-        constants = {key: function.constant(name) for key, name in names.items() if name}
+        constants = {key: function.stored(name) for key, name in names.items() if name}
         match operation.type:
             case "linear":
                 weight = constants["weight"]
@@ -111,7 +152,7 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                     parts.groups.append([])
                 last_source = names["x"]
                 parts.groups[-1].append(weight)
-            case "gather" if (table := constants["x"]) is not None and table.dim() == 2:
+            case "gather" if (table := constants["x"]) is not None and len(table.shape) == 2:
                 parts.embeddings.append(table)
             case "add" | "mul":
                 if operation.type == "mul" and roots & {names["x"], names["y"]}:
@@ -120,7 +161,7 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                 elif operation.type == "mul" and divisors & {names["x"], names["y"]}:
                     divisors.add(operation.outputs[0].name)
                 for constant in (constants.get("x"), constants.get("y")):
-                    if constant is None or not constant.is_floating_point():
+                    if not isinstance(constant, torch.Tensor) or not constant.is_floating_point():
                         continue
                     if constant.dim() == 1 and operation.type == "mul":
                         number = normed.get(names["x"], normed.get(names["y"]))
@@ -134,7 +175,7 @@ def _collect(function: Function, block: Any, parts: _Parts) -> None:
                 parts.norms.append(None)
             case "real_div":
                 constant = constants["x"]
-                if constant is not None and constant.dim() == 0:
+                if isinstance(constant, torch.Tensor) and constant.dim() == 0:
                     scalars[operation.outputs[0].name] = float(constant)
                 elif names["x"] in scalars:
                     scalars[operation.outputs[0].name] = scalars[names["x"]]
@@ -202,16 +243,20 @@ def _rounded(artifact: Artifact, value: float) -> float:
     return float(torch.tensor(value, dtype=kept))
 
 
-def _named(config: ModelConfig, parts: _Parts, where: str) -> dict[str, torch.Tensor]:
+def _named(config: ModelConfig, parts: _Parts, where: str) -> dict[str, _Maker]:
     shapes = config.weight_shapes
     names_of_norms = [
         f"layers.{layer}.{norm.name}.weight"
         for layer in range(config.n_layers)
         for norm in config.architecture.norms
     ]
-    weights = {"tok_embeddings.weight": parts.embeddings[0]}
+    table = parts.embeddings[0]
+    weights: dict[str, _Maker] = {
+        "tok_embeddings.weight": StoredRows(((table, 0, table.shape[0]),))
+    }
     for name, norm in zip([*names_of_norms, "norm.weight"], parts.norms, strict=True):
-        weights[name] = torch.ones(shapes[name]) if norm is None else norm
+        ones = partial(torch.ones, shapes[name])
+        weights[name] = ones if norm is None else StoredRows(((norm, 0, len(norm)),))
     groups = iter(parts.groups)
     for prefix in (f"layers.{layer}." for layer in range(config.n_layers)):
         for names in config.architecture.groups:
@@ -221,8 +266,8 @@ def _named(config: ModelConfig, parts: _Parts, where: str) -> dict[str, torch.Te
 
 
 def _cut(
-    group: list[torch.Tensor], names: list[str], config: ModelConfig, where: str
-) -> dict[str, torch.Tensor]:
+    group: Sequence[_Stored], names: list[str], config: ModelConfig, where: str
+) -> dict[str, StoredRows]:
     """Cut the rows of a group among its layers, by the sizes that the config implies."""
     shapes = [config.linears[name] for name in names]
     sizes, width = [rows for rows, _ in shapes], shapes[0][1]
@@ -231,4 +276,18 @@ def _cut(
         raise ArtifactError(
             f"{where}: {_UNKNOWN}: {', '.join(names)} are made of {found}, {shapes} are expected"
         )
-    return dict(zip(names, torch.cat(group).split(sizes), strict=True))
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    return {
+        name: StoredRows(tuple(_between(group, end - size, end)))
+        for name, size, end in zip(names, sizes, ends, strict=True)
+    }
+
+
+def _between(group: Sequence[_Stored], start: int, end: int) -> Iterator[tuple[_Stored, int, int]]:
+    """Yield the parts of the tensors of a group whose joined rows are from `start` to `end`."""
+    before = 0
+    for stored in group:
+        first, last = max(0, start - before), min(stored.shape[0], end - before)
+        if first < last:
+            yield stored, first, last
+        before += stored.shape[0]

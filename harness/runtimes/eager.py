@@ -7,6 +7,7 @@ computation, and not to the weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,7 +40,7 @@ class EagerRuntime:
         model = StaticModel(config, self._shared(artifact, weights), self._dtype)
         return _EagerMethod(artifact, method, model)
 
-    def _shared(self, artifact: Artifact, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _shared(self, artifact: Artifact, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights in this dtype; methods that hold equal ones share them."""
         known = self._weights.setdefault(artifact, {})
         for name, value in weights.items():

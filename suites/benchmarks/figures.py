@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 from harness.files import partial_file
 from harness.fixtures.cache import fixture
 from harness.fixtures.project import require
-from harness.runtimes import BASELINE
+from harness.runtimes import BASELINE, runtime_row
 from harness.suites.conformance.subjects import Subjects, modes_of, row_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Session:
             calls = {} if is_control else _calls(subject, runtime, self.rounds)
             return {"size": ([size], []), **calls, **exported}
         figures = Pair(subject, runtime).figures(self.rounds)
-        weights = 4.0 * sum(weight.numel() for weight in subject.weights.values())
+        weights = 4.0 * subject.weights.size
         figures["size"] = ([size], [weights])
         if exported:
             seconds = [ms / 1000 for ms in figures["load, cold"][1]]
@@ -144,6 +144,7 @@ class Pair:
 
         from harness.checks.accuracy import allowed_on, prompt_length, tolerances
         from harness.generate.session import Session
+        from harness.models.stream import Passage
 
         self._subject = subject
         self._names = (runtime, BASELINE)
@@ -161,14 +162,13 @@ class Pair:
         generator = torch.Generator().manual_seed(SEED)
         tokens = torch.randint(layout.vocab_size, (layout.context,), generator=generator)
         self._tokens: list[int] = tokens.tolist()
-        self._wanted = subject.reference(tokens)[0]
-        self._allowed = {
-            name: max(
-                *tolerances(subject, name).values(),
-                allowed_on(subject, name, tokens, self._wanted),
-            )
-            for name in self._names
-        }
+        rows = frozenset(range(layout.context))
+        self._allowed = {}
+        for name in self._names:
+            passage = Passage(tuple(self._tokens), rows, cost=runtime_row(name).rounds)
+            on_tokens = allowed_on(subject, passage)
+            self._allowed[name] = max(*tolerances(subject, name).values(), on_tokens)
+            self._wanted = subject.computed(passage).logits(range(layout.context))
 
     def figures(self, rounds: int) -> Figures:
         """Time rounds after a warm-up, the sides in turn, and loads in new processes."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from harness.checks import artifact_checks, run_check
-from harness.checks.accuracy import CEILINGS, tolerances
+from harness.checks.accuracy import CEILINGS, PARTS, error, sequence, tolerances
+from harness.models.model import Oracle
 from harness.results import Case
 from harness.subject import Subject
 from harness.suites.mutants import of_constants as constants
@@ -52,6 +53,10 @@ def test_a_tolerance_has_a_ceiling_whatever_the_precision_costs(mutant: MakeMuta
         name: weight * (1 + 0.5 * torch.randn(weight.shape, generator=noise))
         for name, weight in subject.weights.items()
     }
-    subject.eager = type(subject.oracle)(subject.config, weights, torch.float16)
+    tokens = torch.tensor(sequence(subject))
+    cos, sin = (table[: len(tokens)] for table in subject.tables)
+    rough = Oracle(subject.config, weights, torch.float16)(tokens, (cos, sin))[0]
+    cost = error(rough, subject.reference(tokens)[0]).relative
+    subject.measured["precision"] = dict.fromkeys(PARTS, cost)
     allowed = tolerances(subject, "mil:strict")
     assert allowed == dict.fromkeys(allowed, CEILINGS["fp16"])

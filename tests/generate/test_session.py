@@ -256,3 +256,14 @@ def test_a_reset_that_leaks_the_last_prompt_differs_from_the_oracle(model: Eager
     session.reset()
     with pytest.raises(AssertionError, match="not close"):
         follow(session, model, sequence(9, seed=4), [4, 1, 3, 1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_chunk_gives_the_logits_after_each_of_its_tokens(mode: str) -> None:
+    model = eager_model(mode, 4, 24)
+    tokens = [5, 3, 8, 1, 9, 2]
+    session = model.session()
+    found = torch.cat([session.feed_each(tokens[:4]), session.feed_each(tokens[4:])])
+    assert_close(found, model.oracle(torch.tensor(tokens))[0])
+    assert session.position == 6
+    assert_close(session.decode(7), model.oracle(torch.tensor([*tokens, 7]))[0][-1])

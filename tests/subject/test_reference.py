@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from harness.checks import accuracy, artifact_checks
-from harness.checks.accuracy import Error
 from harness.errors import HarnessError
 from harness.fixtures.small_llama import export_small, subject, write_model
 from harness.subject import Subject
@@ -45,7 +44,6 @@ def test_a_checkpoint_that_holds_nan_is_named(broken):
 
 def test_a_model_that_overflows_its_precision_is_told(broken):
     judged = Subject(broken / "out")
-    overflowed = Error(torch.inf, scale=1.0, deviation=1.0, rms=1.0, sqnr=-torch.inf, count=1)
-    judged.measured["precision"] = accuracy.Errors(overflowed, overflowed, overflowed)
+    judged.measured["precision"] = dict.fromkeys(accuracy.PARTS, torch.inf)
     with pytest.raises(HarnessError, match="the model overflows fp16, and no tolerance can be"):
         accuracy.tolerances(judged, "mil:strict")
