@@ -1,8 +1,8 @@
 """The project's commands. `nox -s conformance` is the main one; `nox -l` lists them all.
 
 Arguments after `--` go to the tool that a session runs: `nox -s conformance -- --fixture tiny`.
-All sessions but `compatibility` and `package` share one environment, `.nox/harness-*`, because it
-is large; the Python that runs nox makes it. `nox -R` skips the installation.
+All sessions but `compatibility`, `docs` and `package` share one environment, `.nox/harness-*`,
+because it is large; the Python that runs nox makes it. `nox -R` skips the installation.
 """
 
 from __future__ import annotations
@@ -89,6 +89,18 @@ def documents(session: nox.Session) -> None:
     install(session, *EVERYTHING)
     options = ["--long", "--nox", sys.executable, *session.posargs]
     run(session, "pytest", "tests/documents", *options)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the site of the documents into `build/docs`; fail on a warning or a dead link.
+
+    mkdocs reads the docstrings without importing the project, so its environment is small.
+    """
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    session.install("-c", "constraints.txt", *project["optional-dependencies"]["docs"])
+    arguments = session.posargs or ["build", "--strict", "--clean"]
+    session.run("mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(python=False, default=False)
@@ -343,7 +355,8 @@ def package(session: nox.Session) -> None:
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     pages = {name for name in tracked if name.endswith(".md") and "/" not in name}
-    wanted = code | pages | {name for name in tracked if name.startswith(("tests/", "docs/"))}
+    whole = ("tests/", "docs/", "examples/")
+    wanted = code | pages | {name for name in tracked if name.startswith(whole)}
     _refuse(session, source, wanted - names, set())
     session.install("-q", "-c", "constraints.txt", str(wheel))
     harness = str((Path(session.bin) / "harness").absolute())

@@ -7,6 +7,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OURS = {"harness", "fixtures", "suites", "tests"}
@@ -50,3 +52,9 @@ def test_every_import_is_declared():
 def test_every_dependency_is_imported():
     declared = {normal(row) for row in PROJECT["dependencies"]}
     assert declared - distributions() - NOT_IMPORTED == set()
+
+
+def test_the_citation_has_the_version_and_licence_of_the_project():
+    cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["title"], cited["version"]) == (PROJECT["name"], PROJECT["version"])
+    assert cited["license"] == PROJECT["license"]

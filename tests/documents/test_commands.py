@@ -11,7 +11,7 @@ from tests.documents.given import GIVEN
 from tests.documents.pages import PAGES, ROOT, Block, Step, blocks, difference, run
 
 pytestmark = pytest.mark.linux  # a Mac prints lines of its own
-OF_A_CLONE = ("fixtures", "harness", "suites", "tests", "pyproject.toml")
+OF_A_CLONE = ("examples", "fixtures", "harness", "suites", "tests", "pyproject.toml")
 SECONDS = 1800
 
 

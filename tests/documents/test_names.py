@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness.cli import COMMANDS
 from tests.documents.pages import PAGES, ROOT
 
@@ -77,10 +78,15 @@ def headings(page):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
 
 
-@pytest.mark.parametrize("page", ALL)
+@pytest.mark.parametrize("page", [*ALL, "CHANGELOG.md"])
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text_of(page)):
         name, _, anchor = target.partition("#")
         file = (ROOT / page).parent / name if name else ROOT / page
         assert file.exists(), target
         assert not anchor or anchor in headings(Path(file)), target
+
+
+def test_the_page_of_python_names_has_the_whole_interface():
+    named = re.findall(r"^::: harness\.(\w+)$", text_of("docs/api.md"), re.MULTILINE)
+    assert sorted(named) == harness.__all__
