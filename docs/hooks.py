@@ -1,7 +1,7 @@
 """Gives mkdocs the project's pages under their paths in the repository.
 
 Links then lead to the same place on GitHub and on the site: from `docs/` to `README.md`, and from a
-page to a file that is no page, of which the site gets a copy.
+page to a file of code, of which the site gets a copy.
 """
 
 from __future__ import annotations
