@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -225,6 +225,21 @@ def sharing(package: Package) -> Sharing:
         stored=sum(len(blob.data) for blob in blobs.values()),
         shared=sum(len(blobs[ref].data) for ref in common),
     )
+
+
+def weights_by_users(package: Package) -> dict[tuple[str, ...], int]:
+    """Return the bytes of a package's weights by the functions that use them, sorted by name.
+
+    This reads no weight data.
+    """
+    users = defaultdict[tuple[str, int], list[str]](list)
+    for name in sorted(package.functions):
+        for reference in package.weights(name):
+            users[reference].append(name)
+    sizes = Counter[tuple[str, ...]]()
+    for reference, names in users.items():
+        sizes[tuple(names)] += len(package.blob(*reference).data)
+    return dict(sizes)
 
 
 def _plain(value: Any) -> Any:

@@ -7,13 +7,14 @@ only the number of bytes shows it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy
 import torch
 
 from harness.artifact import Artifact, Bundle, Package, open_artifact
-from harness.artifact.facts import duplicate_bytes, sharing, storage
+from harness.artifact.facts import duplicate_bytes, sharing, storage, weights_by_users
 from harness.artifact.operands import weights_in_program
 from harness.checks.containers import readable
 from harness.checks.run import check
@@ -25,6 +26,7 @@ from harness.models.recognise import read_model
 from harness.models.stream import same_values
 from harness.results import Figure, Finding
 from harness.subject import Subject, language_model, other_backends
+from harness.text import listed
 
 _STRATEGY = "multimethod_weight_sharing_strategy"
 _SLACK = 0.001  # names and headers may differ a little between the two exports
@@ -99,6 +101,7 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
 
     The facts are the bytes of weights in all packages, those that sharing saves (a weight that
     several functions use is stored once), and those that it could save: stored again, or unused.
+    Those of each package are given by the functions that use them, too.
     """
     artifact = subject.artifact
     packages = artifact.packages
@@ -127,7 +130,17 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
         "bytes stored again": weights.repeated,
         "unused bytes": weights.uncalled + weights.unreferenced,
     }
-    yield Finding("copies", "the artifact", comparisons=len(packages), facts=facts)
+    users = _bytes_by_users(packages)
+    yield Finding("copies", "the artifact", comparisons=len(packages), facts=facts | users)
+
+
+def _bytes_by_users(packages: Sequence[Package]) -> dict[str, int]:
+    """Return the bytes of weights by package and functions: `package 0 forward, prefill ...`."""
+    sizes = Counter[str]()
+    for number, package in enumerate(packages):
+        for names, size in weights_by_users(package).items():
+            sizes[f"package {number} {listed(names)} weight bytes"] += size
+    return dict(sizes)
 
 
 def _common_methods(artifact: Artifact, *numbers: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -10,11 +10,12 @@ import numpy as np
 from harness.artifact.facts import artifact_facts
 from harness.checks import Check, check
 from harness.measure.statistics import low_quartile
-from harness.measure.timing import Calls, Stopwatch, load_times, timed_calls
+from harness.measure.timing import Calls, Round, Stopwatch, load_times, timed_calls
 from harness.results import Fact, Figure, Finding
 from harness.subject import Subject, executable
 
 CHECK_ROUNDS = 5
+DEPTHS = 4  # at which decode is timed apart, if there are at least two steps of each
 
 
 @check("sizes")
@@ -105,9 +106,23 @@ def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
             "decode": _time(decode, "ms/token"),
             "prefill": _time([timed.prefill for timed in rounds], "ms/token"),
             "load": _time(loads, "ms"),
+            **_by_depth(rounds),
         },
         facts={"loads": len(loads), "prefills": len(rounds), "decode steps": len(decode)},
     )
+
+
+def _by_depth(rounds: Sequence[Round]) -> dict[str, Figure]:
+    """Return the times of decode steps at up to `DEPTHS` depths: the tokens that come before."""
+    steps = np.array([timed.decode for timed in rounds])  # [rounds, steps]
+    depths = rounds[0].prompt + np.arange(steps.shape[1])
+    parts = np.array_split(np.arange(len(depths)), DEPTHS) if len(depths) >= 2 * DEPTHS else []
+    return {
+        f"decode at {depths[part[len(part) // 2]]} tokens": _time(
+            steps[:, part].ravel().tolist(), "ms/token"
+        )
+        for part in parts
+    }
 
 
 @check("memory", needs=(executable,), takes_runtime=True)

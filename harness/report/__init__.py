@@ -7,20 +7,19 @@ A drawing is a function from a `Run` to a text. To add one, write it and add a r
 from __future__ import annotations
 
 import os
-import shlex
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from xml.etree import ElementTree
 
 from tabulate import tabulate
 
 from harness.files import partial_file, writing
-from harness.report.page import Page, Row, Section
-from harness.results import NOT_APPLICABLE, OUTCOMES, Case, Figure, Footer, Header, Run
+from harness.report.run_page import html_page
+from harness.results import OUTCOMES, Case, Figure, Footer, Run
 from harness.text import clip, counted, one_line, printable
 
 WIDTH = 120
@@ -34,8 +33,6 @@ SHOWN_FIGURES = 2
 MAX_REASON = 2000
 # JUnit's counters, by the element that a case holds.
 COUNTERS = {"failures": "failure", "errors": "error", "skipped": "skipped"}
-_SESSIONS = ("operators", "upstream", "installation", "large")
-_CASE_COLUMNS = ("fixture", "mode", "runtime", "check", "seconds", "outcome")
 
 
 def run_table(run: Run, colours: bool = False) -> str:
@@ -187,127 +184,6 @@ def _details(case: Case) -> str:
     lines += [f"{name}: {figure}" for name, figure in case.figures.items()]
     lines += [f"{name}: {fact}" for name, fact in case.facts.items()]
     return "\n".join(lines)
-
-
-def html_page(run: Run) -> str:
-    """Return the page of a run: failures first, skips by reason, and commands that repeat cases."""
-    by: defaultdict[str, list[Case]] = defaultdict(list)
-    for case in sorted(run.cases, key=lambda case: case.id):
-        by[case.outcome if case.passes else "bad"].append(case)
-    verdict, _, summary = summary_line(run.footer).partition(": ")
-    sections = [Section("Failures", _CASE_COLUMNS, _page_rows(run, by.pop("bad", [])))]
-    warned = [case for case in run.cases if any(one.warning for one in case.findings)]
-    sections.append(Section("Warnings", _CASE_COLUMNS, _page_rows(run, warned), folded=True))
-    for outcome, title in (("known", "Known defect"), ("skip", "Skipped")):
-        sections += _by_reason(run, title, by.pop(outcome, []))
-    sections[1:1] = [
-        Section("Passed", _CASE_COLUMNS, _page_rows(run, cases)) for _, cases in sorted(by.items())
-    ]
-    return Page(
-        title="Results of " + (", ".join(sorted({case.suite for case in run.cases})) or "a run"),
-        verdict=verdict,
-        tone="good" if run.footer.passed else "bad",
-        summary=summary,
-        sections=sections,
-        circumstances=circumstances(run.header),
-    ).html()
-
-
-def _by_reason(run: Run, title: str, cases: Iterable[Case]) -> Iterator[Section]:
-    """Yield a folded section for each reason, the most frequent first."""
-    alike: defaultdict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        alike[case.summary].append(case)
-    for reason, group in sorted(alike.items(), key=lambda item: (-len(item[1]), item[0])):
-        rows = _page_rows(run, group, with_reason=False)
-        yield Section(f"{title}: {reason}", _CASE_COLUMNS, rows, folded=True)
-
-
-def _page_rows(run: Run, cases: Iterable[Case], with_reason: bool = True) -> list[Row]:
-    return [
-        Row(
-            cells=(case.fixture, case.mode, case.runtime, case.check, f"{case.seconds:.2f}"),
-            verdict=case.outcome,
-            tone="bad" if not case.passes else "good" if case.outcome == "pass" else "note",
-            reason=case.summary if with_reason else "",
-            key=key_figures(case) or f"{case.comparisons:,} comparisons",
-            command=repeat_command(case, run.header),
-            values={**_found(case), "comparisons": f"{case.comparisons:,}"}
-            | {**case.figures, **case.facts},
-        )
-        for case in cases
-    ]
-
-
-def _found(case: Case) -> dict[str, str]:
-    """Return all that there is to say about the findings of a case, by a name for each part."""
-    return {
-        f"{number}. {name}": text
-        for number, one in enumerate(case.findings, start=1)
-        for name, text in one.parts().items()
-    }
-
-
-def repeat_command(case: Case, header: Header) -> str:
-    """Return the command that runs a case again, quoted for a shell; "" where there is none.
-
-    A path is not recorded: words in capitals stand for one.
-    """
-    if case.suite == "conformance":
-        return shlex.join(_conformance(case, header))
-    if case.suite == "check":
-        return shlex.join(_check(case, header))
-    return shlex.join(["nox", "-s", case.suite]) if case.suite in _SESSIONS else ""
-
-
-def _conformance(case: Case, header: Header) -> Iterator[str]:
-    label, _, name = case.fixture.rpartition(":")
-    yield from ("harness", "conformance", "--fixture", name)
-    if label or header.options.get("exporter", "default") != "default":
-        yield from ("--exporter", _exporter(label or "executorch", header))
-    yield from _option("mode", case.mode)
-    yield from _option("runtime", case.runtime)
-    yield from ("-k", " and ".join(case.check.split("-")))
-
-
-def _check(case: Case, header: Header) -> Iterator[str]:
-    yield from ("harness", "check")
-    if header.exporters:  # a subject of the project's, or a built-in model
-        (label,) = header.exporters
-        mode = "" if case.mode == NOT_APPLICABLE else f"/{case.mode}"
-        yield f"{_exporter(label, header)}:{case.fixture.rpartition(':')[2]}{mode}"
-    else:
-        yield case.fixture
-        sources = header.options.get("compared with", ())
-        for name in () if isinstance(sources, str) else sources:
-            yield from (f"--{name}", str(name).upper())
-            yield from ("--params", "PARAMS") if name == "checkpoint" else ()
-    yield from _option("runtime", case.runtime)
-    yield from ("--check", case.check)
-
-
-def _option(name: str, value: str) -> Iterator[str]:
-    if value != NOT_APPLICABLE:
-        yield from (f"--{name}", value)
-
-
-def _exporter(label: str, header: Header) -> str:
-    """Return the exporter that a label means in a run, as the command line names it."""
-    version = header.exporters.get(label, {}).get("executorch", "")
-    if label != "executorch" or not version:
-        return label
-    return "executorch@CHECKOUT" if "+" in version else f"executorch@{version}"
-
-
-def circumstances(header: Header) -> dict[str, Any]:
-    """Return what a run depends on, by name."""
-    groups = ("artifact", "versions", "exporter_packages", "machine", "options", "project")
-    named = {
-        f"{group.replace('_', ' ')}: {name}": value
-        for group in groups
-        for name, value in getattr(header, group).items()
-    }
-    return {"started": header.started} | named
 
 
 # file name -> text of a run

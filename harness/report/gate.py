@@ -15,8 +15,8 @@ from typing import Any
 
 from harness.measure import GateResult, Metric
 from harness.measure.verdicts import TIERS, VERDICTS
-from harness.report import WIDTH, circumstances, write_texts
-from harness.report.page import Page, Row, Section
+from harness.report import WIDTH, write_texts
+from harness.report.page import circumstances, render
 from harness.results import Header
 from harness.text import clip, counted, one_line
 
@@ -104,6 +104,50 @@ class Comparison:
     def rows(self, verdict: str) -> list[Metric]:
         """Return the metrics of one verdict."""
         return [metric for metric in self.result.metrics if metric.verdict == verdict]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its cells, then a cell of the verdict with its reason.
+
+    `tone` is "good", "note" or "bad". A click, or a bad tone, opens `key` to all `values`.
+    """
+
+    cells: Sequence[str]
+    verdict: str
+    tone: str
+    reason: str = ""
+    key: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table below its title; a folded one opens on a click, one without rows is left out."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows: the verdict and the hint, then sections, then commands and notes."""
+
+    title: str
+    verdict: str
+    tone: str
+    summary: str
+    sections: Sequence[Section]
+    circumstances: Mapping[str, Any]
+    hint: str = ""
+    commands: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def html(self) -> str:
+        """Return the page as one HTML file, which fetches nothing and runs nothing."""
+        return render("gate", self, self.tone)
 
 
 def merged(metrics: Iterable[Metric]) -> list[Metric]:

@@ -1,85 +1,110 @@
-"""Draws a page: a verdict, sections of rows, circumstances. No script; all text is escaped.
+"""Renders a page: one HTML file that fetches nothing, in which all text is escaped.
 
-The pages of a run and of a gate are a `Page` each, which `page.html.jinja` draws.
+Its policy allows the style and the script of this folder by their hashes, and nothing else. The
+templates are `run.html.jinja` and `gate.html.jinja`. `ShownCase` is a case as a page shows it.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.text import printable
+from harness.report.drawings import largest_share, percent
+from harness.results import NOT_APPLICABLE, Case, Header
+from harness.text import clip, printable
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
+    from markupsafe import Markup
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+# How a case is shown, the worst first: by its outcome, or as a warning if it passes with one.
+MARKS = {
+    "crash": "\u2717",
+    "error": "\u2717",
+    "timeout": "\u2717",
+    "fail": "\u2717",
+    "warning": "!",
+    "known": "k",
+    "pass": "\u2713",
+    "skip": "\u2013",
+}
+_SESSIONS = ("operators", "upstream", "installation", "large")
+_MAX_SUMMARY = 160
+_FOLDER = Path(__file__).parent
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">'
+    '<circle cx="4" cy="4" r="4" fill="{}"/></svg>'
+)
+_ICONS = {"good": "#2f9e44", "bad": "#d0342c", "note": "#c98a00"}
 # A word longer than this may break after its punctuation; a shorter one, such as 2e-07, never.
 _LONG_WORD = re.compile(r"\S{13,}")
 _AFTER_PUNCTUATION = re.compile(r"(?<=[^\w\s])(?=\w)|(?<=_)(?=[^\W_])")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row: its cells, then a cell of the verdict with its reason.
+def render(template: str, page: object, tone: str, script: str = "") -> str:
+    """Return the HTML of a page by its template, with a script of this folder by its name.
 
-    `tone` is "good", "note" or "bad". A click, or a bad tone, opens `key` to the `command` that
-    repeats the row and to all `values`.
+    `tone` is "good", "note" or "bad": the colour of the page's icon.
     """
+    from markupsafe import Markup
 
-    cells: Sequence[str]
-    verdict: str
-    tone: str
-    reason: str = ""
-    key: str = ""
-    command: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table below its title; a folded one opens on a click, one without rows is left out."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Page:
-    """What a page shows: the verdict and the hint, then sections, then commands and notes."""
-
-    title: str
-    verdict: str
-    tone: str
-    summary: str
-    sections: Sequence[Section]
-    circumstances: Mapping[str, Any]
-    hint: str = ""
-    commands: Sequence[str] = ()
-    notes: Sequence[str] = ()
-
-    def html(self) -> str:
-        """Return the page as one HTML file, which fetches nothing and runs nothing."""
-        return _template().render(page=self) + "\n"
+    style, code = _source("page.css"), _source(script) if script else ""
+    scripts = f"; script-src {_hash(code)}" if code else ""
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}{scripts}; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    return (
+        _environment()
+        .get_template(f"{template}.html.jinja")
+        .render(
+            page=page,
+            policy=Markup(policy),  # of hashes and words: nothing of a result is in it
+            icon=_ICON.format(_ICONS[tone]),
+            style=Markup(style),
+            script=Markup(code),
+        )
+    )
 
 
 @cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def _source(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
+        loader=FileSystemLoader(_FOLDER),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
         finalize=lambda value: printable(value, "\n") if type(value) is str else value,
     )
-    environment.filters["pieces"] = pieces
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    environment.filters["wrapped"] = _wrapped
+    return environment
+
+
+def _wrapped(value: object) -> Markup:
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(map(escape, pieces(value)))
 
 
 def pieces(value: object) -> list[str]:
@@ -88,3 +113,144 @@ def pieces(value: object) -> list[str]:
         lambda word: _AFTER_PUNCTUATION.sub("\0", word.group()), printable(str(value))
     )
     return text.split("\0")
+
+
+@dataclass(frozen=True)
+class ShownCase:
+    """A case as the page shows it; `values` are its figures and facts, `findings` what is wrong."""
+
+    case: Case
+    anchor: str
+    header: Header
+
+    @property
+    def shown(self) -> str:
+        """The outcome, or "warning" for a case that passes with one."""
+        return shown(self.case)
+
+    @property
+    def check(self) -> str:
+        """The name of the check."""
+        return self.case.check
+
+    @property
+    def place(self) -> str:
+        """The subject, the mode and the runtime, without those that do not apply."""
+        return " ".join(part for part in (subject_of(self.case), self.case.runtime) if part != "-")
+
+    @property
+    def seconds(self) -> str:
+        """The seconds of the case."""
+        return f"{self.case.seconds:.2f}"
+
+    @property
+    def share(self) -> str:
+        """The largest share that a figure takes of its bound, "0" without a bound."""
+        found = largest_share(self.case)
+        return f"{min(found[0], 1e300):.3g}" if found else "0"
+
+    @property
+    def key(self) -> str:
+        """What is wrong, or the figure that is nearest to its bound."""
+        if self.case.outcome != "pass":
+            return clip(self.case.summary, _MAX_SUMMARY)
+        if self.shown == "warning":
+            return clip(self.case.findings[0].sentence, _MAX_SUMMARY)
+        if found := largest_share(self.case):
+            return f"{found[1]} {self.case.figures[found[1]]}: {percent(found[0])} of its bound"
+        return f"{self.case.comparisons:,} comparisons"
+
+    @property
+    def reason(self) -> str:
+        """The reason, unless the findings or `key` say all of it."""
+        summary = self.case.summary
+        return "" if self.findings or len(summary) < _MAX_SUMMARY else summary
+
+    @property
+    def findings(self) -> list[dict[str, str]]:
+        """The parts of each finding: code and meaning, place, evidence and remedy."""
+        return [parts for one in self.case.findings if (parts := one.parts())]
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the case."""
+        return repeat_command(self.case, self.header)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The comparisons, the seconds, the figures and the facts."""
+        took = {"comparisons": f"{self.case.comparisons:,}", "seconds": self.seconds}
+        return took | {**self.case.figures, **self.case.facts}
+
+
+def shown(case: Case) -> str:
+    """Return the outcome of a case, or "warning" if it passes with one."""
+    warns = any(finding.warning for finding in case.findings)
+    return "warning" if case.outcome == "pass" and warns else case.outcome
+
+
+def subject_of(case: Case) -> str:
+    """Return the subject of a case with its mode, if it has one."""
+    return case.fixture if case.mode == NOT_APPLICABLE else f"{case.fixture} {case.mode}"
+
+
+def circumstances(header: Header) -> dict[str, Any]:
+    """Return what a run depends on, by name."""
+    groups = ("artifact", "versions", "exporter_packages", "machine", "options", "project")
+    named = {
+        f"{group.replace('_', ' ')}: {name}": value
+        for group in groups
+        for name, value in getattr(header, group).items()
+    }
+    return {"started": header.started} | named
+
+
+def repeat_command(case: Case, header: Header) -> str:
+    """Return the command that runs a case again, quoted for a shell; "" where there is none.
+
+    A path is not recorded: words in capitals stand for one.
+    """
+    if case.suite == "conformance":
+        return shlex.join(_conformance(case, header))
+    if case.suite == "check":
+        return shlex.join(_check(case, header))
+    return shlex.join(["nox", "-s", case.suite]) if case.suite in _SESSIONS else ""
+
+
+def _conformance(case: Case, header: Header) -> Iterator[str]:
+    label, _, name = case.fixture.rpartition(":")
+    yield from ("harness", "conformance", "--fixture", name)
+    if label or header.options.get("exporter", "default") != "default":
+        yield from ("--exporter", _exporter(label or "executorch", header))
+    yield from _option("mode", case.mode)
+    yield from _option("runtime", case.runtime)
+    yield from ("-k", " and ".join(case.check.split("-")))
+
+
+def _check(case: Case, header: Header) -> Iterator[str]:
+    yield from ("harness", "check")
+    if header.exporters:  # a subject of the project's, or a built-in model
+        (label,) = header.exporters
+        mode = "" if case.mode == NOT_APPLICABLE else f"/{case.mode}"
+        yield f"{_exporter(label, header)}:{case.fixture.rpartition(':')[2]}{mode}"
+    else:
+        yield case.fixture
+        sources = header.options.get("compared with", ())
+        for name in () if isinstance(sources, str) else sources:
+            yield from (f"--{name}", str(name).upper())
+            yield from ("--params", "PARAMS") if name == "checkpoint" else ()
+    yield from _option("runtime", case.runtime)
+    yield from ("--check", case.check)
+
+
+def _option(name: str, value: str) -> Iterator[str]:
+    if value != NOT_APPLICABLE:
+        yield from (f"--{name}", value)
+
+
+def _exporter(label: str, header: Header) -> str:
+    """Return the exporter that a label means in a run, as the command line names it."""
+    version = header.exporters.get(label, {}).get("executorch", "")
+    if label != "executorch" or not version:
+        return label
+    return "executorch@CHECKOUT" if "+" in version else f"executorch@{version}"

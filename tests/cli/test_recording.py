@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from harness.checks import Check
@@ -113,8 +114,10 @@ def test_times_memory_and_sizes_are_cases(call, sound, tmp_path):
     cases = {case.check: case for case in read_run(tmp_path / "check.jsonl").cases}
     assert list(cases) == ["references", "sizes", "latency", "memory"]
     figures = {**cases["latency"].figures, **cases["memory"].figures}
+    depths = [name for name in figures if name.startswith("decode at ")]
+    assert np.diff([int(name.split()[2]) for name in depths]).tolist() == [8, 8, 8]
     assert {name: figure.unit for name, figure in figures.items()} == {
-        "decode": "ms/token",
+        **dict.fromkeys(["decode", *depths], "ms/token"),
         "prefill": "ms/token",
         "load": "ms",
         "peak": "bytes",

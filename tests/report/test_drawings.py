@@ -1,6 +1,9 @@
 """The drawings of a run, and cases made of findings."""
 
+import base64
+import hashlib
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -15,8 +18,9 @@ import pytest
 from harness.checks.findings import explained, rows
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.report import html_page, junit_xml, repeat_command, run_table
-from harness.report.page import pieces
+from harness.report import html_page, junit_xml, run_table
+from harness.report.drawings import share_of_bound
+from harness.report.page import pieces, repeat_command
 from harness.results import Figure, Finding, RecordedFinding, case_from_findings, read_run
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
@@ -47,8 +51,19 @@ def test_junit_has_every_case_and_its_outcome(run, tmp_path):
 def test_the_page_escapes_what_a_result_says(run, tmp_path):
     main(["report", str(tmp_path / "run.jsonl"), "-o", str(tmp_path / "out")])
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page.replace("<wbr>", "")
+    assert page.count("<script") == 1 and "&lt;script&gt;" in page.replace("<wbr>", "")
     assert "\x1b" not in page and "\x00" not in page
+
+
+def test_the_page_allows_its_own_style_and_script_alone(run):
+    page = html_page(run)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    for kind in ("style", "script"):
+        (source,) = re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert not re.search(r"<[^>]* (style|on\w+)=", page) and "http" not in page.split("<body>")[1]
 
 
 def drawn(tmp_path, *cases, header=HEADER):
@@ -59,16 +74,87 @@ def drawn(tmp_path, *cases, header=HEADER):
 
 def test_the_page_shows_what_failed_first(tmp_path):
     page = drawn(tmp_path, SKIPPED, PARITY, FAILED, CRASHED)
-    shown = [page.index(f">{word}</span>") for word in ("crash", "fail", "pass", "skip")]
-    assert max(shown[:2]) < shown[2] < shown[3]
+    order = ("Failures</h2>", "Every check</h2>", "Skipped</h2>", "Passed</h2>")
+    shown = [page.index(title) for title in order]
+    assert shown == sorted(shown)
+    assert "Failed</strong>: 2 of 3 checks failed, on 1 of 1 subject (" in page
+    rows = re.findall(r'<th scope="row">(\S*) ', page)
+    assert rows == ["reload", "greedy", "parity"]
+    assert page.count(' open>\n<summary><span class="o-fail">') == 1
 
 
 def test_the_page_folds_skips_by_their_reason(tmp_path):
     skips = [replace(SKIPPED, check=f"c{number}") for number in range(3)]
     page = drawn(tmp_path, PARITY, *skips, replace(SKIPPED, check="d", reason="too <old>"))
-    titles = re.findall(r"<details( open)?><summary>(.*?)</summary>", page)
-    assert ("", "Skipped: not here (3)") in titles and (" open", "Passed (1)") in titles
-    assert ("", "Skipped: too &lt;old&gt; (1)") in titles
+    titles = re.findall(r'<details id="skip-\d+"><summary>(.*?)</summary>', page)
+    assert titles == ["not here (3)", "too &lt;old&gt; (1)"]
+    assert "Not in the table, because all of it was skipped: executorch" in page
+
+
+def test_every_cell_and_link_of_the_page_leads_somewhere(run):
+    page = html_page(run)
+    anchors = re.findall(r' id="([^"]*)"', page)
+    targets = set(re.findall(r'href="#([^"]*)"', page))
+    assert len(anchors) == len(set(anchors)) and targets and targets <= set(anchors)
+
+
+def test_a_matrix_of_many_subjects_has_a_row_for_each(tmp_path):
+    subjects = [replace(PARITY, fixture=f"m{number}") for number in range(4)]
+    bad = replace(FAILED, fixture="m2", check="greedy")
+    page = drawn(tmp_path, *subjects, bad, replace(SKIPPED, fixture="m1"))
+    assert re.findall(r'<th scope="row">(.*?)</th>', page) == [
+        f"m{number} single" for number in (2, 0, 1, 3)
+    ]
+
+
+DECIBELS = {"unit": "dB", "better": "higher"}
+
+
+@pytest.mark.parametrize(
+    ("figure", "share"),
+    [
+        (Figure(0.5, bound=2.0), 0.25),
+        (Figure(0.0, bound=2.0), 0.0),
+        (Figure(4.0, bound=1.0, better="higher"), 0.25),
+        (Figure(0.0, bound=1.0, better="higher"), math.inf),
+        (Figure(80.0, bound=60.0, **DECIBELS), 0.1),  # ten times smaller an error
+        (Figure(40.0, bound=60.0, **DECIBELS), 10.0),
+        (Figure(math.nan, bound=1.0), math.inf),
+        (Figure(1.0), None),
+        (Figure(1.0, bound=1.0, better="exact"), None),
+        (Figure(1.0, bound=0.0), None),
+    ],
+)
+def test_a_figure_takes_a_share_of_its_bound(figure, share):
+    assert share_of_bound(figure) == (share if share is None else pytest.approx(share))
+
+
+def test_the_errors_are_drawn_where_they_are(tmp_path):
+    """A bound at the right edge but one power of ten: a hundredth of it is two powers left."""
+    figures = {"a": Figure(1e-4, bound=1e-2), "b": Figure(3.0, bound=1.0), "c": Figure(9.0)}
+    case = replace(FAILED, figures=figures)
+    page = drawn(tmp_path, case)
+    dots = re.findall(r'<circle cx="([\d.]+)%".*?<title>.*?: (\w) ', page)
+    assert {name: float(x) for x, name in dots} == {
+        "a": pytest.approx(1, abs=0.06),
+        "b": pytest.approx(1 + 98 * (2 + math.log10(3)) / 3, abs=0.06),
+    }
+    assert re.search(r'x1="66.3%" x2="66.3%".*?class="bound"', page)
+
+
+def test_weights_are_areas_by_package_and_functions(tmp_path):
+    facts = {
+        "package 0 forward, prefill weight bytes": 300,
+        "package 1 forward weight bytes": 50,
+        "package 1 forward, prefill weight bytes": 50,
+        "weight bytes": 400,
+    }
+    page = drawn(tmp_path, replace(PARITY, check="copies", mode="multifunction", facts=facts))
+    assert "400 bytes of weights, 88 % shared; without sharing 750 bytes" in page.replace(
+        "<wbr>", ""
+    )
+    assert re.findall(r'<svg x="[\d.]+%" width="([\d.]+)%">', page) == ["75.00", "25.00"]
+    assert page.count('class="block shared"') == 2 and page.count('class="block own"') == 1
 
 
 def test_a_line_of_the_page_ends_within_no_word():
