@@ -104,6 +104,16 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def page(session: nox.Session) -> None:
+    """Open the pages of real results in Chromium, wide and narrow, light and dark, by keyboard.
+
+    It skips where there is no browser; `-- --screenshots docs` renews the pictures of docs/.
+    """
+    install(session, "page", "test")
+    run(session, "pytest", "suites/page", *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def evaluation(session: nox.Session) -> None:
     """Compare lm-evaluation-harness's scores of small artifacts with those of transformers."""
     install(session, "eval", "executorch", "test")

@@ -41,12 +41,15 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         help="the result file of a run, or the files of all its shards, which are merged",
     )
     parser.add_argument(
-        "-o",
-        "--output",
+        "-o", "--output", type=Path, metavar="DIR", help="write table, JUnit XML, page, badge here"
+    )
+    parser.add_argument(
+        "--history",
+        nargs="+",
         type=Path,
-        metavar="DIR",
-        help="write table.txt, junit.xml, index.html and a merged result file here; without it, "
-        "only print",
+        default=[],
+        metavar="OLD.jsonl",
+        help="earlier runs, whose figures the page shows beside these (with -o)",
     )
     parser.add_argument("--json", action="store_true", help="print the counts and files as JSON")
 
@@ -54,19 +57,20 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def report(args: argparse.Namespace) -> int:
     """Print the table and write the files; return 1 when the run did not pass, else 0."""
     from harness.report import run_table, wants_colours, write_report
+    from harness.results import read_run
     from harness.results.merge import merge, write_run
 
     finished = merge(args.runs)
     names = {path.name for path in args.runs}
     merged = args.output and args.output / (names.pop() if len(names) == 1 else MERGED)
-    if (
-        merged
-        and len(args.runs) > 1
-        and any(merged.resolve() == run.resolve() for run in args.runs)
-    ):
+    several = len(args.runs) > 1
+    if merged and several and merged.resolve() in {run.resolve() for run in args.runs}:
         raise HarnessError(f"{merged} is one of the streams to merge: give -o another folder")
-    files = write_report(finished, args.output) if args.output else []
-    if merged and len(args.runs) > 1:
+    if args.history and not args.output:
+        raise HarnessError("--history needs -o DIR: only the page shows earlier runs")
+    earlier = list(map(read_run, args.history))
+    files = write_report(finished, args.output, earlier) if args.output else []
+    if merged and several:
         write_run(merged, finished)
         files.append(merged)
     if args.json:

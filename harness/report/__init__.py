@@ -1,4 +1,4 @@
-"""Draws a run: a table for the terminal, JUnit XML and an HTML page. No torch.
+"""Draws a run: a table for the terminal, JUnit XML, an HTML page and a badge. No torch.
 
 A drawing is a function from a `Run` to a text. To add one, write it and add a row to `DRAWINGS`;
 `harness report` and every suite then write it beside the stream. `gate` draws a comparison.
@@ -10,6 +10,7 @@ import os
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,7 @@ from xml.etree import ElementTree
 from tabulate import tabulate
 
 from harness.files import partial_file, writing
+from harness.report.drawings import element
 from harness.report.run_page import html_page
 from harness.results import OUTCOMES, Case, Figure, Footer, Run
 from harness.text import clip, counted, one_line, printable
@@ -29,6 +31,7 @@ LAST_COLUMN = "figure against bound"
 # tabulate makes a column at least this much wider than its header, and puts a gap between two.
 HEADER_PADDING, GAP = 2, 2
 SHOWN_FIGURES = 2
+_BADGE_LETTER, _BADGE_MARGIN = 6.7, 7  # pixels
 # A longer reason is cut here; the files hold all of it.
 MAX_REASON = 2000
 # JUnit's counters, by the element that a case holds.
@@ -186,17 +189,44 @@ def _details(case: Case) -> str:
     return "\n".join(lines)
 
 
+def badge(run: Run) -> str:
+    """Return a badge for a README: an SVG that says whether the run passed, and how many cases."""
+    counts = run.footer.counts
+    judged = len(run.cases) - counts.get("skip", 0)
+    bad = sum(not case.passes for case in run.cases)
+    said = f"{judged} passed" if run.footer.passed else f"{bad} of {judged} failed"
+    texts = ("Core ML conformance", said)
+    widths = [_BADGE_LETTER * len(text) + 2 * _BADGE_MARGIN for text in texts]
+    svg = element(
+        "svg", xmlns="http://www.w3.org/2000/svg", width=f"{sum(widths):g}", height=20, role="img"
+    )
+    element("title", svg, ": ".join(texts))
+    colours = ("#444c54", "#1d7a37" if run.footer.passed else "#b3201f")
+    font = {"fill": "#fff", "font_family": "Verdana, sans-serif", "font_size": 11}
+    left = 0.0
+    for text, width, colour in zip(texts, widths, colours, strict=True):
+        element("rect", svg, x=f"{left:g}", width=f"{width:g}", height=20, fill=colour)
+        element("text", svg, text, x=f"{left + _BADGE_MARGIN:g}", y=14, **font)
+        left += width
+    return ElementTree.tostring(svg, encoding="unicode") + "\n"
+
+
 # file name -> text of a run
 DRAWINGS: dict[str, Callable[[Run], str]] = {
     "table.txt": lambda run: run_table(run) + "\n",
     "junit.xml": junit_xml,
     "index.html": html_page,
+    "badge.svg": badge,
 }
 
 
-def write_report(run: Run, folder: Path) -> list[Path]:
-    """Write every drawing of a run into a folder and return the paths, as `write_texts` does."""
-    return write_texts({name: draw(run) for name, draw in DRAWINGS.items()}, folder)
+def write_report(run: Run, folder: Path, earlier: Sequence[Run] = ()) -> list[Path]:
+    """Write every drawing of a run into a folder and return the paths, as `write_texts` does.
+
+    The page shows the figures of `earlier` runs, too.
+    """
+    drawings = DRAWINGS | {"index.html": partial(html_page, earlier=earlier)}
+    return write_texts({name: draw(run) for name, draw in drawings.items()}, folder)
 
 
 def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:

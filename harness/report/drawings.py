@@ -1,4 +1,4 @@
-"""Draws figures of a run as inline SVG: errors against bounds, weights, times.
+"""Draws figures of a run as inline SVG: errors against bounds, and weights. `series.py` has more.
 
 Horizontal places are percentages, so that a drawing fits any width and its text keeps its size.
 Colours are classes of `page.css`; the page's policy allows no style attribute.
@@ -9,23 +9,22 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from harness.results import Case, Figure
-from harness.results.figures import number
 from harness.text import clip, counted, printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_SERIES = 6  # colours of page.css
-_MAX_ROWS, _MAX_SUBJECTS = 60, 12  # of a drawing
+SERIES = 6  # colours of page.css
+MAX_ROWS, _MAX_SUBJECTS = 60, 12  # of a drawing
 _SMALLEST = -9  # power of ten at the left end of the axis of errors
-_MAX_LABEL = 56  # letters
-_ROW, _TOP = 34, 26  # pixels
+MAX_LABEL = 56  # letters
+ROW, _TOP = 34, 26  # pixels
 _STORED = re.compile(r"package (\d+) (.+) weight bytes")
 
 
@@ -54,11 +53,13 @@ def element(
     return made
 
 
-def _svg(height: float, label: str) -> ElementTree.Element:
-    return element("svg", height=f"{height:g}", role="img", aria_label=label)
+def svg_of(height: float, label: str) -> ElementTree.Element:
+    """Return an SVG as wide as the page, `height` pixels high; screen readers say its label."""
+    return element("svg", height=f"{height:g}", role="group", aria_label=label)
 
 
-def _markup(*elements: ElementTree.Element) -> Markup:
+def markup_of(*elements: ElementTree.Element) -> Markup:
+    """Return elements as markup; their texts are escaped."""
     from markupsafe import Markup
 
     return Markup("\n".join(ElementTree.tostring(e, encoding="unicode") for e in elements))
@@ -110,10 +111,10 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
         return None
     runtimes = sorted({case.runtime for row in rows.values() for _, case, _ in row})
     worst_first = sorted(rows.items(), key=lambda row: -max(s for s, _, _ in row[1]))
-    shown = worst_first[:_MAX_ROWS]
+    shown = worst_first[:MAX_ROWS]
     powers = [_power(share) for _, row in shown for share, _, _ in row]
     axis = _Axis(math.floor(min(powers)), max(1, math.ceil(max(powers))))
-    svg = _svg(_TOP + _ROW * len(shown) + 6, "Share of its bound that each figure takes")
+    svg = svg_of(_TOP + ROW * len(shown) + 6, "Share of its bound that each figure takes")
     for power in range(axis.low, axis.high + 1):
         x = axis.at(power)
         kind = "bound" if power == 0 else "axis"
@@ -123,14 +124,14 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
             text = "bound" if power == 0 else f"1e{power}"
             element("text", svg, text, x=x, y=12, class_="dim", text_anchor=anchor)
     for number_, (name, row) in enumerate(shown):
-        _error_row(svg, axis, _TOP + _ROW * number_, name, row, runtimes, anchors)
+        _error_row(svg, axis, _TOP + ROW * number_, name, row, runtimes, anchors)
     more = len(worst_first) - len(shown)
     caption = (
         "Each dot is a case; right of the red line a figure misses its bound. The axis is "
         "logarithmic: at 1e-2, a figure takes a hundredth of its bound."
         + (f" {counted(more, 'more figure')} are farther from their bounds." if more else "")
     )
-    return Drawing("errors", "Errors against bounds", caption, _markup(_legend(runtimes), svg))
+    return Drawing("errors", "Errors against bounds", caption, markup_of(legend_of(runtimes), svg))
 
 
 def _power(share: float) -> float:
@@ -167,28 +168,29 @@ def _error_row(
     dots: defaultdict[tuple[str, int], list[tuple[float, Case, str]]] = defaultdict(list)
     for found in row:
         dots[axis.at(_power(found[0])), runtimes.index(found[1].runtime)].append(found)
-    share, worst, _ = max((max(d, key=lambda one: one[0]) for d in dots.values()), key=_first)
+    share, worst, _ = max((max(d, key=lambda one: one[0]) for d in dots.values()), key=_share_in)
     link = element("a", svg, href=f"#{anchors[worst.id]}")
-    element("text", link, clip(f"{name}  {percent(share)}", _MAX_LABEL), x="1%", y=top + 12)
+    element("text", link, clip(f"{name}  {percent(share)}", MAX_LABEL), x="1%", y=top + 12)
     element("line", svg, x1="0", x2="100%", y1=top + 23, y2=top + 23, class_="axis")
     for (x, series), group in dots.items():
         y = top + 23 + 4 * (series - (len(runtimes) - 1) / 2)
-        dot = element("circle", svg, cx=x, cy=f"{y:g}", r=3, class_=f"s{series % _SERIES}")
-        share, case, figure = max(group, key=_first)
+        dot = element("circle", svg, cx=x, cy=f"{y:g}", r=3, class_=f"s{series % SERIES}")
+        share, case, figure = max(group, key=_share_in)
         others = f" and {len(group) - 1} more" if len(group) > 1 else ""
         said = f"{case.id}{others}: {figure} {case.figures[figure]}"
         element("title", dot, said)
 
 
-def _first(found: tuple[float, Case, str]) -> float:
+def _share_in(found: tuple[float, Case, str]) -> float:
     return found[0]
 
 
-def _legend(names: Sequence[str]) -> ElementTree.Element:
+def legend_of(names: Sequence[str]) -> ElementTree.Element:
+    """Return the colours of runtimes."""
     legend = element("p")
     for index, name in enumerate(names):
         text = f"\u25cf {name if name != '-' else 'no runtime'}"
-        element("span", legend, text, class_=f"key s{index % _SERIES}")
+        element("span", legend, text, class_=f"key s{index % SERIES}")
     return legend
 
 
@@ -222,7 +224,7 @@ def weights(cases: Iterable[Case]) -> Drawing | None:
         "used by all the functions that are named; yellow ones belong to one function."
         + (f" {counted(more, 'smaller subject')} are left out." if more else "")
     )
-    return Drawing("weights", "Weights and sharing", caption, _markup(*figures))
+    return Drawing("weights", "Weights and sharing", caption, markup_of(*figures))
 
 
 def _stored(case: Case) -> dict[int, dict[str, int]]:
@@ -256,7 +258,7 @@ def sharing(cases: Iterable[Case]) -> tuple[str, Case] | None:
 
 
 def _areas(packages: Mapping[int, Mapping[str, int]], label: str) -> ElementTree.Element:
-    svg = _svg(150, label)
+    svg = svg_of(150, label)
     total = sum(count for package in packages.values() for count in package.values())
     left = 0.0
     for index, package in packages.items():
@@ -278,57 +280,3 @@ def _areas(packages: Mapping[int, Mapping[str, int]], label: str) -> ElementTree
                 element("text", block, size(count), x=6, y=31)
                 element("text", block, functions, x=6, y=46, class_="dim")
     return svg
-
-
-def times(cases: Iterable[Case]) -> Drawing | None:
-    """Draw each time that `--measure` took, as the range between its samples' quartiles."""
-    rows: defaultdict[str, list[tuple[str, str, Figure]]] = defaultdict(list)
-    for case in cases:
-        for name, figure in case.figures.items():
-            if figure.spread is not None and figure.finite and figure.value > 0:
-                rows[figure.unit].append((f"{case.fixture} {case.mode}", case.runtime, figure))
-                rows[figure.unit][-1] = (
-                    f"{name}, {rows[figure.unit][-1][0]}",
-                    case.runtime,
-                    figure,
-                )
-    if not rows:
-        return None
-    runtimes = sorted({runtime for row in rows.values() for _, runtime, _ in row})
-    figures = [_legend(runtimes)]
-    for unit, row in sorted(rows.items()):
-        figures.append(_ranges(unit, row[:_MAX_ROWS], runtimes))
-    caption = (
-        "A line reaches from the low quartile of the samples, the dot, to the high one. Other work "
-        "on the machine only adds time, so that the dot is what to compare."
-    )
-    return Drawing("times", "Times", caption, _markup(*figures))
-
-
-def _ranges(
-    unit: str, rows: Sequence[tuple[str, str, Figure]], runtimes: Sequence[str]
-) -> ElementTree.Element:
-    figure = element("figure")
-    svg = _svg(_ROW * len(rows) + 6, f"Times in {unit}")
-    figure.append(svg)
-    longest = max(one.value + (one.spread or 0) for _, _, one in rows)
-    for index, (name, runtime, one) in enumerate(rows):
-        top, series = _ROW * index, f"s{runtimes.index(runtime) % _SERIES}"
-        said = f"{name}: {number(one.value)} to {number(one.value + (one.spread or 0))} {unit}"
-        element("text", svg, clip(said, _MAX_LABEL), x="0", y=top + 12)
-        ends = [
-            f"{98 * value / longest:.2f}%" for value in (one.value, one.value + (one.spread or 0))
-        ]
-        element("line", svg, x1="0", x2="100%", y1=top + 23, y2=top + 23, class_="axis")
-        element(
-            "line", svg, x1=ends[0], x2=ends[1], y1=top + 23, y2=top + 23, class_=f"range {series}"
-        )
-        element("circle", svg, cx=ends[0], cy=top + 23, r=4, class_=series)
-    return figure
-
-
-def all_drawings(cases: Sequence[Case], anchors: Mapping[str, str]) -> Iterator[Drawing]:
-    """Yield the drawings for which the cases have figures."""
-    for drawing in (errors(cases, anchors), weights(cases), times(cases)):
-        if drawing is not None:
-            yield drawing

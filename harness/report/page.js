@@ -68,11 +68,17 @@ function addCopyButtons(event) {
   }
 }
 
+function letScrollByKeyboard(root) {
+  for (const box of all(".box, pre, dd, ul, h1, h3, p, .case", root)) if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+}
+
 cells.forEach((cell, index) => { cell.tabIndex = index ? -1 : 0; cell.title = cell.getAttribute("aria-label"); });
 form.hidden = false;
 form.addEventListener("input", () => { filter(); sort(); });
 form.addEventListener("submit", event => event.preventDefault());
 document.querySelector(".matrix")?.addEventListener("keydown", moveFocus);
 if (navigator.clipboard) for (const one of cases) { one.addEventListener("toggle", addCopyButtons); if (one.open) addCopyButtons({target: one}); }
+addEventListener("toggle", event => letScrollByKeyboard(event.target), true);
+letScrollByKeyboard(document);
 addEventListener("hashchange", openTarget);
 openTarget();

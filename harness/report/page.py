@@ -10,7 +10,8 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,6 +106,17 @@ def _wrapped(value: object) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(map(escape, pieces(value)))
+
+
+def anchors_of(cases: Iterable[Case]) -> dict[str, str]:
+    """Return an anchor for each case by its id: its letters and digits, each anchor once."""
+    anchors: dict[str, str] = {}
+    taken = Counter[str]()
+    for case in cases:
+        anchor = re.sub(r"[^\w.@+]+", "-", f"case-{case.id}").strip("-")
+        taken[anchor] += 1
+        anchors[case.id] = anchor if taken[anchor] == 1 else f"{anchor}--{taken[anchor]}"
+    return anchors
 
 
 def pieces(value: object) -> list[str]:

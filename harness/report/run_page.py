@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,17 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from harness.report.drawings import Drawing, all_drawings, largest_share, percent, sharing
-from harness.report.page import MARKS, ShownCase, circumstances, render, shown, subject_of
+from harness.report.drawings import Drawing, errors, largest_share, percent, sharing, weights
+from harness.report.page import (
+    MARKS,
+    ShownCase,
+    anchors_of,
+    circumstances,
+    render,
+    shown,
+    subject_of,
+)
+from harness.report.series import history, times
 from harness.results import NOT_APPLICABLE, Case, RecordedFinding, Run
 from harness.text import counted
 
@@ -94,6 +102,7 @@ class RunPage:
     """What the page of a run shows; the template reads its attributes."""
 
     run: Run
+    earlier: Sequence[Run] = ()
 
     @property
     def marks(self) -> dict[str, str]:
@@ -147,21 +156,20 @@ class RunPage:
         shares = [(found, one) for one in self.cases if (found := largest_share(one.case))]
         if shares:
             (share, name), one = max(shares, key=lambda pair: pair[0][0])
-            yield "Nearest to its bound", f"{name}, {one.place}: {percent(share)}", one.anchor
-        if weights := sharing(self.run.cases):
-            text, case = weights
+            title = "Nearest to its bound" if share <= 1 else "Farthest beyond its bound"
+            yield title, f"{one.check}, {name}, {one.place}: {percent(share)}", one.anchor
+        if stored := sharing(self.run.cases):
+            text, case = stored
             yield f"Weights of {subject_of(case)}", text, "weights"
 
     @property
     def contents(self) -> Iterator[tuple[str, str]]:
         """The anchors and the titles of the sections."""
-        for section in (*self.findings, *self.folded):
-            if section.groups:
-                yield section.anchor, section.title
+        yield from ((one.anchor, one.title) for one in self.findings if one.groups)
         if self.matrix.rows:
             yield "matrix", "Every check"
-        for drawing in self.drawings:
-            yield drawing.anchor, drawing.title
+        yield from ((drawing.anchor, drawing.title) for drawing in self.drawings)
+        yield from ((one.anchor, one.title) for one in self.folded if one.groups)
         yield "circumstances", "Circumstances"
 
     @property
@@ -173,7 +181,7 @@ class RunPage:
     @cached_property
     def cases(self) -> list[ShownCase]:
         """The cases of the run, the worst first."""
-        anchors = _anchors(self.run.cases)
+        anchors = anchors_of(self.run.cases)
         ranks = list(MARKS)
         in_order = sorted(self.run.cases, key=lambda case: ranks.index(shown(case)))
         return [ShownCase(case, anchors[case.id], self.run.header) for case in in_order]
@@ -215,8 +223,9 @@ class RunPage:
     @cached_property
     def drawings(self) -> list[Drawing]:
         """The drawings for which the run has figures."""
-        anchors = {one.case.id: one.anchor for one in self.cases}
-        return list(all_drawings(self.run.cases, anchors))
+        anchors, cases = {one.case.id: one.anchor for one in self.cases}, self.run.cases
+        drawn = errors(cases, anchors), weights(cases), times(cases)
+        return [one for one in (*drawn, history(self.run, self.earlier)) if one is not None]
 
     @property
     def circumstances(self) -> dict[str, Any]:
@@ -224,21 +233,10 @@ class RunPage:
         return circumstances(self.run.header)
 
 
-def html_page(run: Run) -> str:
-    """Return the page of a run as one HTML file, which fetches nothing."""
-    page = RunPage(run)
+def html_page(run: Run, earlier: Sequence[Run] = ()) -> str:
+    """Return the page of a run as one HTML file, with the course of its figures since `earlier`."""
+    page = RunPage(run, earlier)
     return render("run", page, page.tone, "page.js")
-
-
-def _anchors(cases: Iterable[Case]) -> dict[str, str]:
-    """Return an anchor for each case by its id: its letters and digits, each anchor once."""
-    anchors: dict[str, str] = {}
-    taken = Counter[str]()
-    for case in cases:
-        anchor = re.sub(r"[^\w.@+]+", "-", f"case-{case.id}").strip("-")
-        taken[anchor] += 1
-        anchors[case.id] = anchor if taken[anchor] == 1 else f"{anchor}--{taken[anchor]}"
-    return anchors
 
 
 def _grouped(
@@ -330,7 +328,7 @@ def _row(
     return MatrixRow(
         name,
         detail,
-        [one and _cell(one, reasons) for one in found],
+        [_cell(one, reasons) if one else None for one in found],
         sum(one.case.seconds for one in there),
         max((float(one.share) for one in there), default=0),
     )

@@ -263,7 +263,8 @@ def _tokenizer(sources: Path, scratch: Path) -> Reader:
 def _stream(sources: Path, scratch: Path) -> Reader:
     """Read a result stream, draw it, and compare it with itself, as report and gate do."""
     from harness.measure import compare_runs
-    from harness.report import html_page, junit_xml, run_table
+    from harness.report import junit_xml, run_table
+    from harness.report.run_page import html_page
     from harness.results import read_run
 
     path = scratch / "run.jsonl"

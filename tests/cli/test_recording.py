@@ -18,7 +18,7 @@ from harness.suites.mutants.edit import Export
 from harness.text import content_digest
 
 QUICK = ("--check", "references", "--check", "metadata-names")
-DRAWINGS = {"check.jsonl", "table.txt", "junit.xml", "index.html"}
+DRAWINGS = {"check.jsonl", "table.txt", "junit.xml", "index.html", "badge.svg"}
 
 
 @pytest.fixture(scope="module")

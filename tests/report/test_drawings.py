@@ -18,9 +18,10 @@ import pytest
 from harness.checks.findings import explained, rows
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.report import html_page, junit_xml, run_table
+from harness.report import badge, junit_xml, run_table
 from harness.report.drawings import share_of_bound
 from harness.report.page import pieces, repeat_command
+from harness.report.run_page import html_page
 from harness.results import Figure, Finding, RecordedFinding, case_from_findings, read_run
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
@@ -300,3 +301,46 @@ def test_a_finding_is_drawn_with_its_code_places_evidence_and_remedy(tmp_path):
         assert rows()["M02"].remedy in text and rows()["H04"].sentence in text
     assert "M02 delegate 0: the order is x (and in 1 more place)" in table
     assert table.index("WARNING") < table.index("FAIL ") and ", 1 warning;" in table
+
+
+TIMES = {
+    "decode at 40 tokens": Figure(2.0, "ms/token", spread=1.0),
+    "decode at 80 tokens": Figure(4.0, "ms/token", spread=1.0),
+    "load": Figure(8.0, "ms", spread=2.0),
+}
+
+
+def test_times_are_drawn_with_their_spread_and_by_depth(tmp_path):
+    page = drawn(tmp_path, replace(PARITY, check="latency", figures=TIMES))
+    times = page.split('id="times"')[1].split("</section>")[0]
+    assert re.findall(r'<line x1="([\d.]+)%" x2="([\d.]+)%"[^>]*class="range', times) == [
+        ("78.60", "98.00"),  # 1 + 97 * 8 / 10
+        ("12.00", "12.00"),
+        ("96.00", "96.00"),
+    ]
+    assert "40 tokens: 2 to 3 ms/token" in times and "decode, tiny single" in times
+
+
+def test_the_history_has_what_changed_most_first(tmp_path, capsys):
+    def run(name, error, day):
+        figures = {"steady": Figure(1.0), "decode error": Figure(error, "", 1e-5)}
+        header = replace(HEADER, started=f"2026-01-0{day}T00:00:00+00:00")
+        return write_run(tmp_path / name, replace(PARITY, figures=figures), header=header)
+
+    now, old, older = run("now", 4e-7, 3), run("old", 2e-7, 2), run("older", 1e-7, 1)
+    words = ["report", str(now), "--history", str(old), str(older)]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text().split('id="history"')[1]
+    first, steady = page.index("decode error: "), page.index("steady: ")
+    assert first < steady and "1 of 2 figures changed" in page.replace("<wbr>", "")
+    assert ">1e-07</td>" in page[first:steady] and ">4e-07</td>" in page[first:steady]
+    heights = [float(y) for y in re.findall(r",([\d.]+)", re.findall(r'points="([^"]*)"', page)[1])]
+    assert heights == sorted(heights, reverse=True) and len(heights) == 3
+    assert main(words) == 2 and "--history needs -o DIR" in capsys.readouterr().err
+
+
+def test_a_badge_says_what_failed(run, tmp_path):
+    text = ElementTree.fromstring(badge(run)).findtext("{http://www.w3.org/2000/svg}title")
+    assert text == "Core ML conformance: 3 of 4 failed"
+    passed = read_run(write_run(tmp_path / "passed.jsonl", PARITY))
+    assert ">1 passed</text>" in badge(passed)
