@@ -216,6 +216,18 @@ def operators(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def families(session: nox.Session) -> None:
+    """Convert small models of 70 families by coremltools, and compare with eager PyTorch.
+
+    A verdict is kept until the code changes: an interrupted run goes on where it ended.
+    `-- -k bert` judges the families of that name; half an hour the first time.
+    """
+    install(session, "test")
+    results = ["--results", f"{RESULTS}/families"]
+    run(session, "pytest", "suites/families", *results, *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def rehearsal(session: nox.Session) -> None:
     """Run every step of the Mac job on Linux, with macOS and Core ML stood in for."""
     install(session, *EVERYTHING)

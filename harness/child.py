@@ -40,6 +40,8 @@ from harness.errors import (
 )
 from harness.files import private_folder
 
+POLICY_VARIABLE = "HARNESS_POLICY"
+"""The variable that names the number policy under `harness shim`; `strict` by default."""
 ARGUMENTS = 3  # where a module's own arguments begin in its `sys.argv`
 _ERRORS = {error.exit_status: error for error in (HarnessError, NotInstalledError)}
 _LAST_WORDS = 500  # characters of a child's output that a message repeats

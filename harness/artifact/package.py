@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from harness.artifact.blob import Blob, read_blob
 from harness.artifact.files import MAX_MANIFEST_BYTES, FolderFiles, is_folder, sha256
-from harness.artifact.proto import parse_model
+from harness.artifact.proto import checked_program, parse_specification
 from harness.errors import ArtifactError
 from harness.text import parse_json
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Block, Function, Value
-    from coremltools.proto.Model_pb2 import FunctionDescription, Model, ModelDescription
+    from coremltools.proto.Model_pb2 import FunctionDescription, Model, ModelDescription, Pipeline
 
     Description = FunctionDescription | ModelDescription
 
@@ -81,9 +81,28 @@ class Package:
         return f"Data/{path}"
 
     @cached_property
+    def specification(self) -> Model:
+        """The parsed `Model` message, of an ML Program or of another kind of model."""
+        return parse_specification(self.files[self.spec_path], self.what)
+
+    @cached_property
     def model(self) -> Model:
-        """The parsed `Model` message."""
-        return parse_model(self.files[self.spec_path], self.what)
+        """The parsed `Model` message; raises ArtifactError unless it holds an ML Program."""
+        return checked_program(self.specification, self.what)
+
+    @cached_property
+    def stages(self) -> tuple[Package, ...]:
+        """The models of a pipeline in order, each a package with the same weights; else none."""
+        pipeline = pipeline_of(self.specification)
+        if pipeline is None:
+            return ()
+        return tuple(
+            Package(
+                {**self.files, self.spec_path: memoryview(model.SerializeToString())},
+                f"{self.what}, model {number} of its pipeline",
+            )
+            for number, model in enumerate(pipeline.models, 1)
+        )
 
     @property
     def functions(self) -> Mapping[str, Function]:
@@ -185,6 +204,18 @@ class Package:
     def size(self) -> int:
         """The size of all files together, in bytes."""
         return sum(len(self.files[name]) for name in self.files)
+
+
+def pipeline_of(model: Model) -> Pipeline | None:
+    """Return the pipeline that a `Model` message holds, None for another kind of model."""
+    match model.WhichOneof("Type"):
+        case "pipeline":
+            return model.pipeline
+        case "pipelineClassifier":
+            return model.pipelineClassifier.pipeline
+        case "pipelineRegressor":
+            return model.pipelineRegressor.pipeline
+    return None
 
 
 def core_ml_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -111,10 +111,10 @@ def new_model() -> Model:
     return model
 
 
-def parse_model(data: memoryview, what: str) -> Model:
-    """Return the `Model` message of a `model.mlmodel`.
+def parse_specification(data: memoryview, what: str) -> Model:
+    """Return the `Model` message of a `model.mlmodel`, of whatever kind the model is.
 
-    Raises ArtifactError, naming `what`, when it cannot be parsed or holds no ML Program.
+    Raises ArtifactError, naming `what`, when it cannot be parsed.
     """
     if len(data) > MAX_SPEC_BYTES:
         raise ArtifactError(f"{what}: model.mlmodel has {len(data)} bytes; 1 GB is the limit")
@@ -125,7 +125,26 @@ def parse_model(data: memoryview, what: str) -> Model:
         raise ArtifactError(
             f"{what}: model.mlmodel is not a Core ML model; it is truncated or damaged"
         ) from None
-    if model.WhichOneof("Type") != "mlProgram":
-        kind = model.WhichOneof("Type") or "nothing"
-        raise ArtifactError(f"{what}: model.mlmodel holds {kind}; only an ML Program can be read")
     return model
+
+
+def parse_model(data: memoryview, what: str) -> Model:
+    """Return the `Model` message of a `model.mlmodel` that holds an ML Program.
+
+    Raises ArtifactError as `parse_specification` does, and for a model of another kind.
+    """
+    return checked_program(parse_specification(data, what), what)
+
+
+def checked_program(model: Model, what: str) -> Model:
+    """Return a model that is an ML Program; raises ArtifactError for one of another kind."""
+    kind = model.WhichOneof("Type") or "nothing"
+    if kind == "mlProgram":
+        return model
+    advice = {"neuralNetwork": ': convert the model with convert_to="mlprogram"'} | {
+        "pipeline": ": read the models of which the pipeline was made"
+    }
+    remedy = next((text for start, text in advice.items() if kind.startswith(start)), "")
+    raise ArtifactError(
+        f"{what}: model.mlmodel holds {kind}; only an ML Program can be read{remedy}"
+    )

@@ -28,9 +28,8 @@ quantized weights without expanding them. `ranges` measures the ranges of FLOAT1
 
 from harness.mil.block import observed
 from harness.mil.function import Function, load_function, repeated
-from harness.mil.policy import POLICIES, Policy, get_policy
 from harness.mil.storage import State
-from harness.mil.types import TensorType
+from harness.mil.types import POLICIES, Policy, TensorType, get_policy
 
 __all__ = [
     "POLICIES",

@@ -18,9 +18,8 @@ import torch
 
 from harness.errors import ExecutionError, HarnessError
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run
-from harness.mil.policy import Policy
 from harness.mil.storage import StateCell
-from harness.mil.types import TensorType, ValueType
+from harness.mil.types import Policy, TensorType, ValueType
 from harness.mil.values import Constant
 
 

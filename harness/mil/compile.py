@@ -25,9 +25,8 @@ from harness.mil.block import (
 )
 from harness.mil.operation import IMPLEMENTATIONS, Operation, Run, check_known
 from harness.mil.packed import PackedWeight
-from harness.mil.policy import Policy
 from harness.mil.storage import SharedTensors
-from harness.mil.types import StateType, TensorType, ValueType, broadcast_type, value_type
+from harness.mil.types import Policy, StateType, TensorType, ValueType, broadcast_type, value_type
 from harness.mil.values import Constant, read_constant
 
 if TYPE_CHECKING:
@@ -154,6 +153,8 @@ class Compiler:
             operands = [self._types[slot] for slots in bound.values() for slot in slots]
             outputs = (broadcast_type(outputs[0], operands),)
             self._check_sizes(outputs, where)
+        if message.type == "stack":
+            self._check_equal_shapes(operation, bound.get("values", ()))
         if message.type.startswith("constexpr_"):
             made = self._scope.shared.constexpr(operation, built(operation))
             for output, declared, tensor in zip(message.outputs, outputs, made, strict=True):
@@ -167,6 +168,17 @@ class Compiler:
         names = tuple(output.name for output in message.outputs)
         known = operation.constants
         return Step(run, reads, writes, (), where, outputs, message.type, names, known)
+
+    def _check_equal_shapes(self, operation: Operation, slots: Sequence[int]) -> None:
+        """Raise ArtifactError for values of unequal declared shapes, which Core ML refuses, too."""
+        types = [self._types[slot] for slot in slots]
+        shapes = {t.shape for t in types if isinstance(t, TensorType) and t.is_fixed}
+        if len(shapes) > 1:
+            found = " and ".join(str(list(shape)) for shape in sorted(shapes))
+            raise operation.error(
+                f"values of shapes {found} cannot be stacked, and Core ML refuses the model; "
+                "give them one shape by expand_dims or reshape"
+            )
 
     def _check_sizes(self, outputs: Sequence[ValueType], where: str) -> None:
         counts = [declared.count for declared in outputs if isinstance(declared, TensorType)]

@@ -21,10 +21,10 @@ from harness.mil.compile import compile_function
 from harness.mil.fusion import fused
 from harness.mil.packed import PackedWeight, multiplied_by
 from harness.mil.packed.layouts import FEW_ROWS
-from harness.mil.policy import Policy
 from harness.mil.storage import SharedTensors, State
 from harness.mil.types import (
     AllowedShapes,
+    Policy,
     StateType,
     TensorType,
     ValueType,

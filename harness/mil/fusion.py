@@ -24,10 +24,9 @@ from harness.mil.block import Plan, Step, with_frees
 from harness.mil.linears import is_packed_linear, merged, with_joined_linears
 from harness.mil.operation import Run
 from harness.mil.packed import PackedLinears
-from harness.mil.policy import Policy
 from harness.mil.rows import NUMBERS, Located, Program, Rows, RowStep, located
 from harness.mil.rows.steps import MAX_OFFSETS, row_step
-from harness.mil.types import StateType, TensorType, ValueType
+from harness.mil.types import Policy, StateType, TensorType, ValueType
 
 _VIEWS = {
     *("identity", "reshape", "transpose", "expand_dims", "squeeze", "slice_by_index"),

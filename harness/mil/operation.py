@@ -27,8 +27,7 @@ import torch
 from harness.artifact.files import MAX_ELEMENTS
 from harness.errors import ArtifactError, IndexRangeError
 from harness.mil.packed import PackedWeight, expanded
-from harness.mil.policy import Policy
-from harness.mil.types import TensorType, ValueType
+from harness.mil.types import Policy, TensorType, ValueType
 from harness.mil.values import Constant
 
 Run = Callable[..., Any]

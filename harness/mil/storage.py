@@ -9,8 +9,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.mil.operation import Operation, Run
-from harness.mil.policy import Policy
-from harness.mil.types import TensorType
+from harness.mil.types import Policy, TensorType
 from harness.mil.values import Constant
 
 _SMALL = 64  # elements up to which a constant in the program's text is compared by its values

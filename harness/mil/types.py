@@ -1,4 +1,4 @@
-"""The types of MIL values: tensors, lists of them, states that hold one, dictionaries.
+"""The types of MIL values: tensors, lists, states, dictionaries; and the policies of numbers.
 
 And the shapes that a model's description allows for inputs of flexible shape. Sources: `ValueType`
 in coremltools' `MIL.proto`, `ArrayFeatureType` in its `FeatureTypes.proto`.
@@ -197,6 +197,17 @@ class AllowedShapes:
             for size, (low, high) in zip(shape, self.ranges, strict=True)
         )
 
+    def refusal(self, shape: Sequence[int]) -> str:
+        """Return the sentence with which Core ML refuses a shape; scripts look for it."""
+        if self.listed or len(shape) != len(self.ranges):
+            sizes = " x ".join(map(str, shape))
+            return f"MultiArray Shape ({sizes}) was not in enumerated set of allowed shapes"
+        for axis, (size, (low, high)) in enumerate(zip(shape, self.ranges, strict=True)):
+            if size < low or (high is not None and size > high):
+                end = "" if high is None else high
+                return f"Size ({size}) of dimension ({axis}) is not in allowed range ({low}..{end})"
+        return ""
+
     def __str__(self) -> str:
         if self.listed:
             return ", ".join(str(list(shape)) for shape in self.listed)
@@ -245,7 +256,8 @@ def check_shapes(
     for name, one in allowed.items():
         if name in shapes and not one.allow(shapes[name]):
             raise HarnessError(
-                f"{where}: input '{name}' has shape {list(shapes[name])}; allowed is {one}"
+                f"{where}: input '{name}' has shape {list(shapes[name])}; allowed is {one} "
+                f"({one.refusal(shapes[name])})"
             )
     listed = {name: one.listed for name, one in allowed.items() if one.listed and name in shapes}
     if len({len(every) for every in listed.values()}) != 1:
@@ -262,3 +274,59 @@ def check_shapes(
 
 def _row(shapes: Sequence[Sequence[int]]) -> str:
     return " with ".join(str(list(shape)) for shape in shapes)
+
+
+# --- policies: the dtypes of values while a program executes
+#
+# `strict` rounds every FLOAT16 result to fp16 and accumulates in fp32; it predicts fp16 hazards.
+# `widen` keeps FLOAT16 values in fp32 without rounding; it shows errors that fp16 noise hides.
+# `double` keeps every float in fp64; it is the reference. All three round a constexpr result to its
+# declared dtype, because a device uses these weights too.
+
+_INTEGERS = {"INT64": torch.int64, "UINT32": torch.int64, "UINT64": torch.int64}
+_FLOATS = {"FLOAT16": torch.float16, "FLOAT32": torch.float32, "FLOAT64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The dtypes of floats, and whether FLOAT16 results are rounded after each operation."""
+
+    name: str
+    carriers: dict[str, torch.dtype]
+    rounds_half: bool
+
+    def carrier(self, dtype: MilType) -> torch.dtype:
+        """Return the torch dtype that carries a MIL dtype's values; small integers take int32."""
+        if dtype.name in self.carriers:
+            return self.carriers[dtype.name]
+        return torch.bool if dtype.name == "BOOL" else _INTEGERS.get(dtype.name, torch.int32)
+
+    def enter(self, tensor: torch.Tensor, dtype: MilType) -> torch.Tensor:
+        """Convert a caller's tensor to the torch dtype that carries values of this dtype."""
+        tensor = tensor.to(self.carrier(dtype))
+        return self.rounded(tensor) if self.rounds_half and dtype.name == "FLOAT16" else tensor
+
+    def constant(self, tensor: torch.Tensor, dtype: MilType) -> torch.Tensor:
+        """Round to the declared dtype under every policy, then convert to the carrying dtype."""
+        declared = _FLOATS.get(dtype.name)
+        return (tensor.to(declared) if declared else tensor).to(self.carrier(dtype))
+
+    @staticmethod
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        """Round to the nearest fp16 value; values beyond 65504 become infinite."""
+        return tensor.to(torch.float16).to(tensor.dtype)
+
+
+_FP32 = {"FLOAT16": torch.float32, "FLOAT32": torch.float32, "FLOAT64": torch.float64}
+POLICIES = {
+    "strict": Policy("strict", _FP32, rounds_half=True),
+    "widen": Policy("widen", _FP32, rounds_half=False),
+    "double": Policy("double", dict.fromkeys(_FP32, torch.float64), rounds_half=False),
+}
+
+
+def get_policy(name: str) -> Policy:
+    """Return a policy by name; raise HarnessError that lists the names for an unknown one."""
+    if name not in POLICIES:
+        raise HarnessError(f"no number policy '{name}'; choose from {', '.join(POLICIES)}")
+    return POLICIES[name]

@@ -24,7 +24,7 @@ from harness.artifact.pte import DelegateCall
 from harness.errors import ArtifactError
 from harness.mil.function import Function, load_function
 from harness.mil.packed import PackedWeight
-from harness.mil.policy import get_policy
+from harness.mil.types import get_policy
 from harness.models import Architecture, ModelConfig, Weights
 from harness.models.config import ARCHITECTURES
 

@@ -31,8 +31,7 @@ from harness.files import private_folder
 from harness.pte import TensorSpec
 from harness.runtimes._isolated_child import SharedTensors, anonymous_file
 from harness.runtimes.base import Method, Runtime, add_core_ml_ns
-from harness.shim import is_installed
-from harness.shim.launch import SITE
+from harness.shim import SITE, is_installed
 
 CHILD = "harness.runtimes._isolated_child"
 

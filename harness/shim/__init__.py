@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,8 @@ NATIVE_MODULE = "coremltools.libcoremlpython"
 PYBINDINGS = "executorch.extension.pybindings"
 EXECUTORCH_RUNTIMES = (f"{PYBINDINGS}._portable_lib", f"{PYBINDINGS}._C")
 """ExecuTorch's native module: its name up to version 1.4, and from 1.5 on."""
+SITE = Path(__file__).parent / "site"
+"""The folder whose `sitecustomize` installs the stand-in in a child, by its PYTHONPATH."""
 MACOS_VERSION = (26, 0)
 """The macOS version that the stand-in reports, the first to support all of coremltools 9.0."""
 

@@ -1,37 +1,34 @@
-"""Opens models from files and from memory; describes their structure, plan and devices.
+"""Opens models from files and from memory, and compiles them: to files and a text, `model.mil`.
 
 The stand-in's compiled model (`.mlmodelc`) is a folder with the package's files and a note. Only
-Core ML can load a model that Core ML compiled. The rules of specification versions come from
-coremltools' `Model.proto`.
-
-coremltools wraps the other objects as `MLModelStructure`, `MLComputePlan` and `MLComputeDevice`.
-The stand-in has one device, the CPU, and runs every operation on it. Only a Mac can tell where Core
-ML would place an operation, and at which cost.
+Core ML can load a model that Core ML compiled.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from harness.artifact import Package
-from harness.artifact.files import checked_path
+from harness.artifact.files import checked_path, map_file
 from harness.artifact.package import DATA, MANIFEST, MODEL_PATH, SPECIFICATION
-from harness.artifact.proto import feature_types, parse_model
+from harness.artifact.proto import declared_shape, mil_types
 from harness.errors import ArtifactError, HarnessError
 from harness.files import private_folder, token
+from harness.mil.values import read_constant
+from harness.shim.predictors import check_executable
+from harness.shim.structure import IN_MEMORY
 
-NEWEST_VERSION = 10
-_OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9, "CoreML9": 10}
-_ARRAY_NEEDS = {"float16": 7, "int8": 10}
-_STATES = _SEVERAL_FUNCTIONS = 9
+if TYPE_CHECKING:
+    from coremltools.proto import MIL_pb2
 
 COMPILED = ".mlmodelc"
+TEXT = "model.mil"
 _NOTE = "compiled-by-harness.txt"
 _NOTE_TEXT = (
     "Core ML did not compile this model and cannot load it. The folder holds the files of an\n"
@@ -50,10 +47,13 @@ class ModelAssetProxy:
 def open_model(path: str) -> Package:
     """Open an .mlpackage, or a compiled model of the stand-in.
 
-    Opening a package again while it is open returns the same object: its functions share their
-    weights. Raises ArtifactError for anything else.
+    A model in one file (.mlmodel) has no weights beside it. Opening a package again while it is
+    open returns the same object: its functions share their weights. Raises ArtifactError for
+    anything else.
     """
     folder = Path(path)
+    if folder.suffix == ".mlmodel" and folder.is_file():
+        return package_of_bytes(map_file(folder), what=path)
     _refuse_foreign(folder)
     package = Package.from_folder(folder)
     key = (str(folder.resolve()), *_stamps(folder, package))
@@ -80,7 +80,7 @@ def compile_model(path: str) -> str:
     is left around it. Raises ArtifactError when the model is not an ML Program.
     """
     source = Path(path)
-    package = package_of_bytes(source.read_bytes()) if source.is_file() else open_model(path)
+    package = open_model(path)
     with private_folder("harness-compiled") as folder:
         made = write_compiled(package, folder, source)
         return str(made.rename(folder.parent / f"{source.stem}.{token()}{COMPILED}"))
@@ -88,21 +88,27 @@ def compile_model(path: str) -> str:
 
 def write_compiled(package: Package, folder: Path, source: Path) -> Path:
     """Write a package below `folder` as a compiled model, named after its source."""
-    _ = package.model  # raises ArtifactError if it cannot be parsed
+    check_executable(package)
     root = folder / f"{source.stem}{COMPILED}"
     package.write(root)
     (root / _NOTE).write_text(_NOTE_TEXT)
+    if not package.stages:
+        (root / TEXT).write_text(program_text(package), encoding="utf-8")
     return root
 
 
-def package_of_bytes(specification: bytes, weights: Mapping[str, bytes] | None = None) -> Package:
+def package_of_bytes(
+    specification: bytes | memoryview,
+    weights: Mapping[str, bytes] | None = None,
+    what: str = IN_MEMORY,
+) -> Package:
     """Return a package of a specification and of weight files by name ("weights/weight.bin").
 
     Raises ArtifactError for a name outside the folder to which the package is written.
     """
     item = {"path": SPECIFICATION.removeprefix("Data/")}
     manifest = {"itemInfoEntries": {"model": item}, "rootModelIdentifier": "model"}
-    files = {
+    files: dict[str, bytes | memoryview] = {
         MANIFEST: json.dumps(manifest).encode(),
         SPECIFICATION: specification,
     }
@@ -110,7 +116,7 @@ def package_of_bytes(specification: bytes, weights: Mapping[str, bytes] | None =
         below = checked_path(name.removeprefix(MODEL_PATH))
         files["/".join((DATA, *below))] = data
     views = {name: memoryview(data) for name, data in files.items()}
-    return Package(views, "the model in memory")
+    return Package(views, what)
 
 
 def asset_of_path(path: str) -> ModelAssetProxy:
@@ -123,7 +129,7 @@ def asset_of_memory(specification: bytes, weights: Mapping[str, bytes]) -> Model
     """Return the asset of a model in memory."""
     with as_runtime_error():
         package = package_of_bytes(specification, weights)
-        _ = package.model
+        check_executable(package)
         return ModelAssetProxy(package)
 
 
@@ -132,10 +138,6 @@ def _refuse_foreign(folder: Path) -> None:
         raise ArtifactError(
             f"{folder}: Core ML compiled it, and only Core ML can load it; "
             "load the .mlpackage from which it was compiled"
-        )
-    if folder.suffix == ".mlmodel" and folder.is_file():
-        raise ArtifactError(
-            f"{folder}: a model in one file; only an ML Program in an .mlpackage can be executed"
         )
 
 
@@ -151,36 +153,6 @@ def _stamps(folder: Path, package: Package) -> list[object]:
     return stamps
 
 
-def with_lowest_version(specification: bytes) -> bytes:
-    """Return a model with the lowest version that supports its opset, arrays, states and functions.
-
-    Raises ArtifactError unless it is an ML Program of a known opset.
-    """
-    if not isinstance(specification, bytes):
-        raise TypeError(f"a model is bytes, not {type(specification).__name__}")
-    model = parse_model(memoryview(specification), "the model in memory")
-    model.specificationVersion = max(_needs(model))
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def _needs(model: Any) -> list[int]:
-    opsets = [function.opset for function in model.mlProgram.functions.values()]
-    unknown = set(opsets) - _OPSETS.keys()
-    if unknown or not opsets:
-        raise ArtifactError(f"the model in memory: no known opset ({', '.join(unknown) or 'none'})")
-    needs = [_OPSETS[opset] for opset in opsets]
-    if model.description.functions:
-        needs.append(_SEVERAL_FUNCTIONS)
-    for description in (model.description, *model.description.functions):
-        if description.state:
-            needs.append(_STATES)
-        for feature in (*description.input, *description.output):
-            array = feature.type.multiArrayType
-            needs.append(_ARRAY_NEEDS.get(feature_types().get(array.dataType, ""), 0))
-    return needs
-
-
 @contextmanager
 def as_runtime_error() -> Iterator[None]:
     """Turn a HarnessError into a RuntimeError: coremltools catches no other."""
@@ -190,129 +162,146 @@ def as_runtime_error() -> Iterator[None]:
         raise RuntimeError(str(error)) from error
 
 
-class CPUDeviceProxy:
-    """The CPU."""
+# --- the text, as coremltools' own tests expect it of Core ML's compiler
+
+_TARGETS = {"CoreML5": "ios15", "CoreML6": "ios16", "CoreML7": "ios17", "CoreML8": "ios18"} | {
+    "CoreML9": "ios26"
+}
+_PLAIN_SCALARS = 9  # the specification version from which a scalar's type is not a tensor's
+_INDENT = "    "
 
 
-class GPUDeviceProxy:
-    """A GPU; the stand-in has none."""
+def program_text(package: Package) -> str:
+    """Return an ML Program as Core ML's compiler writes it into `model.mil`.
+
+    Raises ArtifactError for a constant that contradicts itself.
+    """
+    return "\n".join(_Text(package).lines()) + "\n"
 
 
-class NeuralEngineDeviceProxy:
-    """A Neural Engine; the stand-in has none."""
+class _Text:
+    """Spells the messages of one package."""
 
-    def get_total_core_count(self) -> int:
-        """Raise RuntimeError, because the stand-in has no Neural Engine."""
-        raise RuntimeError(
-            "this machine has no Neural Engine; the stand-in for Core ML computes on the CPU"
-        )
+    def __init__(self, package: Package) -> None:
+        self._package = package
+        self._plain = package.model.specificationVersion >= _PLAIN_SCALARS
 
+    def lines(self) -> Iterator[str]:
+        program = self._package.model.mlProgram
+        yield "program(1.3)" if self._plain else "program(1.0)"
+        if program.attributes:
+            yield f"[{self._attributes(program.attributes)}]"
+        yield "{"
+        for name in sorted(self._package.functions):
+            function = self._package.functions[name]
+            inputs = ", ".join(f"{self._type(i.type)} {i.name}" for i in function.inputs)
+            target = _TARGETS.get(function.opset, function.opset)
+            extra = f" [{self._attributes(function.attributes)}]" if function.attributes else ""
+            yield f"{_INDENT}func {name}<{target}>({inputs}){extra} {{"
+            block = self._package.operations(name)
+            yield from self._operations(block, 3)
+            yield f"{_INDENT * 2}}} -> ({', '.join(block.outputs)});"
+        yield "}"
 
-def devices() -> list[Any]:
-    """Return the compute devices in coremltools' wrappers."""
-    from coremltools.models.compute_device import MLCPUComputeDevice
-
-    return [MLCPUComputeDevice(CPUDeviceProxy())]
-
-
-class OperationProxy:
-    """The proxy of an operation in a model's structure."""
-
-    def __init__(self, type_: str) -> None:
-        self.type = type_
-
-
-class LayerProxy:
-    """A layer of a neural network; the stand-in does not read neural networks."""
-
-
-def model_structure(package: Package) -> Any:
-    """Return the structure of a package; raises ArtifactError if it is not an ML Program."""
-    from coremltools.models import compute_plan as ct
-
-    functions = {
-        name: ct.MLModelStructureProgramFunction(
-            _named(message.inputs), _block(package.operations(name))
-        )
-        for name, message in package.functions.items()
-    }
-    return ct.MLModelStructure(None, ct.MLModelStructureProgram(functions), None)
-
-
-def _block(message: Any) -> Any:
-    from coremltools.models import compute_plan as ct
-
-    operations = [_operation(operation) for operation in message.operations]
-    return ct.MLModelStructureProgramBlock(
-        _named(message.inputs), operations, list(message.outputs)
-    )
-
-
-def _operation(message: Any) -> Any:
-    from coremltools.models import compute_plan as ct
-
-    return ct.MLModelStructureProgramOperation(
-        inputs={
-            name: ct.MLModelStructureProgramArgument([_binding(b) for b in argument.arguments])
-            for name, argument in message.inputs.items()
-        },
-        operator_name=message.type,
-        outputs=_named(message.outputs),
-        blocks=[_block(block) for block in message.blocks],
-        __proxy__=OperationProxy(message.type),
-    )
-
-
-def _binding(message: Any) -> Any:
-    from coremltools.models import compute_plan as ct
-
-    if message.WhichOneof("binding") == "name":
-        return ct.MLModelStructureProgramBinding(message.name, None)
-    return ct.MLModelStructureProgramBinding(None, ct.MLModelStructureProgramValue())
-
-
-def _named(messages: Iterable[Any]) -> list[Any]:
-    from coremltools.models import compute_plan as ct
-
-    return [
-        ct.MLModelStructureProgramNamedValueType(
-            message.name, ct.MLModelStructureProgramValueType()
-        )
-        for message in messages
-    ]
-
-
-class ComputePlanProxy:
-    """The plan of one package, or the base of coremltools' plan for a remote device."""
-
-    def __init__(self, package: Package | None = None, compute_units: str = "CPU_ONLY") -> None:
-        self._structure = None if package is None else model_structure(package)
-        if compute_units != "CPU_ONLY":
-            warnings.warn(
-                f"compute units {compute_units} were requested; only a Mac can plan for a GPU or "
-                "a Neural Engine: this plan places every operation on the CPU",
-                RuntimeWarning,
-                stacklevel=4,
+    def _operations(self, block: MIL_pb2.Block, depth: int) -> Iterator[str]:
+        for operation in block.operations:
+            results = ", ".join(f"{self._type(o.type)} {o.name}" for o in operation.outputs)
+            arguments = ", ".join(
+                f"{name} = {self._argument(operation.inputs[name])}"
+                for name in sorted(operation.inputs)
             )
+            line = f"{_INDENT * depth}{results} = {operation.type}({arguments})"
+            if operation.attributes:
+                line += f"[{self._attributes(operation.attributes)}]"
+            if not operation.blocks:
+                yield f"{line};"
+                continue
+            yield line
+            for number, inner in enumerate(operation.blocks, 1):
+                inputs = ", ".join(f"{self._type(i.type)} {i.name}" for i in inner.inputs)
+                yield f"{_INDENT * (depth + 1)}({inputs}) {{"
+                yield from self._operations(inner, depth + 2)
+                end = ";" if number == len(operation.blocks) else ","
+                yield f"{_INDENT * (depth + 1)}}} -> ({', '.join(inner.outputs)}){end}"
 
-    @property
-    def model_structure(self) -> Any:
-        """The `MLModelStructure` whose operations the plan describes."""
-        return self._structure
+    def _attributes(self, values: Mapping[str, MIL_pb2.Value]) -> str:
+        return ", ".join(f"{name} = {self._value(values[name])}" for name in sorted(values))
 
-    def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
-        """Return the CPU as preferred and only device; None for a constant, which has none."""
-        from coremltools.models.compute_plan import MLComputePlanDeviceUsage
+    def _argument(self, argument: MIL_pb2.Argument) -> str:
+        parts = [
+            binding.name if binding.WhichOneof("binding") == "name" else self._value(binding.value)
+            for binding in argument.arguments
+        ]
+        return parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
 
-        if operation.operator_name == "const":
-            return None
-        here = devices()
-        return MLComputePlanDeviceUsage(here[0], here)
+    def _type(self, message: MIL_pb2.ValueType) -> str:
+        match message.WhichOneof("type"):
+            case "tensorType":
+                return self._tensor_type(message.tensorType)
+            case "stateType":
+                return f"state<{self._type(message.stateType.wrappedType)}>"
+            case "listType":
+                length = message.listType.length
+                size = length.constant.size if length.WhichOneof("dimension") == "constant" else "?"
+                return f"list<{self._type(message.listType.type)}, {size}>"
+            case "dictionaryType":
+                held = message.dictionaryType
+                return f"dict<{self._type(held.keyType)}, {self._type(held.valueType)}>"
+            case "tupleType":
+                return f"tuple<{', '.join(map(self._type, message.tupleType.types))}>"
+        return "?"
 
-    def get_compute_device_usage_for_neuralnetwork_layer(self, layer: Any) -> None:
-        """Return None, because the stand-in does not load neural networks."""
-        return None
+    def _tensor_type(self, message: MIL_pb2.TensorType) -> str:
+        known = mil_types().get(message.dataType)
+        dtype = known.name.lower().replace("float", "fp") if known else "?"
+        sizes = ["?" if size is None else str(size) for size in declared_shape(message)]
+        return dtype if self._plain and not sizes else f"tensor<{dtype}, [{', '.join(sizes)}]>"
 
-    def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> None:
-        """Return None, as Core ML does without an estimate."""
-        return None
+    def _value(self, value: MIL_pb2.Value) -> str:
+        kind = self._type(value.type)
+        if value.WhichOneof("value") == "blobFileValue":
+            reference = value.blobFileValue
+            path = self._scalar("string", json.dumps(reference.fileName))
+            offset = self._scalar("uint64", str(reference.offset))
+            return f"{kind}(BLOBFILE(path = {path}, offset = {offset}))"
+        immediate = value.immediateValue
+        match immediate.WhichOneof("value"):
+            case "tensor":
+                where = f"{self._package.what}, a constant"
+                return f"{kind}({_elements(read_constant(value, self._package, where).python)})"
+            case "list":
+                return f"{kind}(({', '.join(map(self._value, immediate.list.values))}))"
+            case "tuple":
+                return f"{kind}(({', '.join(map(self._value, immediate.tuple.values))}))"
+            case "dictionary":
+                pairs = [
+                    f"{{{_inner(self._value(pair.key))}, {_inner(self._value(pair.value))}}}"
+                    for pair in immediate.dictionary.values
+                ]
+                return f"{kind}({{{', '.join(pairs)}}})"
+        return f"{kind}()"
+
+    def _scalar(self, dtype: str, text: str) -> str:
+        return f"{dtype}({text})" if self._plain else f"tensor<{dtype}, []>({text})"
+
+
+def _elements(value: Any) -> str:
+    """Return a scalar or a nested list; floats are hexadecimal, so that none is rounded."""
+    match value:
+        case list():
+            return f"[{', '.join(map(_elements, value))}]"
+        case bool():
+            return str(value).lower()
+        case float() if math.isfinite(value):
+            digits, exponent = value.hex().split("p")
+            return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits}p{exponent}"
+        case float():
+            return str(value)
+        case str():
+            return json.dumps(value)
+    return str(value)
+
+
+def _inner(text: str) -> str:
+    """Return what a spelled scalar holds, without its type."""
+    return text[text.index("(") + 1 : -1]

@@ -24,11 +24,11 @@ from harness.artifact.delegate import BACKEND
 from harness.artifact.files import map_file
 from harness.artifact.pte import TensorValue, Value
 from harness.artifact.pte_reader import parse_pte
+from harness.child import POLICY_VARIABLE
 from harness.errors import ArtifactError, HarnessError
 from harness.mil import get_policy
 from harness.pte.interpreter import Interpreter
 from harness.pte.program import mil_delegate
-from harness.shim.launch import POLICY_VARIABLE
 from harness.shim.values import report_not_finite
 
 # Of ExecuTorch's `runtime/core/error.h`.

@@ -7,48 +7,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.errors import HarnessError
+from harness.child import POLICY_VARIABLE
 from harness.files import folder_of
-from harness.mil import State, get_policy, load_function
+from harness.mil import State, get_policy
 from harness.shim.asset import (
     COMPILED,
+    ModelAssetProxy,
+    as_runtime_error,
+    asset_of_memory,
+    asset_of_path,
+    compile_model,
+    open_compiled,
+    open_model,
+    write_compiled,
+)
+from harness.shim.predictors import load_predictor, programs_in
+from harness.shim.structure import (
     NEWEST_VERSION,
     ComputePlanProxy,
     CPUDeviceProxy,
     GPUDeviceProxy,
     LayerProxy,
-    ModelAssetProxy,
     NeuralEngineDeviceProxy,
     OperationProxy,
-    as_runtime_error,
-    asset_of_memory,
-    asset_of_path,
-    compile_model,
     devices,
     model_structure,
-    open_compiled,
-    open_model,
     with_lowest_version,
-    write_compiled,
 )
-from harness.shim.launch import POLICY_VARIABLE
-from harness.shim.values import (
-    ArrayFeature,
-    Feature,
-    array_of_tensor,
-    python_of_outputs,
-    read_signature,
-    report_not_finite,
-    tensor_of_array,
-    tensors_of_inputs,
-)
+from harness.shim.values import ArrayFeature, Feature, array_of_tensor, tensor_of_array
 
 
 class StateProxy:
@@ -93,36 +85,39 @@ class ModelProxy:
         self._path = path
         self._compiled: Path | None = None
         self._last_prediction: int | None = None
-        self._reported: set[str] = set()
         with as_runtime_error():
             self._package = open_model(path) if asset is None else asset.package
-            name = self._name = function_name or self._package.default_function
             policy = get_policy(os.environ.get(POLICY_VARIABLE, "strict"))
-            self._function = load_function(self._package, name, policy, stateful=True)
-            self._signature = read_signature(self._package, name)
-        self._where = f"{self._package.what}, function '{name}'"
+            self._predictor = load_predictor(self._package, function_name, policy)
+            self._name = function_name
         self._load_duration = time.perf_counter_ns() - start
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the states."""
-        return tuple(self._signature.states)
+        return tuple(self._predictor.states)
 
     @property
     def operations(self) -> list[str]:
-        """The types of the function's operations, without those of nested blocks."""
-        return [one.type for one in self._package.operations(self._name).operations]
+        """The types of the function's operations, without those of nested blocks.
+
+        A pipeline's are those of its models, one after another.
+        """
+        programs = list(programs_in(self._package))
+        names = [self._name or program.default_function for program in programs]
+        return [
+            one.type
+            for program, name in zip(programs, names, strict=True)
+            for one in program.operations(name).operations
+        ]
 
     def predict(self, values: Mapping[str, Any], state: StateProxy | None = None) -> dict[str, Any]:
         """Predict once; the prediction reads and changes the state."""
         with as_runtime_error():
-            inputs = tensors_of_inputs(self._signature, values, self._where)
             start = time.perf_counter_ns()
-            with _failing_as_core_ml_does():
-                results = self._function(inputs, None if state is None else state.state)
+            results = self._predictor.predict(values, None if state is None else state.state)
             self._last_prediction = time.perf_counter_ns() - start
-            report_not_finite(self._where, results, self._reported)
-            return python_of_outputs(self._signature, results, self._where)
+            return results
 
     def batchPredict(self, batch: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Predict once for each of several inputs."""
@@ -133,7 +128,9 @@ class ModelProxy:
 
     def newState(self) -> StateProxy:
         """Return a state of this function, all zeros."""
-        return StateProxy(self._function.new_state(), self._signature.states, self._where)
+        with as_runtime_error():
+            state = self._predictor.new_state()
+        return StateProxy(state, self._predictor.states, self._package.what)
 
     def get_compiled_model_path(self) -> str:
         """Return the folder of a compiled model, which is deleted with this object."""
@@ -202,16 +199,6 @@ class ModelProxy:
 
         with as_runtime_error():
             return MLComputePlan(ComputePlanProxy(open_compiled(path), compute_units))
-
-
-@contextmanager
-def _failing_as_core_ml_does() -> Iterator[None]:
-    """Begin an error's message as Core ML does, because scripts look for these words."""
-    try:
-        yield
-    except HarnessError as error:
-        problem = f"Unable to compute the prediction using ML Program: {error}"
-        raise HarnessError(problem) from error
 
 
 def _wrapped(asset: ModelAssetProxy) -> Any:

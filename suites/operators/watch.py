@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from harness.artifact.proto import proto_module
+from harness.shim.predictors import programs_in
 from harness.suites.operators.beside import Beside, Comparison
 
 HALF_BOUND = 2.0**-9
@@ -115,8 +116,9 @@ def _holds_half(proxy: Any) -> bool:
     if package is None:
         return False
     return any(
-        _any_half(message.inputs) or _block_holds_half(package.operations(name))
-        for name, message in package.functions.items()
+        _any_half(message.inputs) or _block_holds_half(program.operations(name))
+        for program in programs_in(package)
+        for name, message in program.functions.items()
     )
 
 

@@ -52,6 +52,17 @@ def box(x, top, left, bottom, right, high, wide):
 
 
 BOXES = np.float32([[1, 0, 4, 6], [0.5, 2.25, 5, 3]])
+
+
+def same_means(x, kernel, step):
+    """Return the means over one axis of the elements in each window of `pad_type` same."""
+    size = x.shape[2]
+    count = -(-size // step)
+    before = max(0, (count - 1) * step + kernel - size) // 2
+    starts = [place * step - before for place in range(count)]
+    return np.stack([x[:, :, max(0, n) : n + kernel].mean(2) for n in starts], 2)
+
+
 ROWS = [
     Row(
         "conv_transpose",
@@ -189,6 +200,43 @@ ROWS = [
         kernel_sizes=[2, 3],
         strides=[2, 1],
         pad_type="valid",
+    ),
+    Row(
+        "max_pool",
+        {"x": IMAGE},
+        np.broadcast_to(IMAGE.max(2, keepdims=True), IMAGE.shape).copy(),
+        note="of windows far larger than the input",
+        kernel_sizes=[2_000_001, 1],
+        strides=[1, 1],
+        pad_type="custom",
+        pad=[1_000_000, 1_000_000, 0, 0],
+    ),
+    *(
+        Row(
+            "avg_pool",
+            {"x": IMAGE},
+            np.broadcast_to(
+                IMAGE.sum(2, keepdims=True) / (2_000_001 if counted else IMAGE.shape[2]),
+                IMAGE.shape,
+            ).copy(),
+            note=f"of large windows, padding {'counted' if counted else 'left out'}",
+            kernel_sizes=[2_000_001, 1],
+            strides=[1, 1],
+            pad_type="custom",
+            pad=[1_000_000, 1_000_000, 0, 0],
+            exclude_padding_from_average=not counted,
+        )
+        for counted in (True, False)
+    ),
+    Row(
+        "avg_pool",
+        {"x": LINE},
+        same_means(LINE, 12, 4),
+        note="of windows that the input cuts at both ends",
+        kernel_sizes=[12],
+        strides=[4],
+        pad_type="same",
+        exclude_padding_from_average=True,
     ),
     Row(
         "resize_bilinear",

@@ -11,9 +11,9 @@ import pytest
 
 from harness.cli import main
 from harness.cli import shim as command_line
+from harness.cli.shim import python_command
 from harness.errors import HarnessError
-from harness.shim import install, is_installed
-from harness.shim.launch import SITE, python_command
+from harness.shim import SITE, install, is_installed
 
 pytestmark = pytest.mark.linux  # on a Mac the command changes nothing
 ROOT = Path(__file__).parents[2]

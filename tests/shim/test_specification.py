@@ -4,7 +4,7 @@ import pytest
 
 from harness.artifact.proto import new_model, parse_model
 from harness.errors import ArtifactError
-from harness.shim.asset import with_lowest_version
+from harness.shim.structure import with_lowest_version
 
 FLOAT16, FLOAT32, INT8 = 65552, 65568, 131080
 

@@ -10,7 +10,7 @@ from harness.checks import artifact_checks, run_check
 from harness.fixtures.cache import exported, fixture
 from harness.fixtures.small_llama import export_small, subject, write_model
 from harness.mil.function import load_function
-from harness.mil.policy import get_policy
+from harness.mil.types import get_policy
 from harness.models.recognise import _collect, _Parts, read_model
 from harness.subject import Subject
 

@@ -1,13 +1,16 @@
 """Pooling over one to three spatial axes.
 
 Space is padded first, so that every window is complete. A sum of squares, a mean and a maximum then
-differ only in the function of a window.
+differ only in the function of a window. Along an axis that is shorter than its kernel, the windows
+are cut to the axis instead, so that a kernel of any size takes no memory.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ from harness.mil.ops.conv import flat, pad_type_of, padded_shape, padding
 
 @dataclass(frozen=True)
 class _Windows:
-    """The positions of the windows.
+    """The positions of the windows, `counts` along each axis.
 
     `pads` lies before and after each axis. `extra` lies behind it; the last window extends into it
     if the number of results is rounded up (`ceil_mode`).
@@ -29,27 +32,63 @@ class _Windows:
     steps: list[int]
     pads: list[int]
     extra: list[int]
-
-    def padded(self, x: Tensor, value: float) -> Tensor:
-        pairs = [
-            size
-            for axis, more in enumerate(self.extra)
-            for size in (self.pads[2 * axis], self.pads[2 * axis + 1] + more)
-        ]
-        return functional.pad(x, flat(pairs), value=value)
+    counts: list[int]
 
     def maximum(self, x: Tensor) -> Tensor:
-        return _unfolded(self.padded(x, -math.inf), self).amax(_last(self))
+        return self._reduced(x, torch.amax, -math.inf)
 
     def total(self, x: Tensor) -> Tensor:
-        return _unfolded(self.padded(x, 0.0), self).sum(_last(self))
+        return self._reduced(x, torch.sum, 0.0)
 
-    def counts(self, x: Tensor, with_padding: bool) -> Tensor:
+    def sizes(self, x: Tensor, with_padding: bool) -> Tensor:
         """Return how many elements of each window count in a mean; those in `extra` never do."""
-        ones = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype)
-        inner = functional.pad(ones, flat(self.pads), value=float(with_padding))
-        outside = [size for more in self.extra for size in (0, more)]
-        return _unfolded(functional.pad(inner, flat(outside)), self).sum(_last(self))
+        along = []
+        for axis, size in enumerate(x.shape[2:]):
+            before, after = self.pads[2 * axis : 2 * axis + 2] if with_padding else (0, 0)
+            low, high = self._ends(axis, -before, size + after)
+            along.append((high - low).to(x.dtype))
+        return reduce(lambda left, right: left[..., None] * right, along)[None, None]
+
+    def _reduced(self, x: Tensor, function: Callable[..., Tensor], empty: float) -> Tensor:
+        windows = self
+        for axis, size in enumerate(x.shape[2:]):
+            if self.kernel[axis] > size:
+                x = self._cut(x, axis, function, empty)
+                windows = windows._done(axis)
+        pairs = [
+            size
+            for axis, more in enumerate(windows.extra)
+            for size in (windows.pads[2 * axis], windows.pads[2 * axis + 1] + more)
+        ]
+        x = functional.pad(x, flat(pairs), value=empty)
+        for axis, (size, step) in enumerate(zip(windows.kernel, windows.steps, strict=True)):
+            x = x.unfold(axis + 2, size, step)
+        return function(x, tuple(range(-len(self.kernel), 0)))
+
+    def _cut(self, x: Tensor, axis: int, function: Callable[..., Tensor], empty: float) -> Tensor:
+        """Reduce the windows of one axis, each cut to the axis; equal ones are computed once."""
+        ends = torch.stack(self._ends(axis, 0, x.shape[axis + 2]), 1)
+        distinct, places = ends.unique(dim=0, return_inverse=True)
+        parts = [
+            function(x.narrow(axis + 2, low, high - low), axis + 2, keepdim=True)
+            if high > low
+            else torch.full_like(x.narrow(axis + 2, 0, 1), empty)
+            for low, high in distinct.tolist()
+        ]
+        return torch.cat(parts, axis + 2).index_select(axis + 2, places)
+
+    def _ends(self, axis: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Return where the windows of an axis begin and end, cut to `low` and `high`."""
+        starts = torch.arange(self.counts[axis]) * self.steps[axis] - self.pads[2 * axis]
+        return starts.clamp(low, high), (starts + self.kernel[axis]).clamp(low, high)
+
+    def _done(self, axis: int) -> _Windows:
+        """Return the windows after one axis was reduced."""
+        pads = [*self.pads]
+        pads[2 * axis : 2 * axis + 2] = 0, 0
+        kernel, steps, extra = ([*values] for values in (self.kernel, self.steps, self.extra))
+        kernel[axis], steps[axis], extra[axis] = 1, 1, 0
+        return replace(self, kernel=kernel, steps=steps, pads=pads, extra=extra)
 
 
 @operation("max_pool", inputs=("x",), moves_data=True)
@@ -67,7 +106,7 @@ def avg_pool(op: Operation) -> Run:
 
     def run(x: Tensor) -> Tensor:
         windows = read.windows(x)
-        return windows.total(x) / windows.counts(x, with_padding)
+        return windows.total(x) / windows.sizes(x, with_padding)
 
     return run
 
@@ -107,16 +146,9 @@ class _Pooling:
             extra.append(max(0, (count - 1) * steps[axis] - room))
         self._op.checked_shape((*x.shape[:2], *counts), "windows")
         room = [n + more for n, more in zip(padded_shape(x, pads)[2:], extra, strict=True)]
-        self._op.check_room((*x.shape[:2], *room), "the padded input")
-        return _Windows(kernel, steps, pads, extra)
-
-
-def _unfolded(x: Tensor, windows: _Windows) -> Tensor:
-    """Return a view of all windows; the kernel's axes are the last ones."""
-    for axis, (size, step) in enumerate(zip(windows.kernel, windows.steps, strict=True)):
-        x = x.unfold(axis + 2, size, step)
-    return x
-
-
-def _last(windows: _Windows) -> tuple[int, ...]:
-    return tuple(range(-len(windows.kernel), 0))
+        padded = [
+            count if size > have else more
+            for count, size, have, more in zip(counts, kernel, x.shape[2:], room, strict=True)
+        ]
+        self._op.check_room((*x.shape[:2], *padded), "the padded input")
+        return _Windows(kernel, steps, pads, extra, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -265,7 +266,10 @@ def non_maximum_suppression(op: Operation) -> Run:
         counts = torch.zeros(len(boxes), dtype=torch.int32)
         for batch, (some, marks) in enumerate(zip(boxes, scores, strict=True)):
             best, classes = marks.max(1)
-            chosen = _select(some, best, classes if by_class else None, overlap, least, max_boxes)
+            order = torch.argsort(best, descending=True, stable=True).tolist()
+            better = [index for index in order if best[index] > least]
+            by = classes if by_class else None
+            chosen = pick_boxes(some, better or order[:1], by, overlap, max_boxes)
             count = len(chosen)
             chosen_boxes[batch, :count], chosen_scores[batch, :count] = some[chosen], marks[chosen]
             indices[batch, :count] = torch.tensor(chosen, dtype=torch.int32)
@@ -277,23 +281,21 @@ def non_maximum_suppression(op: Operation) -> Run:
     return run
 
 
-def _select(
-    boxes: Tensor,
-    best: Tensor,
-    classes: Tensor | None,
-    overlap: float,
-    least: float,
-    max_boxes: int,
+def pick_boxes(
+    boxes: Tensor, order: Sequence[int], classes: Tensor | None, overlap: float, max_boxes: int
 ) -> list[int]:
+    """Return the indices of `order` whose boxes [B, 4] overlap no box before them by too much.
+
+    With `classes` [B], only boxes of one class suppress each other.
+    """
     chosen: list[int] = []
-    order = torch.argsort(best, descending=True, stable=True).tolist()
     for index in order:
-        if len(chosen) == max_boxes or best[index] <= least:
+        if len(chosen) == max_boxes:
             break
         rivals = [k for k in chosen if classes is None or classes[k] == classes[index]]
         if not rivals or bool((_overlaps(boxes[index], boxes[rivals]) <= overlap).all()):
             chosen.append(index)
-    return chosen or order[: min(1, max_boxes)]
+    return chosen
 
 
 def _overlaps(box: Tensor, others: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The messages of `Model.proto` that describe an ML Program; other models are left out."""
+"""The messages of `Model.proto` that ML Programs and pipelines of them use; others are left out."""
 
 from coremltools.proto.FeatureTypes_pb2 import FeatureType
 from coremltools.proto.MIL_pb2 import Program
+from coremltools.proto.NonMaximumSuppression_pb2 import NonMaximumSuppression
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer, ScalarMap
 from google.protobuf.message import Message
 
@@ -47,8 +48,28 @@ class ModelDescription(Message):
     @property
     def trainingInput(self) -> RepeatedCompositeFieldContainer[FeatureDescription]: ...
 
+class Pipeline(Message):
+    @property
+    def models(self) -> RepeatedCompositeFieldContainer[Model]: ...
+
+class PipelineClassifier(Message):
+    @property
+    def pipeline(self) -> Pipeline: ...
+
+class PipelineRegressor(Message):
+    @property
+    def pipeline(self) -> Pipeline: ...
+
 class Model(Message):
     specificationVersion: int
+    @property
+    def pipeline(self) -> Pipeline: ...
+    @property
+    def pipelineClassifier(self) -> PipelineClassifier: ...
+    @property
+    def pipelineRegressor(self) -> PipelineRegressor: ...
+    @property
+    def nonMaximumSuppression(self) -> NonMaximumSuppression: ...
     @property
     def description(self) -> ModelDescription: ...
     isUpdatable: bool

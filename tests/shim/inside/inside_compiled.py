@@ -1,5 +1,7 @@
 """Compiled models, assets, devices, compute plans, structure, and our own Core ML runtime."""
 
+import asyncio
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from coremltools.converters.mil import Builder as mb
 from coremltools.models.compute_device import MLComputeDevice, MLCPUComputeDevice
 from coremltools.models.compute_plan import MLComputePlan, MLModelStructure
+from coremltools.models.ml_program.experimental.perf_utils import MLModelBenchmarker
 from coremltools.models.model import MLModelAsset
 
 from harness.artifact import Package
@@ -161,7 +164,61 @@ def test_a_plan_has_every_operation_on_the_cpu(scaled):
         else:
             assert isinstance(usage.preferred_compute_device, MLCPUComputeDevice)
             assert len(usage.supported_compute_devices) == 1
-        assert plan.get_estimated_cost_for_mlprogram_operation(operation) is None
+        cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
+        assert (cost is None) == (usage is None)
+
+
+def test_the_costs_of_operations_are_their_shares_of_the_work(converted):
+    @mb.program(input_specs=[mb.TensorSpec((8, 64))], opset_version=ct.target.iOS18)
+    def program(x):
+        small = mb.linear(x=x, weight=np.ones((16, 64), np.float32))
+        large = mb.linear(x=x, weight=np.ones((64, 64), np.float32))
+        return mb.reduce_sum(x=small), mb.reduce_sum(x=mb.relu(x=large))
+
+    model = converted(program)
+    path = model.get_compiled_model_path()
+    plan = MLComputePlan.load_from_path(path, compute_units=ct.ComputeUnit.CPU_ONLY)
+    costs = [
+        (operation.operator_name, cost.weight)
+        for operation in plan.model_structure.program.functions["main"].block.operations
+        if (cost := plan.get_estimated_cost_for_mlprogram_operation(operation)) is not None
+    ]
+    assert sum(cost for _, cost in costs) == pytest.approx(1)
+    linears = sorted(cost for name, cost in costs if name == "linear")
+    assert 3 < linears[1] / linears[0] < 4
+    assert linears[0] > 3 * max(cost for name, cost in costs if name != "linear")
+
+
+def test_operations_can_be_benchmarked(scaled):
+    benchmarker = MLModelBenchmarker(scaled(2))
+    found = asyncio.run(benchmarker.benchmark_operation_execution(iterations=3))
+    timed = [one.spec.type for one in found if one.measurement.samples]
+    assert sorted(timed) == ["add", "mul"]
+    assert all(sum(one.measurement.samples) > 0 for one in found if one.measurement.samples)
+
+
+def test_a_compiled_model_has_its_program_as_text(weighted):
+    """The lines are spelled as coremltools' own tests expect them."""
+    text = Path(weighted[0].get_compiled_model_path(), "model.mil").read_text()
+    blob = 'BLOBFILE(path = string("@model_path/weights/weight.bin"), offset = uint64(64))'
+    name = re.search(r"weight = (\w+), x = x\)\[name", text)[1]
+    assert f'tensor<fp32, [500, 3]> {name} = const()[name = string("{name}"), val = ' in text
+    assert f"val = tensor<fp32, [500, 3]>({blob})];" in text
+    assert "func main<ios18>(tensor<fp32, [2, 3]> x) {" in text
+    assert "} -> (y);" in text
+
+
+def test_the_text_of_an_older_model_gives_scalars_the_types_of_tensors(converted):
+    @mb.program(input_specs=[mb.TensorSpec((2, 3))], opset_version=ct.target.iOS16)
+    def program(x):
+        return mb.concat(values=[mb.mul(x=x, y=0.5), x], axis=1, name="y")
+
+    model = converted(program, target="iOS16")
+    text = Path(model.get_compiled_model_path(), "model.mil").read_text()
+    assert "val = tensor<fp32, []>(0x1p-1)];" in text
+    assert "val = tensor<bool, []>(false)];" in text
+    assert "func main<ios16>(tensor<fp32, [2, 3]> x) {" in text
+    assert re.search(r"tensor<fp32, \[2, 6\]> y = concat\(.*values = \(\w+, x\)\)", text)
 
 
 def test_a_plan_for_other_units_says_what_cannot_be_had(scaled):

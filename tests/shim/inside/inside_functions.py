@@ -54,7 +54,7 @@ def test_a_function_that_is_not_there_is_refused(package):
 
 def test_functions_that_are_loaded_together_share_their_weights(package):
     models = [ct.models.MLModel(package, function_name=name) for name in ("double", "negate")]
-    first, second = (model.__proxy__._function for model in models)
+    first, second = (model.__proxy__._predictor._function for model in models)
     shared = {name for name in first._plan.names if name in second._plan.names}
     pointers = [
         (a.data_ptr(), b.data_ptr())

@@ -1,0 +1,102 @@
+"""The families of the suite, the results that it keeps, and the table that it prints."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from harness.report import summary_line
+from harness.results import Case, Run
+from harness.suites.families.judge import Judge
+from harness.suites.families.models import FAMILIES
+from harness.suites.results import (
+    Recorder,
+    add_results_option,
+    pytest_runtest_makereport,
+    record,
+    start_recording,
+)
+from harness.text import clip, printable
+
+__all__ = ["pytest_runtest_makereport", "record"]
+
+_COLUMNS = tuple((mode, runtime) for mode in ("fixed", "flexible") for runtime in ("fp32", "fp16"))
+_PAGE = "families.md"
+MIN_FAMILIES = 40
+
+
+class Table(Recorder):
+    """Prints a row for each family, and writes the same table as a page."""
+
+    def draw(self, run: Run) -> None:
+        """Write the drawings of a run and the page."""
+        super().draw(run)
+        (self.folder / _PAGE).write_text("\n".join(_table(run)) + "\n", encoding="utf-8")
+
+    def judged_nothing(self, run: Run) -> bool:
+        """Return whether a run of all families has too few that predict."""
+        families = {case.fixture for case in run.cases}
+        return families == FAMILIES.keys() and len(_predicting(run)) < MIN_FAMILIES
+
+    def summary(self, run: Run, colours: bool) -> str:
+        """Return the table, the reason of each failure, and the last lines."""
+        many = len({case.fixture for case in run.cases})
+        told = f"{len(_predicting(run))} of {many} families predict in fp32 at a fixed length"
+        reasons = [f"{case.id}: {case.summary}" for case in run.cases if not case.passes]
+        return "\n".join([*_table(run), "", *reasons, told, summary_line(run.footer, colours)])
+
+
+def _predicting(run: Run) -> set[str]:
+    """Return the families that predict in fp32 at a fixed length."""
+    wanted = ("fp32", "fixed", "pass")
+    return {c.fixture for c in run.cases if (c.check, c.mode, c.outcome) == wanted}
+
+
+def _table(run: Run) -> list[str]:
+    """Return the rows of the table in Markdown."""
+    found: dict[str, dict[tuple[str, str], Case]] = defaultdict(dict)
+    for case in run.cases:
+        found[case.fixture][case.mode, case.check] = case
+    lines = ["| family | " + " | ".join(" ".join(column) for column in _COLUMNS) + " |"]
+    lines.append("|---" * (1 + len(_COLUMNS)) + "|")
+    for family, cases in found.items():
+        cells = [_cell(cases.get(column)) for column in _COLUMNS]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(case: Case | None) -> str:
+    if case is None:
+        return ""
+    if case.outcome == "pass":
+        return f"{case.figures['error'].value:.1e}"
+    if case.outcome == "skip":
+        return clip(printable(case.reason).replace("|", "/"), 60)
+    return f"**{case.outcome}**"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("families")
+    add_results_option(group, "results/families")
+    group.addoption(
+        "--again", action="store_true", help="judge again what this code has judged before"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    start_recording(config, "families", config.getoption("results"), {}, Table)
+
+
+@pytest.fixture(scope="session")
+def judge(request: pytest.FixtureRequest) -> Judge:
+    """Return the judge, which keeps each verdict beside the results."""
+    folder = Path(request.config.getoption("results")) / "verdicts"
+    judge = Judge(folder, again=request.config.getoption("again"))
+    request.addfinalizer(judge.end)
+    return judge

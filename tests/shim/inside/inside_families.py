@@ -1,0 +1,70 @@
+"""The judge of families: it passes what predicts, and fails a wrong number, shape or refusal."""
+
+import pytest
+import torch
+from torch import nn
+
+from harness.suites.families import child
+from harness.suites.families.models import FAMILIES, Family
+
+
+class Tilted(nn.Module):
+    """A small network; `grown` appends what no prediction has."""
+
+    def __init__(self, scale=1.0, grown=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer, self.scale, self.grown = nn.Linear(6, 4), scale, grown
+
+    def forward(self, x):
+        y = torch.tanh(self.layer(x)) * self.scale
+        return torch.cat([y, y], 1) if self.grown else y
+
+
+def drawn(length):
+    return torch.randn(1, length, 6, generator=torch.Generator().manual_seed(length))
+
+
+FREE = Family(Tilted, drawn, (5, 3, 9), (1,))
+
+
+@pytest.fixture(scope="module")
+def converted():
+    return child._traced(Tilted().eval(), FREE, True, "fp32")[1]
+
+
+def compared(model, module):
+    return child._compared(model, module, module, FREE, FREE.lengths, "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_model_that_predicts_passes_at_each_of_its_lengths(monkeypatch, precision):
+    monkeypatch.setitem(FAMILIES, "tilted", FREE)
+    asked = {"family": "tilted", "lengths": "flexible", "precision": precision}
+    found = child.judged(asked)
+    assert found["outcome"] == "pass", found
+    assert found["comparisons"] == sum(FREE.lengths) * 4
+    assert 0 <= found["error"] <= found["bound"]
+
+
+def test_a_wrong_number_fails(converted):
+    found = compared(converted, Tilted(scale=1.0001))
+    assert found["outcome"] == "fail" and "off by" in found["reason"]
+
+
+def test_a_wrong_shape_fails(converted):
+    found = compared(converted, Tilted(grown=True))
+    assert found["outcome"] == "fail" and "shape [1, 5, 4], not [1, 10, 4]" in found["reason"]
+
+
+def test_a_length_that_is_refused_fails():
+    fixed = child._traced(Tilted().eval(), FREE, False, "fp32")[1]
+    found = compared(fixed, Tilted())
+    assert found["outcome"] == "fail" and "refused at length 3" in found["reason"]
+
+
+def test_a_trace_that_fixes_its_length_is_no_fault_of_the_executor(monkeypatch, converted):
+    traced = torch.jit.trace(Tilted().eval(), drawn(5))
+    wrong = lambda x: traced(x) * 1.01  # noqa: E731
+    found = child._compared(converted, wrong, Tilted(), FREE, FREE.lengths, "fp32")
+    assert found["outcome"] == "skip" and "what coremltools was given is off" in found["reason"]
