@@ -241,7 +241,7 @@ row("our pairs of 4 bits exchanged", {"weights": "differ from the checkpoint's"}
         "(flat[1::2] & 0xF) | (flat[::2] << 4)",
     )
 )
-row("our quantization left out", {"weights": "."})(
+row("our quantization left out", {"weights": "differ from the checkpoint's: tok_embeddings"})(
     ours("weight_store:WeightStore.add", "if scheme is None:", "if True:")
 )
 row(
