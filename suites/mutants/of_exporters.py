@@ -1,25 +1,22 @@
-"""Faults in exporters: one line of their code is another while they export a small model.
+"""Faults in our exporter: one line of its code is another while it exports a small model.
 
-The artifact is a fresh one, of untrained weights. Ours is exported in this process, ExecuTorch's in
-a child of its own. Where an export fails, `export` is the complaint.
+The artifact is a fresh one, of untrained weights. Where an export fails, `export` is the complaint.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, chdir, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.export import coreml, executorch, graph
+from harness.export import coreml, graph
 from harness.export.options import ExportOptions
 from harness.fixtures.varied import SEED, build
 from harness.subject import Subject
@@ -47,7 +44,6 @@ SIZES = {
     "norm_eps": 1e-5,
     "rope_theta": 10000.0,
 }
-_CHILD = "harness.suites.mutants.exporter_child"
 OPTIONS = ExportOptions(input_len=8, max_context_len=32)
 
 
@@ -65,7 +61,7 @@ def judge_our_export(mutant: Mutant, checks: Collection[str]) -> Complaints:
     with ExitStack() as stack:
         if mutant.mutate:
             stack.enter_context(changed(line_of(mutant)))
-        return _judged(mutant, checks, coreml.export)
+        return judge_exported(mutant, checks, coreml.export)
 
 
 def judge_our_tied_export(mutant: Mutant, checks: Collection[str]) -> Complaints:
@@ -73,15 +69,7 @@ def judge_our_tied_export(mutant: Mutant, checks: Collection[str]) -> Complaints
     with ExitStack() as stack:
         if mutant.mutate:
             stack.enter_context(changed(line_of(mutant)))
-        return _judged(mutant, checks, coreml.export, tied=True)
-
-
-def judge_executorchs_export(mutant: Mutant, checks: Collection[str]) -> Complaints:
-    """Export by ExecuTorch, with a line changed in its child process, and judge the `.pte`."""
-    with ExitStack() as stack:
-        if mutant.mutate:
-            stack.enter_context(_in_the_child(line_of(mutant)))
-        return _judged(mutant, checks, executorch.export)
+        return judge_exported(mutant, checks, coreml.export, tied=True)
 
 
 def line_of(mutant: Mutant) -> Line:
@@ -106,22 +94,10 @@ def changed(line: Line) -> Iterator[None]:
             graph.STEPS.update(before)
 
 
-@contextmanager
-def _in_the_child(line: Line) -> Iterator[None]:
-    """Let exports run in a child that changes a line of ExecuTorch's."""
-    before = executorch.CHILD
-    os.environ["HARNESS_FAULT"] = json.dumps(asdict(line))
-    executorch.CHILD = _CHILD
-    try:
-        yield
-    finally:
-        executorch.CHILD = before
-        del os.environ["HARNESS_FAULT"]
-
-
-def _judged(
+def judge_exported(
     mutant: Mutant, checks: Collection[str], export: Callable[..., Path], tied: bool = False
 ) -> Complaints:
+    """Export the model and judge the artifact."""
     options = replace(OPTIONS, mode=mutant.mode)
     files = model(tied) / "checkpoint.pth", model(tied) / "params.json"
     path = mutant.folder / f"broken{mutant.kind if mutant.kind in PTE else ''}"
@@ -141,11 +117,6 @@ def _judged(
 def ours(function: str, old: str, new: str) -> Callable[[], Line]:
     """Return what makes a line of our exporter."""
     return lambda: Line("", f"harness.export.{function}", old, new)
-
-
-def theirs(function: str, old: str, new: str) -> Callable[[], Line]:
-    """Return what makes a line of ExecuTorch's."""
-    return lambda: Line("", f"executorch.{function}", old, new)
 
 
 CACHES = {"parity": "caches error is"}
@@ -278,49 +249,5 @@ row(
         "plan:_plan",
         "values = _values(config, options, input_len)",
         "values = _values(config, options, 2 * input_len)",
-    )
-)
-
-_LLAMA = "examples.apple.coreml.llama.export_static_llm_coreml"
-_ATTENTION = "examples.models.llama.static_attention"
-row = partial(
-    fault, room="exporter", judge=judge_executorchs_export, kinds=PTE, tested=(), modes=SINGLE
-)
-row("their RoPE turns the other way", NUMBERS | {"roles": "do not rotate keys by pairs"})(
-    theirs(f"{_ATTENTION}:_Rope.forward", "x_r * freqs_cos - x_i", "x_r * freqs_cos + x_i")
-)
-row(
-    "their attention without its mask",
-    {"roles": "a mask: cache position 0 moves outputs though its column is closed"},
-)(
-    theirs(
-        f"{_ATTENTION}:StaticAttention._forward_mha",
-        "attn_grouped = attn_grouped + mask",
-        "attn_grouped = attn_grouped * 1.0",
-    )
-)
-row("their cache rows paired with the next layer's", {"cache-rows": "the key cache of layer"})(
-    theirs(f"{_LLAMA}:_get_metadata", "k_out_idx = 1 + i", "k_out_idx = 1 + (i + 1) % 3")
-)
-row(
-    "their tables too short",
-    {"owners": "freqs_cos has 24 positions, but caches and input hold 32"},
-    "ET 14630",
-)(
-    theirs(
-        f"{_LLAMA}:_get_metadata",
-        "(None, model_args.max_context_len)",
-        "(None, model_args.max_context_len - 8)",
-    )
-)
-row(
-    "their export for a system without 4 bits",
-    {"export": "while lowering to Core ML: .*constexpr_affine_dequantize"},
-    "ET 13896",
-)(
-    theirs(
-        f"{_LLAMA}:main",
-        "minimum_deployment_target=ct.target.iOS18",
-        "minimum_deployment_target=ct.target.iOS16",
     )
 )

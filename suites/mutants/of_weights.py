@@ -14,6 +14,7 @@ import torch
 from harness.subject import Subject
 from harness.suites.mutants.edit import Export, Payload, copy_blob, halves, put_half, scale_half
 from harness.suites.mutants.faults import (
+    FOLDER,
     KINDS,
     MULTI,
     NUMBERS,
@@ -182,14 +183,35 @@ def swap_two_weights(export: Export) -> None:
     "ET 19523",
     gate="tok_embeddings.weight: .* by up to 2,001 times",
     room="quantization",
+    kinds=PTE,
 )
 def huge_activations(export: Export) -> None:
-    """Make the embedding 2,000 times too large: an RMSNorm's squares leave fp16's range."""
+    """Make the embedding 2,000 times too large: an RMSNorm's squares leave fp16's range.
+
+    Our exporter's RMSNorm, of a folder, scales what it squares.
+    """
+    _scale_embedding(export, 2000.0)
+
+
+@row(
+    "an embedding beyond fp16",
+    {"fp16-range": "exceed fp16's"},
+    "ET 19523",
+    room="quantization",
+    kinds=FOLDER,
+    tested=(),
+)
+def huge_embedding(export: Export) -> None:
+    """Make the embedding 1,000,000 times too large."""
+    _scale_embedding(export, 1e6)
+
+
+def _scale_embedding(export: Export, factor: float) -> None:
     payload = export.payloads[0]
     operation = payload.operations(export.functions[0], QUANTIZED)[0]
     value = operation.inputs["scale"].arguments[0].value
     for index in range(value.type.tensorType.dimensions[0].constant.size):
-        scale_half(payload.weights, value.blobFileValue, index, 2000.0)
+        scale_half(payload.weights, value.blobFileValue, index, factor)
 
 
 @row(
