@@ -8,7 +8,7 @@ The model is that of `harness.models.model`: whole sequences, no cache, no paddi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -164,6 +164,7 @@ class StreamedModel:
     tables: Freqs
     windows: Sequence[int | None] = ()
     _kept: list[Computed] = field(default_factory=list)
+    _sensitivities: dict[Passage, float] = field(default_factory=dict)
 
     def computed(self, passage: Passage, more: Callable[[], Iterable[Passage]]) -> Computed:
         """Return the results of a passage, and keep them; compute `more` passages with it."""
@@ -204,6 +205,30 @@ class StreamedModel:
                 exact.keep_caches(rough)
         self._compute_logits(pairs)
         return [exact.computed for exact, _ in pairs]
+
+    def sensitivity(self, passage: Passage) -> float:
+        """Return how far results move when each weight is off by up to 2**-23 of itself, as fp32's.
+
+        It is the largest change of a position's logits relative to the largest of them, or of a
+        layer's keys or values, of two seeded sets of such weights.
+        """
+        if passage in self._sensitivities:
+            return self._sensitivities[passage]
+        wanted = self.computed(passage, tuple)
+        worst = 0.0
+        for seed in range(2):
+            (found,) = replace(self, weights=_shaken(self.weights, seed), _kept=[]).compute(
+                [passage]
+            )
+            pairs = [*zip(found.keys, wanted.keys, strict=True)]
+            pairs += zip(found.values, wanted.values, strict=True)
+            rows = passage.rows
+            pairs += zip(found.logits(rows), wanted.logits(rows), strict=True)
+            for have, want in pairs:
+                off = _largest_errors(have.flatten(), want.flatten()) / (want.abs().max() or 1.0)
+                worst = max(worst, float(off))
+        self._sensitivities[passage] = worst
+        return worst
 
     def _begun(self, passage: Passage, table: torch.Tensor) -> tuple[_Run, _Run | None]:
         tokens = torch.tensor(passage.tokens)
@@ -270,6 +295,18 @@ class _Run:
             assert computed.cost
             off = _largest_errors(rough, logits)
             computed.cost.logits = torch.maximum(computed.cost.logits, off)
+
+
+def _shaken(weights: Weights, seed: int) -> Weights:
+    """Return weights in fp64, each off by up to 2**-23 of itself."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(name: str) -> torch.Tensor:
+        exact = weights[name].to(_EXACT)
+        off = torch.rand(exact.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1)
+        return exact.mul_(1 + off.to(_EXACT) * 2.0**-23)
+
+    return Weights({name: partial(make, name) for name in weights}, weights.size, weights.release)
 
 
 def _largest_errors(have: torch.Tensor, want: torch.Tensor) -> torch.Tensor:

@@ -156,3 +156,19 @@ def test_a_small_model_is_kept_and_a_larger_one_is_not():
     for size, is_kept in ((1 << 10, True), (1 << 30, False)):
         weights = Weights({"norm.weight": lambda: torch.ones(4)}, size)
         assert (weights["norm.weight"] is weights["norm.weight"]) is is_kept
+
+
+def test_sensitivity_is_small_but_where_large_weights_cancel():
+    text = random_tokens(5)
+    assert 1e-8 < streamed().sensitivity(passage(text, caches=True)) < 1e-6
+    weights = {name: weight.clone() for name, weight in WEIGHTS.items()}
+    for name, weight in weights.items():
+        if name.endswith(("wo.weight", "w2.weight")):
+            weight.zero_()  # x remains the embedding
+    weights["tok_embeddings.weight"] = torch.ones_like(weights["tok_embeddings.weight"])
+    weights["norm.weight"] = torch.ones_like(weights["norm.weight"])
+    plain = streamed(weights).sensitivity(passage(text))
+    output = weights["output.weight"] = weights["output.weight"].double()
+    output[:, 0] += 1e4
+    output[:, 1] -= 1e4
+    assert streamed(weights).sensitivity(passage(text)) > 1000 * plain
