@@ -9,6 +9,7 @@ import itertools
 import random
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import cast
 
 import torch
 
@@ -45,7 +46,8 @@ def judge_answer(mutant: Mutant, checks: Collection[str]) -> Complaints:
 def judge_race(mutant: Mutant, checks: Collection[str]) -> Complaints:
     """Race two sides; `gate` has the metrics that are not the same in both, with the reasons."""
     subject = sound(mutant.mode)
-    base, head = (mutant.mutate or equal)(subject)  # type: ignore[misc]
+    sides = cast("Callable[[Subject], tuple[Side, Side]]", mutant.mutate or equal)
+    base, head = sides(subject)
     clock = itertools.count(0.0).__next__
     timed = Race(base, head, COARSE, clock).run(lambda stage: None)
     metrics = [row.metric("time") for row in timed]
