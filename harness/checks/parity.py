@@ -49,6 +49,7 @@ GREEDY_PROMPTS = "greedy-prompts"
 _NEW_TOKENS = 32  # after each prompt
 _ROUNDINGS = 4.0  # times the change by one rounding of each weight: what fp32 makes of a passage
 _MAX_CONDITIONED = 10 * WIDE_TOLERANCE
+_WRONG, _WRONG_IN_FP32 = 0.5, 1e-2  # errors that no rounding explains
 LIMITS = (0, 127, 128, 255, 256, 32767, 32768, 65535, 65536)  # of ids in 8, 16 and 17 bits
 
 
@@ -178,6 +179,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         figures={"whole context error": _bounded(found, allowed)},
         code="N14",
     )
+    last = have[longest - 1]
     session.rewind(max(1, layout.context - DECODE_STEPS))
     for token in text[session.position :]:
         last = session.decode(token)
@@ -282,7 +284,7 @@ def check_token_ids(subject: Subject, runtime: str) -> Iterator[Finding]:
                 yield Finding(
                     "token-ids",
                     f"{name}, {how}",
-                    comparisons=off.count,
+                    comparisons=off.count if bound < math.inf else 0,
                     figures={f"{name} {how} {part} error": _bounded(off, bound)},
                     code="N16",
                 )
@@ -295,16 +297,16 @@ def _allowed_where_it_cancels(
 
     Some passages are ill-conditioned: SmolLM2 amplifies roundings thirtyfold after its token 0.
     Where `found` is beyond `allowed`, the oracle's own change by an error in the last bit of each
-    weight tells how much the runtime's precision costs there. It is infinite where a runtime that
-    rounds may be off by more than such a runtime is ever allowed: this passage does not judge it.
+    weight tells how much the runtime's precision costs there. It is infinite where a sound runtime
+    may be off by more than one is ever allowed: this passage does not judge it.
     """
-    if found <= allowed:
-        return allowed
     rounds = runtime_row(runtime).rounds
+    if found <= allowed or not found <= (_WRONG if rounds else _WRONG_IN_FP32):
+        return allowed
     dtype = subject.dtype if rounds else "fp32"
     worst = _ROUNDINGS * subject.model.sensitivity(passage) * STEPS[dtype] / STEPS["fp32"]
     ceiling = CEILINGS[dtype] if rounds else _MAX_CONDITIONED
-    if rounds and ceiling < worst and found <= worst:
+    if ceiling < worst and found <= worst:
         return math.inf
     return max(allowed, min(worst, ceiling))
 

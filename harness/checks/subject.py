@@ -124,11 +124,14 @@ def _cases(
         for runtime in (filter(c.runs_on, runtimes) if c.takes_runtime else [None])
     ]
     subject.upcoming = lambda: _passages(subject, pairs)
-    for done, (check, runtime) in enumerate(pairs):
-        where = f" on {runtime}" if runtime else ""
-        progress(f"checking {check.name}{where}", done, len(pairs))
-        names = {"suite": "check", "fixture": name, "mode": mode}
-        yield run_check(check, subject, runtime, **names, strict=strict)
+    try:
+        for done, (check, runtime) in enumerate(pairs):
+            where = f" on {runtime}" if runtime else ""
+            progress(f"checking {check.name}{where}", done, len(pairs))
+            names = {"suite": "check", "fixture": name, "mode": mode}
+            yield run_check(check, subject, runtime, **names, strict=strict)
+    finally:
+        subject.upcoming = tuple  # the other refers to the subject
 
 
 def _passages(

@@ -19,12 +19,12 @@ import torch
 
 from harness.artifact import Artifact, open_artifact
 from harness.checks import run_check, value_checks
-from harness.checks.accuracy import error, prompt_length, sequence, tolerances
+from harness.checks.accuracy import error, prompt_length, sequence, sequence_passage, tolerances
 from harness.errors import HarnessError
 from harness.generate.session import PhaseName, Session
 from harness.golden import distance, golden_of_runtime
 from harness.golden.inputs import all_inputs
-from harness.runtimes import Runtime, get_runtime, isolated_runtime
+from harness.runtimes import REFERENCE, Runtime, get_runtime, isolated_runtime
 from harness.runtimes.isolated import overhead_ns
 from harness.subject import Subject
 
@@ -228,8 +228,8 @@ class Stopwatch:
                 f"{subject.artifact.path}: a context of 1 token leaves nothing to decode"
             )
         self._n_prompt = prompt_length(subject)
-        logits, _, _ = subject.reference(torch.tensor(self._tokens))
-        self._wanted = logits[self._n_prompt - 1 :]
+        found = subject.computed(sequence_passage(subject, REFERENCE))
+        self._wanted = found.logits(range(self._n_prompt - 1, len(self._tokens)))
 
     def rounds(self, runtimes: list[str], count: int) -> dict[str, list[Round]]:
         """Time `count` rounds on each runtime, interleaved, after a warm-up."""

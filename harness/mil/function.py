@@ -234,6 +234,9 @@ def repeated() -> Iterator[None]:
             one.forget()
 
 
+_UNREPEATABLE = ("random_", "cond", "while_loop")  # the last two may have random numbers inside
+
+
 class Repeats:
     """The calls of one plan; `fuse` makes fewer steps of each part."""
 
@@ -241,7 +244,7 @@ class Repeats:
         self._plan, self._fuse = plan, fuse
         self._inputs = [slot for slot, _ in plan.inputs.values()]
         self._can_repeat = not any(
-            step.operation.startswith("random_") for step in plan.steps
+            step.operation.startswith(_UNREPEATABLE) for step in plan.steps
         ) and not any(isinstance(declared, StateType) for _, declared in plan.inputs.values())
         self._parts: dict[frozenset[int], tuple[Block, Block] | None] = {}
         self.forget()
@@ -270,7 +273,7 @@ class Repeats:
                 return whole.run(slots)
             self._varying = changed
             made = parts[0].run(list(slots))
-            self._kept = tuple(v.contiguous() if isinstance(v, torch.Tensor) else v for v in made)
+            self._kept = tuple(_copy(v) if isinstance(v, torch.Tensor) else v for v in made)
         parts = self._parts[self._varying]
         assert parts is not None
         first, second = parts
@@ -305,7 +308,7 @@ class Repeats:
         if not all(isinstance(types[slot], TensorType) for slot in kept):
             return None
         given = {n: pair for n, pair in plan.inputs.items() if pair[0] in varying}
-        given |= {f"{slot}": (slot, types[slot]) for slot in kept}
+        given |= {f"kept {slot}": (slot, types[slot]) for slot in kept}
         return self._block(first, kept, plan.inputs), self._block(second, plan.results, given)
 
     def _block(
@@ -315,6 +318,10 @@ class Repeats:
         ordered = with_frees(steps, {*results, *constants})
         cut = replace(self._plan, steps=ordered, results=tuple(results), inputs=inputs)
         return Block(cut, self._fuse)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)  # it may be the caller's own input
 
 
 def _same(before: dict[int, torch.Tensor], slot: int, value: object) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from harness.errors import HarnessError
 from harness.models import ModelConfig, Quantization, Surroundings, Weights
 from harness.models.checkpoint import load_checkpoint
 from harness.models.model import Freqs, Operations, check_tokens, whole_sequence, windowed
@@ -174,7 +175,12 @@ class StreamedModel:
             for one in (passage, *more()):
                 if self._find(one) is None:
                     wanted[one.tokens] = one.joined(wanted.get(one.tokens, one))
-            self._kept += self.compute([*wanted.values()])
+            try:
+                self._kept += self.compute([*wanted.values()])
+            except (HarnessError, MemoryError, RuntimeError):  # of another check's passage, perhaps
+                if len(wanted) == 1:
+                    raise
+                self._kept += self.compute([passage])
             found = self._find(passage)
             assert found
         return found
@@ -212,6 +218,7 @@ class StreamedModel:
         It is the largest change of a position's logits relative to the largest of them, or of a
         layer's keys or values, of two seeded sets of such weights.
         """
+        passage = replace(passage, cost=False)
         if passage in self._sensitivities:
             return self._sensitivities[passage]
         wanted = self.computed(passage, tuple)
@@ -322,8 +329,18 @@ class _ByHeads(Operations):
     ) -> torch.Tensor:
         per_group = q.shape[-3] // k.shape[-3]
         count = max(1, _MAX_SCORES // (per_group * mask.numel()))
-        parts = zip(
-            q.split(count * per_group, -3), k.split(count, -3), v.split(count, -3), strict=True
-        )
+        rows = max(1, _MAX_SCORES // (per_group * mask.shape[-1]))  # of one group
         attend = super().attend
-        return torch.cat([attend(layer, *one_part, mask) for one_part in parts], -1)
+        heads = [
+            torch.cat(
+                [
+                    attend(layer, some, keys, values, seen)
+                    for some, seen in zip(queries.split(rows, -2), mask.split(rows), strict=True)
+                ],
+                -2,
+            )
+            for queries, keys, values in zip(
+                q.split(count * per_group, -3), k.split(count, -3), v.split(count, -3), strict=True
+            )
+        ]
+        return torch.cat(heads, -1)

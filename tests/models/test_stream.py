@@ -172,3 +172,12 @@ def test_sensitivity_is_small_but_where_large_weights_cancel():
     output[:, 0] += 1e4
     output[:, 1] -= 1e4
     assert streamed(weights).sensitivity(passage(text)) > 1000 * plain
+
+
+def test_a_passage_of_another_check_that_fails_hides_no_result():
+    text = random_tokens(5)
+    bad = Passage((CONFIG.vocab_size,), frozenset([0]))
+    found = streamed().computed(whole_passage(text), lambda: [bad])
+    assert_same(found, Oracle(CONFIG, WEIGHTS)(text, rope_tables(CONFIG, 5)), text)
+    with pytest.raises(HarnessError, match="vocabulary"):
+        streamed().computed(bad, tuple)

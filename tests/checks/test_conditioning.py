@@ -1,0 +1,41 @@
+"""What a passage allows whose results the model itself amplifies; the figures are SmolLM2's."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from harness.checks.parity import _allowed_where_it_cancels
+
+
+def allowed(runtime, sensitivity, found):
+    def ask(passage):
+        assert sensitivity is not None, "this costs two passes"
+        return sensitivity
+
+    subject = SimpleNamespace(dtype="fp16", model=SimpleNamespace(sensitivity=ask))
+    bound = 0.022 if runtime == "mil:strict" else 1e-5
+    return _allowed_where_it_cancels(subject, runtime, None, found, bound)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "sensitivity", "found", "wanted"),
+    [
+        ("mil:strict", None, 0.02, 0.022),
+        ("mil:strict", 9.26e-7, 0.0222, 4 * 9.26e-7 * 2**13),
+        ("mil:strict", 1e-7, 0.0222, 0.022),
+        ("mil:strict", 1.1e-5, 0.161, math.inf),  # it may be off by 36 %: nobody can judge it
+        ("mil:strict", None, 0.85, 0.022),  # another token's logits
+        ("mil:widen", None, 9e-6, 1e-5),
+        ("mil:widen", 1.1e-5, 1.53e-5, 4.4e-5),
+        ("mil:widen", 7e-7, 1.53e-5, 1e-5),
+        ("mil:widen", 1.1e-5, 5e-5, 4.4e-5),
+        ("mil:widen", 1e-4, 2e-4, math.inf),
+        ("mil:widen", 1e-4, 5e-4, 1e-4),
+        ("mil:widen", None, 0.161, 1e-5),
+        ("mil:widen", None, math.nan, 1e-5),
+        ("mil:widen", None, math.inf, 1e-5),
+    ],
+)
+def test_a_bound_grows_where_roundings_do(runtime, sensitivity, found, wanted):
+    assert allowed(runtime, sensitivity, found) == pytest.approx(wanted)
