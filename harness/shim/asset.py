@@ -77,7 +77,7 @@ def compile_model(path: str) -> str:
     """Compile the model at `path` for the stand-in; return the new folder.
 
     The caller moves or deletes the folder, which lies directly among the temporary files: nothing
-    is left around it. Raises ArtifactError when the model is not an ML Program.
+    is left around it. Raises ArtifactError for a model that cannot be executed.
     """
     source = Path(path)
     package = open_model(path)
@@ -92,7 +92,7 @@ def write_compiled(package: Package, folder: Path, source: Path) -> Path:
     root = folder / f"{source.stem}{COMPILED}"
     package.write(root)
     (root / _NOTE).write_text(_NOTE_TEXT)
-    if not package.stages:
+    if package.specification.WhichOneof("Type") == "mlProgram":
         (root / TEXT).write_text(program_text(package), encoding="utf-8")
     return root
 
@@ -169,12 +169,14 @@ _TARGETS = {"CoreML5": "ios15", "CoreML6": "ios16", "CoreML7": "ios17", "CoreML8
 }
 _PLAIN_SCALARS = 9  # the specification version from which a scalar's type is not a tensor's
 _INDENT = "    "
+_MAX_SPELLED = 1_000_000  # elements of a program's text; large constants belong in weight files
 
 
 def program_text(package: Package) -> str:
     """Return an ML Program as Core ML's compiler writes it into `model.mil`.
 
-    Raises ArtifactError for a constant that contradicts itself.
+    The text has at most a million elements of arrays; an array beyond them is `...`. Raises
+    ArtifactError for a constant that contradicts itself.
     """
     return "\n".join(_Text(package).lines()) + "\n"
 
@@ -185,6 +187,7 @@ class _Text:
     def __init__(self, package: Package) -> None:
         self._package = package
         self._plain = package.model.specificationVersion >= _PLAIN_SCALARS
+        self._room = _MAX_SPELLED
 
     def lines(self) -> Iterator[str]:
         program = self._package.model.mlProgram
@@ -268,7 +271,12 @@ class _Text:
         match immediate.WhichOneof("value"):
             case "tensor":
                 where = f"{self._package.what}, a constant"
-                return f"{kind}({_elements(read_constant(value, self._package, where).python)})"
+                constant = read_constant(value, self._package, where)
+                count = constant.type.count
+                if count > max(1, self._room):
+                    return f"{kind}(...)"
+                self._room -= count if count > 1 else 0
+                return f"{kind}({_elements(constant.python)})"
             case "list":
                 return f"{kind}(({', '.join(map(self._value, immediate.list.values))}))"
             case "tuple":

@@ -138,7 +138,8 @@ class ModelProxy:
             return self._path
         if self._compiled is None:
             folder = folder_of(self, "harness-compiled")
-            self._compiled = write_compiled(self._package, folder, Path(self._path))
+            with as_runtime_error():
+                self._compiled = write_compiled(self._package, folder, Path(self._path))
         return str(self._compiled)
 
     def get_load_duration_in_nano_seconds(self) -> int:

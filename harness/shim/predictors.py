@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from harness.artifact import Package
+from harness.artifact.files import MAX_ELEMENTS
 from harness.artifact.proto import checked_program, feature_types
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.mil import Policy, State, load_function
 from harness.mil.ops.tensor_operation import pick_boxes
 from harness.mil.types import allowed_shape
@@ -143,28 +144,28 @@ class _Suppression:
         settings = self._settings
         names = settings.confidenceInputFeatureName, settings.coordinatesInputFeatureName
         marks, boxes = (self._rows(values, name) for name in names)
-        if len(marks) != len(boxes) or boxes.shape[1] != 4:
+        if len(marks) != len(boxes) or not marks.shape[1] or boxes.shape[1] != 4:
             shapes = f"{list(marks.shape)} and {list(boxes.shape)}"
             raise HarnessError(
                 f"{self._what}: '{names[0]}' and '{names[1]}' have shapes {shapes}; give "
-                "[boxes, classes] and [boxes, 4]"
+                "[boxes, classes], with at least one class, and [boxes, 4]"
             )
         overlap = self._number(values, settings.iouThresholdInputFeatureName, settings.iouThreshold)
         least = self._number(
             values, settings.confidenceThresholdInputFeatureName, settings.confidenceThreshold
         )
-        best, classes = marks.max(1) if len(marks) else (marks.new_zeros(0), None)
-        order = torch.argsort(best, descending=True, stable=True)
-        candidates = [index for index in order.tolist() if best[index] >= least]
-        by_class = classes if settings.pickTop.perClass else None
-        kept = pick_boxes(boxes, candidates, by_class, overlap, len(candidates))
-        found = {
-            settings.confidenceOutputFeatureName: marks[kept],
-            settings.coordinatesOutputFeatureName: boxes[kept],
-        }
-        limits = [self._limits(name) for name in found]
+        given = settings.confidenceOutputFeatureName, settings.coordinatesOutputFeatureName
+        limits = [self._limits(name) for name in given]
         fewest, largest = max(low for low, _ in limits), min(high for _, high in limits)
-        return {name: self._given(name, rows, fewest, largest) for name, rows in found.items()}
+        best, classes = marks.max(1)
+        scores = best.tolist()
+        order = torch.argsort(best, descending=True, stable=True).tolist()
+        candidates = [index for index in order if scores[index] >= least]
+        by_class = classes.tolist() if settings.pickTop.perClass else None
+        max_boxes = int(min(len(candidates), largest))
+        kept = pick_boxes(boxes, candidates, by_class, overlap, max_boxes)
+        found = zip(given, (marks[kept], boxes[kept]), strict=True)
+        return {name: self._given(name, rows, fewest) for name, rows in found}
 
     def _rows(self, values: Mapping[str, Any], name: str) -> torch.Tensor:
         value = values.get(name)
@@ -172,9 +173,15 @@ class _Suppression:
             not isinstance(value, np.ndarray)
             or value.ndim < 2
             or value.size != np.prod(value.shape[-2:])
+            or value.dtype.kind not in "fiu"
         ):
-            have = f"shape {list(value.shape)}" if isinstance(value, np.ndarray) else "no array"
-            raise HarnessError(f"{self._what}: input '{name}' is {have}; give [boxes, numbers]")
+            have = "no array"
+            if isinstance(value, np.ndarray):
+                have = f"{value.dtype}{list(value.shape)}"
+            raise HarnessError(
+                f"{self._what}: input '{name}' is {have}; give an array of numbers with two axes, "
+                "the first of boxes"
+            )
         return torch.from_numpy(value.reshape(value.shape[-2:]).astype(np.float64))
 
     def _number(self, values: Mapping[str, Any], name: str, default: float) -> float:
@@ -194,10 +201,19 @@ class _Suppression:
         if allowed is not None and allowed.ranges:
             low, high = allowed.ranges[0]
             return low, float("inf") if high is None else high
-        return (array.shape[0], array.shape[0]) if array.shape else (0, float("inf"))
+        if not array.shape:
+            return 0, float("inf")
+        if array.shape[0] < 0:
+            shape = list(array.shape)
+            raise ArtifactError(f"{self._what}: output '{name}' has a negative size in {shape}")
+        return array.shape[0], array.shape[0]
 
-    def _given(self, name: str, rows: torch.Tensor, fewest: int, largest: float) -> np.ndarray:
-        rows = rows[: int(min(len(rows), largest))]
+    def _given(self, name: str, rows: torch.Tensor, fewest: int) -> np.ndarray:
+        if fewest * rows.shape[1] > MAX_ELEMENTS:
+            raise ArtifactError(
+                f"{self._what}: output '{name}' is described with at least {fewest} boxes; at most "
+                f"{MAX_ELEMENTS // rows.shape[1]} are allowed"
+            )
         empty = rows.new_zeros(max(0, fewest - len(rows)), rows.shape[1])
         array = self._array(name)
         dtype = feature_types().get(array.dataType, "float64") if array else "float64"

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.artifact import Package
+from harness.artifact.files import MAX_AXES, MAX_AXIS_SIZE
 from harness.artifact.package import pipeline_of
 from harness.artifact.proto import (
     checked_program,
@@ -139,7 +140,7 @@ def model_structure(package: Package) -> Any:
     functions = {}
     for name, message in package.functions.items():
         block = package.operations(name)
-        costs = _costs(message, block)
+        costs = _costs(message, block, f"{package.what}, function '{name}'")
         functions[name] = ct.MLModelStructureProgramFunction(
             _named(message.inputs), _block(block, costs)
         )
@@ -239,9 +240,15 @@ _BY_WEIGHT = ("conv", "conv_quantized", "linear")
 _BY_INPUT = ("conv_transpose",)
 
 
-def _costs(function: MIL_pb2.Function, block: MIL_pb2.Block) -> Iterator[float]:
-    """Yield each operation's share of a function's work; those in its blocks follow it."""
-    counts = list(_counts(block, {value.name: _sizes(value.type) for value in function.inputs}))
+def _costs(function: MIL_pb2.Function, block: MIL_pb2.Block, where: str) -> Iterator[float]:
+    """Yield each operation's share of a function's work; those in its blocks follow it.
+
+    Raises ArtifactError, naming `where`, for a tensor beyond the limits of its shape.
+    """
+    try:
+        counts = list(_counts(block, {value.name: _sizes(value.type) for value in function.inputs}))
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from None
     total = sum(counts) or 1.0
     return (count / total for count in counts)
 
@@ -287,4 +294,10 @@ def _sizes(message: MIL_pb2.ValueType) -> list[int]:
     """Return a tensor's sizes, 1 where they are flexible; those of no tensor are none."""
     if message.WhichOneof("type") != "tensorType":
         return []
-    return [1 if size is None else size for size in declared_shape(message.tensorType)]
+    sizes = [1 if size is None else size for size in declared_shape(message.tensorType)]
+    if len(sizes) > MAX_AXES or max(sizes, default=0) > MAX_AXIS_SIZE:
+        raise ArtifactError(
+            f"a tensor has {len(sizes)} axes, the largest of size {max(sizes)}; at most {MAX_AXES} "
+            f"axes of at most {MAX_AXIS_SIZE} are allowed"
+        )
+    return sizes

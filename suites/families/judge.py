@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import harness
 from harness.child import Child
 from harness.errors import CallTimeoutError, ChildError, CrashError, HarnessError
 from harness.files import partial_file
@@ -17,7 +18,8 @@ from harness.results import Case, Figure
 SECONDS = 600.0  # of the processor's time, for one family in one precision and mode
 _PACKAGES = ("torch", "coremltools", "transformers", "numpy")
 _CODE = ("artifact", "mil", "shim", "suites/families")
-_ROOT = Path(__file__).resolve().parents[2] / "harness"
+_ROOT = Path(harness.__file__).parent
+_VERDICTS = ("pass", "fail", "skip")  # a crash, a timeout or an error may not come again
 
 
 class Judge:
@@ -37,9 +39,10 @@ class Judge:
         found = None if self._again else self._kept(path)
         if found is None:
             found = self._asked(request)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with partial_file(path) as partial:
-                partial.write_text(json.dumps({"key": self._key, "found": found}))
+            if found["outcome"] in _VERDICTS:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with partial_file(path) as partial:
+                    partial.write_text(json.dumps({"key": self._key, "found": found}))
         return _case(request, found, round(time.monotonic() - start, 3))
 
     def end(self) -> None:

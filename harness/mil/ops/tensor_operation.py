@@ -268,7 +268,7 @@ def non_maximum_suppression(op: Operation) -> Run:
             best, classes = marks.max(1)
             order = torch.argsort(best, descending=True, stable=True).tolist()
             better = [index for index in order if best[index] > least]
-            by = classes if by_class else None
+            by = classes.tolist() if by_class else None
             chosen = pick_boxes(some, better or order[:1], by, overlap, max_boxes)
             count = len(chosen)
             chosen_boxes[batch, :count], chosen_scores[batch, :count] = some[chosen], marks[chosen]
@@ -282,7 +282,11 @@ def non_maximum_suppression(op: Operation) -> Run:
 
 
 def pick_boxes(
-    boxes: Tensor, order: Sequence[int], classes: Tensor | None, overlap: float, max_boxes: int
+    boxes: Tensor,
+    order: Sequence[int],
+    classes: Sequence[int] | None,
+    overlap: float,
+    max_boxes: int,
 ) -> list[int]:
     """Return the indices of `order` whose boxes [B, 4] overlap no box before them by too much.
 

@@ -221,6 +221,39 @@ def test_the_text_of_an_older_model_gives_scalars_the_types_of_tensors(converted
     assert re.search(r"tensor<fp32, \[2, 6\]> y = concat\(.*values = \(\w+, x\)\)", text)
 
 
+def test_the_text_leaves_out_what_is_beyond_its_limit(converted, monkeypatch):
+    monkeypatch.setattr("harness.shim.asset._MAX_SPELLED", 12)
+
+    numbers = np.arange(8, dtype=np.float32)  # from 10 on, coremltools writes a weight
+
+    @mb.program(input_specs=[mb.TensorSpec((8,))], opset_version=ct.target.iOS18)
+    def program(x):
+        return mb.add(x=mb.mul(x=x, y=numbers), y=numbers + 1, name="y")
+
+    model = converted(program)
+    text = Path(model.get_compiled_model_path(), "model.mil").read_text()
+    assert text.count("0x1.cp+2") == 1  # 7, of the first constant alone
+    assert text.count("val = tensor<fp32, [8]>(...)];") == 1
+    assert text.endswith("} -> (y);\n}\n")
+
+
+@pytest.mark.parametrize("sizes", [[1 << 31], [1 << 60] * 200, [1] * 17])
+def test_a_structure_with_a_tensor_beyond_all_limits_is_refused(scaled, tmp_path, sizes):
+    model, path = scaled(2), tmp_path / "m.mlmodelc"
+    shutil.copytree(model.get_compiled_model_path(), path)
+    (file,) = path.rglob("model.mlmodel")
+    spec = ct.proto.Model_pb2.Model.FromString(file.read_bytes())
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    tensor = block.operations[-1].outputs[0].type.tensorType
+    tensor.rank = len(sizes)
+    del tensor.dimensions[:]
+    for size in sizes:
+        tensor.dimensions.add().constant.size = size
+    file.write_bytes(spec.SerializeToString())
+    with pytest.raises(RuntimeError, match=f"'main': a tensor has {len(sizes)} axes, the largest"):
+        MLModelStructure.load_from_path(str(path))
+
+
 def test_a_plan_for_other_units_says_what_cannot_be_had(scaled):
     model = scaled(2)
     path = model.get_compiled_model_path()

@@ -30,7 +30,7 @@ FREE = Family(Tilted, drawn, (5, 3, 9), (1,))
 
 @pytest.fixture(scope="module")
 def converted():
-    return child._traced(Tilted().eval(), FREE, True, "fp32")[1]
+    return child.loaded(child._traced(Tilted().eval(), FREE, True, "fp32")[1])
 
 
 def compared(model, module):
@@ -58,9 +58,19 @@ def test_a_wrong_shape_fails(converted):
 
 
 def test_a_length_that_is_refused_fails():
-    fixed = child._traced(Tilted().eval(), FREE, False, "fp32")[1]
+    fixed = child.loaded(child._traced(Tilted().eval(), FREE, False, "fp32")[1])
     found = compared(fixed, Tilted())
     assert found["outcome"] == "fail" and "refused at length 3" in found["reason"]
+
+
+def test_a_defect_of_the_executor_at_load_is_not_the_converters(monkeypatch):
+    def broken(*_):
+        raise IndexError("a defect")
+
+    monkeypatch.setitem(FAMILIES, "tilted", FREE)
+    monkeypatch.setattr("harness.shim.model.load_predictor", broken)
+    with pytest.raises(IndexError, match="a defect"):
+        child.judged({"family": "tilted", "lengths": "fixed", "precision": "fp32"})
 
 
 def test_a_trace_that_fixes_its_length_is_no_fault_of_the_executor(monkeypatch, converted):

@@ -99,15 +99,8 @@ ROWS = np.array(
 )
 
 
-def detector(converted, by_class, rows=None):
-    """Return a pipeline as exporters of detectors make it: boxes, then Core ML's suppression."""
-
-    @mb.program(input_specs=[mb.TensorSpec(ROWS.shape)], opset_version=ct.target.iOS16)
-    def program(image):
-        marks = mb.slice_by_size(x=image, begin=[0, 0], size=[5, 2], name="raw_marks")
-        return marks, mb.slice_by_size(x=image, begin=[0, 2], size=[5, 4], name="raw_boxes")
-
-    boxes = converted(program, target="iOS16")
+def box_suppression(by_class, rows=None):
+    """Return the specification of Core ML's suppression, whose results have `rows` boxes."""
     suppression = ct.proto.Model_pb2.Model()
     suppression.specificationVersion = 5
     for name, width in (("raw_marks", 2), ("raw_boxes", 4)):
@@ -138,6 +131,19 @@ def detector(converted, by_class, rows=None):
     nms.iouThresholdInputFeatureName, nms.confidenceThresholdInputFeatureName = "iou", "sure"
     nms.iouThreshold, nms.confidenceThreshold = 0.5, 0.3
     nms.pickTop.perClass = by_class
+    return suppression
+
+
+def detector(converted, by_class, rows=None):
+    """Return a pipeline as exporters of detectors make it: boxes, then Core ML's suppression."""
+
+    @mb.program(input_specs=[mb.TensorSpec(ROWS.shape)], opset_version=ct.target.iOS16)
+    def program(image):
+        marks = mb.slice_by_size(x=image, begin=[0, 0], size=[5, 2], name="raw_marks")
+        return marks, mb.slice_by_size(x=image, begin=[0, 2], size=[5, 4], name="raw_boxes")
+
+    boxes = converted(program, target="iOS16")
+    suppression = box_suppression(by_class, rows)
     pipeline = ct.models.pipeline.Pipeline(
         [
             ("image", datatypes.Array(5, 6)),
@@ -177,3 +183,37 @@ def test_a_described_number_of_boxes_is_filled_with_zeros_or_cut(converted):
     assert filled["boxes"].shape == (4, 4) and not filled["boxes"][2:].any()
     cut = detector(converted, by_class=True, rows=(0, 2)).predict({"image": ROWS})
     np.testing.assert_allclose(cut["marks"], ROWS[[0, 2], :2], rtol=1e-6)
+
+
+def test_box_suppression_alone_predicts_and_compiles():
+    model = ct.models.MLModel(box_suppression(by_class=True))
+    given = {"raw_marks": ROWS[:, :2], "raw_boxes": ROWS[:, 2:]}
+    compiled = ct.models.CompiledMLModel(model.get_compiled_model_path())
+    for found in (model.predict(given), compiled.predict(given)):
+        np.testing.assert_allclose(found["boxes"], ROWS[[0, 2, 3], 2:], rtol=1e-6)
+    given = {name: rows[:0] for name, rows in given.items()}
+    assert model.__proxy__.predict(given)["marks"].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        (np.zeros((5, 0), np.float32), r"\[5, 0\].*at least one class"),
+        (np.full((5, 2), "a"), r"'raw_marks' is <U1\[5, 2\]; give an array of numbers"),
+        (None, "'raw_marks' is no array"),
+    ],
+)
+def test_confidences_that_are_none_are_refused(marks, message):
+    model = ct.models.MLModel(box_suppression(by_class=True))
+    with pytest.raises(RuntimeError, match=message):
+        model.__proxy__.predict({"raw_marks": marks, "raw_boxes": ROWS[:, 2:]})
+
+
+@pytest.mark.parametrize("count", [-1, 1 << 40])
+def test_a_described_number_of_boxes_beyond_all_limits_is_refused(count):
+    specification = box_suppression(by_class=True)
+    for output in specification.description.output:
+        output.type.multiArrayType.shape.extend([count, 2 if output.name == "marks" else 4])
+    model = ct.models.MLModel(specification)
+    with pytest.raises(RuntimeError, match="negative size in|described with at least"):
+        model.__proxy__.predict({"raw_marks": ROWS[:, :2], "raw_boxes": ROWS[:, 2:]})
