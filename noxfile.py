@@ -217,7 +217,7 @@ def operators(session: nox.Session) -> None:
 
 @nox.session(python=False, default=False)
 def families(session: nox.Session) -> None:
-    """Convert small models of 70 families by coremltools, and compare with eager PyTorch.
+    """Convert small models of more than 70 families by coremltools, and compare with eager PyTorch.
 
     A verdict is kept until the code changes: an interrupted run goes on where it ended.
     `-- -k bert` judges the families of that name; half an hour the first time.

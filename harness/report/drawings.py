@@ -25,7 +25,7 @@ MAX_ROWS, _MAX_SUBJECTS = 60, 12  # of a drawing
 _SMALLEST = -9  # power of ten at the left end of the axis of errors
 MAX_LABEL = 56  # letters
 ROW, _TOP = 34, 26  # pixels
-_STORED = re.compile(r"package (\d+) (.+) weight bytes")
+_STORED = re.compile(r"package (\d{1,9}) (.+) weight bytes")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ def element(
 
     Underscores of attributes become hyphens; one at the end is left out.
     """
-    named = {n.rstrip("_").replace("_", "-"): str(value) for n, value in attributes.items()}
+    named = {
+        n.rstrip("_").replace("_", "-"): printable(str(value)) for n, value in attributes.items()
+    }
     made = ElementTree.Element(name, named)
     made.text = printable(text) or None
     if parent is not None:
@@ -113,7 +115,7 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
     worst_first = sorted(rows.items(), key=lambda row: -max(s for s, _, _ in row[1]))
     shown = worst_first[:MAX_ROWS]
     powers = [_power(share) for _, row in shown for share, _, _ in row]
-    axis = _Axis(math.floor(min(powers)), max(1, math.ceil(max(powers))))
+    axis = _Axis(min(0, math.floor(min(powers))), max(1, math.ceil(max(powers))))
     svg = svg_of(_TOP + ROW * len(shown) + 6, "Share of its bound that each figure takes")
     for power in range(axis.low, axis.high + 1):
         x = axis.at(power)

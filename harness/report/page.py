@@ -242,13 +242,14 @@ def _conformance(case: Case, header: Header) -> Iterator[str]:
 def _check(case: Case, header: Header) -> Iterator[str]:
     yield from ("harness", "check")
     if header.exporters:  # a subject of the project's, or a built-in model
-        (label,) = header.exporters
+        prefix, _, name = case.fixture.rpartition(":")
+        label = prefix if prefix in header.exporters else next(iter(header.exporters))
         mode = "" if case.mode == NOT_APPLICABLE else f"/{case.mode}"
-        yield f"{_exporter(label, header)}:{case.fixture.rpartition(':')[2]}{mode}"
+        yield f"{_exporter(label, header)}:{name}{mode}"
     else:
         yield case.fixture
-        sources = header.options.get("compared with", ())
-        for name in () if isinstance(sources, str) else sources:
+        sources = header.options.get("compared with")
+        for name in sources if isinstance(sources, list) else ():
             yield from (f"--{name}", str(name).upper())
             yield from ("--params", "PARAMS") if name == "checkpoint" else ()
     yield from _option("runtime", case.runtime)

@@ -25,6 +25,7 @@ from harness.text import counted
 
 _OPENED = 3  # cases of each group of failures
 _MAX_LISTED = 8  # subjects of a skipped check
+_MAX_CELLS = 200_000  # of the matrix; without a limit, its size is the square of the cases
 _NO_RUNTIME = "without a runtime"
 
 
@@ -211,13 +212,8 @@ class RunPage:
     @cached_property
     def matrix(self) -> Matrix:
         """The cases by subject, check and runtime."""
-        reasons = {
-            one.case.id: group.anchor
-            for section in self.folded
-            for group in section.groups
-            for one in group.cases
-            if section.anchor == "skipped"
-        }
+        skipped = next(one for one in self.folded if one.anchor == "skipped")
+        reasons = {one.case.id: group.anchor for group in skipped.groups for one in group.cases}
         return matrix(self.cases, self.run.cases, reasons)
 
     @cached_property
@@ -288,7 +284,7 @@ def _by_check(cases: Iterable[ShownCase]) -> list[Group]:
 def matrix(
     shown_cases: Iterable[ShownCase], cases: Sequence[Case], reasons: Mapping[str, str]
 ) -> Matrix:
-    """Return the matrix of a run.
+    """Return the matrix of a run, without rows if it is too large for a page.
 
     `reasons` has the anchor of the reason for which a case was skipped, by its id.
     """
@@ -302,6 +298,8 @@ def matrix(
     checks = list(dict.fromkeys(check for _, check in places))
     runtimes = {case.runtime for case in cases} - {runtime for runtime, _ in ran}
     absent = ", ".join(sorted(name for name in runtimes if name != NOT_APPLICABLE))
+    if len(subjects) * len(checks) > _MAX_CELLS:
+        return Matrix("", (), (), (), absent)
     if len(checks) >= len(subjects):
         rows = [
             _row(

@@ -24,7 +24,7 @@ from harness.results import Case, Figure, Run
 from harness.results.figures import number, with_unit
 from harness.text import clip, counted
 
-_DEPTH = re.compile(r"(.+) at (\d+) tokens")
+_DEPTH = re.compile(r"(.+) at (\d{1,9}) tokens")
 _HEIGHT = 160  # pixels of the drawing of depths
 _MAX_HISTORY = 40  # figures
 _MIN_CHANGE = 0.01  # of a figure that is listed before those that did not change
@@ -35,19 +35,21 @@ def times(cases: Iterable[Case]) -> Drawing | None:
     """Draw each time that `--measure` took, as the range between its samples' quartiles."""
     rows: defaultdict[str, list[tuple[str, str, Figure]]] = defaultdict(list)
     depths: defaultdict[tuple[str, str], dict[str, dict[int, Figure]]] = defaultdict(dict)
+    timed: set[str] = set()
     for case in cases:
         for name, figure in case.figures.items():
             if figure.spread is None or not figure.finite or figure.value <= 0:
                 continue
+            timed.add(case.runtime)
             place = f"{case.fixture} {case.mode}"
             if match := _DEPTH.fullmatch(name):
                 of_runtimes = depths[f"{match[1]}, {place}", figure.unit]
                 of_runtimes.setdefault(case.runtime, {})[int(match[2])] = figure
             else:
                 rows[figure.unit].append((f"{name}, {place}", case.runtime, figure))
-    if not rows:
+    if not timed:
         return None
-    runtimes = sorted({runtime for row in rows.values() for _, runtime, _ in row})
+    runtimes = sorted(timed)
     figures = [legend_of(runtimes)]
     figures += [_ranges(unit, row[:MAX_ROWS], runtimes) for unit, row in sorted(rows.items())]
     figures += [_by_depth(name, unit, of, runtimes) for (name, unit), of in depths.items()]
@@ -161,7 +163,7 @@ def _change(first: float, last: float) -> float:
     """Return how much a figure changed, as the logarithm of the ratio."""
     if first == last:
         return 0.0
-    return math.log(abs(last) / abs(first)) if first and last else math.inf
+    return math.log(abs(last)) - math.log(abs(first)) if first and last else math.inf
 
 
 def _history_row(
