@@ -24,8 +24,7 @@ from weakref import finalize
 from harness.errors import HarnessError
 from harness.text import resolved
 
-# The file of torch's source in every message of torch.save, a RuntimeError even on a full disk.
-_TORCH_WRITER = "inline_container"
+_TORCH_WRITER = "inline_container"  # torch's source file, in the messages of its RuntimeErrors
 _CACHE = "coreml-llm-harness"
 _MACOS_FILE = ".DS_Store"  # macOS puts it into each folder that somebody looks at
 _TOKEN_BYTES = 12
@@ -63,8 +62,7 @@ class Kind:
         for path in folder.rglob("*"):
             name = path.relative_to(folder).as_posix()
             known = any(fnmatchcase(name, pattern) for pattern in (self.mark, *self.others))
-            is_folder = path.is_dir() and not path.is_symlink()
-            if not (known or is_folder or path.name == _MACOS_FILE):
+            if not (known or path.name == _MACOS_FILE or (path.is_dir() and not path.is_symlink())):
                 return name
         return None
 
@@ -253,8 +251,10 @@ def _check_place(output: Path, kind: Kind, replace: bool) -> None:
     try:
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
-        known = (output / kind.mark).is_file()
+        known = any((output / kind.mark).is_file() for _ in range(2))
         foreign = kind.foreign(output) if known and replace else None
+    except FileNotFoundError:  # another process has just replaced it
+        return _check_place(output, kind, replace)
     except OSError as error:
         raise HarnessError(f"{output}: cannot be read ({error.strerror})") from None
     if not known:

@@ -127,6 +127,7 @@ def checkpoint_weights(
 
 def same_values(have: torch.Tensor, want: torch.Tensor) -> bool:
     """Return whether two weights of one shape have equal values; NaN equals nothing."""
+    have, want = torch.atleast_1d(have), torch.atleast_1d(want)
     pairs = zip(have.split(_ROWS), want.split(_ROWS), strict=True)
     return all(torch.equal(a, b.to(a.dtype)) for a, b in pairs)
 

@@ -66,7 +66,11 @@ def test_an_interrupted_suite_is_one_sentence(monkeypatch, capsys, number, statu
             return pytest.ExitCode.INTERRUPTED
 
     monkeypatch.setattr(pytest, "main", interrupted)
-    assert main(["conformance"]) == status
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup` ignores
+    try:
+        assert main(["conformance"]) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "harness conformance: interrupted\n"
 
 

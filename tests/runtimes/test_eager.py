@@ -56,9 +56,15 @@ def test_sizes_are_read_from_what_was_found():
     assert (config.vocab_size, config.head_dim, config.norm_eps) == (6, 2, 1e-5)
 
 
+def named(found):
+    """Return the weights by name, each made."""
+    makers = _named(_config(artifact(), found, LLAMA, "here"), found, "here")
+    return {name: make() for name, make in makers.items()}
+
+
 def test_weights_are_named_and_joined_in_order():
     found = parts()
-    weights = _named(_config(artifact(), found, LLAMA, "here"), found, "here")
+    weights = named(found)
     queries, keys, values = found.groups[0]
     assert torch.equal(weights["layers.0.attention.wk.weight"], keys)
     assert torch.equal(weights["layers.0.attention.wv.weight"], values)
@@ -72,9 +78,9 @@ def test_weights_are_named_and_joined_in_order():
 def test_a_layer_that_was_split_by_rows_is_joined():
     found = parts()
     split = [found.groups[0][0][:1], found.groups[0][0][1:], *found.groups[0][1:]]
-    whole = _named(_config(artifact(), found, LLAMA, "here"), found, "here")
+    whole = named(found)
     found = parts(**(vars(found) | {"groups": [split, *found.groups[1:]]}))
-    joined = _named(_config(artifact(), found, LLAMA, "here"), found, "here")
+    joined = named(found)
     assert all(torch.equal(joined[name], whole[name]) for name in whole)
 
 

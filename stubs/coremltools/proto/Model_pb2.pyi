@@ -3,7 +3,11 @@
 from coremltools.proto.FeatureTypes_pb2 import FeatureType
 from coremltools.proto.MIL_pb2 import Program
 from coremltools.proto.NonMaximumSuppression_pb2 import NonMaximumSuppression
-from google.protobuf.internal.containers import RepeatedCompositeFieldContainer, ScalarMap
+from google.protobuf.internal.containers import (
+    RepeatedCompositeFieldContainer,
+    RepeatedScalarFieldContainer,
+    ScalarMap,
+)
 from google.protobuf.message import Message
 
 class FeatureDescription(Message):
@@ -51,6 +55,8 @@ class ModelDescription(Message):
 class Pipeline(Message):
     @property
     def models(self) -> RepeatedCompositeFieldContainer[Model]: ...
+    @property
+    def names(self) -> RepeatedScalarFieldContainer[str]: ...
 
 class PipelineClassifier(Message):
     @property
