@@ -80,7 +80,15 @@ def installation(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests of the harness itself, and the mutants that its checks must catch."""
     install(session, *EVERYTHING)
-    run(session, "pytest", *(session.posargs or ["-n", "auto", "tests", *SUITES_OF_OUR_OWN]))
+    everything = ["-n", "auto", "-m", "not slow", "tests", *SUITES_OF_OUR_OWN]
+    run(session, "pytest", *(session.posargs or everything))
+
+
+@nox.session(python=False, default=False)
+def slow(session: nox.Session) -> None:
+    """Run the tests of the harness that take a minute each."""
+    install(session, *EVERYTHING)
+    run(session, "pytest", "-n", "2", "-m", "slow", "tests", *SUITES_OF_OUR_OWN, *session.posargs)
 
 
 @nox.session(python=False, default=False)

@@ -172,6 +172,7 @@ def test_names_and_orders_pass(tmp_path: Path, change: Mutation, mode: str) -> N
     assert not lines and result.status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["single", "multifunction"])
 @pytest.mark.parametrize("exporter", ["executorch", "executorch@1.5.1", "coreml"])
 def test_a_model_exported_again_passes(tmp_path: Path, exporter: str, mode: str) -> None:

@@ -231,6 +231,7 @@ def test_input_is_never_code(origin, tmp_path):
     assert not (runner.clone / "broken").exists()
 
 
+@pytest.mark.slow
 def test_a_night_measures_the_commit_and_pushes_the_history(origin, tmp_path):
     runner = Runner(tmp_path / "runner", origin("night"), event="schedule")
     outcomes, printed, summary = runner.run(run="history", machine="linux-hosted")

@@ -62,6 +62,7 @@ def peak_of(model, functions, output):
     return unit * int(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_eight_functions_need_no_more_memory_for_weights_than_one(model, tmp_path):
     """Seven more copies of the weights would be 490 MB; half of one is the bound."""
     one, eight = (peak_of(model, count, tmp_path / str(count)) for count in (1, 8))

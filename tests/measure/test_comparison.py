@@ -213,6 +213,7 @@ def test_a_result_file_has_no_seconds(capsys, tmp_path):
     assert "--seconds is not for two result files" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_disturbed_load_leaves_no_load_undecided():
     class Unsteady(Simulated):
         def load(self):

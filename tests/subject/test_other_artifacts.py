@@ -440,6 +440,7 @@ def test_flexible_lengths_are_compared_at_least_in_the_middle_and_at_the_largest
     assert set(tokens.tolist()) == set(range(material.VOCABULARY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state.pte", "partly.pte", "fixed.mlpackage"])
 def test_the_other_commands_take_them(artifact, name, tmp_path, capsys):
     path, _ = artifact(name)
