@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.child import POLICY_VARIABLE
 from harness.suites.families import child
 from harness.suites.families.models import FAMILIES, Family
 
@@ -67,6 +68,7 @@ def test_a_defect_of_the_executor_at_load_is_not_the_converters(monkeypatch):
     def broken(*_):
         raise IndexError("a defect")
 
+    monkeypatch.setenv(POLICY_VARIABLE, "strict")  # `judged` sets it, and it is put back
     monkeypatch.setitem(FAMILIES, "tilted", FREE)
     monkeypatch.setattr("harness.shim.model.load_predictor", broken)
     with pytest.raises(IndexError, match="a defect"):
