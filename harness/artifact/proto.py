@@ -128,14 +128,6 @@ def parse_specification(data: memoryview, what: str) -> Model:
     return model
 
 
-def parse_model(data: memoryview, what: str) -> Model:
-    """Return the `Model` message of a `model.mlmodel` that holds an ML Program.
-
-    Raises ArtifactError as `parse_specification` does, and for a model of another kind.
-    """
-    return checked_program(parse_specification(data, what), what)
-
-
 def checked_program(model: Model, what: str) -> Model:
     """Return a model that is an ML Program; raises ArtifactError for one of another kind."""
     kind = model.WhichOneof("Type") or "nothing"

@@ -49,7 +49,7 @@ GREEDY_PROMPTS = "greedy-prompts"
 _NEW_TOKENS = 32  # after each prompt
 _ROUNDINGS = 4.0  # times the change by one rounding of each weight: what fp32 makes of a passage
 _MAX_CONDITIONED = 10 * WIDE_TOLERANCE
-_WRONG, _WRONG_IN_FP32 = 0.5, 1e-2  # errors that no rounding explains
+_WRONG = {"fp16": 0.5, "fp32": 1e-2}  # errors that no rounding explains
 LIMITS = (0, 127, 128, 255, 256, 32767, 32768, 65535, 65536)  # of ids in 8, 16 and 17 bits
 
 
@@ -150,6 +150,7 @@ def _max_length(layout: ModelLayout) -> int:
 def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare prompts of every length up to two chunks and of the whole context, and its last step.
 
+    Decode feeds what the first prompts do not reach, the last 32 positions at least.
     The mask hides a chunk's later tokens, so that one chunk gives the logits of every length; some
     lengths are fed alone, with padding. A prompt of one token more than the context is refused.
     """
@@ -180,7 +181,7 @@ def check_residues(subject: Subject, runtime: str) -> Iterator[Finding]:
         code="N14",
     )
     last = have[longest - 1]
-    session.rewind(max(1, layout.context - DECODE_STEPS))
+    session.rewind(max(1, min(longest, layout.context - DECODE_STEPS)))
     for token in text[session.position :]:
         last = session.decode(token)
     found = error(last, final)
@@ -280,31 +281,34 @@ def check_token_ids(subject: Subject, runtime: str) -> Iterator[Finding]:
             session.reset()
             found = distances(trace(session, text, n_prompt), wanted)
             for part, off in found.items():
-                bound = _allowed_where_it_cancels(subject, runtime, passage, off.relative, allowed)
+                bound = _allowed_where_it_cancels(subject, runtime, passage, part, off, allowed)
+                is_judged = bound < math.inf
                 yield Finding(
                     "token-ids",
                     f"{name}, {how}",
-                    comparisons=off.count if bound < math.inf else 0,
+                    comparisons=off.count if is_judged else 0,
                     figures={f"{name} {how} {part} error": _bounded(off, bound)},
+                    facts={} if is_judged else {f"{name} {how} {part} not judged": off.count},
                     code="N16",
                 )
 
 
 def _allowed_where_it_cancels(
-    subject: Subject, runtime: str, passage: Passage, found: float, allowed: float
+    subject: Subject, runtime: str, passage: Passage, part: str, off: Error, allowed: float
 ) -> float:
-    """Return the allowed relative error on a passage where a runtime is off by `found`.
+    """Return the allowed relative error of a part of a passage where a runtime is off.
 
     Some passages are ill-conditioned: SmolLM2 amplifies roundings thirtyfold after its token 0.
-    Where `found` is beyond `allowed`, the oracle's own change by an error in the last bit of each
+    Where the error is beyond `allowed`, the oracle's own change by an error in the last bit of each
     weight tells how much the runtime's precision costs there. It is infinite where a sound runtime
     may be off by more than one is ever allowed: this passage does not judge it.
     """
     rounds = runtime_row(runtime).rounds
-    if found <= allowed or not found <= (_WRONG if rounds else _WRONG_IN_FP32):
+    dtype, found = subject.dtype if rounds else "fp32", off.relative
+    if found <= allowed or not found <= _WRONG[dtype]:
         return allowed
-    dtype = subject.dtype if rounds else "fp32"
-    worst = _ROUNDINGS * subject.model.sensitivity(passage) * STEPS[dtype] / STEPS["fp32"]
+    sensitivity = subject.model.sensitivity(passage)[part]
+    worst = _ROUNDINGS * sensitivity * STEPS[dtype] / STEPS["fp32"]
     ceiling = CEILINGS[dtype] if rounds else _MAX_CONDITIONED
     if ceiling < worst and found <= worst:
         return math.inf

@@ -166,14 +166,15 @@ class StreamedModel:
     tables: Freqs
     windows: Sequence[int | None] = ()
     _kept: list[Computed] = field(default_factory=list)
-    _sensitivities: dict[Passage, float] = field(default_factory=dict)
+    _sensitivities: dict[Passage, dict[str, float]] = field(default_factory=dict)
+    _alone: bool = False  # since a pass over several passages failed
 
     def computed(self, passage: Passage, more: Callable[[], Iterable[Passage]]) -> Computed:
         """Return the results of a passage, and keep them; compute `more` passages with it."""
         found = self._find(passage)
         if found is None:
             wanted: dict[tuple[int, ...], Passage] = {}
-            for one in (passage, *more()):
+            for one in (passage, *(() if self._alone else more())):
                 if self._find(one) is None:
                     wanted[one.tokens] = one.joined(wanted.get(one.tokens, one))
             try:
@@ -181,6 +182,7 @@ class StreamedModel:
             except (HarnessError, MemoryError, RuntimeError):  # of another check's passage, perhaps
                 if len(wanted) == 1:
                     raise
+                self._alone = True
                 self._kept += self.compute([passage])
             found = self._find(passage)
             assert found
@@ -213,28 +215,26 @@ class StreamedModel:
         self._compute_logits(pairs)
         return [exact.computed for exact, _ in pairs]
 
-    def sensitivity(self, passage: Passage) -> float:
+    def sensitivity(self, passage: Passage) -> dict[str, float]:
         """Return how far results move when each weight is off by up to 2**-23 of itself, as fp32's.
 
-        It is the largest change of a position's logits relative to the largest of them, or of a
-        layer's keys or values, of two seeded sets of such weights.
+        The largest changes of two seeded sets of such weights: `logits`, of a position's relative
+        to the largest of them, and `caches`, of a layer's keys or values likewise.
         """
         passage = replace(passage, cost=False)
         if passage in self._sensitivities:
             return self._sensitivities[passage]
         wanted = self.computed(passage, tuple)
-        worst = 0.0
+        worst, rows = {"logits": 0.0, "caches": 0.0}, sorted(passage.rows)
         for seed in range(2):
-            (found,) = replace(self, weights=_shaken(self.weights, seed), _kept=[]).compute(
-                [passage]
-            )
-            pairs = [*zip(found.keys, wanted.keys, strict=True)]
-            pairs += zip(found.values, wanted.values, strict=True)
-            rows = passage.rows
-            pairs += zip(found.logits(rows), wanted.logits(rows), strict=True)
-            for have, want in pairs:
-                off = _largest_errors(have.flatten(), want.flatten()) / (want.abs().max() or 1.0)
-                worst = max(worst, float(off))
+            shaken = replace(self, weights=_shaken(self.weights, seed))
+            (found,) = shaken.compute([passage])
+            haves = {"logits": [*found.logits(rows)], "caches": found.keys + found.values}
+            wants = {"logits": [*wanted.logits(rows)], "caches": wanted.keys + wanted.values}
+            for part in worst:
+                for have, want in zip(haves[part], wants[part], strict=True):
+                    off = _largest_errors(have.flatten(), want.flatten())
+                    worst[part] = max(worst[part], float(off / (want.abs().max() or 1.0)))
         self._sensitivities[passage] = worst
         return worst
 
@@ -310,9 +310,9 @@ def _shaken(weights: Weights, seed: int) -> Weights:
     generator = torch.Generator().manual_seed(seed)
 
     def make(name: str) -> torch.Tensor:
-        exact = weights[name].to(_EXACT)
-        off = torch.rand(exact.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1)
-        return exact.mul_(1 + off.to(_EXACT) * 2.0**-23)
+        weight = weights[name]
+        factor = torch.rand(weight.shape, generator=generator, dtype=_EXACT)
+        return factor.mul_(2.0**-22).sub_(2.0**-23).add_(1).mul_(weight)
 
     return Weights({name: partial(make, name) for name in weights}, weights.size, weights.release)
 

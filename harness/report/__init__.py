@@ -194,7 +194,9 @@ def badge(run: Run) -> str:
     counts = run.footer.counts
     judged = len(run.cases) - counts.get("skip", 0)
     bad = sum(not case.passes for case in run.cases)
-    said = f"{judged} passed" if run.footer.passed else f"{bad} of {judged} failed"
+    said = f"{bad} of {judged} failed" if bad else "nothing compared"
+    if run.footer.passed:
+        said = f"{counts.get('pass', 0)} passed"
     texts = ("Core ML conformance", said)
     widths = [_BADGE_LETTER * len(text) + 2 * _BADGE_MARGIN for text in texts]
     svg = element(

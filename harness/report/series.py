@@ -138,8 +138,9 @@ def history(run: Run, earlier: Sequence[Run]) -> Drawing | None:
     for key, figure in values[-1].items():
         points = [(i, found[key].value) for i, found in enumerate(values) if key in found]
         points = [(index, value) for index, value in points if math.isfinite(value)]
-        if len(points) > 1:
-            rows.append((_change(points[0][1], points[-1][1]), key, figure, points))
+        if points and sum(key in found for found in values) > 1:
+            change = _change(points[0][1], figure.value) if figure.finite else math.inf
+            rows.append((change, key, figure, points))
     rows.sort(key=lambda row: -abs(row[0]))
     bad = [(i, float(sum(not c.passes for c in one.cases))) for i, one in enumerate(runs)]
     table = element("table", class_="rows history")
@@ -176,8 +177,8 @@ def _history_row(
     row = element("tr", body)
     element("td", row, name, data_name="figure")
     element("td", row, data_name="course").append(_spark(points, count))
-    for title, (_, value) in zip(("first", "last"), (points[0], points[-1]), strict=True):
-        element("td", row, with_unit(round(value, 12), figure.unit), data_name=title)
+    for title, value in (("first", points[0][1]), ("last", figure.value)):
+        element("td", row, with_unit(value, figure.unit), data_name=title)
 
 
 def _spark(points: Sequence[tuple[int, float]], count: int) -> ElementTree.Element:

@@ -20,6 +20,7 @@ MEMORY = 8 << 30
 SINGLE_BOUND = 1e-5  # of the largest output: sums of fp32 in another order
 HALF_FLOOR = 8 * 2.0**-11  # eight roundings to fp16, beside what eager PyTorch loses in fp16
 HALF_FACTOR = 4.0
+HALF_CEILING = 0.125
 POLICIES = {"fp32": "widen", "fp16": "strict"}
 LARGEST = 64  # of a flexible axis, in steps of its least length
 _REASON = 300
@@ -185,7 +186,7 @@ def _half_bound(module: nn.Module, x: Tensor, wanted: Tensor) -> float:
         lost = _relative(half(x.half() if x.is_floating_point() else x), wanted)
     except RuntimeError:  # an operation without fp16 on a CPU, or mixed types
         lost = 0.0
-    return max(HALF_FLOOR, HALF_FACTOR * lost) if lost < 1 else HALF_FLOOR
+    return min(max(HALF_FLOOR, HALF_FACTOR * lost), HALF_CEILING) if lost < 1 else HALF_FLOOR
 
 
 def _sentence(error: BaseException) -> str:

@@ -41,9 +41,10 @@ class Table(Recorder):
         (self.folder / _PAGE).write_text("\n".join(_table(run)) + "\n", encoding="utf-8")
 
     def judged_nothing(self, run: Run) -> bool:
-        """Return whether a run of all families has too few that predict."""
-        families = {case.fixture for case in run.cases}
-        return families == FAMILIES.keys() and len(_predicting(run)) < MIN_FAMILIES
+        """Return whether nothing passed, or too few families of all predict."""
+        families = {c.fixture for c in run.cases if (c.check, c.mode) == ("fp32", "fixed")}
+        too_few = families == FAMILIES.keys() and len(_predicting(run)) < MIN_FAMILIES
+        return too_few or not run.footer.passed
 
     def summary(self, run: Run, colours: bool) -> str:
         """Return the table, the reason of each failure, and the last lines."""

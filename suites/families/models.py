@@ -35,11 +35,11 @@ class Family:
     axes: tuple[int, ...] = ()
 
 
-def _model(name: str, kind: str, config: str = "", **sizes: Any) -> nn.Module:
+def _model(name: str, kind: str, **sizes: Any) -> nn.Module:
     """Return a model of transformers with plain attention."""
     import transformers
 
-    made = getattr(transformers, f"{config or name}Config")(**sizes)
+    made = getattr(transformers, f"{name}Config")(**sizes)
     made._attn_implementation = "eager"
     model: nn.Module = getattr(transformers, f"{name}{kind}")(made)
     return model
@@ -123,7 +123,6 @@ _GPT: dict[str, Any] = {
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 4,
-} | {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -133,7 +132,6 @@ _SIDES: dict[str, Any] = {
     "patch_size": 8,
     "hidden_size": 32,
     "intermediate_size": 48,
-} | {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }

@@ -8,14 +8,15 @@ import pytest
 from harness.checks.parity import _allowed_where_it_cancels
 
 
-def allowed(runtime, sensitivity, found):
+def allowed(runtime, sensitivity, found, dtype="fp16", part="logits"):
     def ask(passage):
         assert sensitivity is not None, "this costs two passes"
-        return sensitivity
+        return {"logits": sensitivity, "caches": 1e-9}
 
-    subject = SimpleNamespace(dtype="fp16", model=SimpleNamespace(sensitivity=ask))
-    bound = 0.022 if runtime == "mil:strict" else 1e-5
-    return _allowed_where_it_cancels(subject, runtime, None, found, bound)
+    subject = SimpleNamespace(dtype=dtype, model=SimpleNamespace(sensitivity=ask))
+    bound = 0.022 if (runtime, dtype) == ("mil:strict", "fp16") else 1e-5
+    off = SimpleNamespace(relative=found)
+    return _allowed_where_it_cancels(subject, runtime, None, part, off, bound)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,12 @@ def allowed(runtime, sensitivity, found):
 )
 def test_a_bound_grows_where_roundings_do(runtime, sensitivity, found, wanted):
     assert allowed(runtime, sensitivity, found) == pytest.approx(wanted)
+
+
+def test_what_logits_lose_excuses_no_cache():
+    assert allowed("mil:strict", 1.1e-5, 0.161, part="caches") == 0.022
+
+
+def test_a_runtime_that_rounds_to_fp32_is_judged_as_one_in_fp32():
+    assert allowed("mil:strict", None, 0.03, dtype="fp32") == 1e-5
+    assert allowed("mil:strict", 1.1e-5, 1.53e-5, dtype="fp32") == pytest.approx(4.4e-5)

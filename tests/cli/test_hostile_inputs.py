@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from harness.artifact.proto import parse_model
+from harness.artifact.proto import parse_specification
 from harness.cli import main
 from harness.fixtures.cache import exported
 from tests.generate.test_tokenizer import byte_level
@@ -141,13 +141,13 @@ def renamed(package, target):
     """Copy a package; the names of its function, values and operations drive a terminal."""
     shutil.copytree(package, target)
     text = text_format.MessageToString(
-        parse_model(memoryview((package / SPEC).read_bytes()), "here"), as_utf8=True
+        parse_specification(memoryview((package / SPEC).read_bytes()), "here"), as_utf8=True
     )
     spelled = text_format.text_encoding.CEscape(ESCAPE, as_utf8=True)
     for name in ("main", "last", "a"):
         text = text.replace(f'"{name}"', f'"{name}{spelled}"')
     text = text.replace("mlProgram {", f'mlProgram {{\n docString: "{spelled}"', 1)
-    model = type(parse_model(memoryview((package / SPEC).read_bytes()), "here"))()
+    model = type(parse_specification(memoryview((package / SPEC).read_bytes()), "here"))()
     (target / SPEC).write_bytes(text_format.Parse(text, model).SerializeToString())
     return target
 

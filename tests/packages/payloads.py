@@ -4,7 +4,7 @@ import json
 
 from harness.artifact import Package
 from harness.artifact.files import _read_tree, flatten
-from harness.artifact.proto import parse_model
+from harness.artifact.proto import parse_specification
 
 
 def payload(package, **methods):
@@ -25,7 +25,7 @@ def reference(key, function, version=1):
 
 def edited(package, change):
     """Return a package in memory whose specification `change` has edited."""
-    model = parse_model(package.files[package.spec_path], "here")
+    model = parse_specification(package.files[package.spec_path], "here")
     change(model)
     files = {**package.files, package.spec_path: memoryview(model.SerializeToString())}
     return Package(files, "edited")

@@ -11,7 +11,7 @@ import pytest
 
 from harness.artifact import Package
 from harness.artifact.facts import duplicate_bytes, sharing
-from harness.artifact.proto import parse_model
+from harness.artifact.proto import parse_specification
 from harness.errors import ArtifactError, HarnessError
 from harness.packages import combine_packages
 from tests.mil.programs import run, save
@@ -80,7 +80,7 @@ def sample(rows):
 def edited(package, folder, change):
     """Return a copy of a package whose specification `change` has edited."""
     copy = Path(shutil.copytree(path(package), folder / f"{len(list(folder.iterdir()))}.mlpackage"))
-    model = parse_model(memoryview((copy / MODEL).read_bytes()), "here")
+    model = parse_specification(memoryview((copy / MODEL).read_bytes()), "here")
     change(model)
     (copy / MODEL).write_bytes(model.SerializeToString())
     return copy

@@ -77,6 +77,13 @@ def test_the_history_has_figures_that_no_ratio_holds(tmp_path, first, last):
     assert history.index("error: ") < history.index("steady: ")
 
 
+@pytest.mark.parametrize(("last", "cell"), [(math.nan, "nan"), (3e-15, "3e-15")])
+def test_the_history_ends_with_the_figure_of_the_run(tmp_path, last, cell):
+    then, now = (replace(FAILED, figures={"error": Figure(value)}) for value in (4e-15, last))
+    history = page(tmp_path, now, earlier=[(then,)]).split('id="history"')[1]
+    assert 'data-name="first">4e-15<' in history and f'data-name="last">{cell}<' in history
+
+
 @pytest.mark.parametrize("sources", [5, None, {"checkpoint": 1}, "checkpoint"])
 def test_a_command_leaves_out_sources_that_are_no_list(sources):
     header = replace(HEADER, options={"compared with": sources})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.artifact.proto import new_model, parse_model
+from harness.artifact.proto import new_model, parse_specification
 from harness.errors import ArtifactError
 from harness.shim.structure import with_lowest_version
 
@@ -25,7 +25,7 @@ def model(opset="CoreML5", version=10, input_kind=FLOAT32, output_kind=FLOAT32, 
 
 
 def version(data):
-    return parse_model(memoryview(with_lowest_version(data)), "a test").specificationVersion
+    return parse_specification(memoryview(with_lowest_version(data)), "a test").specificationVersion
 
 
 def with_state(description):
@@ -63,7 +63,8 @@ def test_a_version_is_what_its_parts_need(options, needed):
 
 def test_nothing_but_the_version_changes():
     before, after = (
-        parse_model(memoryview(d), "a test") for d in (model(), with_lowest_version(model()))
+        parse_specification(memoryview(d), "a test")
+        for d in (model(), with_lowest_version(model()))
     )
     before.specificationVersion = after.specificationVersion
     assert before == after

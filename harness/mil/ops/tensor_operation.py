@@ -266,8 +266,11 @@ def non_maximum_suppression(op: Operation) -> Run:
         counts = torch.zeros(len(boxes), dtype=torch.int32)
         for batch, (some, marks) in enumerate(zip(boxes, scores, strict=True)):
             best, classes = marks.max(1)
-            order = torch.argsort(best, descending=True, stable=True).tolist()
-            better = [index for index in order if best[index] > least]
+            order, values = (
+                torch.argsort(best, descending=True, stable=True).tolist(),
+                best.tolist(),
+            )
+            better = [index for index in order if values[index] > least]
             by = classes.tolist() if by_class else None
             chosen = pick_boxes(some, better or order[:1], by, overlap, max_boxes)
             count = len(chosen)

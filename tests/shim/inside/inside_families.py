@@ -34,8 +34,8 @@ def converted():
     return child.loaded(child._traced(Tilted().eval(), FREE, True, "fp32")[1])
 
 
-def compared(model, module):
-    return child._compared(model, module, module, FREE, FREE.lengths, "fp32")
+def compared(model, module, precision="fp32"):
+    return child._compared(model, module, module, FREE, FREE.lengths, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -51,6 +51,17 @@ def test_a_model_that_predicts_passes_at_each_of_its_lengths(monkeypatch, precis
 def test_a_wrong_number_fails(converted):
     found = compared(converted, Tilted(scale=1.0001))
     assert found["outcome"] == "fail" and "off by" in found["reason"]
+
+
+def test_a_wrong_number_fails_in_fp16():
+    model = child.loaded(child._traced(Tilted().eval(), FREE, True, "fp16")[1])
+    assert compared(model, Tilted(), "fp16")["outcome"] == "pass"
+    assert compared(model, Tilted(scale=1.5), "fp16")["outcome"] == "fail"
+
+
+def test_no_loss_of_eager_pytorch_allows_an_eighth(monkeypatch):
+    monkeypatch.setattr(child, "_relative", lambda found, wanted: 0.9)
+    assert child._half_bound(Tilted(), drawn(5), drawn(5)) == 0.125
 
 
 def test_a_wrong_shape_fails(converted):
