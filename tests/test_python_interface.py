@@ -21,6 +21,7 @@ def blocks(text):
         yield "\n" * text[: found.start(1)].count("\n") + found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -175,6 +175,7 @@ def origin(tmp_path):
     return clone
 
 
+@pytest.mark.slow
 def test_a_worse_model_fails_with_annotations_a_summary_and_one_comment(origin, tmp_path):
     unshared = exported("tiny", replace(OPTIONS, weight_sharing="none")).read_bytes()
     clone = origin("worse", shipped_pte=unshared)

@@ -249,6 +249,7 @@ print(json.dumps(Pair(Subject(sys.argv[1]), "coreml:cpu_only").figures(2)))
 """
 
 
+@pytest.mark.slow
 def test_core_mls_own_times_are_beside_those_of_its_calls():
     path = str(exported("tiny", model("tiny").options))
     command = [sys.executable, "-m", "harness", "shim", "--", sys.executable, "-W", "ignore"]

@@ -13,6 +13,7 @@ from tests.documents.pages import PAGES, ROOT, Block, Step, blocks, difference, 
 pytestmark = pytest.mark.linux  # a Mac prints lines of its own
 OF_A_CLONE = ("examples", "fixtures", "harness", "suites", "tests", "pyproject.toml")
 SECONDS = 1800
+OF_A_NEWCOMER = ("README.md", "docs/start.md")  # the other pages take a minute each
 
 
 def blocks_of(page):
@@ -46,7 +47,14 @@ def folder(tmp_path):
 
 
 @pytest.mark.timeout(2 * SECONDS)
-@pytest.mark.parametrize("page", [p for p in PAGES if any(not b.never for b in blocks_of(p))])
+@pytest.mark.parametrize(
+    "page",
+    [
+        page if page in OF_A_NEWCOMER else pytest.param(page, marks=pytest.mark.slow)
+        for page in PAGES
+        if any(not block.never for block in blocks_of(page))
+    ],
+)
 def test_every_command_of_a_page_runs(page, folder, variables, pytestconfig):
     for block in blocks_of(page):
         if block.never or (block.long and not pytestconfig.getoption("long", False)):

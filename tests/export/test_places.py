@@ -93,6 +93,7 @@ def test_a_disk_that_is_full_is_one_sentence(
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_leave_two_whole_folders_or_one(model, whole, tmp_path):
     outputs = [tmp_path / name for name in ("one", "two", "one")]
     both = [started(words(model, output)) for output in outputs]

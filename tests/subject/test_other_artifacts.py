@@ -57,7 +57,11 @@ MAKERS = {
     ),
     "optimum.pte": (material.export_optimum, "optimum"),
 }
-EVERY = pytest.mark.parametrize("name", MAKERS)
+SLOW = ("quantized.pte", "enumerated.mlpackage")  # cached.pte and ranged.mlpackage are like them
+EVERY = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MAKERS],
+)
 
 
 def pte(path, name, shape, **options):
@@ -327,6 +331,7 @@ def test_a_golden_file_keeps_what_a_checkpoint_gives(artifact, check, source, na
     assert status == 0 and cases["outputs", "mil:widen"]["comparisons"] >= 1024
 
 
+@pytest.mark.slow
 def test_what_cannot_be_continued_says_why(artifact):
     for name, sentence in (
         ("llama.pte", "takes 32, and returns the logits of the last one only"),

@@ -92,6 +92,7 @@ def test_each_lie_is_seen(suite: Any) -> None:
     assert cases["test_refused_where_it_should_be"].facts["refusals"] == 1
 
 
+@pytest.mark.slow
 def test_a_listed_test_that_fails_is_skipped_and_one_that_passes_fails(
     suite: Any, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_listed_test_that_fails_is_skipped_and_one_that_passes_fails(
     assert "listed as impossible (it is said to fail), but it passes" in cases["test_honest"].reason
 
 
+@pytest.mark.slow
 def test_a_list_of_what_is_not_there_is_an_error(suite: Any, tmp_path: Path) -> None:
     listed = tmp_path / "impossible.toml"
     listed.write_text(LISTED.replace("test_honest", "test_gone"))
@@ -115,6 +117,7 @@ def test_a_list_of_what_is_not_there_is_an_error(suite: Any, tmp_path: Path) -> 
     assert "lists tests that are not there: test_lying.py::TestLying::test_gone" in output
 
 
+@pytest.mark.slow
 def test_a_run_that_executed_nothing_has_not_passed(suite: Any) -> None:
     status, output, run = suite("-k", "asks_no_runtime")
     assert status == 1 and run is not None, output
