@@ -228,7 +228,7 @@ def _without(case: Case, own: tuple[RecordedFinding, ...], causes: list[Cause]) 
         reason = f"{reason_of(kept)}; the rest is {because}"
         return replace(case, findings=own, reason=reason)
     rest = replace(case, outcome="skip", reason=because, findings=own, stage="", signal="")
-    return replace(rest, figures={}, comparisons=0)
+    return replace(rest, figures={}, histograms={}, comparisons=0)
 
 
 def markdown() -> str:

@@ -41,7 +41,8 @@ from harness.generate.session import Session
 from harness.generate.tokenizer import load_tokenizer
 from harness.mil import repeated
 from harness.models.stream import Passage
-from harness.results import Figure, Finding
+from harness.results import Figure, Finding, Histogram
+from harness.results.figures import LARGEST, SMALLEST
 from harness.runtimes import REFERENCE, runtime_row
 from harness.subject import Subject, language_model
 
@@ -62,11 +63,16 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
     """Compare logits and caches, teacher forced: prefill in chunks, then decode step by step."""
     measured = measure(subject, runtime)
     allowed = tolerances(subject, runtime)
+    have, wanted, split = measured.trace.logits, measured.wanted, measured.trace.n_prefill
+    rows = {"prefill": slice(split), "decode": slice(split, None)}
     for part in PARTS:
         found: Error = getattr(measured.errors, part)
         figures = found.figures(part, allowed[part])
-        yield Finding("parity", part, comparisons=found.count, figures=figures, code="N10")
-    have, wanted = measured.trace.logits, measured.wanted
+        sizes = {}
+        if span := rows.get(part):
+            most = allowed[part] * (found.scale or 1.0)
+            sizes[f"{part} logits"] = error_histogram(have[span], wanted[span], most)
+        yield Finding("parity", part, True, "", found.count, figures, code="N10", histograms=sizes)
     bound = allowed["decode"] * measured.errors.decode.scale
     agreement = top_agreement(have.argmax(-1), wanted, bound)
     yield Finding(
@@ -79,6 +85,16 @@ def check_parity(subject: Subject, runtime: str) -> Iterator[Finding]:
         figures={"KL divergence": _divergence(measured, allowed)},
         code="N11",
     )
+
+
+def error_histogram(actual: torch.Tensor, expected: torch.Tensor, allowed: float) -> Histogram:
+    """Return how many errors there are of each size, in units of the largest that is allowed."""
+    error = (actual.double() - expected.double()).abs().flatten() / allowed
+    finite = error[torch.isfinite(error)]
+    powers = (torch.frexp(finite[finite > 0]).exponent - 1).clamp(SMALLEST, LARGEST)
+    first = int(powers.min()) if len(powers) else 0
+    counts = tuple(torch.bincount(powers - first).tolist())
+    return Histogram(first, counts, int((finite == 0).sum()), len(error) - len(finite))
 
 
 def _divergence(measured: Measured, allowed: dict[str, float]) -> Figure:

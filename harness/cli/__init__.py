@@ -258,11 +258,11 @@ def _require_words(argv: Sequence[str]) -> None:
 def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
     """Put paths in the place of subjects' names, and their files where the user gave none.
 
-    `args.located` keeps each subject by the name of its argument.
+    `args.located` keeps each subject by the name of its argument, `args.typed` the user's word.
     """
-    args.located = {}
+    args.located, args.typed = {}, {}
     for name in names:
-        word = getattr(args, name)
+        word = args.typed[name] = getattr(args, name)
         if Path(word).is_file() or Path(word).suffix == ".mlpackage":
             continue
         from harness.fixtures.subjects import locate

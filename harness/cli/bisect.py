@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.check import add_checkpoint_arguments
+from harness.cli.recording import add_results_arguments, artifact_name, recording
 from harness.errors import HarnessError
 from harness.text import counted, printable
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from harness.mil.ranges import Range
     from harness.subject import Subject
 
+STREAM = "bisect.jsonl"
 _SHOWN = 12  # rows of a table on a terminal; --json has all
 
 
@@ -60,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show how near each operation's values come to overflow and to the subnormals",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_results_arguments(parser, STREAM)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from harness.subject import Subject
 
-    args.progress(f"executing {args.file} beside its reference")
+    if args.ranges and args.results is not None:
+        raise HarnessError("--results records divergences, not --ranges: leave one of them out")
     subject = Subject(args.file, args.checkpoint, args.params, reference=args.reference)
     given = None if args.inputs is None else _tensors(args.inputs)
     if args.checkpoint is not None and given is not None:
@@ -89,13 +93,32 @@ def _tensors(path: Path) -> dict[Any, Any]:
 
 def _bisect(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any] | None) -> int:
     from harness.divergence import Part, bisect
+    from harness.results import NOT_APPLICABLE
 
-    found = bisect(subject, args.policy, Part(args.method, args.function), given)
+    with recording(args, _options(args), STREAM) as record:
+        args.progress(f"executing {args.file} beside its reference")
+        found = bisect(subject, args.policy, Part(args.method, args.function), given)
+        mode = subject.mode if subject.is_language_model else NOT_APPLICABLE
+        for case in found.cases(artifact_name(args), mode, args.policy):
+            record(case)
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
         print("\n".join(map(printable, _lines(found, args.policy))))
+        if args.results is not None:
+            print(f"results: {args.results}")
     return 0 if found.passes else 1
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what decides the cases; the gate compares runs of equal options."""
+    sources = [name for name in ("checkpoint", "reference") if getattr(args, name)]
+    return {
+        "policy": args.policy,
+        "compared with": sources or "its own weights",
+        **{name: getattr(args, name) for name in ("method", "function") if getattr(args, name)},
+        **({"inputs": True} if args.inputs is not None else {}),
+    }
 
 
 def _lines(found: Bisection, policy: str) -> list[str]:
@@ -134,6 +157,7 @@ def _described(found: Divergence) -> list[str]:
 def _ranges(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any] | None) -> int:
     from harness.divergence import Part, measured_ranges, range_json
 
+    args.progress(f"executing {args.file} under widen")
     rows = measured_ranges(subject, Part(args.method, args.function), given)
     if args.json:
         print(json.dumps([range_json(row) for row in rows], indent=2))

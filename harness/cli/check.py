@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
         judge=judge,
         strict=args.strict,
     )
-    with recording(args, _options(args)) as record:
+    with recording(args, _options(args), echoes=args.json) as record:
         for case in found:
             record(case)
             cases.append(case)
@@ -174,6 +175,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"results: {args.results}")
         if lacking := _lacking(subject, cases):
             print(lacking)
+        if command := _bisection(args, cases):
+            print(f"the operation at fault: {printable(command)}")
     return 0 if Footer.of(cases, seconds=0.0).passed else 1
 
 
@@ -228,6 +231,26 @@ def _lacking(subject: Subject, cases: list[Case]) -> str:
     if not subject.has_golden and any(reason.startswith("needs --reference") for reason in skipped):
         return "no output was compared with a reference: give --reference or --golden"
     return ""
+
+
+def _bisection(args: argparse.Namespace, cases: list[Case]) -> str:
+    """Return the command that a remedy of what failed advises, for a shell; "" without one."""
+    from harness.report.page import advised_bisection
+
+    advised = (advised_bisection(case) for case in cases if not case.passes)
+    option = next((one for one in advised if one is not None), None)
+    if option is None:
+        return ""
+    located = args.located.get("file")
+    words = ["harness", "bisect", str(args.typed["file"])]
+    for name in ("checkpoint", "params", "reference"):
+        value = getattr(args, name)
+        if value is not None and not (located and located.files.get(name) == value):
+            words += [f"--{name}", str(value)]
+    if option:
+        return shlex.join([*words, option])
+    results = [] if args.results is None else ["--results", str(args.results / "bisect")]
+    return shlex.join([*words, *results])
 
 
 def _skip_lines(cases: list[Case]) -> Iterator[str]:

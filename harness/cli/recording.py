@@ -29,16 +29,21 @@ _FORBIDDEN = re.compile(r"[\[\],:\x00-\x1f\x7f]")  # what separates the parts of
 
 def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where the cases go, and the name of the artifact in them."""
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="DIR",
-        help=f"write the results to DIR: {STREAM}, a table, JUnit XML and an HTML page",
-    )
+    add_results_arguments(parser, STREAM)
     parser.add_argument(
         "--json",
         action="store_true",
         help="print the results as a stream, as in DIR: JSON Lines with a header and a footer",
+    )
+
+
+def add_results_arguments(parser: argparse.ArgumentParser, stream: str) -> None:
+    """Declare the folder of the results, whose stream has a name, and the artifact's name there."""
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help=f"write the results to DIR: {stream}, a table, JUnit XML and an HTML page",
     )
     parser.add_argument(
         "--name",
@@ -62,9 +67,9 @@ def artifact_name(args: argparse.Namespace) -> str:
 
 @contextmanager
 def recording(
-    args: argparse.Namespace, options: Mapping[str, Any]
+    args: argparse.Namespace, options: Mapping[str, Any], stream: str = STREAM, echoes: bool = False
 ) -> Iterator[Callable[[Case], None]]:
-    """Yield a function that records a case; the end of the block ends the run.
+    """Yield a function that records a case, and `echoes` it; the end of the block ends the run.
 
     An exception, such as an interrupt, leaves a stream without a footer, and no drawings. Raises
     HarnessError at once when the folder cannot be written.
@@ -75,15 +80,15 @@ def recording(
 
     if args.results is not None:
         require_outside(args.results, Path(args.file))
-    echo = partial(print, flush=True) if args.json else None
+    echo = partial(print, flush=True) if echoes else None
     if args.results is not None:
-        with Writer(args.results / STREAM, _header(args, options), echo) as writer:
+        with Writer(args.results / stream, _header(args, options), echo) as writer:
             yield writer.add
         write_report(read_run(writer.path), args.results)
     elif echo is not None:
-        stream = Stream(_header(args, options), echo)
-        yield stream.add
-        stream.finish()
+        records = Stream(_header(args, options), echo)
+        yield records.add
+        records.finish()
     else:
         yield lambda case: None
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.output import INTERRUPTED, print_exactly
-from harness.cli.prompts import Prompt, read_prompts
-from harness.cli.text import add_tokenizer_argument, open_tokenizer
+from harness.cli.text import Prompt, add_tokenizer_argument, open_tokenizer, read_prompts
 from harness.errors import HarnessError
 from harness.text import clip, harmless, printable
 

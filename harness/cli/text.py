@@ -1,6 +1,7 @@
 """`harness text` and `harness lm-eval`: how well an artifact predicts text, and how it does tasks.
 
-Standard output holds a table or one object; standard error holds the rest.
+Standard output holds a table or one object; standard error holds the rest. `read_prompts` reads the
+files of prompts of `harness run`: a line each, and in a `.jsonl` file a JSON text each.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cli.check import add_checkpoint_arguments
 from harness.cli.output import INTERRUPTED
 from harness.errors import HarnessError, NotInstalledError
-from harness.text import counted, printable
+from harness.text import counted, listed, printable
 
 if TYPE_CHECKING:
     from harness.generate.tokenizer import Tokenizer
@@ -237,3 +239,42 @@ def lm_eval(args: argparse.Namespace) -> int:
     finally:
         sys.argv = typed
     return 0
+
+
+class Prompt(NamedTuple):
+    """A prompt, and the file and line that it comes from; "" for one that was typed."""
+
+    text: str
+    source: str = ""
+
+
+def read_prompts(files: list[str]) -> Iterator[Prompt]:
+    """Yield the prompts of files; say which lines are blank and have none."""
+    from harness.generate.tokenizer import read_text
+
+    for file in files:
+        lines = read_text(file, "a file of prompts").split("\n")
+        lines = lines if lines[-1].strip() else lines[:-1]  # what follows the last line break
+        blank = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
+        if len(blank) == len(lines):
+            raise HarnessError(f"{file}: it has no prompt: write one in each line")
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{file}, line {number}"
+                plain = not file.endswith(".jsonl")
+                yield Prompt(line.rstrip("\r") if plain else _json_prompt(line, where), where)
+        if blank:
+            which = f"lines {listed(blank)} are" if len(blank) > 1 else f"line {blank[0]} is"
+            print(
+                f"harness run: note: {printable(file)}: {which} blank: no prompt", file=sys.stderr
+            )
+
+
+def _json_prompt(line: str, where: str) -> str:
+    try:
+        match json.loads(line):
+            case str(text) | {"prompt": str(text)} if text:
+                return text
+    except (ValueError, RecursionError) as error:
+        raise HarnessError(f"{where}: not JSON: {error}") from None
+    raise HarnessError(f'{where}: write a JSON string or {{"prompt": "..."}}, which is not empty')

@@ -6,23 +6,27 @@ measure how near values come to the limits of fp16; see `harness.mil.ranges`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from harness.artifact import Artifact
+from harness.checks.findings import explained
 from harness.divergence.culprit import Divergence
 from harness.divergence.drive import call, drive, drive_calls
 from harness.divergence.model import ModelJudge, ModelReport
 from harness.divergence.precision import PrecisionJudge, PrecisionReport
 from harness.divergence.recording import Part, Recorder
+from harness.divergence.stages import TOLERANCE
 from harness.errors import HarnessError
 from harness.mil import get_policy
 from harness.mil.ranges import Range, RangeMonitor
+from harness.results import Case, Figure, Profile, RecordedFinding, reason_of
 from harness.runtimes.base import Method, Runtime
 from harness.subject import Subject
 
@@ -36,18 +40,27 @@ class Bisection:
     """The comparisons of an artifact with both references.
 
     `model` is None without a model to compare with; `weights` says whose the model's weights are:
-    those of the `checkpoint`, of the `reference`, or the `artifact`'s own.
+    those of the `checkpoint`, of the `reference`, or the `artifact`'s own. `seconds` is how long
+    each comparison took.
     """
 
     model: ModelReport | None
     precision: PrecisionReport
     weights: str
+    seconds: tuple[float, float] = (0.0, 0.0)
 
     @property
     def passes(self) -> bool:
         """Whether all operations and outputs agree with their references, and no output is NaN."""
         leaves = self.model is not None and (self.model.first or self.model.output)
         return not (leaves or self.precision.found or self.precision.nan)
+
+    def cases(self, fixture: str, mode: str, policy: str) -> list[Case]:
+        """Return a case for each reference, with the errors of all operations, for a stream."""
+        names: dict[str, Any] = {"suite": "bisect", "fixture": fixture, "mode": mode}
+        made = [] if self.model is None else [_model_case(self.model, self.seconds[0], names)]
+        names["runtime"] = f"mil:{policy}"
+        return [*made, _precision_case(self, names)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON; each operation has the values that it reads."""
@@ -90,18 +103,20 @@ def bisect(
     subject = Subject.of(subject)
     part.check(subject.artifact)
     precision, model = PrecisionJudge(policy, part), None
-    weights = "checkpoint" if subject.checkpoint else "artifact"
+    weights, start = "checkpoint" if subject.checkpoint else "artifact", perf_counter()
     if subject.reference_name is not None:
         weights, model = "reference", ModelJudge(subject, part)
         call(subject, model, part, given)
     elif given is None and (subject.is_language_model or subject.checkpoint):
         model = ModelJudge(subject, part)
         (drive if subject.is_language_model else drive_calls)(subject, model)
+    middle = perf_counter()
     _feed(subject, precision, part, given)
     if not precision.report.judged or (model is not None and not model.report.compared):
         raise HarnessError(f"{subject.artifact.path}: no operation of {part} was executed")
     report = None if model is None else model.report
-    return Bisection(report, precision.report, weights)
+    seconds = round(middle - start, 3), round(perf_counter() - middle, 3)
+    return Bisection(report, precision.report, weights, seconds)
 
 
 def measured_ranges(
@@ -193,3 +208,56 @@ def _feed(subject: Subject, judge: Runtime, part: Part, given: Mapping[str, Any]
 
 def _to_json(found: Divergence | None) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
+
+
+def _model_case(model: ModelReport, seconds: float, names: Mapping[str, Any]) -> Case:
+    findings = [_finding("N26", model.first)] if model.first else []
+    if model.output:
+        findings.append(RecordedFinding("N28", "", model.output))
+    measure = f"the distance to the value of the model's graph, over {TOLERANCE:g} of its largest"
+    profile = Profile(measure, model.errors.operations())
+    named = {**names, "check": "graph", "runtime": "mil:double"}
+    return _case(named, findings, profile, model.compared, {}, seconds)
+
+
+def _precision_case(bisection: Bisection, names: Mapping[str, Any]) -> Case:
+    precision, model = bisection.precision, bisection.model
+    findings = [_finding("N27", found) for found in precision.found]
+    if precision.nan:
+        findings.append(RecordedFinding("N28", "", precision.nan))
+    layers = None if model is None else model.errors
+    profile = Profile(
+        "an operation's own error, over what its tolerance allows",
+        precision.errors.operations(layers),
+    )
+    last = {"error of the last result": Figure(precision.accumulated)}
+    named = {**names, "check": "rounding"}
+    return _case(named, findings, profile, precision.judged, last, bisection.seconds[1])
+
+
+def _case(
+    named: Mapping[str, Any],
+    findings: Sequence[RecordedFinding],
+    profile: Profile,
+    comparisons: int,
+    figures: Mapping[str, Figure],
+    seconds: float,
+) -> Case:
+    known = [one.error for one in profile.operations if one.error is not None]
+    worst = profile.first.error if profile.first else max(known, default=None)
+    error = {} if worst is None else {"error over allowed": Figure(worst, bound=1.0)}
+    return Case(
+        **named,
+        outcome="fail" if findings else "pass",
+        reason=reason_of([finding.sentence for finding in findings]),
+        findings=tuple(map(explained, findings)),
+        comparisons=comparisons,
+        figures={**error, **figures},
+        seconds=seconds,
+        profile=profile,
+    )
+
+
+def _finding(code: str, found: Divergence) -> RecordedFinding:
+    evidence = str(found).removeprefix(f"{found.place}: ").replace("\n  it reads", "; it reads")
+    return RecordedFinding(code, str(found.place), evidence)

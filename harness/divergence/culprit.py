@@ -13,15 +13,20 @@ Everything before it is right, so this operation makes the error and does not in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from harness.divergence.recording import Place, Recording
-from harness.divergence.stages import Catalogue
+from harness.divergence.stages import TOLERANCE, Catalogue, layer_of
 from harness.mil.block import Step
+from harness.results import OperationError
 
+_HEAD = 10**9  # the number of what follows all layers
+_CLEARLY = 0.6  # of the distance within the layer
 _NEAR = 0.25  # of the largest value: a stage that is further away explains nothing
 _SLICES = ("slice_by_index", "slice_by_size", "split")
 _SELECTIONS = ("gather", "gather_along_axis", "gather_nd", "select", "topk", *_SLICES)
@@ -51,43 +56,89 @@ class Divergence:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
     """The result of comparing one call with the graph.
 
     It counts the operations that match a stage and those that are excused; `first` is the first
-    operation that is neither.
+    operation that is neither, after which nothing is counted. `errors` has every operation.
     """
 
-    matched: int
-    excused: int
-    first: Divergence | None
+    matched: int = 0
+    excused: int = 0
+    first: Divergence | None = None
+    errors: list[OperationError] = field(default_factory=list)
 
 
 def compare(recordings: Sequence[Recording], catalogue: Catalogue) -> Comparison:
-    """Compare the operations of one call of a method with the graph, function after function."""
-    matched = excused = 0
+    """Compare the operations of one call of a method with the graph, function after function.
+
+    The error of an operation is its distance to the stage that it matches, or to the nearest one of
+    its layer and the next; an operation that is excused, or resembles none, has no error.
+    """
+    found, layer = Comparison(), ""
     for recording in recordings:
         stages = _stages(recording, catalogue)
         pardoned = _excused(recording, stages)
         for step in recording.steps:
             name = step.names[0]
-            matched += bool(stages[name])
-            excused += name in pardoned
-            if not stages[name] and name not in pardoned:
-                return Comparison(matched, excused, _divergence(recording, step, stages, catalogue))
-    return Comparison(matched, excused, None)
+            distance = min(stages[name].values(), default=None)
+            near: Iterable[str] = stages[name]
+            if distance is None and name not in pardoned:
+                nearest = _nearest(recording.values[name], catalogue, layer)
+                near, distance = nearest or ((), None)
+                if found.first is None:
+                    found.first = _divergence(recording, step, stages, catalogue)
+                    distance = math.inf if distance is None else distance
+            elif found.first is None:
+                found.matched += bool(stages[name])
+                found.excused += name in pardoned
+            layer = _next_layer(layer, near)
+            error = None if distance is None else distance / TOLERANCE
+            place = str(recording.place)
+            found.errors.append(OperationError(place, step.operation, name, layer, error))
+    return found
 
 
-def _stages(recording: Recording, catalogue: Catalogue) -> dict[str, list[str]]:
-    """Return the names of the stages that each value of a function matches, by the value's name."""
+def _nearest(value: Any, catalogue: Catalogue, layer: str) -> tuple[tuple[str], float] | None:
+    """Return the nearest stage of a layer and the distance to it.
+
+    One of the next layer must be much nearer: wrong values resemble those of all layers a little.
+    """
+    if not isinstance(value, torch.Tensor):
+        return None
+    here = catalogue.nearest(value, {layer, ""})
+    after = catalogue.nearest(value, {f"layer {_number(layer) + 1}", "head"})
+    if after is not None and after[1] < (_CLEARLY * here[1] if here else _NEAR):
+        here = after
+    return None if here is None else ((here[0],), here[1])
+
+
+def _next_layer(layer: str, stages: Iterable[str]) -> str:
+    """Return the layer of an operation by its stages and by the layer of the one before it."""
+    found = {layer_of(stage) for stage in stages} - {""}
+    if not found or layer in found:
+        return layer
+    later = [one for one in found if _number(one) > _number(layer)]
+    return min(later or found, key=_number)
+
+
+def _number(layer: str) -> int:
+    """Return the number of a layer in the order of computing."""
+    if layer in ("", "input"):
+        return -1
+    return _HEAD if layer == "head" else int(layer.removeprefix("layer "))
+
+
+def _stages(recording: Recording, catalogue: Catalogue) -> dict[str, dict[str, float]]:
+    """Return the stages that each value of a function matches, with distances, by its name."""
     return {
-        name: catalogue.find(value) if isinstance(value, torch.Tensor) else []
+        name: catalogue.find(value) if isinstance(value, torch.Tensor) else {}
         for name, value in recording.values.items()
     }
 
 
-def _excused(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
+def _excused(recording: Recording, stages: Mapping[str, Collection[str]]) -> set[str]:
     """Return the operations without a stage that a new stage is computed from.
 
     An operation is named by its first result.
@@ -105,7 +156,7 @@ def _excused(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
     return excused
 
 
-def _fresh(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
+def _fresh(recording: Recording, stages: Mapping[str, Collection[str]]) -> set[str]:
     """Return the operations that are the first to compute a stage, named by their first result."""
     seen = {stage for name in recording.function.inputs for stage in stages[name]}
     fresh = set()
@@ -120,7 +171,7 @@ def _fresh(recording: Recording, stages: Mapping[str, list[str]]) -> set[str]:
 def _divergence(
     recording: Recording,
     step: Step,
-    stages: Mapping[str, list[str]],
+    stages: Mapping[str, Collection[str]],
     catalogue: Catalogue,
 ) -> Divergence:
     result = recording.values[step.names[0]]
@@ -135,6 +186,6 @@ def _divergence(
         if recording.constant(slot) is not None:
             reads[name] = "a constant"
         else:
-            reads[name] = " or ".join(stages.get(name, [])[:2]) or "not a value of the model"
+            reads[name] = " or ".join(list(stages.get(name, ()))[:2]) or "not a value of the model"
     shape = tuple(result.shape)
     return Divergence(recording.place, step.operation, step.names[0], shape, reads, reason)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.artifact import Artifact
 from harness.divergence.culprit import Comparison, Divergence, compare
-from harness.divergence.recording import Part, Recorder
+from harness.divergence.recording import LargestErrors, Part, Recorder
 from harness.divergence.stages import TOLERANCE, Catalogue, Graph, Stage, distance
 from harness.errors import HarnessError
 from harness.golden.language import LanguageModule, held_modules
@@ -33,6 +33,7 @@ class ModelReport:
 
     It counts the calls, the operations that match a stage and those that are excused. It names the
     first operation that leaves the model, or an output that is wrong although no operation is.
+    `errors` are those of the operations, in the order of their execution.
     """
 
     calls: int = 0
@@ -40,6 +41,7 @@ class ModelReport:
     excused: int = 0
     first: Divergence | None = None
     output: str = ""
+    errors: LargestErrors = field(default_factory=LargestErrors)
 
     @property
     def compared(self) -> int:
@@ -109,6 +111,7 @@ class ModelJudge:
         self.report.matched += found.matched
         self.report.excused += found.excused
         self.report.first = found.first
+        self.report.errors.add(found.errors)
 
 
 class ModuleGraph:

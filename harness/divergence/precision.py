@@ -21,6 +21,7 @@ again: it may be another one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,11 +31,12 @@ import torch
 from harness.artifact import Artifact
 from harness.checks.execution import OF_DOMAINS
 from harness.divergence.culprit import Divergence
-from harness.divergence.recording import Part, Recorder, Recording
+from harness.divergence.recording import LargestErrors, Part, Recorder, Recording
 from harness.mil import Policy, get_policy
 from harness.mil.block import Step
 from harness.mil.operation import operations
 from harness.mil.types import TensorType
+from harness.results import OperationError
 from harness.runtimes.base import Method
 
 ULPS = 4
@@ -53,7 +55,8 @@ class PrecisionReport:
     could not be: their inputs or results are random or not tensors. It names the operations that
     differ from the reference. It gives the error of the last call's last result: the root mean
     square of the error over that of the result. `nan` is a sentence about the first output that is
-    NaN under `double`, too; "" if none is.
+    NaN under `double`, too; "" if none is. `errors` are the operations' own, over what their
+    tolerances allow, in the order of their execution.
     """
 
     calls: int = 0
@@ -62,6 +65,7 @@ class PrecisionReport:
     found: list[Divergence] = field(default_factory=list)
     accumulated: float = 0.0
     nan: str = ""
+    errors: LargestErrors = field(default_factory=LargestErrors)
 
 
 class PrecisionJudge:
@@ -104,16 +108,21 @@ class PrecisionJudge:
             if pair is None or operations()[step.operation].tolerance == "statistical":
                 self.report.skipped += 1
                 continue
-            reason = own_error(step, pair, have, want)
-            if reason is None:
+            judged = own_error(step, pair, have, want)
+            if judged is None:
                 self.report.skipped += 1
                 continue
             self.report.judged += 1
+            (reason, error), total = judged, off[step.names[0]]
             if not reason and step.names[0] in reaching:
                 reason = _amplified(step, have, off)
+                error = total / LOST if reason else error
             if reason:
                 self._add(step, have, want, reason)
-            self.report.accumulated = off[step.names[0]]
+            self.report.accumulated = total
+            place = str(have.place)
+            row = OperationError(place, step.operation, step.names[0], "", error, total)
+            self.report.errors.add([row])
 
     def _add(self, step: Step, have: Recording, want: Recording, reason: str) -> None:
         known = {(d.place, d.result) for d in self.report.found}
@@ -142,11 +151,11 @@ class _Paired:
 
 
 @torch.inference_mode()
-def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str | None:
-    """Describe an operation's error on right inputs; "" when it is within its tolerance.
+def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> tuple[str, float] | None:
+    """Describe an operation's error on right inputs, and return it over what its tolerance allows.
 
-    Return None when there is nothing to compare: an input is not a tensor, or no result is a
-    number.
+    The description is "" when the error is within the tolerance. Return None when there is nothing
+    to compare: an input is not a tensor, or no result is a number.
     """
     entered: list[Any] = []
     exact: list[Any] = []
@@ -164,8 +173,8 @@ def own_error(step: Step, pair: Step, have: Recording, want: Recording) -> str |
     pairs = zip(_run(step, entered), _run(pair, exact), step.types, strict=True)
     tolerance = operations()[step.operation].tolerance
     said = [_beyond(h, w, t, tolerance, have.function.policy) for h, w, t in pairs]
-    compared = [reason for reason in said if reason is not None]
-    return next(filter(None, compared), "") if compared else None
+    compared = [one for one in said if one is not None]
+    return max(compared, key=lambda one: (bool(one[0]), one[1])) if compared else None
 
 
 def _nan(recording: Recording) -> str:
@@ -199,8 +208,10 @@ def _run(step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy) -> str | None:
-    """Describe the difference of two results if its tolerance class forbids it, else return "".
+def _beyond(
+    have: Any, want: Any, declared: Any, tolerance: str, policy: Policy
+) -> tuple[str, float] | None:
+    """Describe the difference of two results, "" if its tolerance class allows it, and measure it.
 
     Return None when there is nothing to compare: a result is not a tensor, is empty, or both are
     NaN everywhere.
@@ -208,21 +219,24 @@ def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy)
     if not isinstance(have, torch.Tensor) or not isinstance(declared, TensorType):
         return None
     if have.shape != want.shape:
-        return f"gives shape {list(have.shape)} where double gives {list(want.shape)}"
+        said = f"gives shape {list(have.shape)} where double gives {list(want.shape)}"
+        return said, math.inf
     if not have.numel() or bool((have.isnan() & want.isnan()).all()):
         return None
     if not have.is_floating_point():
-        wrong = int((have != want).sum())
-        return f"gives {wrong} of {have.numel()} integers that double does not" if wrong else ""
+        if not (wrong := int((have != want).sum())):
+            return "", 0.0
+        return f"gives {wrong} of {have.numel()} integers that double does not", math.inf
     have, want = have.double(), want.double()
     half = policy.rounds_half and declared.dtype.name == "FLOAT16"
     lost = ~torch.isfinite(have) & torch.isfinite(want)
     if bool(lost.any()):
         peak = float(want[lost].abs().max()) if lost.any() else 0.0
-        return (
+        said = (
             f"gives an infinity or NaN for {int(lost.sum())} of {have.numel()} values that double "
             f"holds, of up to {peak:.6g}" + (f" (fp16 ends at {_HALF.max:.0f})" if half else "")
         )
+        return said, math.inf
     both = torch.isfinite(have) & torch.isfinite(want)
     error = torch.where(both, (have - want).abs(), 0.0)
     unit = _unit(want, _HALF if half else _SINGLE)
@@ -234,9 +248,11 @@ def _beyond(have: Any, want: Any, declared: Any, tolerance: str, policy: Policy)
         rms = want[both].square().mean().sqrt() if both.any() else want.new_zeros(())
         summed = SUMMED * _unit(rms, _SINGLE)
         allowed = ULPS * torch.maximum(unit, _unit(rms, _HALF if half else _SINGLE)) + summed
-    if not (error / allowed).max() > 1:
-        return ""
-    return f"is off by {float((error / unit).max()):.3g} ULP on inputs that are right ({tolerance})"
+    share = float((error / allowed).max())
+    if not share > 1:
+        return "", share
+    ulps = float((error / unit).max())
+    return f"is off by {ulps:.3g} ULP on inputs that are right ({tolerance})", share
 
 
 def _unit(tensor: torch.Tensor, format_: torch.finfo) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from harness.mil.types import TensorType
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod, in_core_ml_shapes
+from harness.results import OperationError
 from harness.runtimes.base import Method
 
 
@@ -225,3 +226,34 @@ def record(
         declared |= zip(step.names, step.types, strict=True)
     steps = [step for step, _ in ran if step.names]  # one that writes a state gives nothing
     return Recording(place, function, values, declared, steps), outputs
+
+
+class LargestErrors:
+    """The error of each operation in the call in which it is largest, in the order of execution."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], OperationError] = {}
+
+    def add(self, errors: Iterable[OperationError]) -> None:
+        """Add the errors of a call."""
+        for one in errors:
+            known = self._found.get((one.place, one.result))
+            if known is None or _size(one) > _size(known):
+                self._found[one.place, one.result] = one  # which keeps its place in the order
+
+    def operations(self, others: LargestErrors | None = None) -> tuple[OperationError, ...]:
+        """Return the operations; one whose layer nobody knows has that of the same in `others`.
+
+        The same operation in another function, by the name of its result, is as good.
+        """
+        known = {} if others is None else others._found
+        names = {one.result: one.layer for one in known.values()}
+        layers = names | {key: one.layer for key, one in known.items()}
+        return tuple(
+            one if one.layer else replace(one, layer=layers.get(key, names.get(one.result, "")))
+            for key, one in self._found.items()
+        )
+
+
+def _size(one: OperationError) -> float:
+    return -1.0 if one.error is None else one.error

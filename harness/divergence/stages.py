@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +28,9 @@ TOLERANCE = 1e-7
 """Both sides compute in fp64; the largest difference measured is 1e-12, or 1e-9 where an `rsqrt`
 adds its own 1e-12 to a small mean. One weight that is off by 1 % makes at least 1e-5."""
 
+_MAX_NEAR = 4  # stages that a value after the first divergence is compared with
+_LAYER = re.compile(r"(?:^|[.\s])(?:layers|blocks|h)\.(\d{1,9})\b")
+_ENDS = {"input": ("tok", "cosines", "sines", "mask"), "head": ("norm", "output", "hidden state")}
 _MAX_STARTS = 16  # rows at which a piece may begin: more equal rows than this are padding
 
 
@@ -141,27 +145,40 @@ class Catalogue:
             self._by_count.setdefault(stage.tensor.numel(), []).append(row)
         self._cut = [stage for stage in stages if stage.cut is not None]
 
-    def find(self, tensor: torch.Tensor) -> list[str]:
-        """Return the names of the stages that a tensor matches, whole or as a piece."""
-        total, count = _sum(tensor), tensor.numel()
-        whole = [
-            stage.name
-            for stage, expected in self._by_count.get(count, [])
-            if abs(total - expected) <= TOLERANCE * max(1.0, expected) * count
-            and any(_close(tensor, layout) for layout in layouts(stage.tensor))
-        ]
-        if whole:
-            return whole
-        return [stage.name for stage in self._cut if _is_piece(tensor, stage)]
-
-    def nearest(self, tensor: torch.Tensor) -> tuple[str, float] | None:
-        """Return the nearest stage of the same size and the distance to it; None without one.
+    def find(self, tensor: torch.Tensor) -> dict[str, float]:
+        """Return the stages that a tensor matches, whole or as a piece, and its distance to each.
 
         The distance is a fraction of the stage's largest value.
         """
+        total, count = _sum(tensor), tensor.numel()
+        whole: dict[str, float] = {}
+        for stage, expected in self._by_count.get(count, []):
+            if abs(total - expected) <= TOLERANCE * max(1.0, expected) * count:
+                near = (_error(tensor, layout) for layout in layouts(stage.tensor))
+                error = next((error for error in near if error <= TOLERANCE), None)
+                if error is not None:
+                    whole.setdefault(stage.name, error)
+        if whole:
+            return whole
+        pieces = {stage.name: _piece_error(tensor, stage) for stage in self._cut}
+        return {name: error for name, error in pieces.items() if error is not None}
+
+    def nearest(
+        self, tensor: torch.Tensor, layers: Collection[str] | None = None
+    ) -> tuple[str, float] | None:
+        """Return the nearest stage of the same size and the distance to it; None without one.
+
+        With `layers`, only their stages count, and of these the few that have the nearest sums. The
+        distance is a fraction of the stage's largest value.
+        """
+        rows = self._by_count.get(tensor.numel(), [])
+        if layers is not None:
+            total = _sum(tensor)
+            rows = [row for row in rows if layer_of(row[0].name) in layers]
+            rows = sorted(rows, key=lambda row: abs(row[1] - total))[:_MAX_NEAR]
         found = [
             (distance(tensor, layout), stage.name)
-            for stage, _ in self._by_count.get(tensor.numel(), [])
+            for stage, _ in rows
             for layout in layouts(stage.tensor)
         ]
         return min(found)[::-1] if found else None
@@ -174,33 +191,47 @@ def layouts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield squeezed.permute(axes).reshape(-1)
 
 
-def _close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Return whether all elements agree; an infinity agrees with itself only, NaN with nothing."""
-    have = tensor.reshape(-1)
-    if not expected.is_floating_point():
-        return bool((have == expected).all())
-    return bool(torch.isclose(have.double(), expected, 0.0, TOLERANCE * _largest(expected)).all())
+def layer_of(stage: str) -> str:
+    """Return the layer of a stage by its name: "layer 3", "input", "head", or "" for others."""
+    if found := _LAYER.search(stage):
+        return f"layer {found[1]}"
+    return next((layer for layer, starts in _ENDS.items() if stage.startswith(starts)), "")
 
 
-def _is_piece(tensor: torch.Tensor, stage: Stage) -> bool:
-    """Return whether a tensor is a range of a stage along the axis by which it may be cut."""
+def _error(tensor: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the distance of elements; an infinity agrees with itself only, NaN with nothing.
+
+    It is infinite where integers, or any from zeros, differ at all.
+    """
+    if expected.is_floating_point() and _largest(expected):
+        return distance(tensor, expected)
+    return 0.0 if bool((tensor.reshape(-1) == expected).all()) else math.inf
+
+
+def _piece_error(tensor: torch.Tensor, stage: Stage) -> float | None:
+    """Return the distance of a tensor to a range of a stage along the axis by which it may be cut.
+
+    Return None when it is no such range.
+    """
     is_shorter = 0 < tensor.numel() < stage.tensor.numel()
     if stage.cut is None or tensor.dtype == torch.bool or not is_shorter:
-        return False
+        return None
     whole = stage.tensor if stage.cut == 0 else stage.tensor.movedim(-1, 0)
     whole = whole.reshape(len(whole), -1)  # [n, elements per index of the axis]
     if tensor.numel() % whole.shape[1]:
-        return False
+        return None
     piece = tensor.reshape(-1, whole.shape[1])
     if stage.cut == -1:
         piece = tensor.reshape(whole.shape[1], -1).T
-    allowed = TOLERANCE * _largest(whole)
+    largest = _largest(whole)
+    allowed = TOLERANCE * largest
     starts = ((whole - piece[0]).abs() <= allowed).all(1).nonzero().flatten().tolist()
-    return any(
-        start + len(piece) <= len(whole)
-        and bool(((whole[start : start + len(piece)] - piece).abs() <= allowed).all())
-        for start in starts[:_MAX_STARTS]
-    )
+    for start in starts[:_MAX_STARTS]:
+        if start + len(piece) <= len(whole):
+            error = (whole[start : start + len(piece)] - piece).abs()
+            if bool((error <= allowed).all()):
+                return float(error.max()) / (largest or 1.0)
+    return None
 
 
 def distance(tensor: torch.Tensor, expected: torch.Tensor) -> float:

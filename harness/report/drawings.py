@@ -1,4 +1,4 @@
-"""Draws figures of a run as inline SVG: errors against bounds, and weights. `series.py` has more.
+"""Draws errors of a run as inline SVG: beside their bounds, and how many logits have which.
 
 Horizontal places are percentages, so that a drawing fits any width and its text keeps its size.
 Colours are classes of `page.css`; the page's policy allows no style attribute.
@@ -7,25 +7,26 @@ Colours are classes of `page.css`; the page's policy allows no style attribute.
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from harness.results import Case, Figure
+from harness.results import Case, Figure, Histogram
 from harness.text import clip, counted, printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 SERIES = 6  # colours of page.css
-MAX_ROWS, _MAX_SUBJECTS = 60, 12  # of a drawing
+MAX_ROWS = 60  # of a drawing
 _SMALLEST = -9  # power of ten at the left end of the axis of errors
 MAX_LABEL = 56  # letters
-ROW, _TOP = 34, 26  # pixels
-_STORED = re.compile(r"package (\d{1,9}) (.+) weight bytes")
+ROW, TOP = 34, 26  # pixels
+_BARS = 30  # pixels
+_MAX_HISTOGRAMS = 24
+_LEAST_BAR = 0.08  # of the highest bar: one value of a million is seen, too
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,12 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
     runtimes = sorted({case.runtime for row in rows.values() for _, case, _ in row})
     worst_first = sorted(rows.items(), key=lambda row: -max(s for s, _, _ in row[1]))
     shown = worst_first[:MAX_ROWS]
-    powers = [_power(share) for _, row in shown for share, _, _ in row]
-    axis = _Axis(min(0, math.floor(min(powers))), max(1, math.ceil(max(powers))))
-    svg = svg_of(_TOP + ROW * len(shown) + 6, "Share of its bound that each figure takes")
-    for power in range(axis.low, axis.high + 1):
-        x = axis.at(power)
-        kind = "bound" if power == 0 else "axis"
-        element("line", svg, x1=x, x2=x, y1=18, y2="100%", class_=kind)
-        if power % axis.step == 0:
-            anchor = "end" if power == axis.high else "start" if power == axis.low else "middle"
-            text = "bound" if power == 0 else f"1e{power}"
-            element("text", svg, text, x=x, y=12, class_="dim", text_anchor=anchor)
+    powers = [power_of(share) for _, row in shown for share, _, _ in row]
+    axis = axis_over(powers)
+    svg = svg_of(TOP + ROW * len(shown) + 6, "Share of its bound that each figure takes")
+    draw_axis(svg, axis)
     for number_, (name, row) in enumerate(shown):
-        _error_row(svg, axis, _TOP + ROW * number_, name, row, runtimes, anchors)
+        _error_row(svg, axis, TOP + ROW * number_, name, row, runtimes, anchors)
     more = len(worst_first) - len(shown)
     caption = (
         "Each dot is a case; right of the red line a figure misses its bound. The axis is "
@@ -136,12 +130,15 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
     return Drawing("errors", "Errors against bounds", caption, markup_of(legend_of(runtimes), svg))
 
 
-def _power(share: float) -> float:
-    return min(max(math.log10(share), _SMALLEST), 3) if share > 0 else _SMALLEST
+def power_of(share: float, largest: int = 3) -> float:
+    """Return the power of ten of a share of a bound, within the ends of an axis; NaN is largest."""
+    if math.isnan(share):
+        return largest
+    return min(max(math.log10(share), _SMALLEST), largest) if share > 0 else _SMALLEST
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """A logarithmic axis between two powers of ten."""
 
     low: int
@@ -154,12 +151,33 @@ class _Axis:
 
     def at(self, power: float) -> str:
         """Return the place of a power of ten; a little room is left at both ends."""
-        return f"{1 + 98 * (power - self.low) / (self.high - self.low):.1f}%"
+        return f"{self.share(power):.1f}%"
+
+    def share(self, power: float) -> float:
+        """Return the place of a power of ten in percent."""
+        return 1 + 98 * (power - self.low) / (self.high - self.low)
+
+
+def axis_over(powers: Sequence[float]) -> Axis:
+    """Return the axis that holds these powers of ten, the bound at 0, and one above it."""
+    return Axis(min(0, math.floor(min(powers))), max(1, math.ceil(max(powers))))
+
+
+def draw_axis(svg: ElementTree.Element, axis: Axis) -> None:
+    """Draw the lines of an axis with their powers of ten, and the bound."""
+    for power in range(axis.low, axis.high + 1):
+        x = axis.at(power)
+        kind = "bound" if power == 0 else "axis"
+        element("line", svg, x1=x, x2=x, y1=18, y2="100%", class_=kind)
+        if power % axis.step == 0:
+            anchor = "end" if power == axis.high else "start" if power == axis.low else "middle"
+            text = "bound" if power == 0 else f"1e{power}"
+            element("text", svg, text, x=x, y=12, class_="dim", text_anchor=anchor)
 
 
 def _error_row(
     svg: ElementTree.Element,
-    axis: _Axis,
+    axis: Axis,
     top: float,
     name: str,
     row: Iterable[tuple[float, Case, str]],
@@ -169,7 +187,7 @@ def _error_row(
     """Draw the label, which links to the worst case, and a dot for each place and runtime."""
     dots: defaultdict[tuple[str, int], list[tuple[float, Case, str]]] = defaultdict(list)
     for found in row:
-        dots[axis.at(_power(found[0])), runtimes.index(found[1].runtime)].append(found)
+        dots[axis.at(power_of(found[0])), runtimes.index(found[1].runtime)].append(found)
     share, worst, _ = max((max(d, key=lambda one: one[0]) for d in dots.values()), key=_share_in)
     link = element("a", svg, href=f"#{anchors[worst.id]}")
     element("text", link, clip(f"{name}  {percent(share)}", MAX_LABEL), x="1%", y=top + 12)
@@ -196,89 +214,62 @@ def legend_of(names: Sequence[str]) -> ElementTree.Element:
     return legend
 
 
-def size(count: float) -> str:
-    """Return a number of bytes as text, in the unit that suits it."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"
+def histograms(cases: Iterable[Case], anchors: Mapping[str, str]) -> Drawing | None:
+    """Draw how many logits have an error of each size, beside the largest that is allowed.
 
-
-def weights(cases: Iterable[Case]) -> Drawing | None:
-    """Draw the weights of each subject as areas: by package, then by the functions that use them.
-
-    The facts are `package N FUNCTION, FUNCTION weight bytes`, which the check `copies` records.
+    `anchors` has the page's anchor of each case by its id.
     """
-    stored = [(case, found) for case in cases if (found := _stored(case))]
-    if not stored:
+    found = [
+        (case, name, one) for case in cases for name, one in case.histograms.items() if one.total
+    ]
+    if not found:
         return None
-    largest = sorted(stored, key=lambda one: -sum(b for p in one[1].values() for b in p.values()))
-    figures = []
-    for case, packages in largest[:_MAX_SUBJECTS]:
-        figure = element("figure")
-        figure.append(_areas(packages, f"Weights of {case.fixture} {case.mode}"))
-        element("figcaption", figure, f"{case.fixture} {case.mode}: {_shared_text(packages)}")
-        figures.append(figure)
-    more = len(stored) - len(figures)
+    shown = sorted(found, key=lambda row: -row[2].worst)[:_MAX_HISTOGRAMS]
+    ends = [power for *_, one in shown for power in (one.first, one.first + len(one.counts))]
+    axis = axis_over([power * math.log10(2) for power in ends])
+    svg = svg_of(TOP + (_BARS + 20) * len(shown), "Number of logits by the size of their error")
+    draw_axis(svg, axis)
+    runtimes = sorted({case.runtime for case, *_ in found})
+    for number_, (case, name, one) in enumerate(shown):
+        top = TOP + (_BARS + 20) * number_
+        link = element("a", svg, href=f"#{anchors[case.id]}")
+        half, most = percent(one.below(0.5)), percent(one.worst)
+        said = f"{one.lost:,} are not finite" if one.lost else f"half < {half}, all < {most}"
+        place = f"{name.removesuffix(' logits')}, {case.fixture} {case.mode}"
+        label = f"{clip(place, MAX_LABEL - len(said) - 2)}: {said}"
+        element("text", link, label, x="1%", y=top + 12)
+        _bars(svg, axis, top + 16, one, f"s{runtimes.index(case.runtime) % SERIES}")
+    more = len(found) - len(shown)
     caption = (
-        "An area is a number of bytes; a column is a package. Green weights are stored once and "
-        "used by all the functions that are named; yellow ones belong to one function."
-        + (f" {counted(more, 'smaller subject')} are left out." if more else "")
+        "A bar is the number of logits whose error lies between a power of two and the next, as a "
+        "share of the largest error that is allowed, the red line."
+        + (f" {counted(more, 'histogram')} with smaller errors are left out." if more else "")
     )
-    return Drawing("weights", "Weights and sharing", caption, markup_of(*figures))
+    return Drawing("logits", "Errors of logits", caption, markup_of(legend_of(runtimes), svg))
 
 
-def _stored(case: Case) -> dict[int, dict[str, int]]:
-    """Return the bytes of weights by package, and by the functions that use them."""
-    packages: defaultdict[int, dict[str, int]] = defaultdict(dict)
-    for name, fact in case.facts.items():
-        match = _STORED.fullmatch(name)
-        if match and match[2] != "used" and isinstance(fact, int) and fact > 0:
-            packages[int(match[1])][match[2]] = fact
-    return dict(sorted(packages.items())) if case.check == "copies" else {}
-
-
-def _is_shared(functions: str) -> bool:
-    return ", " in functions
-
-
-def _shared_text(packages: Mapping[int, Mapping[str, int]]) -> str:
-    sizes = [(name, count) for package in packages.values() for name, count in package.items()]
-    stored = sum(count for _, count in sizes)
-    shared = sum(count for name, count in sizes if _is_shared(name))
-    saved = sum(count * name.count(", ") for name, count in sizes)
-    text = f"{size(stored)} of weights, {100 * shared / stored:.0f} % shared"
-    return text + (f"; without sharing {size(stored + saved)}" if saved else "")
-
-
-def sharing(cases: Iterable[Case]) -> tuple[str, Case] | None:
-    """Return a sentence on the weights of the first subject that can share any, and its case."""
-    found = [(case, packages) for case in cases if (packages := _stored(case))]
-    several = [one for one in found if any(_is_shared(n) for p in one[1].values() for n in p)]
-    return next(((_shared_text(p), case) for case, p in several or found), None)
-
-
-def _areas(packages: Mapping[int, Mapping[str, int]], label: str) -> ElementTree.Element:
-    svg = svg_of(150, label)
-    total = sum(count for package in packages.values() for count in package.values())
-    left = 0.0
-    for index, package in packages.items():
-        part = sum(package.values())
-        column = element("svg", svg, x=f"{left:.2f}%", width=f"{100 * part / total:.2f}%")
-        left += 100 * part / total
-        top = 0.0
-        for functions, count in sorted(package.items(), key=lambda one: -one[1]):
-            kind = "shared" if _is_shared(functions) else "own"
-            height = 100 * count / part
-            block = element("svg", column, y=f"{top:.2f}%", height=f"{height:.2f}%")
-            top += height
-            area = element("rect", block, width="100%", height="100%", class_=f"block {kind}")
-            said = f"package {index}, {functions}: {size(count)}"
-            element("title", area, said)
-            wide = part / total > 0.12 and height > 14
-            if wide:
-                element("text", block, f"package {index}", x=6, y=16)
-                element("text", block, size(count), x=6, y=31)
-                element("text", block, functions, x=6, y=46, class_="dim")
-    return svg
+def _bars(svg: ElementTree.Element, axis: Axis, top: float, one: Histogram, series: str) -> None:
+    """Draw the bars of a histogram; what is beyond the bound, or not finite, is red."""
+    digit, bins = math.log10(2), len(one.counts)
+    left, right = (axis.share(power * digit) for power in (one.first, one.first + bins))
+    box: dict[str, Any] = {"y": f"{top:g}", "height": _BARS}
+    inner = element(
+        "svg",
+        svg,
+        x=f"{left:.2f}%",
+        width=f"{right - left:.2f}%",
+        **box,
+        viewBox=f"0 0 {bins or 1} 1",
+        preserveAspectRatio="none",
+    )
+    ranges = ((2.0**power, count) for power, count in enumerate(one.counts, one.first) if count)
+    listed = "; ".join(f"{count:,} from {percent(share)}" for share, count in ranges)
+    element("title", inner, f"{one.total:,} logits, {one.exact:,} without an error; {listed}")
+    beyond = max(0, -one.first)  # the index of the first bar at the bound or above
+    for kind, indices in ((series, range(min(beyond, bins))), ("over", range(beyond, bins))):
+        tall = {i: one.counts[i] / max(one.counts) for i in indices if one.counts[i]}
+        path = "".join(f"M{i} 1V{1 - max(h, _LEAST_BAR):.3f}h1V1z" for i, h in tall.items())
+        if path:
+            element("path", inner, d=path, class_=kind)
+    if one.lost:
+        element("rect", svg, x="98%", width="2%", **box, class_="over")

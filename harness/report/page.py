@@ -1,7 +1,8 @@
 """Renders a page: one HTML file that fetches nothing, in which all text is escaped.
 
 Its policy allows the style and the script of this folder by their hashes, and nothing else. The
-templates are `run.html.jinja` and `gate.html.jinja`. `ShownCase` is a case as a page shows it.
+templates are `run.html.jinja` and `gate.html.jinja`. `ShownCase` is a case as a page shows it; a
+`Section` has groups of them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import base64
 import hashlib
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,9 @@ MARKS = {
     "skip": "\u2013",
 }
 _SESSIONS = ("operators", "upstream", "installation", "large")
+_BISECT = re.compile(r"`harness bisect(?: (--\w+))?`")
 _MAX_SUMMARY = 160
+_MAX_LISTED = 8  # subjects of a skipped check
 _FOLDER = Path(__file__).parent
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">'
@@ -184,15 +187,49 @@ class ShownCase:
         return [parts for one in self.case.findings if (parts := one.parts())]
 
     @property
-    def command(self) -> str:
-        """The command that repeats the case."""
-        return repeat_command(self.case, self.header)
+    def commands(self) -> list[str]:
+        """The command that repeats the case, and the one that finds the operation at fault."""
+        found = repeat_command(self.case, self.header), bisect_command(self.case, self.header)
+        return list(filter(None, found))
 
     @property
     def values(self) -> dict[str, Any]:
         """The comparisons, the seconds, the figures and the facts."""
         took = {"comparisons": f"{self.case.comparisons:,}", "seconds": self.seconds}
         return took | {**self.case.figures, **self.case.facts}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases with one cause; `code` is that of the finding, or the outcome."""
+
+    code: str
+    meaning: str
+    cases: Sequence[ShownCase]
+    anchor: str = ""
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """The subjects of each check and runtime, for cases that need no more than their names."""
+        subjects: defaultdict[str, list[str]] = defaultdict(list)
+        for one in self.cases:
+            subjects[one.check].append(one.place)
+        return {
+            check: "; ".join(places[:_MAX_LISTED])
+            + (f"; and {len(places) - _MAX_LISTED} more" if len(places) > _MAX_LISTED else "")
+            for check, places in subjects.items()
+        }
+
+
+@dataclass(frozen=True)
+class Section:
+    """Groups under a title; the first `opened` cases of each are open."""
+
+    anchor: str
+    title: str
+    tone: str
+    groups: Sequence[Group]
+    opened: int = 0
 
 
 def shown(case: Case) -> str:
@@ -226,7 +263,34 @@ def repeat_command(case: Case, header: Header) -> str:
         return shlex.join(_conformance(case, header))
     if case.suite == "check":
         return shlex.join(_check(case, header))
+    if case.suite == "bisect":
+        return shlex.join(_bisect(case, header))
     return shlex.join(["nox", "-s", case.suite]) if case.suite in _SESSIONS else ""
+
+
+def bisect_command(case: Case, header: Header) -> str:
+    """Return the command that bisects what a case found wrong; "" where that helps nobody.
+
+    The remedies of the findings say where it does, and with which option.
+    """
+    option = advised_bisection(case)
+    if option is None or case.passes or case.suite not in ("check", "conformance"):
+        return ""
+    sources = header.options.get("compared with")
+    known = [one for one in sources if one != "golden"] if isinstance(sources, list) else []
+    header = replace(header, options={"compared with": known})
+    words = ["harness", "bisect", *_subject(case, header)]
+    return shlex.join([*words, *([option] if option else ["--results", "DIR"])])
+
+
+def advised_bisection(case: Case) -> str | None:
+    """Return the option of the `harness bisect` that a finding's remedy advises; "" for none.
+
+    Return None where no remedy does.
+    """
+    remedies = " ".join(one.remedy for one in case.findings if not one.warning)
+    found = _BISECT.findall(remedies)
+    return min(found) if found else None
 
 
 def _conformance(case: Case, header: Header) -> Iterator[str]:
@@ -240,20 +304,33 @@ def _conformance(case: Case, header: Header) -> Iterator[str]:
 
 
 def _check(case: Case, header: Header) -> Iterator[str]:
-    yield from ("harness", "check")
-    if header.exporters:  # a subject of the project's, or a built-in model
-        prefix, _, name = case.fixture.rpartition(":")
-        label = prefix if prefix in header.exporters else next(iter(header.exporters))
-        mode = "" if case.mode == NOT_APPLICABLE else f"/{case.mode}"
-        yield f"{_exporter(label, header)}:{name}{mode}"
-    else:
-        yield case.fixture
-        sources = header.options.get("compared with")
-        for name in sources if isinstance(sources, list) else ():
-            yield from (f"--{name}", str(name).upper())
-            yield from ("--params", "PARAMS") if name == "checkpoint" else ()
+    yield from ("harness", "check", *_subject(case, header))
     yield from _option("runtime", case.runtime)
     yield from ("--check", case.check)
+
+
+def _bisect(case: Case, header: Header) -> Iterator[str]:
+    yield from ("harness", "bisect", *_subject(case, header))
+    for name in ("policy", "method", "function"):
+        value = header.options.get(name, "strict")
+        if isinstance(value, str) and value != "strict":
+            yield from (f"--{name}", value)
+    yield from ("--inputs", "TENSORS") if header.options.get("inputs") else ()
+
+
+def _subject(case: Case, header: Header) -> Iterator[str]:
+    """Yield the words that name a case's artifact, and what it was compared with."""
+    prefix, _, name = case.fixture.rpartition(":")
+    label = prefix if prefix in header.exporters else next(iter(header.exporters), "")
+    if label or case.suite == "conformance":  # a subject of the project's, or a built-in model
+        mode = "" if case.mode == NOT_APPLICABLE else f"/{case.mode}"
+        yield f"{_exporter(label, header)}:{name}{mode}" if label else f"{case.fixture}{mode}"
+        return
+    yield case.fixture
+    sources = header.options.get("compared with")
+    for source in sources if isinstance(sources, list) else ():
+        yield from (f"--{source}", str(source).upper())
+        yield from ("--params", "PARAMS") if source == "checkpoint" else ()
 
 
 def _option(name: str, value: str) -> Iterator[str]:

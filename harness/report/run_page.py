@@ -9,9 +9,11 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from harness.report.drawings import Drawing, errors, largest_share, percent, sharing, weights
+from harness.report.drawings import Drawing, errors, histograms, largest_share, percent
 from harness.report.page import (
     MARKS,
+    Group,
+    Section,
     ShownCase,
     anchors_of,
     circumstances,
@@ -19,47 +21,14 @@ from harness.report.page import (
     shown,
     subject_of,
 )
+from harness.report.programs import first_beyond, operations, sharing, weights
 from harness.report.series import history, times
 from harness.results import NOT_APPLICABLE, Case, RecordedFinding, Run
 from harness.text import counted
 
 _OPENED = 3  # cases of each group of failures
-_MAX_LISTED = 8  # subjects of a skipped check
 _MAX_CELLS = 200_000  # of the matrix; without a limit, its size is the square of the cases
 _NO_RUNTIME = "without a runtime"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Cases with one cause; `code` is that of the finding, or the outcome."""
-
-    code: str
-    meaning: str
-    cases: Sequence[ShownCase]
-    anchor: str = ""
-
-    @property
-    def listed(self) -> dict[str, str]:
-        """The subjects of each check and runtime, for cases that need no more than their names."""
-        subjects: defaultdict[str, list[str]] = defaultdict(list)
-        for one in self.cases:
-            subjects[one.check].append(one.place)
-        return {
-            check: "; ".join(places[:_MAX_LISTED])
-            + (f"; and {len(places) - _MAX_LISTED} more" if len(places) > _MAX_LISTED else "")
-            for check, places in subjects.items()
-        }
-
-
-@dataclass(frozen=True)
-class Section:
-    """Groups under a title; the first `opened` cases of each are open."""
-
-    anchor: str
-    title: str
-    tone: str
-    groups: Sequence[Group]
-    opened: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,6 +123,8 @@ class RunPage:
         bad = [one for one in self.cases if not one.case.passes]
         if bad:
             yield "First failure", f"{bad[0].check} {bad[0].place}", bad[0].anchor
+        if diverged := first_beyond(self.run.cases):
+            yield "Diverges first", diverged, "operations"
         shares = [(found, one) for one in self.cases if (found := largest_share(one.case))]
         if shares:
             (share, name), one = max(shares, key=lambda pair: pair[0][0])
@@ -220,8 +191,9 @@ class RunPage:
     def drawings(self) -> list[Drawing]:
         """The drawings for which the run has figures."""
         anchors, cases = {one.case.id: one.anchor for one in self.cases}, self.run.cases
-        drawn = errors(cases, anchors), weights(cases), times(cases)
-        return [one for one in (*drawn, history(self.run, self.earlier)) if one is not None]
+        of_errors = (draw(cases, anchors) for draw in (operations, errors, histograms))
+        drawn = *of_errors, weights(cases), times(cases), history(self.run, self.earlier)
+        return [one for one in drawn if one is not None]
 
     @property
     def circumstances(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from harness.results.cases import (
     Fact,
     RecordedFinding,
 )
-from harness.results.figures import Figure
+from harness.results.figures import Figure, Histogram, OperationError, Profile
 from harness.results.findings import Finding, case_from_findings, reason_of
 from harness.results.known import KnownDefect, read_known
 from harness.results.lines import MAX_LINE_BYTES, format_line, parse_line
@@ -39,9 +39,12 @@ __all__ = [
     "Finding",
     "Footer",
     "Header",
+    "Histogram",
     "InvalidStream",
     "KnownDefect",
     "MissingFooter",
+    "OperationError",
+    "Profile",
     "RecordedFinding",
     "Run",
     "Stream",

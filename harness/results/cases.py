@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.results.figures import Figure
+from harness.results.figures import Figure, Histogram, Profile
 from harness.text import clip, counted
 
 NOT_APPLICABLE = "-"
@@ -153,6 +153,8 @@ class Case:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     seconds: float = 0.0
     findings: tuple[RecordedFinding, ...] = ()
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    profile: Profile | None = None
     traceback: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -195,6 +197,7 @@ class Case:
         """Return the case as a JSON object, without details that do not belong to the outcome."""
         detail = OUTCOMES[self.outcome].detail
         findings = [finding.to_json() for finding in self.findings[:MAX_FINDINGS]]
+        histograms = {name: one.to_json() for name, one in self.histograms.items()}
         return {
             "type": "case",
             "id": self.id,
@@ -207,6 +210,8 @@ class Case:
             "facts": dict(self.facts),
             "seconds": self.seconds,
             **({"findings": findings} if findings else {}),
+            **({"histograms": histograms} if histograms else {}),
+            **({"profile": self.profile.to_json()} if self.profile else {}),
         }
 
     @classmethod
@@ -215,6 +220,10 @@ class Case:
         values = {name: value for name, value in data.items() if name not in ("type", "id")}
         figures = {name: Figure.from_json(figure) for name, figure in data["figures"].items()}
         findings = tuple(map(RecordedFinding.from_json, data.get("findings", ())))
+        drawn = data.get("histograms", {}).items()
+        values |= {"histograms": {name: Histogram.from_json(one) for name, one in drawn}}
+        if (profile := data.get("profile")) is not None:
+            values["profile"] = Profile.from_json(profile)
         case = cls(**(values | {"figures": figures, "findings": findings}))
         if data["id"] != case.id:
             raise HarnessError(f"The id {data['id']} does not belong to case {case.id}")

@@ -1,14 +1,16 @@
-"""A figure: a measured number with its unit, its bound, and the direction that is better."""
+"""What a case measures: figures with bounds, histograms of errors, and the errors of operations."""
 
 from __future__ import annotations
 
+import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat, SupportsIndex
 
 from harness.errors import HarnessError
+from harness.text import clip
 
 # JSON cannot hold these numbers: a stream spells them as strings.
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -19,6 +21,9 @@ DIRECTIONS = {
     "higher": (">=", lambda value, bound: value >= bound),
     "exact": ("==", lambda value, bound: value == bound),
 }
+SMALLEST, LARGEST = -40, 20  # powers of two of a histogram; errors beyond count as these
+MAX_OPERATION_BYTES = 600_000  # of a case's operations in the stream, whose lines end at 1 MiB
+_MAX_OPERATIONS, _MAX_NAME, _MAX_PLACE = 10_000, 80, 200
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """Return the figure as a JSON object."""
-        value = self.value if self.finite else _spelling(self.value)
+        value = _spelled(self.value)
         rest = {"spread": self.spread, "floor": self.floor}
         return {
             "value": value,
@@ -94,7 +99,7 @@ class Figure:
         """Read the figure that `to_json` wrote; `data` has been validated against the schema."""
         value = data["value"]
         return cls(
-            value=NON_FINITE[value] if isinstance(value, str) else value,
+            value=_read(value),
             unit=data["unit"],
             bound=data["bound"],
             better=data["better"],
@@ -121,5 +126,158 @@ def with_unit(value: float, unit: str) -> str:
     return f"{number(value)} {unit}".rstrip()
 
 
-def _spelling(value: float) -> str:
+def _spelled(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _read(value: float | str) -> float:
+    return NON_FINITE[value] if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many values have an error of each size, in units of the largest that is allowed.
+
+    `counts[i]` errors are at least `2**(first + i)` and less than twice that. `exact` values have
+    no error, `lost` ones are NaN or infinite.
+    """
+
+    first: int
+    counts: tuple[int, ...]
+    exact: int = 0
+    lost: int = 0
+
+    @property
+    def total(self) -> int:
+        """The number of values."""
+        return sum(self.counts) + self.exact + self.lost
+
+    @property
+    def worst(self) -> float:
+        """The power of two that all errors are below: 0 if all values are exact."""
+        return self.below(1.0)
+
+    def below(self, part: float) -> float:
+        """Return the power of two that the errors of this part of the values are below."""
+        found, wanted = self.exact, part * self.total
+        if found >= wanted:
+            return 0.0
+        for power, count in enumerate(self.counts, self.first + 1):
+            found += count
+            if found >= wanted:
+                return float(2.0**power)
+        return math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the histogram as a JSON object."""
+        return {"first": self.first, "counts": list(self.counts)} | {
+            "exact": self.exact,
+            "lost": self.lost,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Histogram:
+        """Read the histogram that `to_json` wrote."""
+        return cls(data["first"], tuple(data["counts"]), data["exact"], data["lost"])
+
+
+@dataclass(frozen=True)
+class OperationError:
+    """The error of an operation at a place of the program, the largest of all calls.
+
+    `error` is in units of what is allowed: more than 1 is beyond the bound, None was not measured.
+    `total` is the root mean square of the result's error, with that of its inputs, over the
+    result's size; None without one. `layer` names the part of the model, "" where nobody knows it.
+    """
+
+    place: str
+    operation: str
+    result: str
+    layer: str = ""
+    error: float | None = None
+    total: float | None = None
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the error is beyond its bound; NaN is."""
+        return self.error is not None and not self.error <= 1
+
+    @property
+    def name(self) -> str:
+        """The operation and its result, with the layer."""
+        return f"{self.operation} '{self.result}'" + (f", {self.layer}" if self.layer else "")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The errors of a program's operations, in the order of their execution.
+
+    `measure` ends a sentence: an error is "the distance ...". `left_out` operations, those with the
+    smallest errors, have no place in the stream.
+    """
+
+    measure: str
+    operations: tuple[OperationError, ...]
+    left_out: int = 0
+
+    @property
+    def first(self) -> OperationError | None:
+        """The first operation whose error is beyond its bound."""
+        return next((one for one in self.operations if one.is_beyond), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as a JSON object; names are cut, numbers have four digits."""
+        kept = _largest([_row(one) for one in self.operations])
+        numbers = {place: n for n, place in enumerate(dict.fromkeys(place for place, *_ in kept))}
+        return {
+            "measure": self.measure,
+            "places": list(numbers),
+            "operations": [[numbers[place], *rest] for place, *rest in kept],
+            "left_out": self.left_out + len(self.operations) - len(kept),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Profile:
+        """Read the profile that `to_json` wrote; raise HarnessError for a place that it lacks."""
+        places = data["places"]
+        operations = []
+        for place, operation, result, layer, *errors in data["operations"]:
+            if place >= len(places):
+                raise HarnessError(f"operation {result} is at place {place} of {len(places)}")
+            error, total = (None if one is None else _read(one) for one in errors)
+            operations.append(OperationError(places[place], operation, result, layer, error, total))
+        return cls(data["measure"], tuple(operations), data["left_out"])
+
+
+def _row(one: OperationError) -> list[Any]:
+    names = [clip(name, _MAX_NAME) for name in (one.operation, one.result, one.layer)]
+    numbers = [
+        None if value is None else _spelled(float(f"{value:.4g}"))
+        for value in (one.error, one.total)
+    ]
+    return [clip(one.place, _MAX_PLACE), *names, *numbers]
+
+
+def _largest(rows: Sequence[list[Any]]) -> list[list[Any]]:
+    """Return the rows in their order, without those of the smallest errors if a line ends before.
+
+    An error that JSON spells as a text is larger than all.
+    """
+
+    def size(index: int) -> float:
+        error = rows[index][-2]
+        return math.inf if isinstance(error, str) else -1.0 if error is None else error
+
+    used = 0
+    kept: list[int] = []
+    places: set[str] = set()
+    for index in sorted(range(len(rows)), key=lambda index: (-size(index), index)):
+        place, *rest = rows[index]
+        used += len(json.dumps(rest)) + (0 if place in places else len(json.dumps(place)))
+        if used > MAX_OPERATION_BYTES or len(kept) == _MAX_OPERATIONS:
+            break
+        places.add(place)
+        kept.append(index)
+    return [rows[index] for index in sorted(kept)]

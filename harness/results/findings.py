@@ -16,7 +16,7 @@ from harness.results.cases import (
     Fact,
     RecordedFinding,
 )
-from harness.results.figures import Figure
+from harness.results.figures import Figure, Histogram
 from harness.text import clip
 
 MAX_FAILURES = 10  # in a reason
@@ -33,7 +33,7 @@ class Finding:
     """One finding: the place, whether it is right, and the number of comparisons.
 
     `message` is a sentence if something is wrong. A check whose findings compared nothing has not
-    passed. `facts` are deterministic, `figures` are measured. `code` is the row of
+    passed. `facts` are deterministic, `figures` and `histograms` are measured. `code` is the row of
     `harness/checks/findings.toml` that a finding belongs to when it is wrong, or when a figure is
     outside its bound. One that is wrong and a `warning` fails only a strict run.
     """
@@ -47,6 +47,7 @@ class Finding:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     code: str = ""
     warning: bool = False
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 def case_from_findings(
@@ -98,6 +99,7 @@ def case_from_findings(
         comparisons=comparisons,
         figures=figures,
         facts={name: plain_fact(value) for name, value in facts.items()},
+        histograms=_merged([(finding.where, finding.histograms) for finding in findings]),
         seconds=seconds,
     )
 

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2  # 1 has no histograms and no profiles, and is read, too
 _LATER = ("exporters", "artifact", "shard", "mac", "conditions")  # fields that may be left out
 _ABSENT = "absent: "
 _MAX_REASON = 120

@@ -227,7 +227,7 @@ def _tokenizer(sources: Path, scratch: Path) -> Reader:
 
     Each is read by the child with limits that a command has, which serves until it dies.
     """
-    from harness.cli.prompts import read_prompts
+    from harness.cli.text import read_prompts
     from harness.fixtures.random_tokenizer import write_tokenizer
     from harness.generate import isolated
 

@@ -28,6 +28,7 @@ SOURCES = (
     *ROOT.glob("checks/*.py"),
     *ROOT.glob("artifact/hazards/*.py"),
     *ROOT.glob("measure/*.py"),
+    *ROOT.glob("divergence/*.py"),
     ROOT / "suites/options/judge.py",
     ROOT / "results/findings.py",
 )
@@ -42,6 +43,7 @@ def test_every_row_is_a_code_of_a_check_and_says_what_is_wrong_and_what_to_do():
         *core_ml_checks(),
         "agreement",
         "options",
+        "bisect",
         ANY_CHECK,
     }
     checks |= {check.name for check in MEASUREMENTS}

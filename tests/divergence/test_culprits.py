@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 
 import pytest
 
@@ -10,6 +11,7 @@ from harness.divergence.drive import drive
 from harness.divergence.model import ModelJudge
 from harness.divergence.precision import PrecisionJudge
 from harness.divergence.recording import Part
+from harness.results import read_run
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
 from harness.suites.mutants import of_constants as constants
@@ -20,6 +22,7 @@ from harness.suites.mutants.edit import Export
 from harness.suites.mutants.judge import opened
 
 BOTH = ("single", "multifunction")
+LAYERS = [f"layer {number}" for number in range(4)]
 LOCATED = [
     # the broken part, the mutation, the operation that is named, and the value of one of its inputs
     ("every epsilon", programs.change_epsilon, "add", "mean of squares"),
@@ -170,9 +173,32 @@ def test_the_command_names_the_operation_and_fails(mutated, capsys):
     given = ("--checkpoint", subject.checkpoint, "--params", subject.params)
     status, out, _ = call(capsys, subject.artifact.path, *given)
     assert status == 1 and "mul 'aten_mul_tensor_2' [1, 16, 64] is not a value of the model" in out
-    status, out, _ = call(capsys, subject.artifact.path, *given, "--json")
+    results = subject.artifact.path.parent / "results"
+    status, out, _ = call(capsys, subject.artifact.path, *given, "--json", "--results", results)
     found = json.loads(out)["model"]["first"]
     assert status == 1 and found["result"] == "aten_mul_tensor_2"
+    run = read_run(results / "bisect.jsonl")
+    assert [(c.check, c.outcome) for c in run.cases] == [("graph", "fail"), ("rounding", "pass")]
+    (finding,) = run.cases[0].findings
+    assert finding.code == "N26" and "mul 'aten_mul_tensor_2'" in finding.evidence
+    graph, rounding = (case.profile for case in run.cases)
+    assert (graph.first.result, graph.first.layer) == ("aten_mul_tensor_2", "layer 0")
+    assert rounding.first is None and len(rounding.operations) >= len(graph.operations)
+    assert {one.layer for one in rounding.operations} == {*LAYERS, "input", "head"}
+    page = (results / "index.html").read_text().replace("<wbr>", "")
+    assert "mul &#39;aten_mul_tensor_2&#39;, layer 0, method" in page.split("Diverges first")[1]
+
+
+def test_the_layers_of_what_follows_a_divergence_are_known(mutated):
+    """The silu of layer 1 is wrong: all before it is right, what follows stays in its layers."""
+    report = judged(mutated(programs.retype("silu", "sigmoid", 1), "multifunction"))
+    found = report.errors.operations()
+    index = next(i for i, one in enumerate(found) if one.is_beyond)
+    assert (found[index].operation, found[index].layer) == ("sigmoid", "layer 1")
+    assert found[index].result == report.first.result
+    counts = Counter(one.layer for one in found)
+    sizes = [counts[layer] for layer in LAYERS[:3]]  # each layer has as many operations
+    assert max(sizes) - min(sizes) <= 2, counts
 
 
 def test_without_a_checkpoint_the_weights_are_the_artifacts_own(mutated, capsys):

@@ -12,6 +12,7 @@ from harness.results import OUTCOMES, read_run
 
 README = Path(__file__).parents[2] / "results" / "README.md"
 SCHEMA = Path(harness.results.__file__).parent / "schema.json"
+RECORDS = ("header", "case", "footer", "figure", "finding", "histogram", "profile")
 NAMED = set(re.findall(r"`([^`\n]+)`", README.read_text()))
 
 
@@ -37,7 +38,7 @@ def test_the_code_reads_the_example(tmp_path, monkeypatch, capsys):
     ]
 
 
-@pytest.mark.parametrize("record", ["header", "case", "footer", "figure", "finding"])
+@pytest.mark.parametrize("record", RECORDS)
 def test_every_field_of_the_schema_is_described(record):
     fields = json.loads(SCHEMA.read_text())["$defs"][record]["properties"]
     assert not set(fields) - NAMED

@@ -77,8 +77,8 @@ def test_a_stream_cut_anywhere_is_refused(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     path = write_run(tmp_path / "run.jsonl", PARITY)
     records = lines_of(path)
-    records[0]["schema"] = 2
-    with pytest.raises(InvalidStream, match="line 1: schema: 1 was expected"):
+    records[0]["schema"] = 3
+    with pytest.raises(InvalidStream, match="line 1: schema: 3 is not one of"):
         read_run(write_lines(path, records))
 
 

@@ -13,8 +13,11 @@ from harness.errors import HarnessError
 from harness.results import (
     Case,
     Figure,
+    Histogram,
     InvalidStream,
     MissingFooter,
+    OperationError,
+    Profile,
     RecordedFinding,
     Stream,
     Writer,
@@ -96,6 +99,42 @@ def test_findings_and_warnings_come_back(tmp_path):
         replace(PARITY, findings=(wrong,))
 
 
+OPERATIONS = (
+    OperationError("method 'a'", "linear", "x", "layer 0", 0.25, 1e-3),
+    OperationError("method 'a'", "mul", "y", "layer 1", math.inf, math.nan),
+    OperationError("method 'b', delegate 0", "add", "z"),
+)
+
+
+def test_histograms_and_profiles_come_back(tmp_path):
+    sizes = {"logits": Histogram(-3, (5, 0, 2), exact=1, lost=4)}
+    case = replace(PARITY, histograms=sizes, profile=Profile("the distance", OPERATIONS, 7))
+    (back,) = read_run(write_run(tmp_path / "run.jsonl", case)).cases
+    assert back.histograms == sizes and back.profile.left_out == 7
+    assert repr(back.profile) == repr(case.profile)  # NaN equals nothing
+    assert back.profile.first.result == "y"
+
+
+def test_a_stream_of_schema_1_is_read(stream):
+    records = lines_of(stream)
+    assert records[0]["schema"] == 2
+    records[0]["schema"] = 1
+    (case, _) = read_run(write_lines(stream, records)).cases
+    assert case == PARITY and not case.histograms and case.profile is None
+
+
+def test_a_profile_too_large_for_a_line_keeps_the_largest_errors_in_order(tmp_path):
+    operations = tuple(
+        OperationError(f"method {n % 3} " + "\u20ac" * 300, "add", f"{n} " + "\u20ac" * 90, "", n)
+        for n in range(3000)
+    )
+    case = replace(PARITY, profile=Profile("the distance", operations))
+    (back,) = read_run(write_run(tmp_path / "run.jsonl", case)).cases
+    kept = [one.error for one in back.profile.operations]
+    assert 500 < len(kept) == 3000 - back.profile.left_out < 3000
+    assert kept == list(range(3000 - len(kept), 3000))
+
+
 def test_a_stream_of_a_time_before_findings_is_read(stream):
     assert all("findings" not in record for record in lines_of(stream))
     assert "warnings" not in lines_of(stream)[-1]
@@ -138,6 +177,15 @@ def other_id(records):
     records[1]["id"] = "conformance/parity[big,single,mil:widen]"
 
 
+def unknown_place(records):
+    row = [1, "add", "x", "", 0.5, None]
+    records[1]["profile"] = {"measure": "m", "places": ["a"], "operations": [row], "left_out": 0}
+
+
+def negative_count(records):
+    records[1]["histograms"] = {"x": {"first": 0, "counts": [-1], "exact": 0, "lost": 0}}
+
+
 def after_the_footer(records):
     records.append(records[1])
 
@@ -154,6 +202,8 @@ def after_the_footer(records):
         (pass_of_nothing, "line 2: comparisons: 0 is less than the minimum of 1"),
         (pass_beyond_a_bound, "line 2: .*passed although its figure decode error"),
         (other_id, "line 2: The id .* does not belong"),
+        (unknown_place, "line 2: operation x is at place 1 of 1"),
+        (negative_count, "line 2: .*-1 is less than the minimum"),
         (after_the_footer, "line 5: the footer must be the last line"),
         (lambda records: records.pop(), "no footer"),
         (lambda records: records.clear(), "is empty"),
