@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from harness.results import Case, Header, Run
 from harness.suites.impossible import Impossible, Target, entry_of, judge_listed, mark_listed
@@ -133,6 +134,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     seed = zlib.crc32(str(target_of(item)).encode())
     random.seed(seed)
     np.random.seed(seed)
+    torch.manual_seed(seed)  # our executor's operations without a seed draw theirs from it
     with watched(item.config.getoption("native")) as sight:
         item.stash[_SIGHT] = sight
         return (yield)

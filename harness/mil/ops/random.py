@@ -1,7 +1,8 @@
 """Random values of a distribution.
 
-With a seed every call draws the same values, without one each call draws new values. Core ML draws
-other values: its method is not documented.
+With a seed every call draws the same values. Without one each call draws new values, and takes its
+seed from PyTorch's generator: `torch.manual_seed` repeats a run. Core ML draws other values: its
+method is not documented.
 """
 
 from __future__ import annotations
@@ -65,11 +66,7 @@ def _generator(op: Operation) -> Callable[[], torch.Generator]:
     seed = op.constant("seed", -1)
 
     def make() -> torch.Generator:
-        generator = torch.Generator()
-        if seed == -1:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        return generator
+        own = seed if seed != -1 else int(torch.randint(1 << 62, ()))
+        return torch.Generator().manual_seed(own)
 
     return make
