@@ -122,6 +122,16 @@ def page(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def terminal(session: nox.Session) -> None:
+    """Run every command on a pseudo-terminal: none is silent for two seconds, none leaves progress.
+
+    It prints the longest silence of each; 20 minutes.
+    """
+    install(session, "executorch", "test")
+    run(session, "pytest", "suites/terminal", *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def evaluation(session: nox.Session) -> None:
     """Compare lm-evaluation-harness's scores of small artifacts with those of transformers."""
     install(session, "eval", "executorch", "test")

@@ -15,7 +15,7 @@ import stat
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness.errors import HarnessError
 
@@ -241,3 +241,23 @@ def params_beside(checkpoint: str | Path) -> Path:
     if not path.exists():
         raise HarnessError(f"there is no checkpoint at {path}")
     return params_in(path if path.is_dir() else path.parent)
+
+
+_COLUMNS = 80  # of what does not tell its width
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal that can redraw a line."""
+    try:
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # it is closed
+        return False
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Return the columns of a stream's terminal; COLUMNS overrules them. 80 if nothing tells."""
+    try:
+        given = int(os.environ.get("COLUMNS") or 0)
+        return given if given > 0 else os.get_terminal_size(stream.fileno()).columns or _COLUMNS
+    except (OSError, ValueError):
+        return _COLUMNS

@@ -7,6 +7,8 @@ a command runs: `harness --help` and `harness inspect` import no torch.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -39,7 +41,9 @@ from harness.cli.output import (
 )
 from harness.cli.progress import Progress
 from harness.errors import HarnessError
-from harness.text import printable
+from harness.text import is_terminal, printable
+
+_QUIET = frozenset(("-q", "-qq", "--quiet"))  # of programs that get our words
 
 
 class Command(NamedTuple):
@@ -188,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin between two small operations starve each other on a busy machine: decoding
     # was seen 75 times slower. Torch reads this when it is imported: set it before any command.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Python looks for garbage among all objects when it exits: up to two silent seconds.
+    atexit.register(gc.freeze)
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     command = COMMANDS[args.command]
@@ -198,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with (
             _terminable(signals),
             Progress(f"starting harness {args.command}", args.quiet) as args.progress,
-            checked_output(args.progress.hide, exactly=command.passes_on),
+            checked_output(args.progress, exactly=command.passes_on),
         ):
             if not args.verbose:
                 hush_libraries()
@@ -317,7 +323,9 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
             )
     args, words = parser.parse_known_args(argv)
     if COMMANDS[args.command].passes_on:
-        args.quiet, args.verbose = True, True
+        # Lines of progress would break those of the other program in a log.
+        shows = is_terminal(sys.stdout) and is_terminal(sys.stderr)
+        args.quiet, args.verbose = not shows or not _QUIET.isdisjoint(words), True
         args.words = [*vars(args).get("words", ()), *words]
     elif words:
         parser.error(f"unrecognized arguments: {' '.join(words)}")

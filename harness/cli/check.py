@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+from harness.cli.progress import suite_plugin
 from harness.cli.recording import (
     add_recording_arguments,
     artifact_name,
@@ -111,6 +112,7 @@ def golden(args: argparse.Namespace) -> int:
 
     check_name(args.output)
     require_outside(args.output, Path(args.file))
+    args.progress(f"executing {args.file}")
     subject = Subject(
         args.file, args.checkpoint, args.params, reference=args.reference, seed=args.seed
     )
@@ -317,7 +319,12 @@ def run_suite(args: argparse.Namespace) -> int:
             "the suite needs hypothesis, which is not installed: pip install "
             "'coreml-llm-harness[test]'"
         )
-    status = pytest.main([str(_SUITES / args.command), "-p", "no:cacheprovider", *args.words])
+    words = [str(_SUITES / args.command), "-p", "no:cacheprovider"]
+    plugins = []
+    if not args.quiet:  # pytest's dots, and their percentage, would break the line of progress
+        plugins.append(suite_plugin(args.progress))
+        words += ["-o", "console_output_style=classic"]
+    status = pytest.main([*words, *args.words], plugins)
     usage = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
     if status in usage:
         return 2

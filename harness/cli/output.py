@@ -6,33 +6,43 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from typing import Any, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
+from harness.cli.progress import Progress
 from harness.errors import HarnessError
-from harness.text import harmless
+from harness.text import harmless, is_terminal
 
 INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
 TERMINATED = 143  # that of one that SIGTERM ended
 
 
 @contextmanager
-def checked_output(
-    before_writing: Callable[[], None] = lambda: None, *, exactly: bool = False
-) -> Iterator[None]:
+def checked_output(progress: Progress, *, exactly: bool = False) -> Iterator[None]:
     """Raise HarnessError when standard output is closed, or cannot be written in the block.
 
-    An OSError that leaves the block is therefore about another file. `before_writing` is called
-    before each piece of text. Unless it is written `exactly`, control characters become escapes:
-    all that a command prints may hold names of an artifact.
+    An OSError that leaves the block is therefore about another file. The line of progress is hidden
+    while a line of standard output or standard error is begun and not ended. Unless it is written
+    `exactly`, control characters become escapes: all that a command prints may hold names of an
+    artifact.
     """
     if sys.stdout is None:  # Python's value for one that was closed at the start
         raise HarnessError("standard output is closed; send it to a file, or to /dev/null")
-    output = _Output(sys.stdout, before_writing, exactly)
-    with redirect_stdout(output):
+    output = _Output(sys.stdout, progress, exactly)
+    with redirect_stdout(output), redirect_stderr(_beside(progress)):
         yield
         output.flush()
+
+
+def _beside(progress: Progress) -> TextIO | None:
+    """Return standard error; what is written to a terminal takes turns with the line of progress.
+
+    A log's lines of progress are whole lines, which nothing breaks.
+    """
+    if not is_terminal(sys.stderr):
+        return sys.stderr
+    return cast(TextIO, _Output(sys.stderr, progress, exactly=True))
 
 
 def print_exactly(text: str) -> None:
@@ -57,21 +67,24 @@ def hush_libraries() -> None:
 
 
 class _Output:
-    def __init__(self, stream: TextIO, before_writing: Callable[[], None], exactly: bool) -> None:
+    def __init__(self, stream: TextIO, progress: Progress, exactly: bool) -> None:
         self._stream = stream
-        self._before_writing = before_writing
+        self._progress = progress
         self._exactly = exactly
 
     def write(self, text: str) -> int:
         return self.write_exactly(text if self._exactly else harmless(text))
 
     def write_exactly(self, text: str) -> int:
-        self._before_writing()
+        self._progress.hide()
         if not text.isascii():  # a C locale has no é
             encoding = getattr(self._stream, "encoding", None) or "utf-8"
             text = text.encode(encoding, "backslashreplace").decode(encoding)
         with _named():
-            return self._stream.write(text)
+            count = self._stream.write(text)
+        if text.endswith("\n"):
+            self._progress.show()
+        return count
 
     def flush(self) -> None:
         with _named():

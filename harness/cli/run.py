@@ -110,12 +110,12 @@ def run(args: argparse.Namespace) -> int:
     session, runtime = _open(args, tokenizer.size)
     names = [_named(prompt, number, len(prompts)) for number, prompt in enumerate(prompts, 1)]
     _check_lengths(tokens, names, session)
-    args.progress.hide()  # text follows, piece by piece
     _warn(check_vocabulary(tokenizer, session.layout.vocab_size))
     _warn(_crossed(session))
     for number, prompt in enumerate(prompts):
         if number:
             session.reset()
+        args.progress(f"{names[number]}feeding the prompt")
         if len(prompts) > 1 and not args.json:
             said = clip(json.dumps(prompt.text, ensure_ascii=False), _SHOWN)
             print(f"{printable(names[number])}{said}", file=sys.stderr, flush=True)
@@ -139,6 +139,7 @@ def _open(args: argparse.Namespace, vocabulary: int) -> tuple[Session | CallSess
     from harness.generate.calls import open_session
     from harness.runtimes import default_runtime, get_runtime
 
+    args.progress(f"loading {args.file}")
     artifact = open_artifact(args.file)
     runtime = get_runtime(args.runtime or default_runtime())
     _warn(check_ids(artifact.packages, vocabulary))
@@ -206,7 +207,9 @@ class _Result:
         args: argparse.Namespace,
     ) -> None:
         """Add all pieces, and print each at once unless an object is printed at the end."""
-        start = time.perf_counter()
+        start, held = time.perf_counter(), ""
+        # The first two calls compile. Progress shows during both, as the line is not begun.
+        first = 2 if self.is_first and sys.stdout.isatty() else 1
         try:
             for text, step, is_stopped in pieces:
                 if self.first_token is None:
@@ -216,10 +219,16 @@ class _Result:
                 self.seconds.append(step.seconds)
                 self.text += text
                 self.finish = "stop_text" if is_stopped else step.finish
-                if not args.json:
-                    _print_now(text)
+                held += text
+                if args.json:
+                    args.progress("generating", len(self.tokens), args.max_new_tokens)
+                elif len(self.tokens) >= first or self.finish:
+                    _print_now(held)
+                    held = ""
         except KeyboardInterrupt:
             self.finish = "interrupted"
+            if not args.json:
+                _print_now(held)
         self.calls = session.calls
 
     def stats(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         )
     sys.stdout.flush()
     sys.stderr.flush()
+    args.progress.hide()
     try:
         os.execve(command.program, command.arguments, environment)
     except OSError as error:

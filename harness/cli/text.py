@@ -114,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
     is_cut = len(text) > _CHARACTERS * args.max_tokens or len(tokens) > args.max_tokens
     tokens = tokens[: args.max_tokens]
     measure = _measure(args, tokenizer.size)
-    args.progress.hide()
     if is_cut:
         _note(f"only the first {counted(len(tokens), 'token')} are measured; see --max-tokens")
     _note(check_vocabulary(tokenizer, measure.vocab_size))
@@ -128,7 +127,6 @@ def run(args: argparse.Namespace) -> int:
         is_interrupted = True
     if result is None:
         raise KeyboardInterrupt
-    args.progress.hide()
     if args.json:
         print(json.dumps(_facts(args, measure, result, len(tokens)), indent=2))
     else:

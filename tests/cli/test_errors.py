@@ -59,7 +59,7 @@ def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_suite_is_one_sentence(monkeypatch, capsys, number, status):
-    def interrupted(words):  # as pytest does
+    def interrupted(words, plugins):  # as pytest does
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt:

@@ -1,8 +1,6 @@
 """A command that takes long shows what it does: lines in a log, a bar on a terminal."""
 
 import io
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import pytest
 
 from harness.cli import progress as module
 from harness.cli.progress import Progress
+from harness.suites.terminal.watch import MAX_SILENCE, drawn, watch
 
 
 class Terminal(io.StringIO):
@@ -22,6 +21,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def fast(monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_PATIENCE_ON_TERMINAL", 0.05)
     monkeypatch.setattr(module, "_REDRAW", 0.01)
 
 
@@ -82,16 +82,31 @@ def test_a_log_is_never_silent_for_more_than_ten_seconds():
     assert module._REMINDER <= 10
 
 
-def test_a_short_command_shows_nothing_on_a_terminal(tmp_path):
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "harness", "models"]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, timeout=60)
-    os.close(theirs)
-    os.set_blocking(ours, False)
-    with pytest.raises(OSError):  # nothing to read
-        os.read(ours, 100)
-    os.close(ours)
-    assert done.returncode == 0
+def test_a_short_command_shows_nothing_on_a_terminal(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("a short one"):
+        time.sleep(0.3)
+    assert stream.getvalue() == ""
+
+
+def test_a_command_shows_a_sign_of_life_on_a_terminal_and_leaves_nothing_of_it(tmp_path):
+    """The line of progress is not drawn over what is printed, nor into it."""
+    code = (
+        "import sys, time; from harness.cli.output import checked_output\n"
+        "from harness.cli.progress import Progress\n"
+        "with Progress('computing') as progress, checked_output(progress):\n"
+        "    time.sleep(1.2); print('begun, ', end='', flush=True); time.sleep(0.6)\n"
+        "    print('ended', flush=True); time.sleep(0.6); print('noted', file=sys.stderr)\n"
+        "    progress('a stage of ' + 'many words ' * 20, 1, 2); time.sleep(1.2)"
+    )
+    found = watch([sys.executable, "-c", code], columns=60)
+    assert found.status == 0 and found.screen == ["begun, ended", "noted"]
+    lines = drawn(found.output)
+    assert lines[0].startswith("computing  00:0") and "| 1 of 2, 00:0" in lines[-1]
+    assert max(map(len, lines)) < 60
+    assert "begun, ended" in found.output, "progress was drawn into a line"
+    assert found.longest.judged < MAX_SILENCE
 
 
 @pytest.mark.parametrize("words", [["--version"], ["models", "--json"]])
