@@ -245,6 +245,17 @@ def families(session: nox.Session) -> None:
     run(session, "pytest", "suites/families", *results, *session.posargs)
 
 
+@nox.session(name="second-opinion", python=False, default=False)
+def second_opinion(session: nox.Session) -> None:
+    """Compare Core AI's interpreter, our executor and PyTorch with fp64, operation by operation.
+
+    `-- -k attention` judges the subjects of that name; ten minutes.
+    """
+    install(session, "opinion")
+    results = ["--results", f"{RESULTS}/second-opinion"]
+    run(session, "pytest", "suites/second_opinion", *results, *session.posargs)
+
+
 @nox.session(python=False, default=False)
 def rehearsal(session: nox.Session) -> None:
     """Run every step of the Mac job on Linux, with macOS and Core ML stood in for."""

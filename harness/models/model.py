@@ -132,7 +132,7 @@ class Operations:
         grouped = q.reshape(*batch, n_kv_heads, -1, head_dim)  # [..., K, H / K * T, D]
         factor = self.attention_scale(q.dtype)
         by_head = (*batch, n_heads, length)
-        products = self.tap(f"{layer}scores", (grouped @ k.mT).view(*by_head, span))
+        products = self.tap(f"{layer}scores", (grouped @ k.transpose(-2, -1)).view(*by_head, span))
         scores = self.tap(f"{layer}scores, scaled", products * factor)
         masked = self.tap(f"{layer}scores, masked", scores + mask)
         weights = self.tap(f"{layer}attention weights", masked.softmax(-1))

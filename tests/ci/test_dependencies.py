@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NAMED_OTHERWISE = {"google": "protobuf", "coreai": "coreai-core"}  # and not installed everywhere
 OURS = {"harness", "fixtures", "suites", "tests"}
 NOT_IMPORTED = {
     "ruamel-yaml",  # ExecuTorch imports it
@@ -36,12 +37,9 @@ def normal(name):
 
 
 def distributions():
-    """Return the distributions of the imported packages; of `google`'s, protobuf is used."""
+    """Return the distributions of the imported packages."""
     known = packages_distributions()
-    return {
-        normal("protobuf" if name == "google" else known.get(name, [name])[0])
-        for name in imported()
-    }
+    return {normal(NAMED_OTHERWISE.get(name) or known.get(name, [name])[0]) for name in imported()}
 
 
 def test_every_import_is_declared():

@@ -12,6 +12,7 @@ RNG = np.random.default_rng(3)
 X = RNG.standard_normal((2, 3, 4)).astype(np.float32)
 Y = RNG.standard_normal((3, 1)).astype(np.float32)
 POSITIVE = np.abs(X) + 0.5
+ABOVE = np.array([np.inf, np.finfo(np.float32).max, 1e30, 20.0] * 8, dtype=np.float32)
 INTEGERS = np.array([[7, -7, 8], [-8, 3, 5]], dtype=np.int32)
 DIVISORS = np.array([[2, 2, -3], [-3, 5, 4]], dtype=np.int32)
 BOOLS = X > 0
@@ -273,6 +274,7 @@ ROWS = [
     Row("logical_not", {"x": BOOLS}, ~BOOLS),
     Row("select", {"cond": BOOLS, "a": X, "b": -X}, np.where(BOOLS, X, -X)),
     Row("gelu", {"x": X}, 0.5 * X * (1 + erf(X / math.sqrt(2))), mode="EXACT"),
+    Row("gelu", {"x": ABOVE}, ABOVE, note="of the largest numbers", mode="EXACT"),
     Row(
         "gelu",
         {"x": X},

@@ -86,12 +86,21 @@ def gelu(op: Operation) -> Run:
     mode = op.constant("mode", "EXACT")
     match mode:
         case "EXACT":
-            return functional.gelu
+            return _exact_gelu
         case "TANH_APPROXIMATION":
             return lambda x: functional.gelu(x, approximate="tanh")
         case "SIGMOID_APPROXIMATION":
             return lambda x: x * torch.sigmoid(1.702 * x)
     raise op.error(f"unknown mode '{mode}'")
+
+
+def _exact_gelu(x: Tensor) -> Tensor:
+    """Return x (1 + erf(x / sqrt(2))) / 2.
+
+    PyTorch's own function gives NaN for infinity, and infinity for fp32's largest numbers, where it
+    computes vectors.
+    """
+    return torch.erf(x * 0.5**0.5).add_(1).mul_(0.5).mul_(x)
 
 
 @operation("softmax", inputs=("x",))
