@@ -249,7 +249,7 @@ def families(session: nox.Session) -> None:
 def second_opinion(session: nox.Session) -> None:
     """Compare Core AI's interpreter, our executor and PyTorch with fp64, operation by operation.
 
-    `-- -k attention` judges the subjects of that name; ten minutes.
+    `-- -k attention` judges the subjects of that name; three minutes.
     """
     install(session, "opinion")
     results = ["--results", f"{RESULTS}/second-opinion"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -129,6 +130,7 @@ def _add(
 
 if __name__ == "__main__":
     install()  # before anything imports coremltools
-    gc.disable()  # coremltools collects garbage at each conversion, over all that torch holds
+    importlib.import_module("coremltools")
+    gc.freeze()  # coremltools collects garbage at each conversion: not what is loaded by now
     limit_memory(MEMORY)
     serve(judged)

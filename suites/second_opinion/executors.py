@@ -1,4 +1,4 @@
-"""The three executors. Each prepares a module, exported once, and returns what runs its inputs."""
+"""The three executors. Each converts a module, and returns what runs it on inputs."""
 
 from __future__ import annotations
 

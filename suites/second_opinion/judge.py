@@ -12,12 +12,14 @@ from typing import Any
 from harness.child import Child
 from harness.errors import CallTimeoutError, ChildError, CrashError, HarnessError
 from harness.results import Case, Figure
+from harness.results.machine import installed_versions
 from harness.suites.second_opinion.models import SUBJECTS
 from harness.text import parse_toml
 
 EXECUTORS = ("pytorch", "mil", "core-ai")
 PRECISIONS = ("fp32", "fp16")
 SECONDS = 300.0  # of the processor's time, for a group in one precision
+_PACKAGES = ("coreai-core", "coreai-torch")
 _RECORD = Path(__file__).with_name("differences.toml")
 _KEYS = {"executor", "subjects", "precisions", "kinds", "refused", "reason"}
 Found = dict[str, Any]
@@ -151,6 +153,8 @@ def case_of(
         if one.executor == executor and subject in one.subjects and precision in one.precisions
     ]
     judged = found if "outcome" in found else _judged(found, rows)
+    unit = "ULP" if SUBJECTS[subject].measure == "ulp" else ""
+    versions = installed_versions(_PACKAGES) if executor == "core-ai" else {}
     return Case(
         "second-opinion",
         precision,
@@ -162,17 +166,10 @@ def case_of(
         signal=judged.get("signal", ""),
         issue=judged.get("issue", ""),
         comparisons=found.get("compared", 0),
-        figures={
-            kind: Figure(error, unit=_unit(subject))
-            for kind, error in found.get("errors", {}).items()
-        },
-        facts={"operation": SUBJECTS[subject].group},
+        figures={kind: Figure(value, unit=unit) for kind, value in found.get("errors", {}).items()},
+        facts={"operation": SUBJECTS[subject].group, **versions},
         seconds=seconds,
     )
-
-
-def _unit(subject: str) -> str:
-    return "ULP" if SUBJECTS[subject].measure == "ulp" else ""
 
 
 def _judged(found: Found, rows: list[Difference]) -> dict[str, str]:

@@ -63,12 +63,20 @@ def test_a_command_or_an_option_that_does_not_exist_is_found():
 
 def sessions():
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {_session(function) for function in functions}
+
+
+def _session(function):
+    """Return the name that a decorator gives, as `@nox.session(name="a-b")`, or the function's."""
+    decorators = [one for one in function.decorator_list if isinstance(one, ast.Call)]
+    given = [key.value.value for one in decorators for key in one.keywords if key.arg == "name"]
+    return given[0] if given else function.name
 
 
 @pytest.mark.parametrize("page", ALL)
 def test_sessions_of_nox_exist(page):
-    named = re.findall(r"nox (?:-R )?-s ([a-z_]+(?: [a-z_]+)*)", text_of(page).replace("\n", ";"))
+    named = re.findall(r"nox (?:-R )?-s ([a-z_-]+(?: [a-z_]+)*)", text_of(page).replace("\n", ";"))
     assert {name for names in named for name in names.split()} <= sessions()
 
 

@@ -10,7 +10,7 @@ from harness.suites.second_opinion import child, executors
 def problems(subjects, precision="fp32", executor="mil"):
     asked = {"subjects": subjects, "precision": precision, "executors": [executor]}
     found = child.judged(asked)[executor]
-    assert all(one["compared"] for one in found.values())
+    assert all(one["compared"] or one["problems"] for one in found.values())
     return {name: set(one["problems"]) for name, one in found.items() if one["problems"]}
 
 
@@ -29,20 +29,19 @@ def away(x):
 
 
 @pytest.mark.parametrize(
-    ("operation", "wrong", "kinds"),
+    ("operation", "wrong", "kind"),
     [
-        ("round", away, {"ties", "large"}),
-        ("abs", torch.neg, None),
-        ("floor", lambda x: torch.floor(x) + 0.0, {"zeros", "denormal"}),  # -0 becomes 0
-        ("square", lambda x: torch.where(x.isnan(), 0.0, x * x), {"nan"}),
-        ("exp", lambda x: torch.exp(x).clamp_max(3e38), {"infinities", "large"}),
+        ("round", away, "ties"),
+        ("abs", torch.neg, "ordinary"),
+        ("floor", lambda x: torch.floor(x) + 0.0, "zeros"),  # -0 becomes 0
+        ("tanh", lambda x: torch.where(x.isnan(), 0.0, torch.tanh(x)), "nan"),
+        ("exp", lambda x: torch.exp(x).clamp_max(3e38), "infinities"),
     ],
 )
-def test_a_wrong_operation_of_our_executor_is_found(monkeypatch, operation, wrong, kinds):
+def test_a_wrong_operation_of_our_executor_is_found(monkeypatch, operation, wrong, kind):
     monkeypatch.setitem(elementwise_unary._UNARY, operation, wrong)
     found = problems([operation, "add"])
-    assert found.keys() == {operation}
-    assert kinds is None or (found[operation] and found[operation] <= kinds)
+    assert found.keys() == {operation} and kind in found[operation]
 
 
 def broken(change):
