@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from packaging.version import Version
 
 from harness.checks.findings import read_known_defects
 from harness.fixtures.project import project
-from harness.report import run_table, write_report
+from harness.report import run_table, table_width, write_report
 from harness.results import Case, Header, KnownDefect, Run, Writer, read_run
 from harness.results.known import judge_against_known, parse_versions
+from harness.results.machine import machine_line
 
 KNOWN = read_known_defects(Path(__file__).with_name("known.toml"))
 Exporters = Mapping[str, Mapping[str, str]]
@@ -49,9 +51,15 @@ class Recorder:
 
     def __init__(self, suite: str, folder: Path, header: Header) -> None:
         self.folder = folder
-        self._suite = suite
+        self._suite, self._header = suite, header
         self._run: Run | None = None  # once it is written: an older run's may be at its path
         self._writer = Writer(folder / f"{suite}.jsonl", header)
+
+    def pytest_report_header(self) -> list[str]:
+        """Return the versions and the machine, which the stream has, too."""
+        installed = self._header.versions.items()
+        versions = [f"{name} {text}" for name, text in installed if text != "not installed"]
+        return [", ".join(versions), f"machine: {machine_line(self._header.machine)}"]
 
     def cases_of(self, report: pytest.TestReport) -> Iterable[Case]:
         """Return the cases that a report carries.
@@ -75,7 +83,7 @@ class Recorder:
 
     def summary(self, run: Run, colours: bool) -> str:
         """Return what the terminal shows of a run."""
-        return run_table(run, colours=colours) + "\n"
+        return run_table(run, colours, table_width(sys.stdout)) + "\n"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write the cases of a report, a worker's or this process's."""

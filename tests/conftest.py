@@ -15,7 +15,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def _silent_progress(monkeypatch):
     """Show no progress, however slow the machine: tests compare standard error."""
-    monkeypatch.setattr("harness.cli.progress._PATIENCE", float("inf"))
+    for name in ("_PATIENCE", "_REMINDER"):
+        monkeypatch.setattr(f"harness.cli.progress.{name}", float("inf"))
 
 
 class Mixed:

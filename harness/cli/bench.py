@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import math
+import sys
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-_MEMORY = (
-    ("peak_memory_bytes", "peak MB", 1e6),
-    ("memory_before_load_bytes", "of them libraries", 1e6),
-)
-# A figure's key in the JSON, the title of its column, and the divisor of the column's numbers. The
-# baseline's name takes the place of {}.
-_COLUMNS = (
-    ("load_ms", "load ms", 1),
-    ("prefill_ms_per_token", "prefill ms/token", 1),
-    ("decode_ms_per_token", "decode ms/token", 1),
-    ("decode_tokens_per_second", "tokens/s", 1),
-    ("decode_speed_over_{}", "times {}", 1),
-    *_MEMORY,
-)
+if TYPE_CHECKING:
+    from harness.results import Header
+
+_MEMORY = {"peak memory": "peak_memory_bytes", "before load": "memory_before_load_bytes"}
+_HEADERS = ("runtime", "test", "median", "middle half", "unit", "tokens/s")
+_ALIGNED = ("left", "left", "right", "right", "left", "right")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,50 +35,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures and return 0; raise HarnessError when a run gives wrong logits."""
+    args.progress("importing torch")
     from harness.measure import comparison
-    from harness.runtimes import BASELINE
+    from harness.results import Header
 
     args.progress(f"reading {args.file}")
     figures = comparison.bench(args.file, args.runtime, args.rounds, args.progress)
+    header = Header.here({})
     if args.json:
-        print(json.dumps({"runtimes": figures}, indent=2))
+        where = {"versions": dict(header.versions), "machine": dict(header.machine)}
+        print(json.dumps({"runtimes": figures, **where}, indent=2))
     else:
-        _print_figures(figures, BASELINE)
+        print(f"{table(figures)}\n\n{_legend(figures, header)}")
     return 0
 
 
-def _print_figures(figures: dict[str, dict[str, Any]], baseline: str) -> None:
+def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the rows of each runtime as llama-bench names them; the figures are the JSON's."""
     from tabulate import tabulate
 
+    rows: list[tuple[str, ...]] = []
+    for runtime, found in figures.items():
+        name = runtime
+        for row in found["tests"]:
+            half = " to ".join(map(_number, row["quartiles"]))
+            speed = f"{row['tokens_per_second']:,.1f}" if "tokens_per_second" in row else ""
+            rows.append((name, row["test"], _number(row["median"]), half, row["unit"], speed))
+            name = ""
+        memory = ((test, f"{found[key] / 1e6:,.0f}") for test, key in _MEMORY.items())
+        rows += [("", test, text, "", "MB", "") for test, text in memory]
+    return tabulate(rows, _HEADERS, disable_numparse=True, colalign=_ALIGNED)
+
+
+def _number(value: float) -> str:
+    """Return a time with four digits that mean something, and no power of ten."""
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def _legend(figures: Mapping[str, Mapping[str, Any]], header: Header) -> str:
+    """Return what the rows mean, how the runtimes compare, and the machine with its versions."""
+    from harness.report import table_width
+    from harness.results.machine import machine_line
+    from harness.runtimes import BASELINE
+
     first = next(iter(figures.values()))
-    peaks = {name: [row[key] / by for key, _, by in _MEMORY] for name, row in figures.items()}
-    if "call_ms" in first:
-        rows = [
-            (name, row["load_ms"], *row["call_ms"].values(), *peaks[name])
-            for name, row in figures.items()
-        ]
-        calls = [f"{method} ms" for method in first["call_ms"]]
-        headers = ("runtime", "load ms", *calls, *(title for _, title, _ in _MEMORY))
-        print(tabulate(rows, headers, floatfmt=("", ".3f", *(".3f" for _ in calls), ".0f", ".0f")))
-        count = first["samples"]["call"]
-        print(
-            f"\nlow quartiles of {count} loads and calls after a warm-up; outputs were checked; "
-            "memory is that of a process that only loads FILE and calls each method once"
-        )
-        return
-    columns = [
-        (key.format(baseline.replace(":", "_")), title.format(baseline.replace(":", " ")), by)
-        for key, title, by in _COLUMNS
-    ]
-    rows = [
-        (runtime, *(row[key] and row[key] / by for key, _, by in columns))
-        for runtime, row in figures.items()
-    ]
-    headers = ("runtime", *(title for _, title, _ in columns))
-    print(tabulate(rows, headers, floatfmt=("", ".1f", ".3f", ".3f", ".1f", ".2f", ".0f", ".0f")))
-    samples = next(iter(figures.values()))["samples"]
-    print(
-        f"\nlow quartiles of {samples['prefill']} loads and prefills and of "
-        f"{samples['decode']} decode steps, after a warm-up; every run's logits were checked; "
-        "memory is that of a process that only loads FILE and runs it once"
+    names = [row["test"] for row in first["tests"]]
+    counts = ", ".join(f"{row['samples']} of {row['test']}" for row in first["tests"])
+    terms = [] if "call_ms" in first else [f"{names[1]}: prefill of so many tokens"]
+    terms += (
+        [] if "call_ms" in first else [f"{names[2]}: so many decoded after a depth of d tokens"]
     )
+    terms += ["before load: Python and libraries"]
+    speed = f"decode_speed_over_{BASELINE.replace(':', '_')}"
+    versions = [f"{name} {text}" for name, text in header.versions.items() if text[:1].isdigit()]
+    paragraphs = [
+        "; ".join(terms),
+        f"samples after a warm-up: {counts}; the results of every run were checked; memory is that "
+        "of a process that only loads FILE and runs it once",
+        *(
+            f"{name} decodes {row[speed]:.2f} times as fast as {BASELINE} (low quartiles)"
+            for name, row in figures.items()
+            if name != BASELINE and row.get(speed)
+        ),
+        f"machine: {machine_line(header.machine)}",
+        f"versions: {', '.join(versions)}",
+    ]
+    width = table_width(sys.stdout)
+    return "\n".join(textwrap.fill(text, width, subsequent_indent="  ") for text in paragraphs)

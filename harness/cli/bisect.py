@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.check import add_checkpoint_arguments
+from harness.cli.output import print_painted
 from harness.cli.recording import add_results_arguments, artifact_name, recording
 from harness.errors import HarnessError
-from harness.text import counted, printable
+from harness.text import ELLIPSIS, counted, printable, terminal_width
 
 if TYPE_CHECKING:
     from harness.divergence import Bisection
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from harness.subject import Subject
 
 STREAM = "bisect.jsonl"
+_HEADERS = ("operation", "largest", "to overflow", "to the square's", "subnormal", "inf", "NaN")
+_FIGURE, _MIN_PLACE = 9, 15  # columns of a figure, and of a place at least
 _SHOWN = 12  # rows of a table on a terminal; --json has all
 
 
@@ -104,7 +108,7 @@ def _bisect(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any]
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
-        print("\n".join(map(printable, _lines(found, args.policy))))
+        print_painted("".join(f"{printable(line)}\n" for line in _lines(found, args.policy)))
         if args.results is not None:
             print(f"results: {args.results}")
     return 0 if found.passes else 1
@@ -169,10 +173,21 @@ def _ranges(args: argparse.Namespace, subject: Subject, given: Mapping[str, Any]
 def _table(rows: list[Range]) -> str:
     from tabulate import tabulate
 
+    from harness.report import GAP, HEADER_PADDING
+
     floats = [row for row in rows if not row.quantized]
-    near = [_row(row) for row in floats[:_SHOWN]]
     small = sorted(floats, key=lambda row: -row.subnormal_fraction)[:_SHOWN]
-    headers = ("operation", "largest", "to overflow", "to the square's", "subnormal", "inf", "NaN")
+    shown = [*floats[:_SHOWN], *small]
+    kept = [name for name in _HEADERS if name not in ("inf", "NaN") or _has(shown, name)]
+    room = None  # for the first column: a pipe gets all of it
+    if sys.stdout.isatty():
+        others = sum(max(len(name) + HEADER_PADDING, _FIGURE) + GAP for name in kept[1:]) + GAP
+        room = max(_MIN_PLACE, terminal_width(sys.stdout) - others)
+
+    def table(some: list[Range]) -> str:
+        cells = [[_row(row, room)[name] for name in kept] for row in some]
+        return tabulate(cells, kept, disable_numparse=True)
+
     clipped = sorted((row for row in rows if row.quantized), key=lambda row: -row.clipped)[:_SHOWN]
     quantized = [(_place(row), f"{row.clipped_fraction:.2%}", row.quantized) for row in clipped]
     ends = ["", tabulate(quantized, ("quantized activations", "clipped", "values"))]
@@ -186,10 +201,10 @@ def _table(rows: list[Range]) -> str:
     return "\n".join(
         [
             f"nearest to overflow, of {len(floats)} operations; 12x: twelve times larger would fit",
-            tabulate(near, headers, disable_numparse=True),
+            table(floats[:_SHOWN]),
             "",
             "most subnormal values (the part of those that are not zero)",
-            tabulate([_row(row) for row in small], headers, disable_numparse=True),
+            table(small),
             *(ends if quantized else ()),
             *(["", *lost[:_SHOWN], *more] if lost else ()),
         ]
@@ -200,10 +215,15 @@ def _place(row: Range) -> str:
     return row.where.partition("function ")[2] or row.where
 
 
-def _row(row: Range) -> tuple[Any, ...]:
-    square = row.square_margin
-    return (
-        _place(row),
+def _has(rows: list[Range], name: str) -> bool:
+    return any(row.infinite if name == "inf" else row.nan for row in rows)
+
+
+def _row(row: Range, room: int | None) -> dict[str, Any]:
+    """Return the cells of an operation by the headers; the end of a place has its name."""
+    square, place = row.square_margin, _place(row)
+    cells = (
+        place if room is None or len(place) <= room else ELLIPSIS + place[1 - room :],
         f"{row.peak:.4g}",
         f"{row.overflow_margin:.3g}x",
         "" if square is None else f"{square:.3g}x",
@@ -211,3 +231,4 @@ def _row(row: Range) -> tuple[Any, ...]:
         row.infinite or "",
         row.nan or "",
     )
+    return dict(zip(_HEADERS, cells, strict=True))

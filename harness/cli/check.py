@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+from harness.cli.output import print_painted
 from harness.cli.progress import suite_plugin
 from harness.cli.recording import (
     add_recording_arguments,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from harness.subject import Subject
 
 _SUITES = Path(harness.__file__).with_name("suites")
+_MAX_FIGURES = 3  # of a check that passed, on a terminal
 _REFERENCE = "execute this Python function of yours, which returns the eager PyTorch module"
 
 
@@ -170,13 +173,14 @@ def run(args: argparse.Namespace) -> int:
             record(case)
             cases.append(case)
             if not args.json and case.outcome in ("pass", "known"):
-                print(printable(_line(case)), flush=True)
+                print_painted(f"{printable(_line(case))}\n")
+                sys.stdout.flush()
     if not args.json:
-        print("\n".join(map(printable, _closing(cases))))
+        print_painted("".join(f"{printable(line)}\n" for line in _closing(cases)))
         if args.results is not None:
             print(f"results: {args.results}")
         if lacking := _lacking(subject, cases):
-            print(lacking)
+            print_painted(f"{lacking}\n")
         if command := _bisection(args, cases):
             print(f"the operation at fault: {printable(command)}")
     return 0 if Footer.of(cases, seconds=0.0).passed else 1
@@ -210,7 +214,10 @@ def _line(case: Case) -> str:
     count = f" ({counted(case.comparisons, 'comparison')})" if case.comparisons else ""
     bounded = {name: f for name, f in case.figures.items() if f.bound is not None}
     shown = bounded or case.figures
-    figures = "; ".join(f"{name} {figure}" for name, figure in shown.items() if figure.within_bound)
+    texts = [f"{name} {figure}" for name, figure in shown.items() if figure.within_bound]
+    if sys.stdout.isatty() and len(texts) > _MAX_FIGURES + 1:  # a pipe gets all of them
+        texts[_MAX_FIGURES:] = [f"{len(texts) - _MAX_FIGURES} more figures (--results)"]
+    figures = "; ".join(texts)
     reason = case.summary if case.outcome == "known" else case.reason
     detail = figures if case.outcome == "pass" else reason
     return f"{case.outcome:5} {case.check}{where}{count}{': ' if detail else ''}{detail}"
@@ -319,7 +326,8 @@ def run_suite(args: argparse.Namespace) -> int:
             "the suite needs hypothesis, which is not installed: pip install "
             "'coreml-llm-harness[test]'"
         )
-    words = [str(_SUITES / args.command), "-p", "no:cacheprovider"]
+    # The suite's table has the reasons of skips: pytest's summary repeats failures alone.
+    words = [str(_SUITES / args.command), "-p", "no:cacheprovider", "-rfE"]
     plugins = []
     if not args.quiet:  # pytest's dots, and their percentage, would break the line of progress
         plugins.append(suite_plugin(args.progress))

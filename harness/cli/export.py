@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.cli.output import print_fitted
 from harness.errors import HarnessError
 from harness.text import params_beside, printable
 
@@ -24,8 +25,6 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
 
 def models(args: argparse.Namespace) -> int:
     """Print the subjects with the options of their exports, and return 0."""
-    from tabulate import tabulate
-
     from harness.fixtures import all_models
 
     named = all_models().values()
@@ -51,7 +50,7 @@ def models(args: argparse.Namespace) -> int:
         )
         for model in named
     ]
-    print(tabulate(table, headers=("model", "what it is", "context / input")))
+    print_fitted(table, ("model", "what it is", "context / input"), column=1)
     return 0
 
 
@@ -85,8 +84,6 @@ def add_exporters_arguments(parser: argparse.ArgumentParser) -> None:
 
 def exporters(args: argparse.Namespace) -> int:
     """Print the exporters that can be used without installing anything, and return 0."""
-    from tabulate import tabulate
-
     from harness import __version__
     from harness.export.exporters import exporters_at_hand, our_exporter
 
@@ -118,7 +115,7 @@ def exporters(args: argparse.Namespace) -> int:
         (r["name"], r["version"], r["versions"]["torch"] or "-", r["state"], r["where"])
         for r in rows
     ]
-    print(tabulate(table, headers=("exporter", "version", "torch", "state", "where")))
+    print_fitted(table, ("exporter", "version", "torch", "state", "where"), column=4)
     return 0
 
 

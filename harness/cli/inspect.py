@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from harness.cli.output import print_painted
 from harness.text import printable
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts.to_json(), indent=2))
     else:
-        print("\n".join(printable(line) for line in _lines(facts, args.all)))
+        print_painted("".join(f"{printable(line)}\n" for line in _lines(facts, args.all)))
     return 0
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
 from harness.cli.progress import Progress
 from harness.errors import HarnessError
-from harness.text import harmless, is_terminal
+from harness.text import harmless, is_terminal, terminal_width
 
 INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
+_MIN_COLUMN = 20
 TERMINATED = 143  # that of one that SIGTERM ended
 
 
@@ -51,6 +54,60 @@ def print_exactly(text: str) -> None:
         sys.stdout.write_exactly(text)
     else:
         sys.stdout.write(text)
+
+
+# Words that begin a line, or follow its indent: the colour of the terminal that each has.
+_PAINTED = {
+    32: ("pass", "PASSED", "better"),
+    31: ("fail", "error", "crash", "timeout", "FAILED", "regression", "changed"),
+    33: ("warn", "known", "UNDECIDED", "inconclusive"),
+}
+_BEGINS = re.compile(
+    rf"^( *)({'|'.join(word for words in _PAINTED.values() for word in words)})\b", re.M
+)
+
+
+def print_painted(text: str) -> None:
+    """Print lines, with the outcomes and verdicts that begin them in colours where these show.
+
+    A terminal gets no line that is longer than it is wide, unless a word is.
+    """
+    text = harmless(text)
+    if sys.stdout.isatty():
+        from harness.report import wants_colours
+
+        width = terminal_width(sys.stdout)
+        text = "".join(f"{_wrapped(line, width)}\n" for line in text.splitlines())
+        if wants_colours(sys.stdout):
+            colours = {word: colour for colour, words in _PAINTED.items() for word in words}
+            text = _BEGINS.sub(lambda m: f"{m[1]}\x1b[{colours[m[2]]}m{m[2]}\x1b[0m", text)
+    print_exactly(text)
+
+
+def print_fitted(rows: Sequence[Sequence[str]], headers: Sequence[str], column: int) -> None:
+    """Print a table, one column of which wraps on a terminal; a pipe gets a line for each row."""
+    from tabulate import tabulate
+
+    from harness.report import GAP, HEADER_PADDING
+
+    sizes: list[int | None] | None = None
+    if sys.stdout.isatty():
+        widths = [
+            max(len(header) + HEADER_PADDING, *(len(row[index]) for row in rows)) + GAP
+            for index, header in enumerate(headers)
+        ]
+        sizes = [None] * len(headers)
+        room = terminal_width(sys.stdout) - sum(widths) + widths[column]
+        sizes[column] = max(_MIN_COLUMN, room)
+    print(tabulate(rows, headers, maxcolwidths=sizes))
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Return a line in pieces of a width; the later ones are indented deeper than its start."""
+    indent = " " * (len(line) - len(line.lstrip()) + 6)
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def discard_output() -> None:

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.cli.output import print_painted
 from harness.text import clip, printable
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def diff(args: argparse.Namespace) -> int:
         print(json.dumps(content, indent=2))
         return 1 if found else 0
     if found:
-        print("\n".join(map(printable, _lines(args.a, args.b, found, args.all))))
+        lines = _lines(args.a, args.b, found, args.all)
+        print_painted("".join(f"{printable(line)}\n" for line in lines))
     elif ignored:
         print(
             printable(f"{args.a} and {args.b} are the same but for what exporters draw at random")

@@ -174,7 +174,10 @@ def suite_plugin(progress: Progress) -> object:
 
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
             if self._reporter is not None and report.failed:
-                reason = one_line(report.longreprtext.partition("\n")[0])
+                crash = getattr(report.longrepr, "reprcrash", None)  # of a test that raised
+                reason = one_line(
+                    (crash.message if crash else report.longreprtext).partition("\n")[0]
+                )
                 self._reporter.write_line(f"FAILED {_test_name(report.nodeid)}: {reason}", red=True)
 
     return SuiteProgress()

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.output import print_exactly
+from harness.cli.output import print_exactly, print_painted
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(args: argparse.Namespace) -> int:
     """Print the table and write the files; return 1 when the run did not pass, else 0."""
-    from harness.report import run_table, wants_colours, write_report
+    from harness.report import run_table, table_width, wants_colours, write_report
     from harness.results import read_run
     from harness.results.merge import merge, write_run
 
@@ -76,7 +76,8 @@ def report(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(finished.footer.to_json() | {"files": [str(file) for file in files]}))
     else:
-        print_exactly(run_table(finished, colours=wants_colours(sys.stdout)) + "\n")
+        colours, width = wants_colours(sys.stdout), table_width(sys.stdout)
+        print_exactly(run_table(finished, colours, width) + "\n")
         if shard := finished.header.shard:
             print(f"This is shard {shard['index']} of {shard['count']}, not the whole run")
     return 0 if finished.footer.passed else 1
@@ -184,7 +185,7 @@ def gate(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(comparison.to_json(), indent=2))
     else:
-        print("\n\n".join(_parts(comparison, args.all)))
+        print_painted("\n\n".join(_parts(comparison, args.all)) + "\n")
         if files:
             print(f"results: {args.results}")
     return comparison.result.status
@@ -327,23 +328,23 @@ def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResul
 
 def _parts(comparison: Comparison, everything: bool) -> Iterator[str]:
     """Yield the table, the notes, how changes are accepted, and the verdict with the counts."""
+    from harness.report import table_width
     from harness.report.gate import acceptance, list_metrics
 
-    result = comparison.result
+    result, width = comparison.result, table_width(sys.stdout)
     shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
     if shown:
-        yield list_metrics(shown, everything)
+        yield list_metrics(shown, everything, width)
     if result.notes:
-        yield "\n".join(_wrap(f"Note: {note}") for note in result.notes)
+        yield "\n".join(_wrap(f"Note: {note}", width) for note in result.notes)
     if hint := acceptance(result):
         yield hint
     yield f"{comparison.verdict}: {comparison.summary}"
 
 
-def _wrap(text: str) -> str:
+def _wrap(text: str, width: int) -> str:
     import textwrap
 
-    from harness.report import WIDTH
     from harness.text import one_line
 
-    return textwrap.fill(one_line(text), WIDTH, subsequent_indent="    ")
+    return textwrap.fill(one_line(text), width, subsequent_indent="    ", break_on_hyphens=False)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cli.check import add_checkpoint_arguments
-from harness.cli.output import INTERRUPTED
+from harness.cli.output import INTERRUPTED, print_painted
 from harness.errors import HarnessError, NotInstalledError
 from harness.text import counted, listed, printable
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.measure.text import Estimate, TextMeasure, TextResult
 
 _MAX_TOKENS = 4096
+_WIDE = 100  # columns: a narrower terminal gets a row for each figure
 _CHARACTERS = 64  # of a text for each token to measure: longer texts are cut before they are read
 
 # A figure's key, the title of its column, the factor of its numbers, and their format.
@@ -176,6 +177,8 @@ def _facts(
 def _print_table(measure: TextMeasure, result: TextResult) -> None:
     from tabulate import tabulate
 
+    from harness.report import table_width
+
     rows = {} if result.oracle is None else {"oracle": result.oracle}
     rows |= result.runtimes
     shown = [row for row in _COLUMNS if any(row[0] in figures for figures in rows.values())]
@@ -183,10 +186,13 @@ def _print_table(measure: TextMeasure, result: TextResult) -> None:
         [name, *(_cell(figures.get(key), by, form) for key, _, by, form in shown)]
         for name, figures in rows.items()
     ]
-    print(tabulate(cells, ["", *(title for _, title, _, _ in shown)], disable_numparse=True))
-    print(
+    table = [["", *(title for _, title, _, _ in shown)], *cells]
+    if table_width(sys.stdout) < _WIDE:
+        table = [list(column) for column in zip(*table, strict=True)]
+    print(tabulate(table[1:], table[0], disable_numparse=True))
+    print_painted(
         f"\nover {counted(result.predicted, 'predicted token')}, in chunks of {measure.context} "
-        f"({measure.mode}); ± one standard error"
+        f"({measure.mode}); ± one standard error\n"
     )
 
 

@@ -42,7 +42,9 @@ from harness.measure.timing import (
     controlled_garbage,
     load_times,
     milliseconds,
+    steps_by_depth,
     timed_calls,
+    timed_row,
 )
 from harness.measure.turns import MAX_PASSES, Pass, Steps, in_turn
 from harness.results.figures import with_unit
@@ -283,9 +285,8 @@ def bench(
 
     Returns the figures by the runtime's name, each with its unit in its own name. Without names,
     the runtimes are this machine's default and the baseline, eager PyTorch in fp32. Of another
-    model than a language model, loads and calls of each method are timed. Raises
-    WrongAnswerError when a timed run's results are wrong, NotInstalledError for a runtime that
-    cannot be used here.
+    model than a language model, loads and calls of each method are timed. Raises WrongAnswerError
+    when a run's results are wrong, NotInstalledError for a runtime that cannot be used here.
     """
     if rounds < 1:
         raise HarnessError(f"rounds must be at least 1, not {rounds}")
@@ -318,6 +319,10 @@ def _bench_calls(subject: Subject, runtimes: list[str], rounds: int) -> dict[str
         figures[runtime] = {
             "load_ms": low_quartile(timed.loads),
             "call_ms": {name: low_quartile(calls) for name, calls in timed.calls.items()},
+            "tests": [
+                timed_row("load", "ms", timed.loads),
+                *(timed_row(f"{name} call", "ms", calls) for name, calls in timed.calls.items()),
+            ],
             **Calls(subject, runtime).memory().figures,
             "samples": {"call": rounds},
         }
@@ -332,6 +337,14 @@ def _figures(loads: list[float], rounds: list[Round], memory: Memory) -> dict[st
         "prefill_ms_per_token": low_quartile(prefill),
         "decode_ms_per_token": low_quartile(decode),
         "decode_tokens_per_second": 1e3 / low_quartile(decode),
+        "tests": [
+            timed_row("load", "ms", loads),
+            timed_row(f"pp{rounds[0].prompt}", "ms/token", prefill),
+            *(
+                timed_row(f"tg{n} @ d{d}", "ms/token", took)
+                for d, n, took in steps_by_depth(rounds)
+            ),
+        ],
         **memory.figures,
         "samples": {"prefill": len(prefill), "decode": len(decode)},
     }

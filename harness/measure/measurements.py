@@ -10,12 +10,18 @@ import numpy as np
 from harness.artifact.facts import artifact_facts
 from harness.checks import Check, check
 from harness.measure.statistics import low_quartile
-from harness.measure.timing import Calls, Round, Stopwatch, load_times, timed_calls
+from harness.measure.timing import (
+    Calls,
+    Round,
+    Stopwatch,
+    load_times,
+    steps_by_depth,
+    timed_calls,
+)
 from harness.results import Fact, Figure, Finding
 from harness.subject import Subject, executable
 
 CHECK_ROUNDS = 5
-DEPTHS = 4  # at which decode is timed apart, if there are at least two steps of each
 
 
 @check("sizes")
@@ -113,15 +119,11 @@ def check_latency(subject: Subject, runtime: str) -> Iterator[Finding]:
 
 
 def _by_depth(rounds: Sequence[Round]) -> dict[str, Figure]:
-    """Return the times of decode steps at up to `DEPTHS` depths: the tokens that come before."""
-    steps = np.array([timed.decode for timed in rounds])  # [rounds, steps]
-    depths = rounds[0].prompt + np.arange(steps.shape[1])
-    parts = np.array_split(np.arange(len(depths)), DEPTHS) if len(depths) >= 2 * DEPTHS else []
+    """Return the times of decode steps by the tokens before the middle of each part of them."""
+    parts = steps_by_depth(rounds)
     return {
-        f"decode at {depths[part[len(part) // 2]]} tokens": _time(
-            steps[:, part].ravel().tolist(), "ms/token"
-        )
-        for part in parts
+        f"decode at {depth + steps // 2} tokens": _time(samples, "ms/token")
+        for depth, steps, samples in (parts if len(parts) > 1 else ())
     }
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from statistics import quantiles
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from harness.artifact import Artifact, open_artifact
@@ -34,7 +36,10 @@ WARM_UP_ROUNDS = 1
 # which may move the last bits of a result in FLOAT16.
 REPEATED_TOLERANCE = 2.0**-9
 
+DEPTHS = 4  # at which decode is timed apart, if there are at least two steps of each
+
 Result = TypeVar("Result")
+Times = list[float]
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -57,6 +62,27 @@ class Round:
     def prefill(self) -> float:
         """Milliseconds of prefill per token."""
         return sum(self.chunks) / self.prompt
+
+
+def steps_by_depth(rounds: Sequence[Round], parts: int = DEPTHS) -> list[tuple[int, int, Times]]:
+    """Return (depth, steps, milliseconds of all rounds) of up to `parts` parts of the decoding.
+
+    A depth is the number of tokens before the first step of a part, which has two steps or more;
+    fewer steps than twice the parts are one part.
+    """
+    steps = np.array([timed.decode for timed in rounds])  # [rounds, steps]
+    count = steps.shape[1]
+    pieces = np.array_split(np.arange(count), parts if count >= 2 * parts else 1)
+    prompt = rounds[0].prompt
+    return [(prompt + int(p[0]), len(p), steps[:, p].ravel().tolist()) for p in pieces]
+
+
+def timed_row(name: str, unit: str, samples: Sequence[float]) -> dict[str, Any]:
+    """Return a row of the table of `harness bench`, by llama-bench's name; quartiles enclose it."""
+    low, middle, high = quantiles(samples, n=4, method="inclusive") if samples[1:] else 3 * samples
+    row = {"test": name, "unit": unit, "median": middle, "quartiles": [low, high]}
+    speed = {"tokens_per_second": 1e3 / middle} if unit == "ms/token" else {}
+    return row | speed | {"samples": len(samples)}
 
 
 @dataclass(frozen=True)

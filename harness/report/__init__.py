@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 from xml.etree import ElementTree
 
 from tabulate import tabulate
@@ -22,9 +22,11 @@ from harness.files import partial_file, writing
 from harness.report.drawings import element
 from harness.report.run_page import html_page
 from harness.results import OUTCOMES, Case, Figure, Footer, Run
-from harness.text import clip, counted, one_line, printable
+from harness.text import clip, counted, one_line, printable, terminal_width
 
 WIDTH = 120
+# A table of fewer columns than this has its groups as headings, and is cut to no fewer than that.
+_WIDE, _MIN_WIDTH = 100, 40
 # header -> widest cell. The last column takes the rest of WIDTH.
 COLUMNS = {"fixture": 18, "mode": 13, "runtime": 18, "check": 30, "outcome": 7}
 LAST_COLUMN = "figure against bound"
@@ -38,24 +40,48 @@ MAX_REASON = 2000
 COUNTERS = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
-def run_table(run: Run, colours: bool = False) -> str:
+def table_width(stream: TextIO) -> int:
+    """Return the columns of a table on a stream: those of its terminal or COLUMNS, or `WIDTH`."""
+    if not stream.isatty() and not os.environ.get("COLUMNS"):
+        return WIDTH
+    return max(_MIN_WIDTH, min(WIDTH, terminal_width(stream)))
+
+
+def run_table(run: Run, colours: bool = False, width: int = WIDTH) -> str:
     """Return the table of a run, the reason of each case that did not pass, and a last line."""
-    parts = [case_table(run.cases, colours), *_notes(run.cases), summary_line(run.footer, colours)]
+    parts = [case_table(run.cases, colours, width), *_notes(run.cases, width)]
+    parts.append(summary_line(run.footer, colours))
     return "\n\n".join(part for part in parts if part)
 
 
-def case_table(cases: Iterable[Case], colours: bool = False) -> str:
+def case_table(cases: Iterable[Case], colours: bool = False, width: int = WIDTH) -> str:
     """Return a row for each case, grouped by fixture, mode and runtime, with its key figures."""
     rows: list[list[str]] = []
+    headings: dict[int, str] = {}  # by the row that they precede
     group: tuple[str, ...] = ()
     for case in sorted(cases, key=lambda c: (c.fixture, c.mode, c.runtime, c.suite, c.check)):
         same_group = group == (case.fixture, case.mode, case.runtime)
         group = (case.fixture, case.mode, case.runtime)
+        if not same_group:
+            headings[len(rows)] = clip(", ".join(name for name in group if name != "-"), width)
         rows.append(_row(case, same_group))
-    rows = fit(rows, COLUMNS)
+    if not rows:
+        return ""
+    columns = COLUMNS
+    if width < _WIDE:
+        columns = {name: size for name, size in COLUMNS.items() if name in ("check", "outcome")}
+        rows = [row[len(COLUMNS) - len(columns) :] for row in rows]
+    rows = fit(rows, columns, width)
     for row in rows:
-        row[4] = paint(row[4], OUTCOMES[row[4]].colour, colours)
-    return draw_rows([*COLUMNS, LAST_COLUMN], rows) if rows else ""
+        row[-2] = paint(row[-2], OUTCOMES[row[-2]].colour, colours)
+    table = draw_rows([*columns, LAST_COLUMN], rows)
+    if width >= _WIDE:
+        return table
+    lines = table.splitlines()
+    first = len(lines) - len(rows)
+    for number in sorted(headings, reverse=True):
+        lines[first + number : first + number] = ["", headings[number]]
+    return "\n".join(lines)
 
 
 def fit(
@@ -113,7 +139,7 @@ def _rank(figure: Figure) -> int:
     return 2 if figure.bound is None else 1
 
 
-def _notes(cases: Iterable[Case]) -> Iterator[str]:
+def _notes(cases: Iterable[Case], width: int) -> Iterator[str]:
     """Yield a note on each warning, and on each case that did not pass; failures come last.
 
     Cases with equal reasons share a note.
@@ -131,7 +157,7 @@ def _notes(cases: Iterable[Case]) -> Iterator[str]:
     for (outcome, summary), alike in notes:
         ids = alike[0].id if len(alike) == 1 else f"{len(alike)} cases, {alike[0].id} and others"
         text = f"{outcome.upper()} {one_line(ids)}: {clip(summary, MAX_REASON)}"
-        yield textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+        yield textwrap.fill(text, width, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def junit_xml(run: Run) -> str:

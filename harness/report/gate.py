@@ -225,7 +225,7 @@ def acceptance(result: GateResult) -> str:
     return f"To accept what changed: {options}" if options else ""
 
 
-def list_metrics(metrics: Sequence[Metric], everything: bool) -> str:
+def list_metrics(metrics: Sequence[Metric], everything: bool, width: int = WIDTH) -> str:
     """List metrics under their cases, the worst verdicts first."""
     ranks = list(VERDICTS)
     cases: dict[str, list[Metric]] = {}
@@ -233,22 +233,22 @@ def list_metrics(metrics: Sequence[Metric], everything: bool) -> str:
         cases.setdefault(metric.case, []).append(metric)
     printed = []
     for case, group in cases.items():
-        printed.append(clip(case, WIDTH))
+        printed.append(clip(case, width))
         ranked = sorted(group, key=lambda metric: ranks.index(metric.verdict))
         shown = ranked if everything else ranked[:_MAX_METRICS]
-        printed += [_metric_line(metric) for metric in shown]
+        printed += [_metric_line(metric, width) for metric in shown]
         if len(shown) < len(ranked):
             printed.append(f"{_INDENT}{len(ranked) - len(shown)} more (--all)")
     return "\n".join(printed)
 
 
-def _metric_line(metric: Metric) -> str:
+def _metric_line(metric: Metric, width: int) -> str:
     values = f"{metric.base or '(none)'} -> {metric.head or '(none)'}"
     said = [values] if metric.base or metric.head else []
     said += [metric.reason] if metric.reason else []
     return textwrap.fill(
         one_line(f"{metric.name}: {'; '.join(said)}"),
-        WIDTH,
+        width,
         initial_indent=f"{_INDENT}{metric.verdict:<{_VERDICT_WIDTH}}",
         subsequent_indent=_INDENT + " " * (_VERDICT_WIDTH + 4),
         break_on_hyphens=False,

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.text import counted, one_line
+
 SCHEMA = 2  # 1 has no histograms and no profiles, and is read, too
 _LATER = ("exporters", "artifact", "shard", "mac", "conditions")  # fields that may be left out
 _ABSENT = "absent: "
@@ -121,6 +123,19 @@ def this_machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
     }
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Return the facts of a machine, of `Header.machine`, as a line."""
+    parts = [
+        f"{machine.get('os')} {machine.get('release')} {machine.get('arch')}",
+        str(machine.get("cpu")),
+        counted(int(machine.get("cpus", 1)), "CPU"),
+        f"{machine.get('memory_bytes', 0) / 1e9:.1f} GB of memory",
+    ]
+    if threads := machine.get("threads"):
+        parts.append(f"{counted(threads, 'thread')} of torch ({machine.get('capability')})")
+    return ", ".join(map(one_line, parts))
 
 
 def _torch_state() -> dict[str, Any]:

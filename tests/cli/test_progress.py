@@ -12,6 +12,8 @@ from harness.cli import progress as module
 from harness.cli.progress import Progress
 from harness.suites.terminal.watch import MAX_SILENCE, drawn, watch
 
+REMINDER = module._REMINDER  # the fixture of all tests changes it
+
 
 class Terminal(io.StringIO):
     def isatty(self):
@@ -79,7 +81,7 @@ def test_short_stages_that_follow_one_another_are_said(fast, monkeypatch):
 
 
 def test_a_log_is_never_silent_for_more_than_ten_seconds():
-    assert module._REMINDER <= 10
+    assert REMINDER <= 10
 
 
 def test_a_short_command_shows_nothing_on_a_terminal(monkeypatch):
@@ -121,3 +123,26 @@ def test_conformance_refuses_what_pytest_does_not_know():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "--no-such-option" in done.stderr
+
+
+def test_a_suite_shows_its_running_test_and_each_failure_at_once(tmp_path):
+    tests = {"slow": "time.sleep(1.5)", "bad": "assert 1 == 2", "last": "time.sleep(1.5)"}
+    lines = ["import time", *(f"def test_{name}(): {code}" for name, code in tests.items())]
+    (tmp_path / "test_it.py").write_text("\n".join(lines))
+    code = (
+        "import pytest, sys; from harness.cli.output import checked_output\n"
+        "from harness.cli.progress import Progress, suite_plugin\n"
+        "with Progress('starting') as progress, checked_output(progress, exactly=True):\n"
+        "    words = ['test_it.py', '-rfE', '-o', 'console_output_style=classic', *sys.argv[1:]]\n"
+        "    sys.exit(pytest.main(words, [suite_plugin(progress)]))"
+    )
+    found = watch([sys.executable, "-c", code], folder=tmp_path)
+    lines = drawn(found.output)
+    assert any(re.match(r"slow: .* 0 of 3", line) for line in lines)
+    assert any(re.match(r"last: .* 2 of 3", line) for line in lines)
+    failure, *others = [line for line in found.screen if line.startswith("FAILED")]
+    assert failure == "FAILED bad: assert 1 == 2" and len(others) == 1, "and in the summary"
+    assert found.status == 1 and found.screen[-1].strip("= ").startswith("1 failed, 2 passed")
+    assert found.longest.judged < MAX_SILENCE
+    dots = watch([sys.executable, "-c", code, "-v"], folder=tmp_path)
+    assert "test_it.py::test_slow PASSED" in dots.screen

@@ -1,6 +1,7 @@
 """Two artifacts are timed in blocks until each metric has a verdict; a verdict needs answers."""
 
 import itertools
+import json
 import math
 import re
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from harness.cli import main
+from harness.cli.bench import table
 from harness.fixtures.cache import exported, fixture
 from harness.generate.session import Session
 from harness.measure import comparison
@@ -252,6 +254,42 @@ def test_bench_gives_low_quartiles_which_a_few_slow_steps_do_not_move():
     figures = comparison._figures([7.0, 5.0, 50.0, 5.0, 6.0], rounds, Memory(1, 2))
     assert figures["load_ms"] == 5.0 and figures["prefill_ms_per_token"] == 2.0
     assert (figures["decode_ms_per_token"], figures["decode_tokens_per_second"]) == (1.0, 1e3)
+
+
+def test_the_table_of_bench_has_the_figures_of_its_json():
+    rng = np.random.default_rng(0)
+    decode = rng.uniform(0.5, 2.0, (5, 32))
+    rounds = [Round([6.0 + n, 3.0], 40, [*steps]) for n, steps in enumerate(decode.tolist())]
+    loads = [12.0, 3000.0, 14.0, 13.0, 11.0]
+    figures = comparison._figures(loads, rounds, Memory(300_000_000, 4_321_000_000))
+    tests = {row["test"]: row for row in json.loads(json.dumps(figures))["tests"]}
+    assert list(tests) == ["load", "pp40", *(f"tg8 @ d{depth}" for depth in (40, 48, 56, 64))]
+    assert tests["pp40"]["median"] == 11 / 40 and tests["load"]["quartiles"] == [12, 14]
+    for number, depth in enumerate((40, 48, 56, 64)):
+        steps, row = decode[:, 8 * number : 8 * number + 8], tests[f"tg8 @ d{depth}"]
+        found = [row["quartiles"][0], row["median"], row["quartiles"][1]]
+        assert np.allclose(found, np.quantile(steps, [0.25, 0.5, 0.75])) and row["samples"] == 40
+        assert row["tokens_per_second"] == pytest.approx(1000 / np.median(steps))
+    rows = {
+        line[11:24].strip(): line[24:].split()
+        for line in table({"mil:widen": figures}).splitlines()[2:]
+    }
+    assert rows["peak memory"] == ["4,321", "MB"] and rows["before load"] == ["300", "MB"]
+    assert rows["load"] == ["13.00", "12.00", "to", "14.00", "ms"]
+    for name, row in tests.items():
+        median, low, _, high, unit, *speed = rows[name]
+        shown = [float(text.replace(",", "")) for text in (median, low, high)]
+        wanted = [row["median"], *row["quartiles"]]
+        assert unit == row["unit"] and shown == pytest.approx(wanted, rel=1e-3)
+        assert [float(text.replace(",", "")) for text in speed] == pytest.approx(
+            [row[key] for key in ("tokens_per_second",) if key in row], rel=1e-3
+        )
+
+
+def test_few_steps_are_one_depth():
+    figures = comparison._figures([1.0], [Round([4.0], 4, [1.0, 2.0, 3.0])], Memory(1, 2))
+    assert [row["test"] for row in figures["tests"]] == ["load", "pp4", "tg3 @ d4"]
+    assert figures["tests"][0]["quartiles"] == [1.0, 1.0]
 
 
 def test_a_short_call_is_repeated_more_often():

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
@@ -18,11 +19,12 @@ import pytest
 from harness.checks.findings import explained, rows
 from harness.cli import main
 from harness.errors import HarnessError
-from harness.report import badge, junit_xml, run_table
+from harness.report import badge, junit_xml, run_table, table_width
 from harness.report.drawings import share_of_bound
 from harness.report.page import pieces, repeat_command
 from harness.report.run_page import html_page
 from harness.results import Figure, Finding, RecordedFinding, case_from_findings, read_run
+from harness.text import clip
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
 HOSTILE = '<script>alert("x")</script>&\x1b[31m\x00'
@@ -215,6 +217,27 @@ def test_the_table_fits_however_long_the_names_and_reasons(tmp_path):
     )
     table = run_table(read_run(write_run(tmp_path / "run.jsonl", long)))
     assert max(map(len, table.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("width", [99, 80])
+def test_a_narrow_table_has_its_groups_as_headings(run, width):
+    lines = run_table(run, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].split() == ["check", "outcome", "figure", "against", "bound"]
+    for case in run.cases:
+        group = ", ".join(n for n in (case.fixture, case.mode, case.runtime) if n != "-")
+        assert clip(group, width) in lines
+        below = [*lines[lines.index(clip(group, width)) + 1 :], ""]
+        rows = [line.split()[:2] for line in below[: below.index("")]]
+        assert [clip(case.check, 30), case.outcome] in rows
+
+
+def test_a_table_is_as_wide_as_the_terminal_up_to_120_columns(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert table_width(io.StringIO()) == 120
+    for given, wanted in (("80", 80), ("200", 120), ("3", 40)):
+        monkeypatch.setenv("COLUMNS", given)
+        assert table_width(io.StringIO()) == wanted
 
 
 def test_a_figure_outside_its_bound_is_shown_before_the_others(tmp_path):
