@@ -79,7 +79,8 @@ def steps_by_depth(rounds: Sequence[Round], parts: int = DEPTHS) -> list[tuple[i
 
 def timed_row(name: str, unit: str, samples: Sequence[float]) -> dict[str, Any]:
     """Return a row of the table of `harness bench`, by llama-bench's name; quartiles enclose it."""
-    low, middle, high = quantiles(samples, n=4, method="inclusive") if samples[1:] else 3 * samples
+    several = [*samples] if len(samples) > 1 else 2 * [*samples]
+    low, middle, high = quantiles(several, n=4, method="inclusive")
     row = {"test": name, "unit": unit, "median": middle, "quartiles": [low, high]}
     speed = {"tokens_per_second": 1e3 / middle} if unit == "ms/token" else {}
     return row | speed | {"samples": len(samples)}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import COMMANDS
+from harness.results import read_run
 from harness.suites.terminal.conftest import HARNESS, Material
 from harness.suites.terminal.watch import MAX_SILENCE, Watched, drawn, left_over, rendered, watch
 
@@ -64,13 +65,28 @@ def assert_alive(found: Watched) -> None:
     assert all(len(line) < found.columns for line in drawn(found.output))
 
 
+def assert_each_once(screen: list[str], stream: Path) -> None:
+    """Fail for a reason of a skip that a screen shows twice, or not at all."""
+    shown = "".join("".join(screen).split())
+    reasons = {case.reason for case in read_run(stream).cases if case.outcome == "skip"}
+    squeezed = ["".join(reason.split()) for reason in reasons]
+    for reason in squeezed:
+        within = sum(reason in other for other in squeezed)
+        assert shown.count(reason) == within, f"{reason}: {shown.count(reason)} times"
+
+
 @pytest.mark.parametrize("line", LINES)
-def test_a_command_shows_a_sign_of_life(line: str, material: Material, watched: Watch) -> None:
+def test_a_command_shows_a_sign_of_life(
+    line: str, material: Material, watched: Watch, tmp_path: Path
+) -> None:
     if line.startswith("lm-eval"):
         pytest.importorskip("lm_eval", reason="needs the extra `eval`")
     found = watched(material.words(line))
     assert found.status == LINES[line], "\n".join(found.screen)
     assert_alive(found)
+    for stream in tmp_path.rglob("conformance.jsonl"):
+        assert_each_once(found.screen, stream)
+        assert any(line.startswith("machine: ") for line in found.screen)
 
 
 @pytest.mark.parametrize(
