@@ -39,7 +39,7 @@ SECTIONS = {
     "O": "Options of exporters",
 }
 SEVERITIES = ("failure", "warning")
-_OF_SUITES = (ANY_CHECK, "options", "agreement", "sizes")  # no checks that a user can name
+_OF_OTHERS = (ANY_CHECK, "agreement", "bisect", "options", "sizes")  # `check` cannot run them
 BECAUSE = "because of "  # how the reason of a case begins that is skipped for its cause
 _MAX_PAIRS = 100_000  # of places that are compared
 _PLACE = re.compile(r"\b(method|delegate|package|function|input|output|state) ('[^']*'|\d+)")
@@ -80,7 +80,7 @@ def rows() -> Mapping[str, Row]:
 
 def check_names() -> list[str]:
     """Return the names of the checks of `harness check` in order, without importing the checks."""
-    return sorted({row.check for row in rows().values()} - set(_OF_SUITES))
+    return sorted({row.check for row in rows().values()} - set(_OF_OTHERS))
 
 
 def _row(code: str, values: Mapping[str, Any]) -> Row:

@@ -15,7 +15,6 @@ from harness.suites.mutants import of_names as names
 from harness.suites.mutants import of_programs as programs
 from harness.suites.mutants import of_weights as weights
 from harness.suites.mutants.edit import Export
-from tests.cli import PROGRESS
 
 WIDEN = ("--runtime", "mil:widen")
 
@@ -52,7 +51,7 @@ def check(capsys):
     def call(*words):
         status = main(["check", *map(str, words)])
         printed = capsys.readouterr()
-        return status, printed.out, PROGRESS.sub("", printed.err)
+        return status, printed.out, printed.err
 
     return call
 

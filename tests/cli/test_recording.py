@@ -16,7 +16,6 @@ from harness.results import MissingFooter, read_run
 from harness.suites.mutants import of_names as names
 from harness.suites.mutants.edit import Export
 from harness.text import content_digest
-from tests.cli import PROGRESS
 
 QUICK = ("--check", "references", "--check", "metadata-names")
 DRAWINGS = {"check.jsonl", "table.txt", "junit.xml", "index.html", "badge.svg"}
@@ -34,7 +33,7 @@ def call(capsys):
     def call(*words):
         status = main([*map(str, words)])
         printed = capsys.readouterr()
-        return status, printed.out, PROGRESS.sub("", printed.err)
+        return status, printed.out, printed.err
 
     return call
 

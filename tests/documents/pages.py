@@ -20,8 +20,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cli import PROGRESS
-
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 
@@ -33,6 +31,7 @@ _BLOCK = re.compile(
 _MEASURED = r"\d[\d,]*\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+"
 _TOKEN = re.compile(rf"(?P<any>\.\.\.|…)|(?P<number>{_MEASURED})")
 _TIME = re.compile(r" ?(?:s|ms|tok/s|tokens/s|ms/token)\b")
+_PROGRESS = re.compile(r"^ *\d+\.\d s  .*\n", re.MULTILINE)  # of a command on a busy machine
 FACTOR = 30
 """How far a number with a decimal point, a measured one, may be from the page's; not a time."""
 
@@ -138,7 +137,7 @@ def difference(shown: str, printed: str) -> str:
     """
     if not shown:  # nothing is shown of it
         return ""
-    shown, printed = _plain(shown), _plain(PROGRESS.sub("", printed))
+    shown, printed = _plain(shown), _plain(_PROGRESS.sub("", printed))
     found = re.fullmatch(_pattern(shown), printed)
     if found is None:
         return f"the page shows\n{shown}\nprinted was\n{printed[-6000:]}"
