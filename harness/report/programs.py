@@ -10,7 +10,6 @@ from itertools import groupby
 from xml.etree import ElementTree
 
 from harness.report.drawings import (
-    MAX_LABEL,
     Axis,
     Drawing,
     axis_over,
@@ -27,10 +26,12 @@ _MAX_CHARTS = 8
 _DOTS, _LAYERS = 160, 60  # of a chart
 _CHART, _TOP = 130, 20  # pixels
 _LEFT, _WIDTH = 11.0, 88.0  # percent
+_MAX_NAMED = 46  # letters of the first operation beyond its bound, which are bold
 _LARGEST = 9  # power of ten: a wrong value is a million times off where 1e-7 is allowed
 _LETTER = 2.0  # percent of a narrow screen
 _MAX_SUBJECTS = 12
 _STORED = re.compile(r"package (\d{1,9}) (.+) weight bytes")
+_NARROWEST = 0.1  # part of all weights that has names on its area
 _AREA, _LINE = 150, 15  # pixels: of the weights of a subject, of a line of text
 
 
@@ -116,7 +117,7 @@ def _areas(packages: Mapping[int, Mapping[str, int]], label: str) -> ElementTree
             who = "shared by" if _is_shared(functions) else "only"
             lines = [f"{size(count)}", f"{who} {functions}", f"package {index}"]
             fit = int((_AREA * height / 100 - 4) // _LINE)
-            if fit > 0:
+            if fit > 0 and part / total >= _NARROWEST:
                 names = element("foreignObject", block, width="100%", height="100%", class_="names")
                 for text in lines[:fit]:
                     element("p", names, text)
@@ -236,7 +237,7 @@ def _dots(
         if index == first and top == "bound":
             element("circle", svg, cx=x, cy=y, r=8, class_="ring")
             element("line", svg, x1=x, x2=x, y1=_TOP, y2=y, class_="ring")
-            text = clip(f"first: {found[index].name}", MAX_LABEL)
+            text = clip(f"first: {found[index].name}", _MAX_NAMED)
             element("text", svg, text, x=0, y=12, class_="bad")
     return svg
 

@@ -18,9 +18,19 @@ from harness.cli import main
 from harness.fixtures.cache import exported, fixture
 from harness.fixtures.matrix import matrix
 from harness.report.run_page import html_page
-from harness.results import Case, Figure, Run, Writer, read_run
+from harness.results import (
+    Case,
+    Figure,
+    Histogram,
+    OperationError,
+    Profile,
+    Run,
+    Writer,
+    read_run,
+)
 from harness.suites.mutants.edit import FolderExport
 from harness.suites.mutants.of_names import swap_outputs
+from harness.suites.mutants.of_programs import retype
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -116,6 +126,40 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return read_run(folder / "results" / "check.jsonl")
 
 
+@pytest.fixture(scope="session")
+def bisected(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return the bisection of an artifact whose layer 1 has a sigmoid in the place of its silu."""
+    folder = tmp_path_factory.mktemp("bisected")
+    model = fixture("tiny")
+    options = replace(model.options, mode="multifunction")
+    export: Any = FolderExport(exported("tiny", options, exporter="coreml"))
+    retype("silu", "sigmoid", 1)(export)
+    artifact = export.save(folder / "model")
+    sources = ["--checkpoint", str(model.checkpoint), "--params", str(model.params)]
+    words = ["bisect", str(artifact), *sources, "--name", "sigmoid in layer 1"]
+    assert main([*words, "--results", str(folder / "results")]) == 1
+    return read_run(folder / "results" / "bisect.jsonl")
+
+
+def _hostile(case: Case) -> Case:
+    """Return a failed case with long and odd names and numbers in its drawings."""
+    name = "aten_mul_tensor_2_cast_fp16_" * 4
+    errors = [0.0, 1e-9, None, 0.5, float("nan"), float("inf"), 1e300, *[0.1] * 3000]
+    operations = tuple(
+        OperationError("method 'm' " * 20, name, f"{name}{n}", f"layer {n // 7}", error, error)
+        for n, error in enumerate(errors)
+    )
+    functions = ", ".join(f"prefill_of_{n}_tokens" for n in (16, 32, 64))
+    stored = {f"package {n} {functions} weight bytes": 10**n for n in range(1, 9)}
+    return replace(
+        case,
+        check="copies",
+        profile=Profile("the distance", operations),
+        histograms={name: Histogram(-40, (1, 10**9) + (7,) * 59, 3, 4), "x": Histogram(0, (), 1)},
+        facts={**stored, "package 8 prefill_of_16_tokens weight bytes": 5 * 10**7},
+    )
+
+
 def _written(run: Run, cases: list[Case], path: Path) -> Run:
     with Writer(path, run.header) as writer:
         for case in cases:
@@ -124,7 +168,9 @@ def _written(run: Run, cases: list[Case], path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def runs(sound: Run, broken: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def runs(
+    sound: Run, broken: Run, bisected: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run]:
     """Return runs by name: real ones, one of the matrix's size, and one of long and odd texts."""
     folder = tmp_path_factory.mktemp("runs")
     subjects = [f"{label}{name}" for name in matrix() for label in ("", "coreml:")]
@@ -147,8 +193,9 @@ def runs(sound: Run, broken: Run, tmp_path_factory: pytest.TempPathFactory) -> d
     return {
         "sound": sound,
         "broken": broken,
+        "bisected": bisected,
         "matrix": _written(sound, many, folder / "matrix.jsonl"),
-        "long": _written(sound, [*sound.cases[:40], long], folder / "long.jsonl"),
+        "long": _written(sound, [*sound.cases[:40], long, _hostile(long)], folder / "long.jsonl"),
     }
 
 

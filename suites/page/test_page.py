@@ -13,8 +13,8 @@ from harness.report.page import MARKS
 from harness.results import Run
 from harness.suites.page.conftest import THEMES, WIDTHS, Opened
 
-PAGES = ("sound", "broken", "long", "matrix")
-LIMITS = {"sound": 1_000_000, "broken": 1_000_000, "long": 1_000_000, "matrix": 3_000_000}
+PAGES = ("sound", "broken", "bisected", "long", "matrix")
+LIMITS = dict.fromkeys(PAGES, 1_000_000) | {"matrix": 3_000_000}
 
 # What is wrong with the layout: words on two lines, and text that nobody can scroll to.
 LAYOUT = """() => {
@@ -81,7 +81,7 @@ def violations(page: Any, **options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("name", ["sound", "broken", "long"])
+@pytest.mark.parametrize("name", ["sound", "broken", "bisected", "long"])
 def test_axe_finds_nothing(
     opened: Callable[..., Opened], files: dict[str, Path], name: str, theme: str
 ) -> None:
@@ -274,6 +274,7 @@ def test_pictures_are_kept(
         ("broken", 1280, "light", "page-failed"),
         ("sound", 1280, "light", "page-passed"),
         ("sound", 390, "dark", "page-narrow"),
+        ("bisected", 1280, "light", "page-bisected"),
     ):
         file = folder / f"{part}.png"
         opened(files[name], width, theme).page.screenshot(path=file)
