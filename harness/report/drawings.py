@@ -7,6 +7,7 @@ Colours are classes of `page.css`; the page's policy allows no style attribute.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ ROW, TOP = 34, 26  # pixels
 _BARS = 30  # pixels
 _MAX_HISTOGRAMS = 24
 _LEAST_BAR = 0.08  # of the highest bar: one value of a million is seen, too
+
+# A word longer than this may break after its punctuation; a shorter one, such as 2e-07, never.
+_LONG_WORD = re.compile(r"\S{13,}")
+_AFTER_PUNCTUATION = re.compile(r"(?<=[^\w\s])(?=\w)|(?<=_)(?=[^\W_])")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,25 @@ def element(
     if parent is not None:
         parent.append(made)
     return made
+
+
+def pieces(value: object) -> list[str]:
+    """Return the parts of a text between which a line may end beside its spaces."""
+    text = _LONG_WORD.sub(
+        lambda word: _AFTER_PUNCTUATION.sub("\0", word.group()), printable(str(value))
+    )
+    return text.split("\0")
+
+
+def add_wrapped(parent: ElementTree.Element, text: str) -> None:
+    """Add a text after what an element holds; a line may end within its long words."""
+    first, *rest = pieces(text)
+    if len(parent):
+        parent[-1].tail = (parent[-1].tail or "") + first
+    else:
+        parent.text = (parent.text or "") + first
+    for piece in rest:
+        element("wbr", parent).tail = piece
 
 
 def svg_of(height: float, label: str) -> ElementTree.Element:

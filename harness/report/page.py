@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report.drawings import largest_share, percent
+from harness.report.drawings import largest_share, percent, pieces
 from harness.results import NOT_APPLICABLE, Case, Header
 from harness.text import clip, printable
 
@@ -47,9 +47,6 @@ _ICON = (
     '<circle cx="4" cy="4" r="4" fill="{}"/></svg>'
 )
 _ICONS = {"good": "#2f9e44", "bad": "#d0342c", "note": "#c98a00"}
-# A word longer than this may break after its punctuation; a shorter one, such as 2e-07, never.
-_LONG_WORD = re.compile(r"\S{13,}")
-_AFTER_PUNCTUATION = re.compile(r"(?<=[^\w\s])(?=\w)|(?<=_)(?=[^\W_])")
 
 
 def render(template: str, page: object, tone: str, script: str = "") -> str:
@@ -120,14 +117,6 @@ def anchors_of(cases: Iterable[Case]) -> dict[str, str]:
         taken[anchor] += 1
         anchors[case.id] = anchor if taken[anchor] == 1 else f"{anchor}--{taken[anchor]}"
     return anchors
-
-
-def pieces(value: object) -> list[str]:
-    """Return the parts of a text between which a line may end beside its spaces."""
-    text = _LONG_WORD.sub(
-        lambda word: _AFTER_PUNCTUATION.sub("\0", word.group()), printable(str(value))
-    )
-    return text.split("\0")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from harness.report.drawings import (
     Axis,
     Drawing,
+    add_wrapped,
     axis_over,
     element,
     markup_of,
@@ -57,7 +58,8 @@ def weights(cases: Iterable[Case]) -> Drawing | None:
     for case, packages in largest[:_MAX_SUBJECTS]:
         figure = element("figure")
         figure.append(_areas(packages, f"Weights of {case.fixture} {case.mode}"))
-        element("figcaption", figure, f"{case.fixture} {case.mode}: {_shared_text(packages)}")
+        said = f"{case.fixture} {case.mode}: {_shared_text(packages)}"
+        add_wrapped(element("figcaption", figure), said)
         figures.append(figure)
     more = len(stored) - len(figures)
     caption = (
@@ -179,9 +181,8 @@ def _chart(
         figure.append(_dots(f"Error so far, {part}", found, totals, "1"))
     caption = element("figcaption", figure)
     place = " ".join(name for name in (case.fixture, case.mode, case.runtime) if name != "-")
-    element(
-        "a", caption, f"{case.check}, {part}", href=f"#{anchor}"
-    ).tail = f" of {place}: {counted(len(found), 'operation')}; {_said(found)}"
+    add_wrapped(element("a", caption, href=f"#{anchor}"), f"{case.check}, {part}")
+    add_wrapped(caption, f" of {place}: {counted(len(found), 'operation')}; {_said(found)}")
     return figure
 
 

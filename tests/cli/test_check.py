@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -106,6 +107,8 @@ def test_a_figure_beyond_its_bound_is_a_finding(check, broken, source):
     assert status == 1 and first.startswith("fail  parity on mil:widen: N10 Logits or caches are")
     assert place.endswith("3 places: prefill; decode; caches")
     assert evidence.strip().startswith("evidence  prefill error is ")
+    command = shlex.split(out.splitlines()[-1].removeprefix("the operation at fault: "))
+    assert command[:2] == ["harness", "bisect"] and command[3:] == [*map(str, source)]
 
 
 def test_a_part_too_broken_to_be_looked_at_fails_its_checks_and_no_others(check, broken, source):

@@ -20,8 +20,8 @@ from harness.checks.findings import explained, rows
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.report import badge, junit_xml, run_table, table_width
-from harness.report.drawings import share_of_bound
-from harness.report.page import pieces, repeat_command
+from harness.report.drawings import pieces, share_of_bound
+from harness.report.page import repeat_command
 from harness.report.run_page import html_page
 from harness.results import Figure, Finding, RecordedFinding, case_from_findings, read_run
 from harness.text import clip

@@ -18,7 +18,11 @@ DOT = r'<circle cx="([\d.]+)%" cy="([\d.]+)" r="2.5" class="(\w+)"><title>(.*?)<
 
 def drawn(tmp_path, case, section):
     """Return a section of the page of a case, and the page."""
-    page = html_page(read_run(write_run(tmp_path / "run.jsonl", case))).replace("<wbr>", "")
+    page = (
+        html_page(read_run(write_run(tmp_path / "run.jsonl", case)))
+        .replace("<wbr>", "")
+        .replace("<wbr />", "")
+    )
     page.encode()
     return page.partition(f'id="{section}"')[2].partition("</section>")[0], page
 
