@@ -36,12 +36,16 @@ _AFTER_PUNCTUATION = re.compile(r"(?<=[^\w\s])(?=\w)|(?<=_)(?=[^\W_])")
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing of a page: its anchor, its title, a sentence on how to read it, and its SVG."""
+    """A drawing of a page: its anchor, its title, a sentence on how to read it, and its SVG.
+
+    One that `leads` comes before the table of all checks.
+    """
 
     anchor: str
     title: str
     caption: str
     markup: Markup
+    leads: bool = False
 
 
 def element(

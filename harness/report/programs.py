@@ -152,7 +152,8 @@ def operations(cases: Iterable[Case], anchors: Mapping[str, str]) -> Drawing | N
         "large: the ring marks the first one, which makes the error and does not inherit it."
         + (f" {counted(more, 'more method')} are left out." if more else "")
     )
-    return Drawing("operations", "Errors by layer and operation", caption, markup_of(*figures))
+    title, markup = "Errors by layer and operation", markup_of(*figures)
+    return Drawing("operations", title, caption, markup, leads=True)
 
 
 def first_beyond(cases: Iterable[Case]) -> str:

@@ -138,9 +138,10 @@ class RunPage:
     def contents(self) -> Iterator[tuple[str, str]]:
         """The anchors and the titles of the sections."""
         yield from ((one.anchor, one.title) for one in self.findings if one.groups)
+        yield from ((one.anchor, one.title) for one in self.drawings if one.leads)
         if self.matrix.rows:
             yield "matrix", "Every check"
-        yield from ((drawing.anchor, drawing.title) for drawing in self.drawings)
+        yield from ((one.anchor, one.title) for one in self.drawings if not one.leads)
         yield from ((one.anchor, one.title) for one in self.folded if one.groups)
         yield "circumstances", "Circumstances"
 

@@ -206,8 +206,8 @@ class OperationError:
 
     @property
     def name(self) -> str:
-        """The operation and its result, with the layer."""
-        return f"{self.operation} '{self.result}'" + (f", {self.layer}" if self.layer else "")
+        """The layer, the operation and its result."""
+        return (f"{self.layer}, " if self.layer else "") + f"{self.operation} '{self.result}'"
 
 
 @dataclass(frozen=True)

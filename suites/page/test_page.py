@@ -277,5 +277,7 @@ def test_pictures_are_kept(
         ("bisected", 1280, "light", "page-bisected"),
     ):
         file = folder / f"{part}.png"
-        opened(files[name], width, theme).page.screenshot(path=file)
+        page = opened(files[name], width, theme).page
+        page.locator("#operations" if name == "bisected" else "body").scroll_into_view_if_needed()
+        page.screenshot(path=file)
         assert 0 < file.stat().st_size < 300_000

@@ -186,7 +186,7 @@ def test_the_command_names_the_operation_and_fails(mutated, capsys):
     assert rounding.first is None and len(rounding.operations) >= len(graph.operations)
     assert {one.layer for one in rounding.operations} == {*LAYERS, "input", "head"}
     page = (results / "index.html").read_text().replace("<wbr>", "")
-    assert "mul &#39;aten_mul_tensor_2&#39;, layer 0, method" in page.split("Diverges first")[1]
+    assert "layer 0, mul &#39;aten_mul_tensor_2&#39;, method" in page.split("Diverges first")[1]
 
 
 def test_the_layers_of_what_follows_a_divergence_are_known(mutated):

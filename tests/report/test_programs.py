@@ -52,17 +52,17 @@ def test_a_dot_is_an_operation_and_the_first_beyond_its_bound_is_named(tmp_path)
     assert [float(y) for _, y, *_ in dots] == pytest.approx(places, abs=0.1)
     assert [kind for *_, kind, _ in dots] == ["s0", "s0", "over", "over"]
     assert text.count('r="8"') == 1, "one mark, though two operations are beyond their bounds"
-    assert re.search(r'class="bad">first: mul \'x2\', layer 1</text>', text)
-    assert "the first beyond its bound is mul 'x2', layer 1: 10 times of what is allowed" in text
+    assert re.search(r'class="bad">first: layer 1, mul \'x2\'</text>', text)
+    assert "the first beyond its bound is layer 1, mul 'x2': 10 times of what is allowed" in text
     named = page.split("Diverges first")[1].split("</a>")[0]
-    assert "mul &#39;x2&#39;, layer 1, method &#39;a&#39;" in named
+    assert "layer 1, mul &#39;x2&#39;, method &#39;a&#39;" in named
     assert "The error so far" in text
 
 
 def test_a_sound_program_has_no_mark_and_names_its_largest_error(tmp_path):
     text, page = drawn(tmp_path, replace(GRAPH, profile=profile(0.0, 0.125, None)), "operations")
     assert 'class="ring"' not in text and "Diverges first" not in page
-    assert "none is beyond its bound; mul 'x1', layer 0 is nearest, with 12.5 % of it" in text
+    assert "none is beyond its bound; layer 0, mul 'x1' is nearest, with 12.5 % of it" in text
 
 
 @pytest.mark.parametrize("error", [math.nan, math.inf, 1e300])
@@ -94,9 +94,9 @@ def test_thousands_of_operations_keep_the_first_and_the_worst(tmp_path):
     case = replace(GRAPH, outcome="fail", reason="r", profile=profile(*errors, layer="l"))
     text, page = drawn(tmp_path, case, "operations")
     titles = [title for *_, title in re.findall(DOT, text)]
-    assert "mul 'x4711', l: 150 %" in titles and "mul 'x8000', l: 200 %" in titles
+    assert "l, mul 'x4711': 150 %" in titles and "l, mul 'x8000': 200 %" in titles
     assert len(titles) <= 2 * 160 and len(page) < 200_000
-    assert "first: mul 'x4711', l" in text
+    assert "first: l, mul 'x4711'" in text
 
 
 def test_a_command_for_the_operation_at_fault_is_on_the_page_of_wrong_numbers(tmp_path):
