@@ -75,7 +75,7 @@ def test_drawings_keep_their_places(
         ("$('circle.ring').setAttribute('cx', '20%')", "named: "),
         ("$('.bad').textContent = 'first: gelu'", "named: "),
         ("all('text.dim').forEach(text => text.setAttribute('y', 50))", "over: "),
-        ("all('.names p').forEach(name => { name.style.whiteSpace = 'normal'; })", "name: "),
+        ("all('.names p').forEach(name => { name.style.width = '150%'; })", "name: "),
     ],
 )
 def test_a_worse_drawing_is_found(
