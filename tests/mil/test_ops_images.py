@@ -422,6 +422,15 @@ def test_an_operation_gives_what_torch_gives(row):
     row.check(1e-5)
 
 
+@pytest.mark.executes("upsample_bilinear")
+def test_a_pixel_beside_an_infinite_one_is_infinite():
+    x = np.float32([[[[1, np.inf, np.inf, 2, -3e38, 3e38]]]])
+    scales = {"scale_factor_height": 1, "scale_factor_width": 2, "align_corners": False}
+    (found,) = execute(lambda mb, x: mb.upsample_bilinear(x=x, **scales), x)
+    wanted = [*[np.inf] * 6, -7.5e37, -2.25e38, -1.5e38, 1.5e38, 3e38]
+    np.testing.assert_allclose(found[0, 0, 0, 1:], wanted, rtol=1e-6)
+
+
 SQUARES = np.float32([[[0, 0, 2, 2], [0.2, 0, 2, 2], [5, 5, 2, 2], [5, 5.1, 2, 2], [9, 9, 1, 1]]])
 SCORES = np.float32([[[0.1, 0.9], [0.8, 0.1], [0.2, 0.6], [0.1, 0.7], [0.05, 0.01]]])
 

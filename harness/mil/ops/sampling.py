@@ -49,7 +49,7 @@ def linear_along(x: Tensor, axis: int, positions: Tensor) -> Tensor:
     shape[axis] = -1
     share = (positions - low).to(x.dtype).reshape(shape)
     below, above = x.index_select(axis, low), x.index_select(axis, high)
-    return below + (above - below) * share
+    return _mixed(below, above, share)
 
 
 def nearest_along(x: Tensor, axis: int, positions: Tensor) -> Tensor:
@@ -88,4 +88,14 @@ def in_bands(sample: Callable[..., Tensor], *positions: Tensor) -> Tensor:
 
 
 def _mixed(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    return first + (second - first) * share
+    """Return the value at a `share` of the way from `first` to `second`.
+
+    Equal values stay as they are. Where the difference is not finite, the result is the sum of two
+    products, as in PyTorch's operation, which MIL's page names.
+    """
+    mixed = first + (second - first) * share
+    finite = mixed.isfinite()
+    if bool(finite.all()):
+        return mixed
+    mixed = torch.where(finite, mixed, first * (1 - share) + second * share)
+    return torch.where(first == second, first, mixed)
