@@ -19,6 +19,12 @@ def _silent_progress(monkeypatch):
         monkeypatch.setattr(f"harness.cli.progress.{name}", float("inf"))
 
 
+@pytest.fixture(autouse=True)
+def _usual_terminal(monkeypatch):
+    """Let a stand-in for a terminal be one that redraws: a CI's own TERM may be dumb."""
+    monkeypatch.setenv("TERM", "xterm")
+
+
 class Mixed:
     """An operation for Core ML, an operation that is kept from it, and a constant."""
 

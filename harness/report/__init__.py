@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO, TextIO
+from typing import TextIO
 from xml.etree import ElementTree
 
 from tabulate import tabulate
@@ -22,7 +22,7 @@ from harness.files import partial_file, writing
 from harness.report.drawings import element
 from harness.report.run_page import html_page
 from harness.results import OUTCOMES, Case, Figure, Footer, Run
-from harness.text import clip, counted, one_line, printable, terminal_width
+from harness.text import clip, counted, is_terminal, one_line, printable, terminal_width
 
 WIDTH = 120
 # A table of fewer columns than this has its groups as headings, and is cut to no fewer than that.
@@ -118,9 +118,9 @@ def key_figures(case: Case) -> str:
     return "; ".join(f"{name} {figure}" for name, figure in ranked[:SHOWN_FIGURES])
 
 
-def wants_colours(stream: IO[str]) -> bool:
+def wants_colours(stream: TextIO) -> bool:
     """Return whether a stream may show colours: it is a terminal, and NO_COLOR is not set."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, colour: int, colours: bool) -> str:
