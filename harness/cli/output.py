@@ -66,6 +66,8 @@ _BEGINS = re.compile(
     rf"^( *)({'|'.join(word for words in _PAINTED.values() for word in words)})\b", re.M
 )
 
+_LABEL = re.compile(r" *\S+(?: \S+)? {2,}")  # as "pass  " and "      found by  "
+
 
 def print_painted(text: str) -> None:
     """Print lines, with the outcomes and verdicts that begin them in colours where these show.
@@ -103,8 +105,9 @@ def print_fitted(rows: Sequence[Sequence[str]], headers: Sequence[str], column: 
 
 
 def _wrapped(line: str, width: int) -> str:
-    """Return a line in pieces of a width; the later ones are indented deeper than its start."""
-    indent = " " * (len(line) - len(line.lstrip()) + 6)
+    """Return a line in pieces of a width; the later ones begin below what follows its label."""
+    label, start = _LABEL.match(line), len(line) - len(line.lstrip()) + 6
+    indent = " " * (label.end() if label else start)
     return textwrap.fill(
         line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+from harness.cli.output import print_painted
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def findings(args: argparse.Namespace) -> int:
     elif args.markdown:
         print(markdown(), end="")
     else:
-        print("\n".join(line for row in chosen for line in _explained(row, row.code in codes)))
+        lines = (line for row in chosen for line in _explained(row, row.code in codes))
+        print_painted("".join(f"{line}\n" for line in lines))
     return 0
 
 

@@ -9,7 +9,8 @@ import pytest
 from harness.cli.output import print_fitted, print_painted
 
 PASS = "pass  parity: prefill error 0.1 (<= 0.2); decode error 0.1 (<= 0.2)"
-LINES = f"{PASS}\nfail  \x1b[2Jx\n\n  better 3\n"
+REMEDY = "      remedy    List the names in the order of the function"
+LINES = f"{PASS}\nfail  \x1b[2Jx\n{REMEDY}\n\n  better 3\n"
 
 
 class Terminal(io.StringIO):
@@ -39,6 +40,7 @@ def test_a_terminal_gets_lines_of_its_width_with_the_outcomes_in_colours(printed
     plain = re.sub(r"\x1b\[\d*m", "", text)
     assert plain.split() == LINES.replace("\x1b", "\\x1b").split()
     assert max(map(len, plain.splitlines())) <= 40 and "\n      0.2); decode" in plain
+    assert "      remedy    List the names in the\n                order" in plain
     assert text.startswith("\x1b[32mpass\x1b[0m  parity") and "\n  \x1b[32mbetter" in text
     assert "\n\x1b[31mfail\x1b[0m  \\x1b[2Jx\n" in text, "the artifact's own sequence is escaped"
 

@@ -111,7 +111,7 @@ def test_a_command_shows_a_sign_of_life_on_a_terminal_and_leaves_nothing_of_it(t
     assert found.longest.judged < MAX_SILENCE
 
 
-@pytest.mark.parametrize("words", [["--version"], ["models", "--json"]])
+@pytest.mark.parametrize("words", [["--version"], ["models", "--json", "-q"]])
 def test_the_module_is_the_command(words):
     command = [sys.executable, "-m", "harness", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
