@@ -15,7 +15,7 @@ from harness.checks.run import check
 from harness.errors import HarnessError
 from harness.results import Finding
 from harness.suites.runners.places import Run
-from harness.suites.runners.script import RUNNERS, Bench, Scenario, Vocabulary, told
+from harness.suites.runners.script import RUNNERS, Bench, Scenario, Vocabulary, ended, told
 
 _N = 6  # new tokens of a short text
 
@@ -29,11 +29,11 @@ def _lengths(bench: Bench) -> list[int]:
     return [n + chunk * (n % 3) for n in range(2, chunk + 1)]
 
 
-@check("residues")
+@check("other-residues")
 def check_residues(bench: Bench) -> Iterator[Finding]:
     """Continue prompts of every remainder by `input_len` but 1."""
     prompts = [bench.vocabulary.prompt(n) for n in _lengths(bench)]
-    yield from bench.findings("residues", prompts, _N)
+    yield from bench.findings("other-residues", prompts, _N)
 
 
 @check("residue-1")
@@ -102,7 +102,8 @@ def check_full_context(bench: Bench) -> Iterator[Finding]:
 def check_long_prompt(bench: Bench) -> Iterator[Finding]:
     """Refuse a prompt of one token more than the context."""
     run = bench.run(bench.vocabulary.prompt(bench.layout.context + 1), 1)
-    yield Finding("long-prompt", "status", run.status != 0, "it was not refused", 1)
+    read = len(run.prompts) == 1  # what ends before it has read the prompt refuses nothing
+    yield Finding("long-prompt", "status", read and run.status != 0, told(run), 1)
 
 
 @check("last-position")
@@ -161,8 +162,10 @@ def eos_cases(bench: Bench, indices: tuple[int, ...]) -> Iterator[tuple[tuple[st
 
 @check("new-tokens-0")
 def check_no_new_tokens(bench: Bench) -> Iterator[Finding]:
-    """Print no token for `--max_new_tokens 0`."""
+    """Print no token for `--max_new_tokens 0`, or refuse it by name."""
     run = bench.run(bench.vocabulary.prompt(5), 0)
+    if "max_new_tokens" not in run.problem:
+        ended(run)
     wrong = f"it printed {len(run.printed)} tokens" if run.printed else ""
     yield Finding("new-tokens-0", "stop", not wrong, wrong, 1)
 
@@ -170,11 +173,14 @@ def check_no_new_tokens(bench: Bench) -> Iterator[Finding]:
 @check("temperature")
 def check_temperature(bench: Bench) -> Iterator[Finding]:
     """Draw every token at `--temperature`; at 50, almost every token is an unlikely one."""
-    run = bench.run(bench.vocabulary.prompt(5), 24, "--temperature", 50, "--top_p", 1)
-    drawn = _unlikely(run, (len(run.prompts[0]) - 1) % bench.layout.prefill.input_len)
+    prompt = bench.vocabulary.prompt(5)
+    run = ended(bench.run(prompt, 24, "--temperature", 50, "--top_p", 1))
+    last = len(bench.vocabulary.encode(prompt)) - 1
+    drawn = _unlikely(run, last % bench.layout.prefill.input_len)
     wrong = "" if all(drawn) else f"{drawn.count(False)} of {len(drawn)} tokens are the likeliest"
+    ok = bool(drawn) and drawn.count(False) <= 3
     facts = {"drawn": drawn.count(True)}
-    yield Finding("temperature", "logits", drawn.count(False) <= 3, wrong, len(drawn), facts=facts)
+    yield Finding("temperature", "logits", ok, wrong or "no token", len(drawn), facts=facts)
 
 
 @check("top-p")
@@ -215,10 +221,9 @@ def check_lookahead_count(bench: Bench) -> Iterator[Finding]:
     for length in (chunk + 3, 2 * chunk):
         for n in (10, 11, 12):
             prompt = bench.vocabulary.prompt(length)
-            run = bench.run(prompt, n, "--lookahead", *sizes_of(3, 4, 4))
-            wrong = f"{len(run.printed)} tokens for {n}" if len(run.printed) > n else ""
-            where = f"{n} after {length}"
-            yield Finding("lookahead-count", where, not wrong and run.status == 0, wrong, 1)
+            run = ended(bench.run(prompt, n, "--lookahead", *sizes_of(3, 4, 4)))
+            where, message = f"{n} after {length}", f"{len(run.printed)} tokens for {n}"
+            yield Finding("lookahead-count", where, 0 < len(run.printed) <= n, message, 1)
 
 
 @check("lookahead-settings")

@@ -8,6 +8,7 @@ returned, and the tokens that the script printed. A `fault` changes ExecuTorch's
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import runpy
@@ -21,12 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.child import serve
+from harness.errors import NotInstalledError
 
 Record = dict[str, Any]
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Run a script to its end, and write the record of the run; return what a shell would see."""
+    """Run a script to its end, and write the record of the run; return what a shell would see.
+
+    Raises NotInstalledError where no script can run: that is no defect of a script.
+    """
+    _load_native_runtime()
     out, err = io.StringIO(), io.StringIO()
     record: Record = {"calls": [], "prompts": [], "printed": []}
     start = time.perf_counter()
@@ -50,6 +56,17 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         "stderr": err.getvalue(),
         "seconds": time.perf_counter() - start,
     }
+
+
+def _load_native_runtime() -> None:
+    """Load ExecuTorch's native runtime; NotInstalledError if this Python's torch does not fit."""
+    try:
+        importlib.import_module("executorch.extension.pybindings.portable_lib")
+    except ImportError as error:
+        raise NotInstalledError(
+            f"ExecuTorch's native runtime does not load ({error}): give a Python that has the "
+            "torch of its release, as in --exporter executorch@PYTHON"
+        ) from None
 
 
 def _status(module: str, arguments: list[str]) -> tuple[int, str]:
