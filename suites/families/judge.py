@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness.child import Child
-from harness.errors import CallTimeoutError, ChildError, CrashError, HarnessError
 from harness.files import partial_file
 from harness.results import Case, Figure
+from harness.suites.expendable import Expendable
 
 SECONDS = 600.0  # of the processor's time, for one family in one precision and mode
 _PACKAGES = ("torch", "coremltools", "transformers", "numpy")
@@ -29,7 +28,9 @@ class Judge:
         self._folder = folder
         self._again = again
         self._key = _key()
-        self._child: Child | None = None
+        self._child = Expendable(
+            "harness.suites.families.child", "the converter", "judging", SECONDS
+        )
 
     def case(self, family: str, lengths: str, precision: str) -> Case:
         """Return the case of one family; a verdict that was kept has no duration."""
@@ -38,7 +39,8 @@ class Judge:
         start = time.monotonic()
         found = None if self._again else self._kept(path)
         if found is None:
-            found = self._asked(request)
+            doing = f"with {family} ({lengths}, {precision})"
+            found = self._child.ask(request, doing)
             if found["outcome"] in _VERDICTS:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 with partial_file(path) as partial:
@@ -47,9 +49,7 @@ class Judge:
 
     def end(self) -> None:
         """End the child."""
-        if self._child is not None:
-            self._child.end()
-            self._child = None
+        self._child.end()
 
     def _kept(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -58,22 +58,6 @@ class Judge:
             return None
         found: dict[str, Any] | None = kept["found"] if kept.get("key") == self._key else None
         return found
-
-    def _asked(self, request: dict[str, str]) -> dict[str, Any]:
-        if self._child is None:
-            self._child = Child("harness.suites.families.child", "the converter")
-        doing = f"with {request['family']} ({request['lengths']}, {request['precision']})"
-        try:
-            found: dict[str, Any] = self._child.ask(request, doing, processor_seconds=SECONDS)
-            return found
-        except CrashError as error:
-            self._child = None
-            return {"outcome": "crash", "signal": error.signal, "reason": str(error)}
-        except CallTimeoutError as error:
-            self._child = None
-            return {"outcome": "timeout", "reason": str(error)}
-        except (ChildError, HarnessError) as error:
-            return {"outcome": "error", "stage": "judging", "reason": str(error)}
 
 
 def _case(request: dict[str, str], found: dict[str, Any], seconds: float) -> Case:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.child import Child
-from harness.errors import CallTimeoutError, ChildError, CrashError, HarnessError
+from harness.errors import HarnessError
 from harness.results import Case, Figure
 from harness.results.machine import installed_versions
+from harness.suites.expendable import Expendable
 from harness.suites.second_opinion.models import SUBJECTS
 from harness.text import parse_toml
 
@@ -77,7 +77,9 @@ class Judge:
         self._groups: dict[str, list[str]] = defaultdict(list)
         for name in dict.fromkeys(subjects):
             self._groups[SUBJECTS[name].group].append(name)
-        self._child: Child | None = None
+        self._child = Expendable(
+            "harness.suites.second_opinion.child", "the executors", "running", SECONDS
+        )
         self._found: dict[tuple[str, str], dict[str, dict[str, Found]]] = {}
 
     def case(self, subject: str, precision: str, executor: str) -> Case:
@@ -92,16 +94,15 @@ class Judge:
 
     def end(self) -> None:
         """End the child."""
-        if self._child is not None:
-            self._child.end()
-            self._child = None
+        self._child.end()
 
     def _asked(
         self, subjects: Sequence[str], precision: str, executors: Sequence[str]
     ) -> dict[str, dict[str, Found]]:
         """Ask for a batch; when the child does not answer, ask for each executor, then halves."""
         request = {"subjects": list(subjects), "precision": precision, "executors": list(executors)}
-        whole = self._answer(request)
+        doing = f"with {subjects[0]} to {subjects[-1]} ({precision})"
+        whole = self._child.ask(request, doing)
         if "outcome" not in whole:
             return whole
         if len(executors) > 1:
@@ -116,23 +117,6 @@ class Judge:
         parts = (subjects[:half], subjects[half:])
         answers = [self._asked(part, precision, executors)[one] for part in parts]
         return {one: answers[0] | answers[1]}
-
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._child is None:
-            self._child = Child("harness.suites.second_opinion.child", "the executors")
-        subjects = request["subjects"]
-        doing = f"with {subjects[0]} to {subjects[-1]} ({request['precision']})"
-        try:
-            found: dict[str, Any] = self._child.ask(request, doing, processor_seconds=SECONDS)
-            return found
-        except CrashError as error:
-            self._child = None
-            return {"outcome": "crash", "signal": error.signal, "reason": str(error)}
-        except CallTimeoutError as error:
-            self._child = None
-            return {"outcome": "timeout", "reason": str(error)}
-        except (ChildError, HarnessError) as error:
-            return {"outcome": "error", "stage": "running", "reason": str(error)}
 
 
 def case_of(

@@ -92,7 +92,7 @@ class Dying:
 
 
 def test_a_crash_is_of_one_subject_and_executor(monkeypatch):
-    monkeypatch.setattr("harness.suites.second_opinion.judge.Child", lambda *_: Dying())
+    monkeypatch.setattr("harness.suites.expendable.Child", lambda *_: Dying())
     names = ["abs", "neg", "exp", "log", "sin"]
     judge = Judge((), names)
     found = {(n, e): judge.case(n, "fp32", e).outcome for n in names for e in EXECUTORS}
