@@ -20,6 +20,7 @@ from harness.cli.recording import (
     finding_lines,
     judge_of_known,
     recording,
+    typed_words,
 )
 from harness.errors import HarnessError, NotInstalledError
 from harness.text import counted, listed, printable
@@ -244,18 +245,13 @@ def _lacking(subject: Subject, cases: list[Case]) -> str:
 
 def _bisection(args: argparse.Namespace, cases: list[Case]) -> str:
     """Return the command that a remedy of what failed advises, for a shell; "" without one."""
-    from harness.report.page import advised_bisection
+    from harness.report.commands import advised_bisection
 
     advised = (advised_bisection(case) for case in cases if not case.passes)
     option = next((one for one in advised if one is not None), None)
     if option is None:
         return ""
-    located = args.located.get("file")
-    words = ["harness", "bisect", str(args.typed["file"])]
-    for name in ("checkpoint", "params", "reference"):
-        value = getattr(args, name)
-        if value is not None and not (located and located.files.get(name) == value):
-            words += [f"--{name}", str(value)]
+    words = ["harness", "bisect", *typed_words(args, "checkpoint", "params", "reference")]
     if option:
         return shlex.join([*words, option])
     results = [] if args.results is None else ["--results", str(args.results / "bisect")]

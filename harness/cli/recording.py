@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from harness.results import Case, Header
 
 STREAM = "check.jsonl"
+# The options that name what an artifact is judged with.
+_SOURCES = ("checkpoint", "params", "reference", "golden", "inputs", "seed", "name")
 _INDENT = " " * 6
 _KNOWN = Path(harness.__file__).with_name("suites") / "known.toml"
 _FORBIDDEN = re.compile(r"[\[\],:\x00-\x1f\x7f]")  # what separates the parts of a case's name
@@ -118,7 +120,19 @@ def _header(args: argparse.Namespace, options: Mapping[str, Any]) -> Header:
     args.progress("hashing the artifact")
     sha256, size = content_digest(Path(args.file))
     artifact: dict[str, str | int] = {"name": artifact_name(args), "sha256": sha256, "bytes": size}
-    return Header.here(options, _exporters(args), artifact)
+    here = Header.here(options, _exporters(args), artifact)
+    return replace(here, typed=typed_words(args, *_SOURCES))
+
+
+def typed_words(args: argparse.Namespace, *names: str) -> list[str]:
+    """Return the words that name the artifact, and those options that the user gave, as typed."""
+    located: Located | None = args.located.get("file")
+    words = [str(args.typed["file"])]
+    for name in names:
+        value = getattr(args, name, None)
+        if value and not (located and located.files.get(name) == value):
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def _exporters(args: argparse.Namespace) -> dict[str, dict[str, str]]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.report.commands import bisect_command, repeat_command, to_fill_in
 from harness.report.drawings import largest_share, percent, pieces
 from harness.results import NOT_APPLICABLE, Case, Header
 from harness.text import clip, printable
@@ -37,8 +37,6 @@ MARKS = {
     "pass": "\u2713",
     "skip": "\u2013",
 }
-_SESSIONS = ("operators", "upstream", "installation", "large")
-_BISECT = re.compile(r"`harness bisect(?: (--\w+))?`")
 _MAX_SUMMARY = 160
 _MAX_LISTED = 8  # subjects of a skipped check
 _FOLDER = Path(__file__).parent
@@ -176,10 +174,13 @@ class ShownCase:
         return [parts for one in self.case.findings if (parts := one.parts())]
 
     @property
-    def commands(self) -> list[str]:
-        """The command that repeats the case, and the one that finds the operation at fault."""
+    def commands(self) -> dict[str, str]:
+        """The command that repeats the case, and the one that finds the operation at fault.
+
+        Each has the words that its user must fill in.
+        """
         found = repeat_command(self.case, self.header), bisect_command(self.case, self.header)
-        return list(filter(None, found))
+        return {command: to_fill_in(command) for command in found if command}
 
     @property
     def values(self) -> dict[str, Any]:
@@ -241,95 +242,3 @@ def circumstances(header: Header) -> dict[str, Any]:
         for name, value in getattr(header, group).items()
     }
     return {"started": header.started} | named
-
-
-def repeat_command(case: Case, header: Header) -> str:
-    """Return the command that runs a case again, quoted for a shell; "" where there is none.
-
-    A path is not recorded: words in capitals stand for one.
-    """
-    if case.suite == "conformance":
-        return shlex.join(_conformance(case, header))
-    if case.suite == "check":
-        return shlex.join(_check(case, header))
-    if case.suite == "bisect":
-        return shlex.join(_bisect(case, header))
-    return shlex.join(["nox", "-s", case.suite]) if case.suite in _SESSIONS else ""
-
-
-def bisect_command(case: Case, header: Header) -> str:
-    """Return the command that bisects what a case found wrong; "" where that helps nobody.
-
-    The remedies of the findings say where it does, and with which option.
-    """
-    option = advised_bisection(case)
-    if option is None or case.passes or case.suite not in ("check", "conformance"):
-        return ""
-    sources = header.options.get("compared with")
-    known = [one for one in sources if one != "golden"] if isinstance(sources, list) else []
-    header = replace(header, options={"compared with": known})
-    words = ["harness", "bisect", *_subject(case, header)]
-    return shlex.join([*words, *([option] if option else ["--results", "DIR"])])
-
-
-def advised_bisection(case: Case) -> str | None:
-    """Return the option of the `harness bisect` that a finding's remedy advises; "" for none.
-
-    Return None where no remedy does.
-    """
-    remedies = " ".join(one.remedy for one in case.findings if not one.warning)
-    found = _BISECT.findall(remedies)
-    return min(found) if found else None
-
-
-def _conformance(case: Case, header: Header) -> Iterator[str]:
-    label, _, name = case.fixture.rpartition(":")
-    yield from ("harness", "conformance", "--fixture", name)
-    if label or header.options.get("exporter", "default") != "default":
-        yield from ("--exporter", _exporter(label or "executorch", header))
-    yield from _option("mode", case.mode)
-    yield from _option("runtime", case.runtime)
-    yield from ("-k", " and ".join(case.check.split("-")))
-
-
-def _check(case: Case, header: Header) -> Iterator[str]:
-    yield from ("harness", "check", *_subject(case, header))
-    yield from _option("runtime", case.runtime)
-    yield from ("--check", case.check)
-
-
-def _bisect(case: Case, header: Header) -> Iterator[str]:
-    yield from ("harness", "bisect", *_subject(case, header))
-    for name in ("policy", "method", "function"):
-        value = header.options.get(name, "strict")
-        if isinstance(value, str) and value != "strict":
-            yield from (f"--{name}", value)
-    yield from ("--inputs", "TENSORS") if header.options.get("inputs") else ()
-
-
-def _subject(case: Case, header: Header) -> Iterator[str]:
-    """Yield the words that name a case's artifact, and what it was compared with."""
-    prefix, _, name = case.fixture.rpartition(":")
-    label = prefix if prefix in header.exporters else next(iter(header.exporters), "")
-    if label or case.suite == "conformance":  # a subject of the project's, or a built-in model
-        mode = "" if case.mode == NOT_APPLICABLE else f"/{case.mode}"
-        yield f"{_exporter(label, header)}:{name}{mode}" if label else f"{case.fixture}{mode}"
-        return
-    yield case.fixture
-    sources = header.options.get("compared with")
-    for source in sources if isinstance(sources, list) else ():
-        yield from (f"--{source}", str(source).upper())
-        yield from ("--params", "PARAMS") if source == "checkpoint" else ()
-
-
-def _option(name: str, value: str) -> Iterator[str]:
-    if value != NOT_APPLICABLE:
-        yield from (f"--{name}", value)
-
-
-def _exporter(label: str, header: Header) -> str:
-    """Return the exporter that a label means in a run, as the command line names it."""
-    version = header.exporters.get(label, {}).get("executorch", "")
-    if label != "executorch" or not version:
-        return label
-    return "executorch@CHECKOUT" if "+" in version else f"executorch@{version}"

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,7 +32,8 @@ class Header:
     `exporters` are the versions of what each exporter consists of, by its name in the cases. A run
     about one artifact has its `artifact`: the `name` in the cases, `sha256` and `bytes`. A part of
     a run has its `shard`: `index`, from 1, and `count`. A run that `merge` made of several has
-    their number, `merged`. A run on a Mac has the facts of `mac_facts` and `conditions`.
+    their number, `merged`. A run on a Mac has the facts of `mac_facts` and `conditions`. `typed`
+    are the words of the command that name its artifact and its sources, as the user typed them.
     """
 
     started: str
@@ -46,6 +47,7 @@ class Header:
     merged: int = 0
     mac: Mapping[str, str | int] = field(default_factory=dict)
     conditions: Mapping[str, str | int] = field(default_factory=dict)
+    typed: Sequence[str] = ()
 
     @classmethod
     def here(
@@ -99,6 +101,7 @@ class Header:
             "mac": dict(self.mac),
             "conditions": dict(self.conditions),
             "merged": self.merged,
+            "typed": list(self.typed),
         }
         return record | {name: value for name, value in rest.items() if value}
 
@@ -107,7 +110,8 @@ class Header:
         """Read the header that `to_json` wrote; `data` has been validated against the schema."""
         names = ("started", "versions", "machine", "options", "project")
         later = {name: data.get(name, {}) for name in _LATER}
-        return cls(**{name: data[name] for name in names}, **later, merged=data.get("merged", 0))
+        rest = {"merged": data.get("merged", 0), "typed": tuple(data.get("typed", ()))}
+        return cls(**{name: data[name] for name in names}, **later, **rest)
 
 
 def this_machine() -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.cli import main
 from harness.report.page import MARKS
 from harness.results import Run
 from harness.suites.page.conftest import THEMES, WIDTHS, Opened
@@ -152,6 +154,16 @@ def test_the_first_screen_answers(
     for text in (finding.code, finding.meaning, finding.place, finding.remedy, "harness check "):
         assert text in first
     assert page.locator("#failures pre").first.bounding_box()["y"] < 900
+
+
+def test_the_command_runs_as_printed(
+    opened: Callable[..., Opened], files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It fails as the run did: it has the path that was typed."""
+    command = opened(files["broken"]).page.locator("#failures pre").first.inner_text()
+    harness, *words = shlex.split(command)
+    assert harness == "harness" and main(words) == 1
+    assert "fail  metadata-names" in capsys.readouterr().out
 
 
 def test_a_cell_opens_its_case(opened: Callable[..., Opened], files: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from harness.report import run_page
-from harness.report.page import repeat_command
+from harness.report.commands import repeat_command
 from harness.report.run_page import html_page
 from harness.results import Figure, read_run
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
