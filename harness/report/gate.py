@@ -32,7 +32,7 @@ _TONES = {
 # title -> verdict, in the order of the page; then those that are folded
 _OPEN = {
     "Regressions": "regression",
-    "Changes to accept": "changed",
+    "Changed": "changed",
     "Undecided": "inconclusive",
 }
 _FOLDED = {
@@ -110,14 +110,13 @@ class Comparison:
 class Row:
     """A row: its cells, then a cell of the verdict with its reason.
 
-    `tone` is "good", "note" or "bad". A click, or a bad tone, opens `key` to all `values`.
+    `tone` is "good", "note" or "bad". A click, or a bad tone, opens it to all `values`.
     """
 
     cells: Sequence[str]
     verdict: str
     tone: str
     reason: str = ""
-    key: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -181,7 +180,7 @@ def html_page(comparison: Comparison) -> str:
         tone={"PASSED": "good", "FAILED": "bad"}.get(comparison.verdict, "note"),
         summary=f"{comparison.summary}; in {comparison.seconds:.0f} s",
         sections=[
-            Section(title, _COLUMNS, list(map(_row, found)), folded)
+            _section(title, found, folded)
             for title, folded in folds
             if (found := merged(comparison.rows(titles[title])))
         ],
@@ -192,9 +191,17 @@ def html_page(comparison: Comparison) -> str:
     ).html()
 
 
+def _section(title: str, metrics: Sequence[Metric], folded: bool) -> Section:
+    """Return the table of metrics, without the columns in which no metric has a value."""
+    rows = list(map(_row, metrics))
+    kept = [i for i in range(len(_COLUMNS) - 1) if any(row.cells[i] for row in rows)]
+    rows = [replace(row, cells=[row.cells[i] for i in kept]) for row in rows]
+    return Section(title, [*(_COLUMNS[i] for i in kept), _COLUMNS[-1]], rows, folded)
+
+
 def _row(metric: Metric) -> Row:
     numbers = {
-        name: f"{value:.6g}"
+        name: (f"{value:,}" if isinstance(value, int) else f"{value:.6g}")
         if isinstance(value, float | int)
         else ", ".join(f"{v:.4g}" for v in value)
         for name, value in metric.numbers.items()
@@ -204,9 +211,6 @@ def _row(metric: Metric) -> Row:
         verdict=metric.verdict,
         tone=_TONES.get(metric.verdict, "good"),
         reason=metric.reason,
-        key=f"accept it by --accept {shlex.quote(metric.accept)}"
-        if metric.verdict == "changed"
-        else "",
         values=numbers,
     )
 

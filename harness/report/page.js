@@ -4,6 +4,9 @@ const form = document.getElementById("filter"), search = form.querySelector("inp
 const cells = all(".matrix a"), cases = all(".case"), sorted = all(".cases, .matrix tbody");
 const recorded = new Map(sorted.map(box => [box, [...box.children]]));
 const nameOf = one => one.dataset.name || one.querySelector("summary").textContent;
+const skipped = all("#skipped li");
+const number = value => value.toLocaleString("en");
+const total = all("#filter fieldset label").reduce((sum, one) => sum + Number(one.textContent.replace(/\D/g, "")), 0);
 const textOf = new Map([...cells.map(one => [one, one.getAttribute("aria-label")]), ...cases.map(one => [one, nameOf(one)])]
   .map(([one, text]) => [one, text.toLowerCase()]));
 const turn = (one, on) => one.toggleAttribute("data-off", !on);
@@ -16,9 +19,23 @@ function filter() {
   for (const one of cells) turn(one, wanted(one, one.className.slice(2)));
   for (const one of cases) turn(one, wanted(one, one.dataset.outcome));
   for (const row of all(".matrix tbody tr")) turn(row, all("a", row).some(isOn));
-  for (const group of all(".group")) turn(group, all(".case", group).some(isOn));
-  const shown = cells.filter(isOn).length;
-  form.querySelector("output").textContent = shown === cells.length ? "" : `${shown} of ${cells.length} shown`;
+  for (const line of skipped) {
+    const name = line.querySelector("b").textContent;
+    const fits = text => outcomes.has("skip") && words.every(word => text.toLowerCase().includes(word));
+    for (const one of all("i", line)) turn(one, fits(`${name} ${one.textContent} skip`));
+    line.dataset.found = all("i", line).filter(isOn).length + (fits(name) ? Number(line.dataset.more) : 0);
+    turn(line, Number(line.dataset.found));
+  }
+  let shown = 0;
+  for (const group of all(".group")) {
+    const found = all(".case", group).filter(isOn).length + all("li", group).reduce((sum, one) => sum + Number(one.dataset.found), 0);
+    group.querySelector(".count").textContent = number(found);
+    turn(group, found);
+    shown += found;
+  }
+  for (const section of all("section")) if (section.querySelector(".group")) turn(section, all(".group", section).some(isOn));
+  for (const table of all(".matrix")) turn(table.closest("details"), all("tbody tr", table).some(isOn));
+  form.querySelector("output").textContent = shown === total ? "" : shown ? `${number(shown)} of ${number(total)} shown` : "no case matches";
 }
 
 function sort() {
@@ -72,11 +89,11 @@ function letScrollByKeyboard(root) {
   for (const box of all(".box, pre, dd, ul, h1, h3, p, .case", root)) if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
 }
 
-cells.forEach((cell, index) => { cell.tabIndex = index ? -1 : 0; cell.title = cell.getAttribute("aria-label"); });
+cells.forEach(cell => { cell.tabIndex = cell === cell.closest("table").querySelector("a") ? 0 : -1; cell.title = cell.getAttribute("aria-label"); });
 form.hidden = false;
 form.addEventListener("input", () => { filter(); sort(); });
 form.addEventListener("submit", event => event.preventDefault());
-document.querySelector(".matrix")?.addEventListener("keydown", moveFocus);
+for (const table of all(".matrix")) table.addEventListener("keydown", moveFocus);
 if (navigator.clipboard) for (const one of cases) { one.addEventListener("toggle", addCopyButtons); if (one.open) addCopyButtons({target: one}); }
 addEventListener("toggle", event => letScrollByKeyboard(event.target), true);
 letScrollByKeyboard(document);

@@ -11,15 +11,16 @@ import base64
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.report.commands import bisect_command, repeat_command, to_fill_in
 from harness.report.drawings import largest_share, percent, pieces
-from harness.results import NOT_APPLICABLE, Case, Header
+from harness.results import NOT_APPLICABLE, Case, Header, RecordedFinding
 from harness.text import clip, printable
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ MARKS = {
     "skip": "\u2013",
 }
 _MAX_SUMMARY = 160
-_MAX_LISTED = 8  # subjects of a skipped check
+_MAX_LISTED, _MANY = 8, 500  # subjects of a skipped check, if a reason has so many cases
+_MAX_TENSOR = 60
 _FOLDER = Path(__file__).parent
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">'
@@ -163,6 +165,13 @@ class ShownCase:
         return f"{self.case.comparisons:,} comparisons"
 
     @property
+    def tensor(self) -> str:
+        """The first tensor that the evidence of a finding about weights names, after a colon."""
+        evidence = next((one.evidence for one in self.case.findings if one.code[:1] == "W"), "")
+        named = re.search(r"[\w-]+(?:\.[\w-]+)+", evidence)
+        return f": {clip(named[0], _MAX_TENSOR)}" if named else ""
+
+    @property
     def reason(self) -> str:
         """The reason, unless the findings or `key` say all of it."""
         summary = self.case.summary
@@ -199,15 +208,17 @@ class Group:
     anchor: str = ""
 
     @property
-    def listed(self) -> dict[str, str]:
-        """The subjects of each check and runtime, for cases that need no more than their names."""
+    def listed(self) -> dict[str, tuple[list[str], int]]:
+        """The subjects of each check, for cases that need no more than their names.
+
+        Each has the number of those that are left out.
+        """
         subjects: defaultdict[str, list[str]] = defaultdict(list)
         for one in self.cases:
             subjects[one.check].append(one.place)
+        most = _MAX_LISTED if len(self.cases) > _MANY else _MANY
         return {
-            check: "; ".join(places[:_MAX_LISTED])
-            + (f"; and {len(places) - _MAX_LISTED} more" if len(places) > _MAX_LISTED else "")
-            for check, places in subjects.items()
+            check: (places[:most], max(len(places) - most, 0)) for check, places in subjects.items()
         }
 
 
@@ -242,3 +253,51 @@ def circumstances(header: Header) -> dict[str, Any]:
         for name, value in getattr(header, group).items()
     }
     return {"started": header.started} | named
+
+
+def _grouped(
+    cases: Iterable[ShownCase], key: Callable[[ShownCase], Hashable]
+) -> list[list[ShownCase]]:
+    """Return the cases in groups of equal keys, the largest group first."""
+    groups: defaultdict[Hashable, list[ShownCase]] = defaultdict(list)
+    for one in cases:
+        groups[key(one)].append(one)
+    return sorted(groups.values(), key=lambda group: -len(group))
+
+
+def by_cause(cases: Iterable[ShownCase]) -> Iterator[Group]:
+    """Yield the cases by the code of their first finding, or by outcome and check without one."""
+    for group in _grouped(cases, lambda one: _cause(one.case) or (one.shown, one.check)):
+        first = group[0]
+        if cause := _cause(first.case):
+            meaning = next(f.meaning for f in _findings(first.case) if f.code == cause)
+            yield Group(cause, meaning, group)
+        else:
+            yield Group(first.shown, first.check, group)
+
+
+def _findings(case: Case) -> list[RecordedFinding]:
+    """Return the findings with a row in the table, the failures first."""
+    return sorted((one for one in case.findings if one.meaning), key=lambda one: one.warning)
+
+
+def _cause(case: Case) -> str:
+    return next((one.code for one in _findings(case)), "")
+
+
+def by_reason(cases: Iterable[ShownCase], name: str) -> list[Group]:
+    """Return the cases by their reasons; `name` begins the anchors."""
+    groups = _grouped(cases, lambda one: one.case.summary)
+    return [
+        Group(name, group[0].case.summary, group, f"{name}-{number}")
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+def by_check(cases: Iterable[ShownCase]) -> list[Group]:
+    """Return the cases by their checks."""
+    groups = groupby(sorted(cases, key=lambda one: one.check), key=lambda one: one.check)
+    return [
+        Group("pass", check, list(group), f"pass-{number}")
+        for number, (check, group) in enumerate(groups, start=1)
+    ]

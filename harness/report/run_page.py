@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 from harness.report.drawings import Drawing, errors, histograms, largest_share, percent
 from harness.report.page import (
     MARKS,
-    Group,
     Section,
     ShownCase,
     anchors_of,
+    by_cause,
+    by_check,
+    by_reason,
     circumstances,
     render,
     shown,
@@ -23,12 +25,16 @@ from harness.report.page import (
 )
 from harness.report.programs import first_beyond, operations, sharing, weights
 from harness.report.series import history, times
-from harness.results import NOT_APPLICABLE, Case, RecordedFinding, Run
-from harness.text import counted
+from harness.results import NOT_APPLICABLE, Case, Run
+from harness.text import clip, counted
 
 _OPENED = 3  # cases of each group of failures
 _MAX_CELLS = 200_000  # of the matrix; without a limit, its size is the square of the cases
 _NO_RUNTIME = "without a runtime"
+_MAX_ROWS, _MAX_HEADER = 60, 34  # rows of an open matrix without failures; letters of a header
+
+_RIGHT = list(MARKS).index("warning") + 1  # the rank of what neither fails nor warns
+_Place = tuple[str, tuple[str, str]]  # a subject, and a runtime with a check
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,30 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Subjects, checks and runtimes; the longer axis runs down, and rows with failures come first.
+    """Subjects, checks and runtimes; the longer axis runs down, and what fails comes first.
 
-    `groups` are runtimes above the columns with the number of these; `absent` names the runtimes
-    that executed nothing.
+    `groups` are runtimes above the columns with the number of these.
     """
 
     corner: str
     columns: Sequence[str]
     rows: Sequence[MatrixRow]
     groups: Sequence[tuple[str, int]]
-    absent: str
+
+    @property
+    def title(self) -> str:
+        """The number of its rows."""
+        return counted(len(self.rows), self.corner)
+
+    @property
+    def opened(self) -> bool:
+        """Whether it is short, or something in it fails or warns."""
+        return len(self.rows) <= _MAX_ROWS or _rank(self.rows[0].cells) < _RIGHT
+
+    @property
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Each column's name, cut to what a header holds, and in full."""
+        return ((clip(name, _MAX_HEADER), name) for name in self.columns)
 
 
 @dataclass(frozen=True)
@@ -122,24 +141,27 @@ class RunPage:
         """What a reader looks for first: a name, a value, and the anchor of more."""
         bad = [one for one in self.cases if not one.case.passes]
         if bad:
-            yield "First failure", f"{bad[0].check} {bad[0].place}", bad[0].anchor
+            first = bad[0]
+            yield "First failure", f"{first.check} {first.place}{first.tensor}", first.anchor
         if diverged := first_beyond(self.run.cases):
             yield "Diverges first", diverged, "operations"
         shares = [(found, one) for one in self.cases if (found := largest_share(one.case))]
-        if shares:
+        if shares and any(share for (share, _), _ in shares):
             (share, name), one = max(shares, key=lambda pair: pair[0][0])
             title = "Nearest to its bound" if share <= 1 else "Farthest beyond its bound"
             yield title, f"{one.check}, {name}, {one.place}: {percent(share)}", one.anchor
         if stored := sharing(self.run.cases):
             text, case = stored
-            yield f"Weights of {subject_of(case)}", text, "weights"
+            more = len({subject_of(one) for one in self.run.cases if one.check == "copies"}) - 1
+            others = f", and of {more} more" if more > 0 else ""
+            yield f"Weights of {subject_of(case)}{others}", text, "weights"
 
     @property
     def contents(self) -> Iterator[tuple[str, str]]:
         """The anchors and the titles of the sections."""
         yield from ((one.anchor, one.title) for one in self.findings if one.groups)
         yield from ((one.anchor, one.title) for one in self.drawings if one.leads)
-        if self.matrix.rows:
+        if self.matrices:
             yield "matrix", "Every check"
         yield from ((one.anchor, one.title) for one in self.drawings if not one.leads)
         yield from ((one.anchor, one.title) for one in self.folded if one.groups)
@@ -165,8 +187,8 @@ class RunPage:
         bad = [one for one in self.cases if not one.case.passes]
         warned = [one for one in self.cases if one.shown == "warning"]
         return [
-            Section("failures", "Failures", "fail", list(_by_cause(bad)), _OPENED),
-            Section("warnings", "Warnings", "warning", list(_by_cause(warned))),
+            Section("failures", "Failures", "fail", list(by_cause(bad)), _OPENED),
+            Section("warnings", "Warnings", "warning", list(by_cause(warned))),
         ]
 
     @cached_property
@@ -176,17 +198,24 @@ class RunPage:
         for one in self.cases:
             of[one.shown].append(one)
         return [
-            Section("known", "Known defects", "known", _by_reason(of["known"], "known")),
-            Section("skipped", "Skipped", "skip", _by_reason(of["skip"], "skip")),
-            Section("passed", "Passed", "pass", _by_check(of["pass"])),
+            Section("known", "Known defects", "known", by_reason(of["known"], "known")),
+            Section("skipped", "Skipped", "skip", by_reason(of["skip"], "skip")),
+            Section("passed", "Passed", "pass", by_check(of["pass"])),
         ]
 
     @cached_property
-    def matrix(self) -> Matrix:
+    def matrices(self) -> list[Matrix]:
         """The cases by subject, check and runtime."""
         skipped = next(one for one in self.folded if one.anchor == "skipped")
         reasons = {one.case.id: group.anchor for group in skipped.groups for one in group.cases}
-        return matrix(self.cases, self.run.cases, reasons)
+        return matrices(self.cases, self.run.cases, reasons)
+
+    @property
+    def absent(self) -> str:
+        """The runtimes that executed nothing."""
+        ran = {case.runtime for case in self.run.cases if case.outcome != "skip"}
+        others = {case.runtime for case in self.run.cases} - ran - {NOT_APPLICABLE}
+        return ", ".join(sorted(others))
 
     @cached_property
     def drawings(self) -> list[Drawing]:
@@ -208,88 +237,86 @@ def html_page(run: Run, earlier: Sequence[Run] = ()) -> str:
     return render("run", page, page.tone, "page.js")
 
 
-def _grouped(
-    cases: Iterable[ShownCase], key: Callable[[ShownCase], Hashable]
-) -> list[list[ShownCase]]:
-    """Return the cases in groups of equal keys, the largest group first."""
-    groups: defaultdict[Hashable, list[ShownCase]] = defaultdict(list)
-    for one in cases:
-        groups[key(one)].append(one)
-    return sorted(groups.values(), key=lambda group: -len(group))
-
-
-def _by_cause(cases: Iterable[ShownCase]) -> Iterator[Group]:
-    """Yield the cases by the code of their first finding, or by outcome and check without one."""
-    for group in _grouped(cases, lambda one: _cause(one.case) or (one.shown, one.check)):
-        first = group[0]
-        if cause := _cause(first.case):
-            meaning = next(f.meaning for f in _findings(first.case) if f.code == cause)
-            yield Group(cause, meaning, group)
-        else:
-            yield Group(first.shown, first.check, group)
-
-
-def _findings(case: Case) -> list[RecordedFinding]:
-    """Return the findings with a row in the table, the failures first."""
-    return sorted((one for one in case.findings if one.meaning), key=lambda one: one.warning)
-
-
-def _cause(case: Case) -> str:
-    return next((one.code for one in _findings(case)), "")
-
-
-def _by_reason(cases: Iterable[ShownCase], name: str) -> list[Group]:
-    groups = _grouped(cases, lambda one: one.case.summary)
-    return [
-        Group(name, group[0].case.summary, group, f"{name}-{number}")
-        for number, group in enumerate(groups, start=1)
-    ]
-
-
-def _by_check(cases: Iterable[ShownCase]) -> list[Group]:
-    groups = groupby(sorted(cases, key=lambda one: one.check), key=lambda one: one.check)
-    return [
-        Group("pass", check, list(group), f"pass-{number}")
-        for number, (check, group) in enumerate(groups, start=1)
-    ]
-
-
-def matrix(
+def matrices(
     shown_cases: Iterable[ShownCase], cases: Sequence[Case], reasons: Mapping[str, str]
-) -> Matrix:
-    """Return the matrix of a run, without rows if it is too large for a page.
+) -> list[Matrix]:
+    """Return the matrices of a run, the worst first; none if they are too large for a page.
 
-    `reasons` has the anchor of the reason for which a case was skipped, by its id.
+    Subjects that share no check are in two matrices. `reasons` has the anchor of the reason for
+    which a case was skipped, by its id.
     """
     by_id = {one.case.id: one for one in shown_cases}
-    ran = {(case.runtime, case.check) for case in cases if case.outcome != "skip"}
+    ran = {case.runtime for case in cases if case.outcome != "skip"} | {NOT_APPLICABLE}
     places: dict[tuple[str, tuple[str, str]], ShownCase] = {}
     for case in sorted(cases, key=lambda case: case.runtime):
-        if (case.runtime, case.check) in ran:
+        if case.runtime in ran:
             places[subject_of(case), (case.runtime, case.check)] = by_id[case.id]
-    subjects = list(dict.fromkeys(subject_of(case) for case in cases))
-    checks = list(dict.fromkeys(check for _, check in places))
-    runtimes = {case.runtime for case in cases} - {runtime for runtime, _ in ran}
-    absent = ", ".join(sorted(name for name in runtimes if name != NOT_APPLICABLE))
-    if len(subjects) * len(checks) > _MAX_CELLS:
-        return Matrix("", (), (), (), absent)
+    parts = _connected(places)
+    if sum(len({s for s, _ in part}) * len({c for _, c in part}) for part in parts) > _MAX_CELLS:
+        return []
+    found = (_matrix({place: places[place] for place in part}, reasons) for part in parts)
+    halves = [half for one in found for half in _halves(one)]
+    return sorted(halves, key=lambda one: _rank(one.rows[0].cells))
+
+
+def _halves(one: Matrix) -> Iterator[Matrix]:
+    """Yield a matrix, or what is wrong in a long one and then the rest, which is folded."""
+    wrong = sum(_rank(row.cells) < _RIGHT for row in one.rows)
+    if wrong and len(one.rows) > _MAX_ROWS:
+        yield replace(one, rows=one.rows[:wrong])
+        one = replace(one, rows=one.rows[wrong:])
+    if one.rows:
+        yield one
+
+
+def _connected(places: Iterable[_Place]) -> list[list[_Place]]:
+    """Return the places in parts that have neither a subject nor a check in common."""
+    part_of: dict[object, list[_Place]] = {}
+    for place in places:
+        ours, theirs = (part_of.setdefault(one, []) for one in place)
+        if ours is not theirs:
+            ours += theirs
+            part_of[place[1]] = ours
+            for subject, check in theirs:
+                part_of[subject] = part_of[check] = ours
+        ours.append(place)
+    return list({id(part): part for part in part_of.values()}.values())
+
+
+def _matrix(places: Mapping[_Place, ShownCase], reasons: Mapping[str, str]) -> Matrix:
+    """Return one matrix: the longer axis runs down, and the worst come first on both."""
+
+    def cells(chosen: Iterable[_Place]) -> list[Cell | None]:
+        return [_cell(places[one], reasons) if one in places else None for one in chosen]
+
+    of_subject: defaultdict[str, list[_Place]] = defaultdict(list)
+    of_check: defaultdict[tuple[str, str], list[_Place]] = defaultdict(list)
+    of_runtime: defaultdict[str, list[_Place]] = defaultdict(list)
+    for place in places:
+        of_subject[place[0]].append(place)
+        of_check[place[1]].append(place)
+        of_runtime[place[1][0]].append(place)
+    subjects = sorted(of_subject, key=lambda one: _rank(cells(of_subject[one])))
+    checks = sorted(of_check, key=lambda one: _rank(cells(of_check[one])))
     if len(checks) >= len(subjects):
         rows = [
             _row(
                 name,
-                runtime if runtime != "-" else "",
+                runtime if runtime != NOT_APPLICABLE else "",
                 reasons,
                 [places.get((subject, (runtime, name))) for subject in subjects],
             )
             for runtime, name in checks
         ]
-        return Matrix("check", subjects, _worst_first(rows), (), absent)
+        return Matrix("check", subjects, rows, ())
+    runtimes = sorted(of_runtime, key=lambda one: _rank(cells(of_runtime[one])))
+    checks.sort(key=lambda check: runtimes.index(check[0]))
     rows = [_row(s, "", reasons, [places.get((s, check)) for check in checks]) for s in subjects]
     groups = [
-        (runtime if runtime != "-" else _NO_RUNTIME, len(list(group)))
+        (runtime if runtime != NOT_APPLICABLE else _NO_RUNTIME, len(list(group)))
         for runtime, group in groupby(runtime for runtime, _ in checks)
     ]
-    return Matrix("subject", [name for _, name in checks], _worst_first(rows), groups, absent)
+    return Matrix("subject", [name for _, name in checks], rows, groups)
 
 
 def _row(
@@ -310,12 +337,7 @@ def _cell(one: ShownCase, reasons: Mapping[str, str]) -> Cell:
     return Cell(one.shown, MARKS[one.shown], anchor, f"{one.check} {one.place}: {one.shown}")
 
 
-def _worst_first(rows: Sequence[MatrixRow]) -> list[MatrixRow]:
-    """Return the rows that fail, then those that warn, then the others, each in their order."""
+def _rank(cells: Iterable[Cell | None]) -> int:
+    """Return the rank of the worst cell; those that neither fail nor warn are equal."""
     ranks = list(MARKS)
-    last = ranks.index("warning") + 1
-    marks = [[ranks.index(cell.shown) for cell in row.cells if cell] for row in rows]
-    ranked = sorted(
-        zip((min([last, *found]) for found in marks), rows, strict=True), key=lambda pair: pair[0]
-    )
-    return [row for _, row in ranked]
+    return min([_RIGHT, *(ranks.index(one.shown) for one in cells if one)])

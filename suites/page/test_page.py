@@ -184,7 +184,9 @@ def test_a_link_to_a_case_opens_it(opened: Callable[..., Opened], files: dict[st
     assert page.locator(f"[id='{anchor}'] pre").is_visible()
 
 
-def test_words_and_outcomes_filter(opened: Callable[..., Opened], files: dict[str, Path]) -> None:
+def test_words_and_outcomes_filter(
+    opened: Callable[..., Opened], files: dict[str, Path], runs: dict[str, Run]
+) -> None:
     page = opened(files["sound"]).page
     cells = page.locator(".matrix a").count()
     cases, on = page.locator(".case").count(), page.locator(".case:not([data-off])")
@@ -192,11 +194,17 @@ def test_words_and_outcomes_filter(opened: Callable[..., Opened], files: dict[st
     lit = page.locator(".matrix a:not([data-off])")
     labels = lit.evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
     assert labels and all("parity" in label and "mil:strict" in label for label in labels)
-    assert page.locator("output").inner_text() == f"{len(labels)} of {cells} shown"
+    total, found = re.findall(r"\d+", page.locator("output").inner_text())[::-1]
+    assert int(total) == len(runs["sound"].cases) and int(found) >= len(labels)
+    counts = page.locator("#passed .group:visible .count").all_inner_texts()
+    skips = page.locator("#skipped i:not([data-off])").count()
+    assert counts == [str(len(labels))] and int(found) == len(labels) + skips
     assert page.locator(".matrix tbody tr:visible").count() == 1
     assert 0 < on.count() < cases
     page.locator("input[value=pass]").uncheck()
     assert lit.count() == on.count() == 0
+    assert page.locator("output").inner_text() == "no case matches"
+    assert page.locator("#passed").is_hidden() and page.locator("#matrix tr").first.is_hidden()
     page.locator("input[value=pass]").check()
     page.locator("input[type=search]").fill("")
     assert (

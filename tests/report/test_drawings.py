@@ -90,7 +90,8 @@ def test_the_page_shows_what_failed_first(tmp_path):
 def test_the_page_folds_skips_by_their_reason(tmp_path):
     skips = [replace(SKIPPED, check=f"c{number}") for number in range(3)]
     page = drawn(tmp_path, PARITY, *skips, replace(SKIPPED, check="d", reason="too <old>"))
-    titles = re.findall(r'<details id="skip-\d+"><summary>(.*?)</summary>', page)
+    titles = re.findall(r'<details class="group" id="skip-\d+"><summary>(.*?)</summary>', page)
+    titles = [re.sub("<[^>]*>", "", title) for title in titles]
     assert titles == ["not here (3)", "too &lt;old&gt; (1)"]
     assert "Not in the table, because all of it was skipped: executorch" in page
 
@@ -109,6 +110,23 @@ def test_a_matrix_of_many_subjects_has_a_row_for_each(tmp_path):
     assert re.findall(r'<th scope="row">(.*?)</th>', page) == [
         f"m{number} single" for number in (2, 0, 1, 3)
     ]
+
+
+def test_subjects_without_a_check_in_common_have_two_matrices_and_what_fails_is_first(tmp_path):
+    """A long one shows what fails, and folds the rest; its column that fails comes first."""
+    many = [replace(PARITY, fixture=f"m{number}") for number in range(70)]
+    bad = replace(FAILED, fixture="m69", check="greedy")
+    other = replace(PARITY, fixture="other", check="program", runtime="-")
+    skipped = replace(other, check="sharing-size", outcome="skip", reason="needs another")
+    page = drawn(tmp_path, *many, bad, other, skipped).split('id="matrix"')[1]
+    assert re.findall(r"<details( open)?><summary>(.*?)</summary>", page)[:3] == [
+        (" open", "1 subject"),
+        (" open", "2 checks"),
+        ("", "69 subjects"),
+    ]
+    first = page[: page.index("</table>")]
+    assert re.findall(r'title="(.*?)"', first) == ["greedy", "parity"] and "m69" in first
+    assert 'sharing-size other: skip">\u2013</a>' in page
 
 
 DECIBELS = {"unit": "dB", "better": "higher"}

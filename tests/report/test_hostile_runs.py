@@ -102,7 +102,9 @@ def test_a_command_names_the_exporter_of_its_case_among_several(fixture, named):
 
 def test_a_table_that_is_too_large_is_left_out_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr(run_page, "_MAX_CELLS", 12)
-    cases = [replace(PARITY, fixture=f"f{n}", check=f"c{n}", figures={}) for n in range(4)]
+    cases = [
+        replace(PARITY, fixture=f"f{n // 4}", check=f"c{n % 4}", figures={}) for n in range(16)
+    ]
     small, large = page(tmp_path, *cases[:3], SKIPPED), page(tmp_path, *cases)
     said = "too many subjects and checks for a table"
     assert 'id="matrix"' in small and said not in small

@@ -106,7 +106,7 @@ def test_a_command_for_the_operation_at_fault_is_on_the_page_of_wrong_numbers(tm
     finding = explained(RecordedFinding("N10", "decode", "it is off"))
     wrong = replace(PARITY, suite="check", outcome="fail", reason="r", findings=(finding,))
     _, page = drawn(tmp_path, wrong, "failures")
-    assert page.count("<pre>harness bisect tiny --results DIR</pre>") == 1
+    assert page.count("<pre>harness bisect tiny --results results/bisect</pre>") == 1
     other = replace(wrong, findings=(explained(RecordedFinding("M02", "a", "b")),))
     assert "harness bisect" not in drawn(tmp_path, other, "failures")[1]
 
