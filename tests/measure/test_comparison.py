@@ -176,8 +176,13 @@ def test_scattered_peaks_are_measured_more_often():
         def memory(self):
             return Memory(100, 100 + int(self.peaks.pop(0) * MB))
 
-    steady = compare_memory(Peaks(220, 220), Peaks(230, 230), Goal())
+    steady = compare_memory(Peaks(*[220] * 5), Peaks(*[230] * 5), Goal())
     assert (steady.found.verdict, steady.base, steady.head) == ("larger", 220 * MB, 230 * MB)
+    equal = compare_memory(Peaks(220, 220), Peaks(220, 220), Goal()).found
+    assert (equal.verdict, equal.blocks) == ("same", 2)
+    # Of one artifact: the first two samples of each differ by chance.
+    chance = Peaks(75.0, 75.1, 76.3, 75.0, 75.2), Peaks(76.2, 76.3, 75.1, 75.2, 75.0)
+    assert compare_memory(*chance, Goal()).found.verdict == "same"
     scattered = Peaks(220, 260, 225, 228, 231), Peaks(221, 262, 222, 229, 232)
     found = compare_memory(*scattered, Goal()).found
     assert (found.verdict, found.blocks) == ("inconclusive", 5)
