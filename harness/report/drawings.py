@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 SERIES = 6  # colours of page.css
 MAX_ROWS = 60  # of a drawing
 _SMALLEST = -9  # power of ten at the left end of the axis of errors
+_LARGEST = 3  # power of ten at its right end
 MAX_LABEL = 56  # letters
 ROW, TOP = 34, 26  # pixels
 _BARS = 30  # pixels
 _MAX_HISTOGRAMS = 24
+_MAX_DIGITS = 1e9  # a larger number is shown as a power of ten
 _LEAST_BAR = 0.08  # of the highest bar: one value of a million is seen, too
 
 # A word longer than this may break after its punctuation; a shorter one, such as 2e-07, never.
@@ -124,7 +126,9 @@ def largest_share(case: Case) -> tuple[float, str] | None:
 
 def percent(share: float) -> str:
     """Return a share of a bound as text."""
-    return f"{100 * share:.3g} %" if share < 10 else f"{share:.3g} times"
+    if share < 10:
+        return f"{100 * share:.3g} %"
+    return f"{share:.3g} times" if share >= _MAX_DIGITS else f"{float(f'{share:.3g}'):,.0f} times"
 
 
 def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
@@ -140,7 +144,8 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
                 rows[f"{case.check}: {name.partition('@')[0]}"].append((share, case, name))
     if not rows:
         return None
-    runtimes = sorted({case.runtime for row in rows.values() for _, case, _ in row})
+    runtimes = runtimes_of(cases)
+    drawn = {case.runtime for row in rows.values() for _, case, _ in row}
     worst_first = sorted(rows.items(), key=lambda row: -max(s for s, _, _ in row[1]))
     shown = worst_first[:MAX_ROWS]
     powers = [power_of(share) for _, row in shown for share, _, _ in row]
@@ -155,10 +160,12 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
         "logarithmic: at 1e-2, a figure takes a hundredth of its bound."
         + (f" {counted(more, 'more figure')} are farther from their bounds." if more else "")
     )
-    return Drawing("errors", "Errors against bounds", caption, markup_of(legend_of(runtimes), svg))
+    return Drawing(
+        "errors", "Errors against bounds", caption, markup_of(legend_of(runtimes, drawn), svg)
+    )
 
 
-def power_of(share: float, largest: int = 3) -> float:
+def power_of(share: float, largest: int = _LARGEST) -> float:
     """Return the power of ten of a share of a bound, within the ends of an axis; NaN is largest."""
     if math.isnan(share):
         return largest
@@ -216,33 +223,47 @@ def _error_row(
     dots: defaultdict[tuple[str, int], list[tuple[float, Case, str]]] = defaultdict(list)
     for found in row:
         dots[axis.at(power_of(found[0])), runtimes.index(found[1].runtime)].append(found)
-    share, worst, _ = max((max(d, key=lambda one: one[0]) for d in dots.values()), key=_share_in)
+    worst_share, worst, _ = max((max(d, key=_share_in) for d in dots.values()), key=_share_in)
+    middle = max(series for _, series in dots) / 2
     link = element("a", svg, href=f"#{anchors[worst.id]}")
-    element("text", link, clip(f"{name}  {percent(share)}", MAX_LABEL), x="1%", y=top + 12)
-    element("line", svg, x1="0", x2="100%", y1=top + 23, y2=top + 23, class_="axis")
+    element("text", link, clip(f"{name}  {percent(worst_share)}", MAX_LABEL), x="1%", y=top + 12)
+    element("line", svg, x1="0", x2="100%", y1=top + 20, y2=top + 20, class_="axis")
     for (x, series), group in dots.items():
-        y = top + 23 + 4 * (series - (len(runtimes) - 1) / 2)
+        y = top + 20 + 4 * (series - middle)
         dot = element("circle", svg, cx=x, cy=f"{y:g}", r=3, class_=f"s{series % SERIES}")
-        share, case, figure = max(group, key=_share_in)
+        _, case, figure = max(group, key=_share_in)
         others = f" and {len(group) - 1} more" if len(group) > 1 else ""
         said = f"{case.id}{others}: {figure} {case.figures[figure]}"
         element("title", dot, said)
+    if not worst_share <= 10.0**_LARGEST:
+        element(
+            "text", svg, "off scale \u2192", x="97%", y=top + 27, text_anchor="end", class_="bad"
+        )
 
 
 def _share_in(found: tuple[float, Case, str]) -> float:
     return found[0]
 
 
-def legend_of(names: Sequence[str]) -> ElementTree.Element:
-    """Return the colours of runtimes."""
+def runtimes_of(cases: Iterable[Case]) -> list[str]:
+    """Return the runtimes of a page in the order of their colours, which all its drawings share.
+
+    Those of cases that were skipped come last: they are in no drawing.
+    """
+    ran = {case.runtime for case in cases if case.outcome != "skip"}
+    return sorted(ran) + sorted({case.runtime for case in cases} - ran)
+
+
+def legend_of(runtimes: Sequence[str], drawn: Container[str]) -> ElementTree.Element:
+    """Return the colours of those runtimes that are drawn."""
     legend = element("p")
-    for index, name in enumerate(names):
+    for index, name in ((i, name) for i, name in enumerate(runtimes) if name in drawn):
         text = f"\u25cf {name if name != '-' else 'no runtime'}"
         element("span", legend, text, class_=f"key s{index % SERIES}")
     return legend
 
 
-def histograms(cases: Iterable[Case], anchors: Mapping[str, str]) -> Drawing | None:
+def histograms(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
     """Draw how many logits have an error of each size, beside the largest that is allowed.
 
     `anchors` has the page's anchor of each case by its id.
@@ -257,7 +278,7 @@ def histograms(cases: Iterable[Case], anchors: Mapping[str, str]) -> Drawing | N
     axis = axis_over([power * math.log10(2) for power in ends])
     svg = svg_of(TOP + (_BARS + 20) * len(shown), "Number of logits by the size of their error")
     draw_axis(svg, axis)
-    runtimes = sorted({case.runtime for case, *_ in found})
+    runtimes, drawn = runtimes_of(cases), {case.runtime for case, *_ in found}
     for number_, (case, name, one) in enumerate(shown):
         top = TOP + (_BARS + 20) * number_
         link = element("a", svg, href=f"#{anchors[case.id]}")
@@ -273,7 +294,9 @@ def histograms(cases: Iterable[Case], anchors: Mapping[str, str]) -> Drawing | N
         "share of the largest error that is allowed, the red line."
         + (f" {counted(more, 'histogram')} with smaller errors are left out." if more else "")
     )
-    return Drawing("logits", "Errors of logits", caption, markup_of(legend_of(runtimes), svg))
+    return Drawing(
+        "logits", "Errors of logits", caption, markup_of(legend_of(runtimes, drawn), svg)
+    )
 
 
 def _bars(svg: ElementTree.Element, axis: Axis, top: float, one: Histogram, series: str) -> None:

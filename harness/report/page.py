@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import harness
 from harness.report.commands import bisect_command, repeat_command, to_fill_in
 from harness.report.drawings import largest_share, percent, pieces
 from harness.results import NOT_APPLICABLE, Case, Header, RecordedFinding
@@ -165,6 +166,11 @@ class ShownCase:
         return f"{self.case.comparisons:,} comparisons"
 
     @property
+    def meaning(self) -> str:
+        """What the check judges, in a sentence; "" for one that is not an artifact's."""
+        return _meanings().get(self.case.check, "")
+
+    @property
     def tensor(self) -> str:
         """The first tensor that the evidence of a finding about weights names, after a colon."""
         evidence = next((one.evidence for one in self.case.findings if one.code[:1] == "W"), "")
@@ -180,7 +186,10 @@ class ShownCase:
     @property
     def findings(self) -> list[dict[str, str]]:
         """The parts of each finding: code and meaning, place, evidence and remedy."""
-        return [parts for one in self.case.findings if (parts := one.parts())]
+        found = [parts for one in self.case.findings if (parts := one.parts())]
+        if len(found) == 1:  # the title above it has its code and its meaning
+            found[0].pop(self.case.findings[0].code, None)
+        return [parts for parts in found if parts]
 
     @property
     def commands(self) -> dict[str, str]:
@@ -196,6 +205,15 @@ class ShownCase:
         """The comparisons, the seconds, the figures and the facts."""
         took = {"comparisons": f"{self.case.comparisons:,}", "seconds": self.seconds}
         return took | {**self.case.figures, **self.case.facts}
+
+
+@cache
+def _meanings() -> dict[str, str]:
+    """Return the first line of each check's docstring by the check's name; imports no check."""
+    folder = Path(harness.__file__).with_name("checks")
+    decorated = re.compile(r'@check\(\s*"([\w-]+)"[^@]*?"""([^\n]+?)(?:"""|\n)')
+    found = (decorated.findall(file.read_text("utf-8")) for file in sorted(folder.glob("*.py")))
+    return {name: text.replace("`", "") for pairs in found for name, text in pairs}
 
 
 @dataclass(frozen=True)

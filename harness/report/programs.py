@@ -172,6 +172,7 @@ def _chart(
     case: Case, part: str, found: Sequence[OperationError], anchor: str
 ) -> ElementTree.Element:
     figure = element("figure")
+    caption = element("figcaption", figure)
     shares = [(i, one.error) for i, one in enumerate(found) if one.error is not None]
     if shares:
         label = f"Share of the allowed error, {case.check}, {part}"
@@ -180,7 +181,6 @@ def _chart(
     if totals:
         element("p", figure, "The error so far, over the size of the result:", class_="dim")
         figure.append(_dots(f"Error so far, {part}", found, totals, "1"))
-    caption = element("figcaption", figure)
     place = " ".join(name for name in (case.fixture, case.mode, case.runtime) if name != "-")
     add_wrapped(element("a", caption, href=f"#{anchor}"), f"{case.check}, {part}")
     add_wrapped(caption, f" of {place}: {counted(len(found), 'operation')}; {_said(found)}")

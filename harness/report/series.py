@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -18,6 +18,7 @@ from harness.report.drawings import (
     element,
     legend_of,
     markup_of,
+    runtimes_of,
     svg_of,
 )
 from harness.results import Case, Figure, Run
@@ -31,7 +32,7 @@ _MIN_CHANGE = 0.01  # of a figure that is listed before those that did not chang
 _SPARK = 160, 24  # pixels
 
 
-def times(cases: Iterable[Case]) -> Drawing | None:
+def times(cases: Sequence[Case]) -> Drawing | None:
     """Draw each time that `--measure` took, as the range between its samples' quartiles."""
     rows: defaultdict[str, list[tuple[str, str, Figure]]] = defaultdict(list)
     depths: defaultdict[tuple[str, str], dict[str, dict[int, Figure]]] = defaultdict(dict)
@@ -49,8 +50,8 @@ def times(cases: Iterable[Case]) -> Drawing | None:
                 rows[figure.unit].append((f"{name}, {place}", case.runtime, figure))
     if not timed:
         return None
-    runtimes = sorted(timed)
-    figures = [legend_of(runtimes)]
+    runtimes = runtimes_of(cases)
+    figures = [legend_of(runtimes, timed)]
     figures += [_ranges(unit, row[:MAX_ROWS], runtimes) for unit, row in sorted(rows.items())]
     figures += [_by_depth(name, unit, of, runtimes) for (name, unit), of in depths.items()]
     caption = (

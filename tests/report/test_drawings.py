@@ -126,7 +126,21 @@ def test_subjects_without_a_check_in_common_have_two_matrices_and_what_fails_is_
     ]
     first = page[: page.index("</table>")]
     assert re.findall(r'title="(.*?)"', first) == ["greedy", "parity"] and "m69" in first
-    assert 'sharing-size other: skip">\u2013</a>' in page
+    assert 'sharing-size other single: skip">\u2013</a>' in page
+
+
+def test_colours_mean_one_runtime_and_what_is_off_the_scale_is_said(tmp_path):
+    """A skipped runtime takes no colour from the others; 1e3 is the end of the axis."""
+    strict = replace(FAILED, runtime="mil:strict", figures={"a": Figure(4.8, bound=1e-5)})
+    timed = {"decode": Figure(1.0, "ms", spread=0.5)}
+    widen = replace(PARITY, figures=timed)
+    page = drawn(tmp_path, strict, widen, replace(SKIPPED, runtime="coreml")).split("id=")
+    errors, times = (
+        next(part for part in page if part.startswith(f'"{name}"')) for name in ("errors", "times")
+    )
+    assert 'key s0">\u25cf mil:strict' in errors and 'key s1">\u25cf mil:widen' in times
+    assert "off scale" in errors and "480,000 times" in errors
+    assert "Check that the artifact chooses the oracle" in "".join(page).replace("<wbr>", "")
 
 
 DECIBELS = {"unit": "dB", "better": "higher"}
