@@ -10,11 +10,8 @@ import argparse
 import atexit
 import gc
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +35,7 @@ from harness.cli.output import (
     checked_output,
     discard_output,
     hush_libraries,
+    interruptible,
 )
 from harness.cli.progress import Progress
 from harness.errors import HarnessError
@@ -202,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not command.passes_on:
             _require_words(argv)
         with (
-            _terminable(signals),
+            interruptible(signals),
             Progress(f"starting harness {args.command}", args.quiet) as args.progress,
             checked_output(args.progress, exactly=command.passes_on),
         ):
@@ -227,29 +225,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return TERMINATED if signals and status == INTERRUPTED else status
 
 
-@contextmanager
-def _terminable(signals: list[int]) -> Iterator[None]:
-    """Let SIGTERM interrupt the block, unless our caller handles or ignores it.
-
-    As after Ctrl-C, what a command has begun to write is removed. The signal is added to `signals`.
-    """
-
-    def terminate(received: int, _: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-        signals.append(received)
-        raise KeyboardInterrupt
-
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _require_words(argv: Sequence[str]) -> None:
     """Raise HarnessError for an empty argument, as of a shell's unset variable, and for NUL."""
     for before, word in zip(["", *argv], argv, strict=False):
@@ -265,7 +240,10 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
     """Put paths in the place of subjects' names, and their files where the user gave none.
 
     `args.located` keeps each subject by the name of its argument, `args.typed` the user's word.
+    Raises ArtifactError for what cannot be opened, before a command's slow imports.
     """
+    from harness.artifact import open_artifact
+
     args.located, args.typed = {}, {}
     for name in names:
         word = args.typed[name] = getattr(args, name)
@@ -280,6 +258,8 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
         for key, value in found.files.items():
             if key in args and getattr(args, key) is None:
                 setattr(args, key, value)
+    for name in names:
+        open_artifact(getattr(args, name))
 
 
 class _Completion(argparse.Action):
@@ -328,5 +308,5 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
         args.quiet, args.verbose = not shows or not _QUIET.isdisjoint(words), True
         args.words = [*vars(args).get("words", ()), *words]
     elif words:
-        parser.error(f"unrecognized arguments: {' '.join(words)}")
+        subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(words)}")
     return args

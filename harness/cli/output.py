@@ -5,20 +5,74 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from harness.cli.progress import Progress
 from harness.errors import HarnessError
 from harness.text import harmless, is_terminal, terminal_width
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 INTERRUPTED = 130  # the status that a shell reports for a process that Ctrl-C ended
 _MIN_COLUMN = 20
 TERMINATED = 143  # that of one that SIGTERM ended
+_AGAIN_SECONDS = 0.05  # until a signal that a finalizer swallowed is sent again
+
+
+@contextmanager
+def interruptible(signals: list[int]) -> Iterator[None]:
+    """Let SIGTERM interrupt the block, unless our caller handles or ignores it, as Ctrl-C does.
+
+    What a command has begun to write is removed. SIGTERM is added to `signals`. Python drops an
+    interrupt that lands in a finalizer: both signals are then sent again until the block ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    lost: list[threading.Timer] = []
+    takes_sigterm = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = sys.unraisablehook
+
+    def terminate(received: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        signals.append(received)
+        raise KeyboardInterrupt
+
+    def send_again(dropped: UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        number = signal.SIGINT
+        if signals:
+            number = signal.SIGTERM
+            signal.signal(number, terminate)
+        for timer in lost:
+            timer.cancel()
+        lost.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        lost[-1].daemon = True
+        lost[-1].start()
+
+    sys.unraisablehook = send_again
+    if takes_sigterm:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+        if lost:  # the finalizer was the last that ran
+            raise KeyboardInterrupt
+    finally:
+        for timer in lost:
+            timer.cancel()
+        sys.unraisablehook = before
+        if takes_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -274,12 +274,13 @@ class _Process:
 
 
 def _end(child: Child, seconds: float, remove_home: Callable[[], None]) -> None:
-    """Let a child unload its methods, then end it and remove its home."""
-    if child.end.alive:
-        with suppress(HarnessError):  # it has died, or hangs
-            child.ask({"verb": "end", "method": "", "tensors": []}, "asked to end", seconds)
-    child.end()
-    remove_home()
+    """Let a child unload its methods, then end it and remove its home, even when interrupted."""
+    with ExitStack() as stack:
+        stack.callback(remove_home)
+        stack.callback(child.end)
+        if child.end.alive:
+            with suppress(HarnessError):  # it has died, or hangs
+                child.ask({"verb": "end", "method": "", "tensors": []}, "asked to end", seconds)
 
 
 _overhead = threading.local()

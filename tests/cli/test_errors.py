@@ -5,6 +5,8 @@ import platform
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,53 @@ def test_a_folder_that_was_removed_is_one_sentence(tmp_path, monkeypatch, capsys
     gone.rmdir()
     assert main(["combine", f"{package}:main", "-o", "out.mlpackage"]) == 2
     assert capsys.readouterr().err.startswith("harness combine: ")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("goes_on", [True, False])  # whether the command ends before it is resent
+def test_a_signal_in_a_finalizer_ends_the_command(monkeypatch, capsys, number, status, goes_on):
+    """Python reports and drops what a finalizer raises."""
+
+    class Owner:
+        pass
+
+    def run(args):
+        for _ in range(2):  # the second signal lands in a finalizer, too
+            owner = Owner()
+            weakref.finalize(owner, signal.raise_signal, number)
+            del owner
+        for _ in range(500 if goes_on else 0):
+            time.sleep(0.01)
+        ended.append(goes_on)
+        return 0
+
+    ended = []
+    monkeypatch.setitem(COMMANDS, "models", COMMANDS["models"]._replace(run=run))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup` ignores
+    try:
+        assert main(["models"]) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "harness models: interrupted\n"
+    assert ended == ([] if goes_on else [False])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_argument_too_many_shows_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "a", "b"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: harness inspect ") and "arguments: b" in printed
+
+
+@pytest.mark.parametrize("command", ["check", "inspect", "bench", "run"])
+def test_a_file_that_cannot_be_read_is_refused_before_a_command_imports(
+    monkeypatch, tmp_path, capsys, command
+):
+    monkeypatch.setitem(COMMANDS, command, COMMANDS[command]._replace(run=lambda args: 1 / 0))
+    (empty := tmp_path / "empty.pte").touch()
+    for path in (empty, tmp_path / "nowhere.pte"):
+        words = ["--prompt", "a", "--tokenizer", "t.json"] if command == "run" else []
+        assert main([command, str(path), *words]) == 2
+        assert str(path) in capsys.readouterr().err
