@@ -13,6 +13,12 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch):
+    """Print as to a file: pytest-xdist's workers have a width, by which tables wrap."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _silent_progress(monkeypatch):
     """Show no progress, however slow the machine: tests compare standard error."""
     for name in ("_PATIENCE", "_REMINDER"):

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("harness", "fixtures", "suites")  # harness/fixtures and harness/suites are links to these
 
-MAX_FILES = 218
+MAX_FILES = 219
 MAX_FILE_LINES = 350
 SMALL_FILE_LINES = 40
 MAX_SMALL_FILES = 12

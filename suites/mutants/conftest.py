@@ -76,3 +76,9 @@ def _row(case: Case) -> tuple[str, ...]:
 def mutant(tmp_path: Path) -> Callable[[Mutation, str], Subject]:
     """Return a function that breaks a copy of the tiny export and opens it."""
     return lambda mutate, mode: broken(mutate, mode, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print as to a file: pytest-xdist's workers have a width, by which lines wrap."""
+    monkeypatch.delenv("COLUMNS", raising=False)

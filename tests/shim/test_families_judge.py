@@ -14,7 +14,7 @@ class Answers:
     def __init__(self, outcome):
         self.outcome, self.asked = outcome, 0
 
-    def ask(self, request, doing, processor_seconds):
+    def ask(self, request, doing):
         self.asked += 1
         more = {
             "pass": {"comparisons": 1},

@@ -313,18 +313,3 @@ def _overlaps(box: Tensor, others: Tensor) -> Tensor:
     shared = sides.prod(1)
     union = box[2:].prod() + others[:, 2:].prod(1) - shared
     return torch.where(union > 0, shared / union, torch.zeros_like(shared))
-
-
-@operation("classify", inputs=("probabilities",), moves_data=True)
-def classify(op: Operation) -> Run:
-    """Return the label, a str or an int, and a dict from label to probability."""
-    labels = op.required("classes")
-
-    def run(probabilities: Tensor) -> tuple[str | int, dict[str | int, float]]:
-        values = probabilities.reshape(-1).tolist()
-        if len(values) != len(labels):
-            raise op.error(f"{len(values)} probabilities for {len(labels)} labels")
-        best = max(range(len(values)), key=values.__getitem__)
-        return labels[best], dict(zip(labels, values, strict=True))
-
-    return run
