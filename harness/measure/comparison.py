@@ -261,9 +261,8 @@ class Race:
 def compare_memory(base: Side, head: Side, goal: Goal) -> Timed:
     """Compare what the peak memory of a process grows by when it loads and runs an artifact.
 
-    Peaks hardly scatter: the lowest and the highest ratio of any two samples are the interval, and
-    those of two samples of base are the control. Two samples may say "same"; for another verdict
-    all samples are taken, which by chance differ so with a probability of 2 in 252.
+    Peaks hardly scatter: the extreme ratios of any two samples are the interval, and those of two
+    samples of base are the control. Two samples may say "same", any other verdict takes them all.
     """
     samples: tuple[list[float], list[float]] = ([], [])
     while True:
