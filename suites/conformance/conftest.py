@@ -48,6 +48,7 @@ __all__ = ["pytest_runtest_makereport", "record"]
 _SUITE = pytest.StashKey["Suite"]()
 _EXPORTERS = pytest.StashKey[dict[str, Exporter | None]]()
 _SHARE = pytest.StashKey[frozenset[tuple[str, str]] | None]()  # the exports of a shard
+_NOTHING = pytest.mark.chose_nothing  # a test for which the options leave no subject or no runtime
 _BY = pytest.StashKey[dict[str, list[str]]]()  # for each fixture, its exporters' names in cases
 DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conformance)
 MODES = ("single", "multifunction")
@@ -124,6 +125,7 @@ def configure(config: pytest.Config, suite: Suite) -> None:
     config.addinivalue_line("markers", "prompted: only for models that have prompts")
     config.addinivalue_line("markers", "tokenized: only for models that have a tokenizer")
     config.addinivalue_line("markers", "core_ml(kinds): only on runtimes of these kinds")
+    config.addinivalue_line("markers", "chose_nothing: the options leave nothing to run it on")
     config.addinivalue_line("markers", "valued: only for artifacts with a reference or golden file")
     config.addinivalue_line(
         "markers", "other_exporters: for all exporters but the first ExecuTorch's"
@@ -213,12 +215,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         by = {name: exporters for name, exporters in others.items() if exporters}
     subjects = list(_subjects(by, chosen(config, "mode", MODES)))
     if "fixture_name" in metafunc.fixturenames:
-        metafunc.parametrize(("fixture_name", "mode"), subjects, scope="session")
+        nothing = [pytest.param("", "", marks=_NOTHING)]
+        metafunc.parametrize(("fixture_name", "mode"), subjects or nothing, scope="session")
     if "runtime" in metafunc.fixturenames:
         runtimes = chosen_runtimes(config)
         if core_ml := metafunc.definition.get_closest_marker("core_ml"):
             runtimes = [name for name in runtimes if runtime_row(name).kind in core_ml.args]
-        metafunc.parametrize("runtime", runtimes, scope="session")
+        nothing = [pytest.param("", marks=_NOTHING)]
+        metafunc.parametrize("runtime", runtimes or nothing, scope="session")
 
 
 def _subjects(by: Mapping[str, list[str]], modes: list[str]) -> Iterator[tuple[str, str]]:
@@ -242,6 +246,7 @@ def has_values(row: Model) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of a subject one after another: only one subject is open at a time.
 
+    A test for which the options leave nothing is deselected: pytest then counts the cases, no more.
     A shard has all tests of some models in one mode, of every exporter: they share exports.
     """
 
@@ -249,11 +254,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params = item.callspec.params if hasattr(item, "callspec") else {}
         return tuple(str(params.get(name, "")) for name in ("fixture_name", "mode"))
 
-    items.sort(key=subject)
-    if (share := config.stash[_SHARE]) is not None:
-        ours = [item for item in items if _export_of(*subject(item)) in share]
-        config.hook.pytest_deselected(items=[item for item in items if item not in ours])
-        items[:] = ours
+    share = config.stash[_SHARE]
+
+    def is_ours(item: pytest.Item) -> bool:
+        if item.get_closest_marker(_NOTHING.name):
+            return False
+        return share is None or _export_of(*subject(item)) in share
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_ours(item)])
+    items[:] = sorted(filter(is_ours, items), key=subject)
 
 
 def _export_of(fixture_name: str, mode: str) -> tuple[str, str]:
