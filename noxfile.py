@@ -41,7 +41,7 @@ def install(session: nox.Session, *extras: str) -> None:
     quiet = ["-q"]
     if not (BIN / "python").exists():
         session.log(
-            f"the first run installs torch, coremltools and more into {ENVIRONMENT}: 1.5 GB"
+            f"the first run installs torch, coremltools and more into {ENVIRONMENT}: 1.3 GB"
         )
         session.run_install(sys.executable, "-m", "venv", ENVIRONMENT, external=True)
         quiet = []  # pip names what it fetches: minutes pass

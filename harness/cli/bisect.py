@@ -130,21 +130,38 @@ def _lines(found: Bisection, policy: str) -> list[str]:
     lines = [] if model is None else _model_lines(model, found.weights)
     lines += [
         f"{policy} against double: {counted(precision.judged, 'operation')} in "
-        f"{counted(precision.calls, 'call')}; the last result is off by "
-        f"{precision.accumulated:.2g} of its size",
+        f"{counted(precision.calls, 'call')}; the last call's result differs by "
+        f"{precision.accumulated:.2g} of its root mean square",
     ]
     lines += [precision.nan] if precision.nan else []
     if precision.found:
         others = len(precision.found) - 1
         lines += ["", "the first operation that leaves it:", *_described(precision.found[0])]
         lines += [f"  and {others} more after it (--json)"] if others else []
-    return lines
+    return [*lines, "", _verdict(found, policy)]
+
+
+def _verdict(found: Bisection, policy: str) -> str:
+    if found.passes:
+        return "PASSED: no operation is at fault"
+    faults = []
+    if found.model is not None and found.model.first is not None:
+        faults.append("an operation leaves the model's graph")
+    elif found.model is not None and found.model.output:
+        faults.append("an output is not the model's")
+    if found.precision.found:
+        operations = counted(len(found.precision.found), "operation")
+        faults.append(f"under {policy}, {operations} exceeded the allowed error of rounding")
+    if found.precision.nan:
+        faults.append("an output is NaN")
+    return f"FAILED: {'; '.join(faults)}"
 
 
 def _model_lines(model: ModelReport, weights: str) -> list[str]:
     matched = f"{counted(model.matched, 'operation')} in {counted(model.calls, 'call')}"
     lines = [
-        f"the model's graph: {matched} match its values, {model.excused:,} lie between them"
+        f"the model's graph in fp64: {matched} give its values, {model.excused:,} more are steps "
+        "between two of its values"
         + (" (weights are the artifact's own: no checkpoint)" if weights == "artifact" else "")
     ]
     if model.first is not None:

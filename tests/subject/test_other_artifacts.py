@@ -214,7 +214,7 @@ def test_a_bisection_names_the_operation_that_leaves_the_checkpoint(
     path = artifact(name)[0]
     words = [*map(str, source_of(path, source))]
     assert main(["bisect", str(path), *words]) == 0
-    assert "match its values" in capsys.readouterr().out
+    assert "PASSED: no operation is at fault" in capsys.readouterr().out
     if name != "quantized.pte":  # there the graph takes over the quantized values
         changed = with_a_weight_changed(path, tmp_path / name)
         assert main(["bisect", str(changed), *words]) == 1
