@@ -228,7 +228,8 @@ def params_in(folder: Path) -> Path:
         if (found := folder / name).is_file():
             return found
     raise HarnessError(
-        f"{folder}: it holds no {' and no '.join(PARAMS_NAMES)}: give the model's with --params"
+        f"{folder}: it holds no {' and no '.join(PARAMS_NAMES)}: give the model's with --params, "
+        "or as `params` in harness.toml"
     )
 
 

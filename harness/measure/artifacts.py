@@ -217,8 +217,8 @@ class _Gate:
         if not found.relative <= bound:
             verdict, cause = self._wrong_outputs()
         reason = (
-            f"{cause}HEAD is off by {found.relative:.3g} of the largest value; {bound:.3g} is "
-            "allowed"
+            f"{cause}HEAD differs from BASE by {found.relative:.3g} of the largest value; "
+            f"{bound:.3g} is allowed"
         )
         numbers = {"bound": bound, "values": found.count}
         if math.isfinite(found.relative):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def test_a_path_of_nothing_is_refused(tmp_path, name):
 
 def test_a_large_folder_that_is_not_a_package_is_not_walked(tmp_path):
     refused("/", "/: not an .mlpackage")
+    refused(tmp_path, "an artifact is a .pte, an .mlpackage or an exported folder")
     (tmp_path / "Manifest.json").write_text("{}")
     for number in range(30):
         (tmp_path / f"{number}").mkdir()
@@ -145,3 +147,16 @@ def test_a_manifest_that_names_no_model_is_refused(content, problem):
 def test_a_specification_without_an_ml_program_is_refused(spec):
     with pytest.raises(ArtifactError, match="here: model.mlmodel"):
         _ = package(manifest(), spec).model
+
+
+@pytest.mark.parametrize(
+    "names", [("config.json", "model.safetensors"), ("params.json", "consolidated.00.pth")]
+)
+def test_a_checkpoint_is_refused_with_the_command_that_exports_it(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+    says = f"a checkpoint ({names[0]}, {names[1]}), not an artifact: export it first"
+    refused(tmp_path, re.escape(says))
+    refused(tmp_path, f"`harness export --checkpoint {tmp_path} -o mine.pte`")
+    (tmp_path / names[1]).unlink()
+    refused(tmp_path, r"not an .mlpackage \(no Manifest.json\)")

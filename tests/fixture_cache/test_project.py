@@ -108,6 +108,17 @@ def test_a_name_says_who_exports_how(folder):
             locate(word)
 
 
+def test_params_are_found_beside_the_checkpoint_as_on_the_command_line(folder, tmp_path):
+    alone = "".join(line for line in MINE.splitlines(True) if not line.startswith("params"))
+    write(folder / "harness.toml", alone)
+    assert fixture("mine").params == folder / "weights" / "params.json"
+    (tmp_path / "lonely").mkdir()
+    (tmp_path / "lonely" / "c.pth").touch()
+    write(folder / "harness.toml", alone.replace("weights/checkpoint", "lonely/c"))
+    with pytest.raises(HarnessError, match=r"lonely: it holds no params\.json and no config\.json"):
+        fixture("mine")
+
+
 BAD = {
     "not TOML": ("[subjects", "cannot be read as TOML"),
     "key": ("runtime = ['x']", "unknown key 'runtime'; did you mean 'runtimes'?"),
@@ -126,8 +137,8 @@ BAD = {
         "subjects.mine.options: input_len must be a whole number from 1 to 7",
     ),
     "half a model": (
-        MINE.replace("params =", "description ="),
-        "subjects.mine: params is missing: checkpoint and params go together",
+        MINE.replace("checkpoint =", "description ="),
+        "subjects.mine: checkpoint is missing: params are those of a checkpoint",
     ),
     "nothing to judge": ("[subjects.x]", "subjects.x: a subject needs a checkpoint"),
     "nesting": ("a = " + "[" * 5000, "cannot be read as TOML"),
