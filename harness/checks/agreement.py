@@ -28,11 +28,10 @@ from harness.checks.accuracy import (
     trace,
 )
 from harness.checks.run import Check
-from harness.checks.weights import table_error
 from harness.errors import HarnessError
 from harness.generate.layout import ModelLayout
 from harness.generate.session import Session
-from harness.models.model import Freqs
+from harness.models.model import Freqs, table_error
 from harness.results import Figure, Finding
 from harness.subject import Subject
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy
 import torch
@@ -21,7 +21,7 @@ from harness.checks.run import check
 from harness.errors import ArtifactError
 from harness.models.checkpoint import checkpoint_names
 from harness.models.config import load_params
-from harness.models.model import rope_tables
+from harness.models.model import rope_tables, table_error
 from harness.models.recognise import read_model
 from harness.models.stream import same_values
 from harness.results import Figure, Finding
@@ -29,6 +29,8 @@ from harness.subject import Subject, language_model, other_backends
 from harness.text import listed
 
 _STRATEGY = "multimethod_weight_sharing_strategy"
+_MAX_NAMED = 5  # differences in a message
+_MOST = 2 / 3  # of the weights differ: norms of two checkpoints may be equal
 _SLACK = 0.001  # names and headers may differ a little between the two exports
 
 
@@ -260,29 +262,45 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
                 wrong[method] |= {name: judged[stored]} if judged[stored] else {}
         expected.release()
     for method, held in methods.items():
-        different = [f"{name} is in one of the two only" for name in sorted(held.keys() ^ expected)]
-        names = _own_names(subject) if wrong[method] else {}
-        different += [f"{_both(name, names)} ({text})" for name, text in wrong[method].items()]
+        assert subject.checkpoint is not None
+        names = checkpoint_names(subject.checkpoint, subject.held) if wrong[method] else {}
+        different = [f"{_both(name, names)} ({text})" for name, text in wrong[method].items()]
+        both = held.keys() & expected.keys()
+        if len(different) > max(_MAX_NAMED, _MOST * len(both)):
+            different = [_of_another(list(wrong[method]), len(both))]
+        different = [*_on_one_side(held.keys(), expected.keys()), *different]
         yield Finding(
             "weights",
             f"method '{method}'",
             ok=not different,
-            message=f"differ from the checkpoint's: {'; '.join(different[:5])}",
+            message=f"differ from the checkpoint's: {'; '.join(different[:_MAX_NAMED])}",
             comparisons=counts[method],
             facts={"tensors": len(expected)},
             code="W01",
         )
 
 
-def _own_names(subject: Subject) -> dict[str, str]:
-    """Return the names of the user's checkpoint by Meta name."""
-    assert subject.checkpoint is not None
-    return checkpoint_names(subject.checkpoint, subject.held)
-
-
 def _both(name: str, names: dict[str, str]) -> str:
     own = names.get(name, name)
-    return name if own == name else f"{name}, in the checkpoint {own},"
+    return name if own == name else f"{name}, {own} in the checkpoint"
+
+
+def _of_another(wrong: Sequence[str], count: int) -> str:
+    return (
+        f"{listed(wrong, 3)}: {len(wrong)} of {count} weights differ, so this checkpoint is "
+        "another than the exported one, or it was quantized in another way"
+    )
+
+
+def _on_one_side(held: Set[str], expected: Set[str]) -> Iterator[str]:
+    """Say which weights only one side has, and of which architecture that is a sign."""
+    for names, side in ((held - expected, "the artifact"), (expected - held, "the checkpoint")):
+        if norms := sorted(name for name in names if "_norm_fn" in name):
+            yield (
+                f"{listed(norms, 3)}: only {side} has norms of queries and keys, as Qwen3 has and "
+                "Llama lacks; the other is of another architecture"
+            )
+        yield from (f"{name} is in {side} only" for name in sorted(names - set(norms)))
 
 
 def _difference(have: torch.Tensor, want: torch.Tensor) -> str:
@@ -327,13 +345,3 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
     held, rounded = subject.held.norm_eps, float(torch.tensor(params.norm_eps, dtype=cos.dtype))
     message = f"is {held}, not {rounded}"
     yield Finding("tables", "norm_eps", held == rounded, message, 1, code="W03")
-
-
-def table_error(table: torch.Tensor) -> torch.Tensor:
-    """Return the error that a RoPE table may have at each position, fp64 [positions, 1].
-
-    It is one ULP of the table's dtype at 1, and the error of angles in fp32, in which ExecuTorch's
-    exporter computes them: up to p * 2**-23 at position p.
-    """
-    position = torch.arange(table.shape[0], dtype=torch.float64)[:, None]
-    return torch.finfo(table.dtype).eps + position * 2.0**-23

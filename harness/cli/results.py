@@ -12,10 +12,12 @@ from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.output import print_exactly, print_painted
 from harness.errors import HarnessError
+from harness.text import one_line
 
 if TYPE_CHECKING:
     from harness.export.exporters import Exporter
@@ -328,23 +330,20 @@ def _compare_runs(args: argparse.Namespace, base: Path, head: Path) -> GateResul
 
 def _parts(comparison: Comparison, everything: bool) -> Iterator[str]:
     """Yield the table, the notes, how changes are accepted, and the verdict with the counts."""
+    from harness.measure import TWO_KINDS
     from harness.report import table_width
     from harness.report.gate import acceptance, list_metrics
 
     result, width = comparison.result, table_width(sys.stdout)
     shown = [metric for metric in result.metrics if everything or metric.verdict not in QUIET]
+    fill = TextWrapper(width, subsequent_indent="    ", break_on_hyphens=False).fill
+    notes = [fill(one_line(f"Note: {note}")) for note in result.notes]
+    first = [note for note in notes if TWO_KINDS in note]
+    yield from first
     if shown:
         yield list_metrics(shown, everything, width)
-    if result.notes:
-        yield "\n".join(_wrap(f"Note: {note}", width) for note in result.notes)
+    if later := [note for note in notes if note not in first]:
+        yield "\n".join(later)
     if hint := acceptance(result):
         yield hint
     yield f"{comparison.verdict}: {comparison.summary}"
-
-
-def _wrap(text: str, width: int) -> str:
-    import textwrap
-
-    from harness.text import one_line
-
-    return textwrap.fill(one_line(text), width, subsequent_indent="    ", break_on_hyphens=False)

@@ -70,6 +70,9 @@ class Metric:
         return asdict(self)
 
 
+TWO_KINDS = "Two kinds"  # begins the note that a reader needs before all metrics
+
+
 @dataclass(frozen=True)
 class GateResult:
     """All metrics, and notes on how the circumstances of BASE and HEAD differ."""

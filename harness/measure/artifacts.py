@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from harness.artifact.pte_reader import read_pte
 from harness.checks import Check, artifact_checks, run_check, value_checks
 from harness.checks.accuracy import Error
 from harness.checks.agreement import trace_distances
+from harness.checks.containers import pte
 from harness.checks.findings import BECAUSE, causes_only
 from harness.checks.outputs import module, output_distances, values
 from harness.checks.weights import checkpoint, unshared_export
 from harness.diff import Difference, check_readable
 from harness.errors import ArtifactError, HarnessError
-from harness.measure import GateResult, Metric
+from harness.measure import TWO_KINDS, GateResult, Metric
 from harness.measure.comparison import time_artifacts
 from harness.measure.statistics import Goal
 from harness.measure.structure import structure_metrics
@@ -33,6 +35,7 @@ from harness.subject import Subject, executable
 from harness.text import counted
 
 _NOT_JUDGED = ("error", "crash", "timeout")  # outcomes of a check that could not compare anything
+_KINDS = {"pte": "a .pte", "folder": "an exported folder", "mlpackage": "an .mlpackage"}
 # What HEAD may have changed knowingly, so that other outputs are a change and no regression.
 _EXPLAINS_OUTPUTS = ("weights", "tables", "constants", "program", "interface", "names", "options")
 
@@ -60,7 +63,7 @@ def compare_artifacts(
         return GateResult((_damaged(opened),), ())
     sides, notes = _held_against_the_same(Subject.of(base), opened)
     gate = _Gate(*sides, runtime, progress, goal)
-    gate.notes += notes
+    gate.notes += [*_other_kind(*sides), *notes]
     for tier in TIERS:
         if tier in tiers:
             getattr(gate, tier)()
@@ -101,6 +104,19 @@ def _held_against_the_same(
     )
     notes = [f"BASE is held against HEAD's {ours}"] if ours else []
     return sides, [*notes, f"HEAD is held against BASE's {theirs}"] if theirs else notes
+
+
+def _other_kind(base: Subject, head: Subject) -> Iterator[str]:
+    """Yield a note when BASE and HEAD are of two kinds or modes, so that much must differ."""
+    with suppress(HarnessError):  # of a damaged side, which its checks report
+        ours, theirs = _kind(base), _kind(head)
+        if ours != theirs:
+            yield f"{TWO_KINDS}: BASE is {ours}, HEAD {theirs}; most differences come from that"
+
+
+def _kind(subject: Subject) -> str:
+    kind = _KINDS[subject.artifact.kind]
+    return f"{kind} in mode {subject.mode}" if subject.is_language_model else kind
 
 
 def _damaged(error: ArtifactError) -> Metric:
@@ -193,9 +209,9 @@ class _Gate:
             base, head = (run_check(found, x, runtime, suite="gate") for x in self._subjects)
             if not executing or self._damage:
                 head = self._without_effects(base, head)
-            no_reference = head.outcome == "skip" and _lacks_reference(found, self._subjects[1])
+            has_none = head.outcome == "skip" and _does_not_apply(found, self._subjects[1])
             is_effect = head.outcome == "skip" and head.reason.startswith(BECAUSE)
-            if base.outcome == head.outcome == "skip" or no_reference or is_effect:
+            if base.outcome == head.outcome == "skip" or has_none or is_effect:
                 skipped.setdefault(head.reason, []).append(found.name)
             else:
                 self.metrics.append(_outcome_metric(base, head))
@@ -272,14 +288,14 @@ def _checks(subject: Subject) -> list[Check[Subject]]:
     return list((artifact_checks() | value_checks()).values())
 
 
-def _lacks_reference(found: Check[Subject], subject: Subject) -> bool:
-    """Return whether a check does not apply because the subject has no reference."""
+def _does_not_apply(found: Check[Subject], subject: Subject) -> bool:
+    """Return whether a check does not apply: without a reference, or to this kind of file."""
     try:
         failing = next((need for need in found.needs if need(subject)), None)
         without_module = failing is module and subject.reference_module is None
     except HarnessError:
         return False
-    return without_module or failing in (checkpoint, unshared_export, values)
+    return without_module or failing in (checkpoint, unshared_export, values, pte)
 
 
 def _outcome_metric(base: Case, head: Case) -> Metric:

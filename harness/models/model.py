@@ -315,3 +315,13 @@ def _scaled(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def table_error(table: torch.Tensor) -> torch.Tensor:
+    """Return the error that a RoPE table may have at each position, fp64 [positions, 1].
+
+    It is one ULP of the table's dtype at 1, and the error of angles in fp32, in which ExecuTorch's
+    exporter computes them: up to p * 2**-23 at position p.
+    """
+    position = torch.arange(table.shape[0], dtype=torch.float64)[:, None]
+    return torch.finfo(table.dtype).eps + position * 2.0**-23

@@ -277,7 +277,7 @@ def without_sharing(mutant: Mutant) -> Subject:
 
 @row(
     "a layer that the checkpoint lacks",
-    {"weights": "layers.3.attention.wk.weight is in one of the two only"},
+    {"weights": "layers.3.attention.wk.weight is in the artifact only"},
     judge=judge_subject,
     modes=SINGLE,
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.checks.weights import _difference
+from harness.checks.weights import _both, _difference, _of_another, _on_one_side
 
 
 class Largest(TorchDispatchMode):
@@ -45,3 +45,24 @@ def test_a_tensor_of_which_all_is_wrong_takes_no_more_than_its_own_size_at_once(
     with Largest() as seen:
         assert _difference(torch.ones(64, 64), want).startswith("4096 of 4096 values")
     assert 0 < seen.nbytes <= want.nbytes
+
+
+def test_a_weight_has_the_name_of_the_checkpoint_beside_its_own():
+    assert _both("wq", {"wq": "q_proj"}) == "wq, q_proj in the checkpoint"
+    assert _both("wq", {}) == "wq"
+
+
+def test_many_weights_that_differ_are_one_sentence_with_three_names():
+    said = _of_another([f"layers.{number}" for number in range(82)], 83)
+    assert said.startswith("layers.0, layers.1, layers.2, and 79 more: 82 of 83 weights differ")
+    assert "checkpoint is another" in said and len(said) < 200
+
+
+def test_a_weight_of_one_side_is_said_with_its_side_and_its_architecture():
+    assert list(_on_one_side({"a", "b"}, {"a", "c"})) == [
+        "b is in the artifact only",
+        "c is in the checkpoint only",
+    ]
+    norms = {f"layers.{n}.attention.{x}_norm_fn.weight" for n in range(3) for x in "qk"}
+    (said,) = _on_one_side({"a"}, {"a", *norms})
+    assert "and 3 more: only the checkpoint has norms of queries and keys, as Qwen3" in said

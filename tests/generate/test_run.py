@@ -62,6 +62,12 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file open: a command looks at its file before its other words."""
+    monkeypatch.setattr(harness.artifact, "open_artifact", lambda path: None)
+
+
+@pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
     """Write a tokenizer with a token for each letter; the last id ends a text."""
     return write_tokenizer(tmp_path, LETTERS)
@@ -176,6 +182,7 @@ BAD_PROMPTS = [
 ]
 
 
+@pytest.mark.usefixtures("opened")
 @pytest.mark.parametrize(("name", "content", "expected"), BAD_PROMPTS)
 def test_a_bad_file_of_prompts_is_one_sentence(
     tokenizer: Path,
@@ -191,6 +198,7 @@ def test_a_bad_file_of_prompts_is_one_sentence(
     assert expected in sentence(capsys)
 
 
+@pytest.mark.usefixtures("opened")
 def test_without_a_prompt_the_two_options_are_named(
     tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,6 +383,7 @@ BAD_OPTIONS = [
 ]
 
 
+@pytest.mark.usefixtures("opened")
 @pytest.mark.parametrize(("option", "value", "expected"), BAD_OPTIONS)
 def test_a_bad_option_is_one_sentence(
     capsys: pytest.CaptureFixture[str], tokenizer: Path, option: str, value: str, expected: str
@@ -405,6 +414,7 @@ def test_a_tokenizer_larger_than_the_model_is_one_sentence(
     assert "largest id is 49, the model's logits are 40" in sentence(capsys)
 
 
+@pytest.mark.usefixtures("opened")
 def test_a_missing_tokenizer_is_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from harness.checks.outputs import Compared, excess
 from harness.cli import main
 from harness.diff import Difference
 from harness.errors import HarnessError
+from harness.fixtures.cache import exported
 from harness.fixtures.sides import subject_of
 from harness.fixtures.subjects import locate
 from harness.measure import structure
@@ -124,6 +125,15 @@ def test_a_size_is_that_of_the_kind_and_a_failure_has_its_code(base, tiny, tmp_p
     result = compare_artifacts(base, export.save(tmp_path / "head.pte"), tiers=["structure"])
     (found,) = (m for m in result.metrics if m.name == "weights" and m.kind == "outcome")
     assert found.reason.startswith("W01 ")
+
+
+def test_two_kinds_are_named_before_all_that_differs(base, tiny):
+    folder = exported("tiny", exporter="coreml")
+    result = compare_artifacts(Subject(tiny[1]), folder, tiers=["structure"])
+    assert result.notes[0].startswith("Two kinds: BASE is a .pte in mode single, HEAD an exported")
+    assert not any("only a .pte has" in metric.reason for metric in differing(result))
+    same = compare_artifacts(base, base, tiers=["structure"])
+    assert not any(note.startswith("Two kinds") for note in same.notes)
 
 
 def test_a_shared_weight_is_named_with_all_methods_that_use_it(tmp_path):
