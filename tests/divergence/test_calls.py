@@ -41,7 +41,9 @@ def rows(largest):
 
 def test_seeded_inputs_leave_nothing_in_a_norm(package, capsys):
     assert main(["bisect", package]) == 0
-    assert "strict against double: 5 operations in 1 call" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "strict against double: 5 operations in 1 call" in out
+    assert out.splitlines()[-1] == "PASSED: no operation is at fault"
 
 
 def test_given_tensors_show_the_square_that_leaves_fp16(package, tmp_path, capsys):
@@ -53,7 +55,9 @@ def test_given_tensors_show_the_square_that_leaves_fp16(package, tmp_path, capsy
     assert first["operation"] == "mul" and "infinity" in first["reason"]
     assert first["place"] == {"method": "main", "delegate": None, "function": "main"}
     assert main(["bisect", package, "--inputs", large]) == 1
-    assert "function 'main': mul" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "function 'main': mul" in out
+    assert out.splitlines()[-1].startswith("FAILED: under strict, ")
     assert main(["bisect", package, "--inputs", large, "--policy", "widen"]) == 0
 
 

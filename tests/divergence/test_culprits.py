@@ -173,6 +173,7 @@ def test_the_command_names_the_operation_and_fails(mutated, capsys):
     given = ("--checkpoint", subject.checkpoint, "--params", subject.params)
     status, out, _ = call(capsys, subject.artifact.path, *given)
     assert status == 1 and "mul 'aten_mul_tensor_2' [1, 16, 64] is not a value of the model" in out
+    assert out.splitlines()[-1] == "FAILED: an operation leaves the model's graph"
     results = subject.artifact.path.parent / "results"
     status, out, _ = call(capsys, subject.artifact.path, *given, "--json", "--results", results)
     found = json.loads(out)["model"]["first"]

@@ -9,7 +9,7 @@ clauses with semicolons between them:
     exit N            the status of the last command, or several, as in `0 or 4`; by default 0
     with NAME ...     what the block takes for granted: see `given`
 
-The blocks of a page run in order, in one folder. A `cat` of a file that is not there makes it.
+The blocks of a page run in order, in one folder.
 """
 
 from __future__ import annotations
@@ -108,9 +108,6 @@ def _clauses(comment: str, page: str, line: int) -> dict[str, object]:
 def run(block: Block, folder: Path, variables: Mapping[str, str], seconds: float) -> None:
     """Run a block's commands; raise AssertionError for another status or another output."""
     for step in block.steps:
-        name = re.fullmatch(r"cat ([\w.-]+)", step.command)
-        if name and not (folder / name[1]).exists():
-            (folder / name[1]).write_text(step.output, encoding="utf-8")
         done = subprocess.run(
             ["bash", "-c", step.command],
             cwd=folder,
