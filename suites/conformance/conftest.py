@@ -48,7 +48,7 @@ __all__ = ["pytest_runtest_makereport", "record"]
 _SUITE = pytest.StashKey["Suite"]()
 _EXPORTERS = pytest.StashKey[dict[str, Exporter | None]]()
 _SHARE = pytest.StashKey[frozenset[tuple[str, str]] | None]()  # the exports of a shard
-_NOTHING = pytest.mark.chose_nothing  # a test for which the options leave no subject or no runtime
+_NOTHING = "chose_nothing"  # marks a test for which the options leave no subject or no runtime
 _BY = pytest.StashKey[dict[str, list[str]]]()  # for each fixture, its exporters' names in cases
 DEFAULT_RUNTIMES = tuple(row.name for row in RUNTIMES.values() if row.in_conformance)
 MODES = ("single", "multifunction")
@@ -125,7 +125,7 @@ def configure(config: pytest.Config, suite: Suite) -> None:
     config.addinivalue_line("markers", "prompted: only for models that have prompts")
     config.addinivalue_line("markers", "tokenized: only for models that have a tokenizer")
     config.addinivalue_line("markers", "core_ml(kinds): only on runtimes of these kinds")
-    config.addinivalue_line("markers", "chose_nothing: the options leave nothing to run it on")
+    config.addinivalue_line("markers", f"{_NOTHING}: the options leave nothing to run it on")
     config.addinivalue_line("markers", "valued: only for artifacts with a reference or golden file")
     config.addinivalue_line(
         "markers", "other_exporters: for all exporters but the first ExecuTorch's"
@@ -215,13 +215,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         by = {name: exporters for name, exporters in others.items() if exporters}
     subjects = list(_subjects(by, chosen(config, "mode", MODES)))
     if "fixture_name" in metafunc.fixturenames:
-        nothing = [pytest.param("", "", marks=_NOTHING)]
+        nothing = [pytest.param("", "", marks=getattr(pytest.mark, _NOTHING))]
         metafunc.parametrize(("fixture_name", "mode"), subjects or nothing, scope="session")
     if "runtime" in metafunc.fixturenames:
         runtimes = chosen_runtimes(config)
         if core_ml := metafunc.definition.get_closest_marker("core_ml"):
             runtimes = [name for name in runtimes if runtime_row(name).kind in core_ml.args]
-        nothing = [pytest.param("", marks=_NOTHING)]
+        nothing = [pytest.param("", marks=getattr(pytest.mark, _NOTHING))]
         metafunc.parametrize("runtime", runtimes or nothing, scope="session")
 
 
@@ -257,7 +257,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     share = config.stash[_SHARE]
 
     def is_ours(item: pytest.Item) -> bool:
-        if item.get_closest_marker(_NOTHING.name):
+        if item.get_closest_marker(_NOTHING):
             return False
         return share is None or _export_of(*subject(item)) in share
 
