@@ -14,6 +14,7 @@ from harness.results import NOT_APPLICABLE, Case, Header
 
 _SESSIONS = ("operators", "upstream", "installation", "large")
 _BISECT = re.compile(r"`harness bisect(?: (--\w+))?`")
+_MEASURED = ("sizes", "latency", "memory")  # which `harness check --measure` adds
 _OF_VALUES = "NW"  # families of findings: numbers and weights
 _OF_BISECT = ("checkpoint", "params", "reference", "inputs")  # options that `harness bisect` has
 _CHECKOUT = "executorch@CHECKOUT"
@@ -81,6 +82,7 @@ def _conformance(case: Case, header: Header) -> Iterator[str]:
         yield from ("--exporter", _exporter(one, header) if chosen else one)
     yield from _option("mode", case.mode)
     yield from _option("runtime", case.runtime)
+    yield from ("--strict-findings",) if header.options.get("strict") is True else ()
     yield from ("-k", _test_of(case))
 
 
@@ -102,7 +104,7 @@ def _word(text: str) -> str:
 def _check(case: Case, header: Header) -> Iterator[str]:
     yield from ("harness", "check", *_subject(case, header))
     yield from _option("runtime", case.runtime)
-    yield from ("--check", case.check)
+    yield from ("--measure",) if case.check in _MEASURED else ("--check", case.check)
     yield from ("--strict",) if header.options.get("strict") is True else ()
 
 

@@ -282,8 +282,7 @@ def histograms(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | N
     for number_, (case, name, one) in enumerate(shown):
         top = TOP + (_BARS + 20) * number_
         link = element("a", svg, href=f"#{anchors[case.id]}")
-        half, most = percent(one.below(0.5)), percent(one.worst)
-        said = f"{one.lost:,} are not finite" if one.lost else f"half < {half}, all < {most}"
+        said = _spread(one)
         place = f"{name.removesuffix(' logits')}, {case.fixture} {case.mode}"
         label = f"{clip(place, MAX_LABEL - len(said) - 2)}: {said}"
         element("text", link, label, x="1%", y=top + 12)
@@ -297,6 +296,15 @@ def histograms(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | N
     return Drawing(
         "logits", "Errors of logits", caption, markup_of(legend_of(runtimes, drawn), svg)
     )
+
+
+def _spread(one: Histogram) -> str:
+    """Return how large the errors of half of the values are, and of all."""
+    if one.lost:
+        return f"{one.lost:,} are not finite"
+    if not one.worst:
+        return "all exact"
+    return f"half < {percent(one.below(0.5))}, all < {percent(one.worst)}"
 
 
 def _bars(svg: ElementTree.Element, axis: Axis, top: float, one: Histogram, series: str) -> None:

@@ -23,7 +23,7 @@ function filter() {
     const name = line.querySelector("b").textContent;
     const fits = text => outcomes.has("skip") && words.every(word => text.toLowerCase().includes(word));
     for (const one of all("i", line)) turn(one, fits(`${name} ${one.textContent} skip`));
-    line.dataset.found = all("i", line).filter(isOn).length + (fits(name) ? Number(line.dataset.more) : 0);
+    line.dataset.found = all("i", line).filter(isOn).length + (fits(`${name} skip`) ? Number(line.dataset.more) : 0);
     turn(line, Number(line.dataset.found));
   }
   let shown = 0;

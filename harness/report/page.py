@@ -187,7 +187,8 @@ class ShownCase:
     def findings(self) -> list[dict[str, str]]:
         """The parts of each finding: code and meaning, place, evidence and remedy."""
         found = [parts for one in self.case.findings if (parts := one.parts())]
-        if len(found) == 1:  # the title above it has its code and its meaning
+        titled = self.shown not in ("known", "pass", "skip")  # by code and meaning
+        if titled and len(found) == 1:
             found[0].pop(self.case.findings[0].code, None)
         return [parts for parts in found if parts]
 
@@ -210,9 +211,10 @@ class ShownCase:
 @cache
 def _meanings() -> dict[str, str]:
     """Return the first line of each check's docstring by the check's name; imports no check."""
-    folder = Path(harness.__file__).with_name("checks")
+    rooms = (Path(harness.__file__).with_name(room) for room in ("checks", "measure"))
     decorated = re.compile(r'@check\(\s*"([\w-]+)"[^@]*?"""([^\n]+?)(?:"""|\n)')
-    found = (decorated.findall(file.read_text("utf-8")) for file in sorted(folder.glob("*.py")))
+    files = [file for room in rooms for file in sorted(room.glob("*.py"))]
+    found = (decorated.findall(file.read_text("utf-8")) for file in files)
     return {name: text.replace("`", "") for pairs in found for name, text in pairs}
 
 

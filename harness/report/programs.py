@@ -126,7 +126,7 @@ def _areas(packages: Mapping[int, Mapping[str, int]], label: str) -> ElementTree
     return svg
 
 
-def operations(cases: Iterable[Case], anchors: Mapping[str, str]) -> Drawing | None:
+def operations(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
     """Draw the error of each operation of a bisection in the order of their execution.
 
     A chart is a method of a program; the first operation beyond its bound is marked and named.
@@ -146,11 +146,17 @@ def operations(cases: Iterable[Case], anchors: Mapping[str, str]) -> Drawing | N
         for case, part, found in wrong_first[:_MAX_CHARTS]
     ]
     more = len(charts) - len(figures)
+    left_out = sum(case.profile.left_out for case in cases if case.profile)
     caption = (
         "From left to right, the operations in the order of their execution, layer by layer; a dot "
         "is the error of an operation as a share of what is allowed. Above the red line it is too "
         "large: the ring marks the first one, which makes the error and does not inherit it."
         + (f" {counted(more, 'more method')} are left out." if more else "")
+        + (
+            f" {counted(left_out, 'operation')} of the smallest errors have no dot."
+            if left_out
+            else ""
+        )
     )
     title, markup = "Errors by layer and operation", markup_of(*figures)
     return Drawing("operations", title, caption, markup, leads=True)
@@ -174,7 +180,8 @@ def _chart(
     figure = element("figure")
     caption = element("figcaption", figure)
     shares = [(i, one.error) for i, one in enumerate(found) if one.error is not None]
-    if shares:
+    if shares and case.profile:
+        element("p", figure, f"The error is {case.profile.measure}:", class_="dim")
         label = f"Share of the allowed error, {case.check}, {part}"
         figure.append(_dots(label, found, shares, "bound"))
     totals = [(i, one.total) for i, one in enumerate(found) if one.total is not None]

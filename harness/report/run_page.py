@@ -153,7 +153,7 @@ class RunPage:
         if stored := sharing(self.run.cases):
             text, case = stored
             more = len({subject_of(one) for one in self.run.cases if one.check == "copies"}) - 1
-            others = f", and of {more} more" if more > 0 else ""
+            others = f", and of {counted(more, 'more subject')}" if more > 0 else ""
             yield f"Weights of {subject_of(case)}{others}", text, "weights"
 
     @property
@@ -273,10 +273,10 @@ def _connected(places: Iterable[_Place]) -> list[list[_Place]]:
     """Return the places in parts that have neither a subject nor a check in common."""
     part_of: dict[object, list[_Place]] = {}
     for place in places:
-        ours, theirs = (part_of.setdefault(one, []) for one in place)
+        ours, theirs = sorted((part_of.setdefault(one, []) for one in place), key=len, reverse=True)
         if ours is not theirs:
             ours += theirs
-            part_of[place[1]] = ours
+            part_of[place[0]] = part_of[place[1]] = ours
             for subject, check in theirs:
                 part_of[subject] = part_of[check] = ours
         ours.append(place)

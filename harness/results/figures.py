@@ -263,7 +263,8 @@ def _row(one: OperationError) -> list[Any]:
 def _largest(rows: Sequence[list[Any]]) -> list[list[Any]]:
     """Return the rows in their order, without those of the smallest errors if a line ends before.
 
-    An error that JSON spells as a text is larger than all.
+    An error that JSON spells as a text is larger than all. The first row beyond its bound, which
+    makes the error that others inherit, is kept.
     """
 
     def size(index: int) -> float:
@@ -273,7 +274,8 @@ def _largest(rows: Sequence[list[Any]]) -> list[list[Any]]:
     used = 0
     kept: list[int] = []
     places: set[str] = set()
-    for index in sorted(range(len(rows)), key=lambda index: (-size(index), index)):
+    first = next((index for index in range(len(rows)) if size(index) > 1), -1)
+    for index in sorted(range(len(rows)), key=lambda index: (index != first, -size(index), index)):
         place, *rest = rows[index]
         used += len(json.dumps(rest)) + (0 if place in places else len(json.dumps(place)))
         if used > MAX_OPERATION_BYTES or len(kept) == _MAX_OPERATIONS:

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from html import unescape
 from itertools import pairwise
@@ -17,13 +18,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from harness.checks import artifact_checks, core_ml_checks, value_checks
 from harness.checks.findings import explained, rows
 from harness.cli import main
 from harness.errors import HarnessError
+from harness.measure.measurements import MEASUREMENTS
 from harness.report import badge, junit_xml, run_table, table_width
 from harness.report.commands import repeat_command
 from harness.report.drawings import pieces, share_of_bound
-from harness.report.run_page import html_page
+from harness.report.page import ShownCase
+from harness.report.run_page import _connected, html_page
 from harness.results import Figure, Finding, RecordedFinding, case_from_findings, read_run
 from harness.text import clip
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
@@ -220,6 +224,17 @@ REPEATED = [
         replace(PARITY, suite="check"),
         replace(HEADER, typed=("a b.pte", "--checkpoint", "../c.safetensors", "--seed", "3")),
         "check 'a b.pte' --checkpoint ../c.safetensors --seed 3 --runtime mil:widen --check parity",
+    ),
+    (
+        replace(PARITY, suite="check", check="latency"),
+        replace(HEADER, typed=("m.pte",), options={"measure": True}),
+        "check m.pte --runtime mil:widen --measure",
+    ),
+    (
+        PARITY,
+        replace(HEADER, options={"strict": True}),
+        "conformance --fixture tiny --mode single --runtime mil:widen --strict-findings"
+        " -k '[tiny-single-mil:widen-parity]'",
     ),
     (
         replace(PARITY, suite="bisect"),
@@ -433,3 +448,20 @@ def test_a_badge_says_what_failed(run, tmp_path):
     assert text == "Core ML conformance: 3 of 4 failed"
     passed = read_run(write_run(tmp_path / "passed.jsonl", PARITY))
     assert ">1 passed</text>" in badge(passed)
+
+
+def test_every_check_and_measurement_has_a_meaning():
+    found = (artifact_checks(), value_checks(), core_ml_checks())
+    named = [*(name for checks in found for name in checks), *(one.name for one in MEASUREMENTS)]
+    shown = [ShownCase(replace(PARITY, check=name), "a", HEADER) for name in named]
+    assert [one.check for one in shown if not one.meaning.endswith(".")] == []
+
+
+def test_a_matrix_of_many_subjects_that_join_late_is_made_in_time():
+    """Each subject has a check of its own; then one check joins them all."""
+    places = [(f"s{n}", ("-", f"c{n}")) for n in range(20_000)]
+    places += [(f"s{n}", ("-", "all")) for n in range(20_000)]
+    start = time.process_time()
+    parts = _connected(places)
+    assert time.process_time() - start < 5
+    assert [len(part) for part in parts] == [40_000]

@@ -56,7 +56,14 @@ def test_a_dot_is_an_operation_and_the_first_beyond_its_bound_is_named(tmp_path)
     assert "the first beyond its bound is layer 1, mul 'x2': 10 times of what is allowed" in text
     named = page.split("Diverges first")[1].split("</a>")[0]
     assert "layer 1, mul &#39;x2&#39;, method &#39;a&#39;" in named
-    assert "The error so far" in text
+    assert "The error so far" in text and "The error is the distance:" in text
+    assert "have no dot" not in text
+
+
+def test_operations_that_the_stream_left_out_are_counted(tmp_path):
+    found = replace(profile(0.5, 0.25), left_out=3)
+    text, _ = drawn(tmp_path, replace(GRAPH, profile=found), "operations")
+    assert "3 operations of the smallest errors have no dot." in text
 
 
 def test_a_sound_program_has_no_mark_and_names_its_largest_error(tmp_path):
@@ -139,7 +146,7 @@ def test_the_errors_of_logits_are_bars_and_those_beyond_the_bound_are_red(tmp_pa
     ("one", "said"),
     [
         (Histogram(0, (), lost=3), "3 are not finite"),
-        (Histogram(0, (), exact=3), "half &lt; 0 %, all &lt; 0 %"),
+        (Histogram(0, (), exact=3), "x, tiny single: all exact"),
         (Histogram(-40, (1,) * 61), "all &lt; 2,100,000 times"),
     ],
 )

@@ -123,7 +123,8 @@ def test_a_stream_of_schema_1_is_read(stream):
     assert case == PARITY and not case.histograms and case.profile is None
 
 
-def test_a_profile_too_large_for_a_line_keeps_the_largest_errors_in_order(tmp_path):
+def test_a_profile_too_large_for_a_line_keeps_the_first_and_the_largest_errors(tmp_path):
+    """The first error beyond its bound, 2, is smaller than those that inherit it."""
     operations = tuple(
         OperationError(f"method {n % 3} " + "\u20ac" * 300, "add", f"{n} " + "\u20ac" * 90, "", n)
         for n in range(3000)
@@ -132,7 +133,8 @@ def test_a_profile_too_large_for_a_line_keeps_the_largest_errors_in_order(tmp_pa
     (back,) = read_run(write_run(tmp_path / "run.jsonl", case)).cases
     kept = [one.error for one in back.profile.operations]
     assert 500 < len(kept) == 3000 - back.profile.left_out < 3000
-    assert kept == list(range(3000 - len(kept), 3000))
+    assert kept == [2, *range(3001 - len(kept), 3000)]
+    assert back.profile.first.error == 2
 
 
 def test_a_stream_of_a_time_before_findings_is_read(stream):
