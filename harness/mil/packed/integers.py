@@ -16,6 +16,7 @@ those with NaN or infinities, have no limbs: the caller multiplies them as float
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
@@ -34,6 +35,7 @@ LIMBS = 4
 AHEAD = 4096
 """Bytes of codes that are fetched before they are read: twice as fast, if the memory is slow."""
 RESIDUE_LIMBS = 2  # the highest ones
+_SUMS = LIMBS + RESIDUE_LIMBS  # of a row
 MAX_RANGE = np.float32(512)
 """Times the usual size of x's elements, the square of their roots' mean, which outliers hardly
 change: a larger element would take too many of the bits."""
@@ -59,10 +61,10 @@ AVAILABLE = WIDTH > 0
 STEP_BYTES = 2 * LIMBS * WIDTH
 """Bytes of the limbs of one step: for WIDTH low halves of bytes, then for the high halves."""
 _SHUFFLES = {64: "llvm.x86.avx512.pshuf.b.512", 32: "llvm.x86.avx2.pshuf.b"}
-_I8, _I32 = ir.IntType(8), ir.IntType(32)
-_BYTES = ir.VectorType(_I8, WIDTH or 64)
+_I8, _I32, _F32 = ir.IntType(8), ir.IntType(32), ir.FloatType()
+_BYTES, _LANE = ir.VectorType(_I8, WIDTH or 64), ir.VectorType(_I8, vector.LANE)
 _WORDS = ir.VectorType(_I32, (WIDTH or 64) // 4)
-_FLOATS = ir.VectorType(ir.FloatType(), (WIDTH or 64) // 4)
+_FLOATS = ir.VectorType(_F32, (WIDTH or 64) // 4)
 
 
 BIASES = LIMBS * WIDTH // 4
@@ -121,52 +123,65 @@ def _largest(x: np.ndarray) -> np.float32:
 
 
 @_serial
-def dot(
+def dots(
     codes: int,
     sign_bit: int,
     residues: int,
-    factor: np.float32,
-    zero: np.float32,
+    factors: int,
     limbs: int,
     biases: int,
     width: int,
-) -> np.float32:
-    """Return `_dot` of a row with `width` bytes of codes."""
+    pair: bool,
+    out: int,
+) -> None:
+    """Write the sum of `(factor * (code - zero) + residue) * x` of one row, or of a pair of rows.
+
+    x has `limbs` and `biases` (`write_limbs`). The arguments are addresses of arrays of the first
+    row: codes uint8 [rows, width]; residues uint8 [rows, 16], 128 more than the residue of each
+    code; factors fp32 [rows, 2], the factor and the zero; out fp32 [1 or 2]. `sign_bit` is 8 if
+    codes are signed, and is inverted in each. A pair takes less time than two rows: each limb is
+    loaded once.
+    """
     steps = -(-width // WIDTH) if AVAILABLE else 0
-    total: np.float32 = _dot(
-        codes, sign_bit, residues, factor, zero, limbs, biases, steps, width - WIDTH
-    )
-    return total
+    if pair:
+        _two_dots(codes, sign_bit, residues, factors, limbs, biases, steps, width, out)
+    else:
+        _one_dot(codes, sign_bit, residues, factors, limbs, biases, steps, width, out)
 
 
-@vector.intrinsic
-def _dot(
-    typing: TypingContext,
-    codes: types.Type,
-    sign_bit: types.Type,
-    residues: types.Type,
-    factor: types.Type,
-    zero: types.Type,
-    limbs: types.Type,
-    biases: types.Type,
-    steps: types.Type,
-    last: types.Type,
-) -> vector.Intrinsic:
-    """Return the sum of `(factor * (code - zero) + residue) * x`, for the integers of x.
+def _dots_of(rows: int) -> Callable[..., Any]:
+    """Return `dots` of a number of rows.
 
-    `codes`, `residues`, `limbs` and `biases` are addresses. `residues` has 128 more than the
-    residue of each code as a byte; `sign_bit` is 8 if codes are signed, and is inverted in each.
-    Step number i reads WIDTH bytes of codes from the byte `i * WIDTH` on, but the last step from
-    the byte `last` on: the limbs of the codes that it reads again are zero.
+    Step number i reads WIDTH bytes of codes from the byte `i * WIDTH` on, but the last step ends
+    with the row: the limbs of the codes that it reads again are zero.
     """
 
-    def generate(
-        context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
-    ) -> ir.Value:
-        return _emit_dot(builder, *values) if AVAILABLE else ir.Constant(ir.FloatType(), 0.0)
+    def typed(
+        typing: TypingContext,
+        codes: types.Type,
+        sign_bit: types.Type,
+        residues: types.Type,
+        factors: types.Type,
+        limbs: types.Type,
+        biases: types.Type,
+        steps: types.Type,
+        width: types.Type,
+        out: types.Type,
+    ) -> vector.Intrinsic:
+        def generate(
+            context: Any, builder: ir.IRBuilder, signature: Signature, values: list[ir.Value]
+        ) -> ir.Value:
+            if AVAILABLE:
+                _emit_dots(builder, rows, *values)
+            nothing: ir.Value = context.get_dummy_value()
+            return nothing
 
-    addresses, floats = [types.intp] * 3, [types.float32] * 2
-    return types.float32(*addresses, *floats, *[types.intp] * 4), generate
+        return types.void(*[types.intp] * 9), generate
+
+    return vector.intrinsic(typed)
+
+
+_one_dot, _two_dots = _dots_of(1), _dots_of(2)
 
 
 @vector.intrinsic
@@ -186,62 +201,93 @@ def _write_biases(
     return types.void(types.intp, types.intp, types.intp), generate
 
 
-def _emit_dot(
+def _emit_dots(
     builder: ir.IRBuilder,
+    rows: int,
     codes: ir.Value,
     sign_bit: ir.Value,
     residues: ir.Value,
-    factor: ir.Value,
-    zero: ir.Value,
+    factors: ir.Value,
     limbs: ir.Value,
     biases: ir.Value,
     steps: ir.Value,
-    last: ir.Value,
-) -> ir.Value:
-    """Emit the code of `_dot`; return the sum."""
-    lane = vector.load(builder, residues, ir.VectorType(_I8, vector.LANE))
-    table = vector.shuffled(builder, lane, None, [i % vector.LANE for i in range(WIDTH)])
+    width: ir.Value,
+    out: ir.Value,
+) -> None:
+    """Emit the code of `dots`."""
+    lanes = [vector.load(builder, residues, _LANE, vector.LANE * row) for row in range(rows)]
+    repeated = [i % vector.LANE for i in range(WIDTH)]
+    tables = [vector.shuffled(builder, lane, None, repeated) for lane in lanes]
     signs = _splat(builder, builder.trunc(builder.mul(sign_bit, sign_bit.type(17)), _I8), _BYTES)
-    shuffle = vector.function(builder, _SHUFFLES[WIDTH], _BYTES, [_BYTES, _BYTES])
+    starts = [builder.add(codes, builder.mul(width, width.type(row))) for row in range(rows)]
+    last = builder.sub(width, width.type(WIDTH))
 
     def step(number: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-        start = builder.mul(number, number.type(WIDTH))
-        start = builder.select(builder.icmp_signed("<", start, last), start, last)
-        _fetch(builder, builder.add(builder.add(codes, start), start.type(AHEAD)))
-        both = builder.xor(vector.load(builder, builder.add(codes, start), _BYTES), signs)
+        at = builder.mul(number, number.type(WIDTH))
+        at = builder.select(builder.icmp_signed("<", at, last), at, last)
+        places = [builder.add(start, at) for start in starts]
+        for place in places:
+            _fetch(builder, builder.add(place, place.type(AHEAD)))
+        both = [builder.xor(vector.load(builder, place, _BYTES), signs) for place in places]
         base, sums = vector.address(builder, limbs, number, STEP_BYTES), list(sums)
         for half in range(2):
-            if half:
-                words = builder.bitcast(both, _WORDS)
-                both = builder.bitcast(builder.lshr(words, _words(4)), _BYTES)
-            values = builder.and_(both, ir.Constant(_BYTES, [15] * WIDTH))
-            looked_up = builder.call(shuffle, [table, values])
+            values = [_half(builder, pair, half) for pair in both]
+            looked_up = [_looked_up(builder, *pair) for pair in zip(tables, values, strict=True)]
             for limb in range(LIMBS):
                 x = vector.load(builder, base, _BYTES, WIDTH * (LIMBS * half + limb))
-                sums[limb] = _add_products(builder, sums[limb], values, x)
-                if limb >= LIMBS - RESIDUE_LIMBS:
-                    sums[RESIDUE_LIMBS + limb] = _add_products(
-                        builder, sums[RESIDUE_LIMBS + limb], looked_up, x
-                    )
+                for row in range(rows):
+                    to = _SUMS * row + limb
+                    sums[to] = _add_products(builder, sums[to], values[row], x)
+                    if limb >= LIMBS - RESIDUE_LIMBS:
+                        to += RESIDUE_LIMBS
+                        sums[to] = _add_products(builder, sums[to], looked_up[row], x)
         return sums
 
-    sums = vector.loop(builder, steps, [_words(0)] * (LIMBS + RESIDUE_LIMBS), step)
+    sums = vector.loop(builder, steps, [_words(0)] * (_SUMS * rows), step)
     of_limbs = [vector.load(builder, biases, _WORDS, WIDTH * limb) for limb in range(LIMBS)]
+    for row in range(rows):
+        of_row = sums[_SUMS * row : _SUMS * (row + 1)]
+        factor, zero = (vector.load(builder, factors, _F32, 8 * row + at) for at in (0, 4))
+        total = _total(builder, of_row, of_limbs, factor, zero)
+        vector.store(builder, total, out, 4 * row)
+
+
+def _half(builder: ir.IRBuilder, pairs: ir.Value, half: int) -> ir.Value:
+    """Return the low or the high codes of bytes."""
+    if half:
+        words = builder.bitcast(pairs, _WORDS)
+        pairs = builder.bitcast(builder.lshr(words, _words(4)), _BYTES)
+    return builder.and_(pairs, ir.Constant(_BYTES, [15] * WIDTH))
+
+
+def _looked_up(builder: ir.IRBuilder, table: ir.Value, values: ir.Value) -> ir.Value:
+    shuffle = vector.function(builder, _SHUFFLES[WIDTH], _BYTES, [_BYTES, _BYTES])
+    return builder.call(shuffle, [table, values])
+
+
+def _total(
+    builder: ir.IRBuilder,
+    sums: list[ir.Value],
+    biases: list[ir.Value],
+    factor: ir.Value,
+    zero: ir.Value,
+) -> ir.Value:
+    """Return the result of a row: its sums by limb, those of the residues last."""
     zeros = _splat(builder, builder.fneg(zero), _FLOATS)
     of_codes = [
         _fma(builder, zeros, builder.sitofp(bias, _FLOATS), builder.sitofp(total, _FLOATS))
-        for bias, total in zip(of_limbs, sums[:LIMBS], strict=True)
+        for bias, total in zip(biases, sums[:LIMBS], strict=True)
     ]
     rest = [
         builder.sitofp(builder.sub(total, builder.shl(bias, _words(7))), _FLOATS)
-        for bias, total in zip(of_limbs[-RESIDUE_LIMBS:], sums[LIMBS:], strict=True)
+        for bias, total in zip(biases[-RESIDUE_LIMBS:], sums[LIMBS:], strict=True)
     ]
     scale = ir.Constant(_FLOATS, [256.0 ** (LIMBS - RESIDUE_LIMBS)] * _FLOATS.count)
     scaled = builder.fmul(_joined(builder, rest), scale)
     total = _fma(builder, _splat(builder, factor, _FLOATS), _joined(builder, of_codes), scaled)
     name = f"llvm.vector.reduce.fadd.v{_FLOATS.count}f32"
-    reduce = vector.function(builder, name, ir.FloatType(), [ir.FloatType(), _FLOATS])
-    start = ir.Constant(ir.FloatType(), 0.0)
+    reduce = vector.function(builder, name, _F32, [_F32, _FLOATS])
+    start = ir.Constant(_F32, 0.0)
     return builder.call(reduce, [start, total], fastmath=("reassoc",))
 
 

@@ -150,29 +150,41 @@ def products_of_rows(
     """Write the products with the rows from `first` to `last`, counted over all weights."""
     m, columns = x.shape
     steps, width = columns // vector.COLUMNS, columns // 2
+    totals = np.empty(2, np.float32)
     for weight in weights:
         rows, before, sign_bit = weight[ROWS], weight[BEFORE], weight[SIGN_BIT]
         units = carray(pointer(weight[UNIT]), (rows,), np.float32)
         factors = carray(pointer(weight[FACTORS]), (rows, 2), np.float32)
         results = carray(pointer(out + 4 * m * before), (m, rows), np.float32)
-        for row in range(max(first - before, 0), min(last - before, rows)):
+        end = min(last - before, rows)
+        for row in range(max(first - before, 0), end, 2):
+            n = min(2, end - row)
             codes, table = weight[CODES] + row * width, weight[TABLES] + row * vector.COLUMNS
             residues = weight[RESIDUES] + row * (vector.COLUMNS // 2)
             for each in range(m):
                 if scales[each] > 0:
-                    total = scales[each] * integers.dot(
+                    integers.dots(
                         codes,
                         sign_bit,
                         residues,
-                        factors[row, 0],
-                        factors[row, 1],
+                        _row_address(factors, row),
                         _row_address(limbs, each),
                         _row_address(biases, each),
                         width,
+                        n == 2,
+                        totals.ctypes.data,
                     )
+                    for i in range(n):
+                        results[each, row + i] = scales[each] * totals[i] * units[row + i]
                 else:
-                    total = vector.dot(codes, table, _row_address(x, each), steps)
-                results[each, row] = total * units[row]
+                    for i in range(n):
+                        total = vector.dot(
+                            codes + i * width,
+                            table + i * vector.COLUMNS,
+                            _row_address(x, each),
+                            steps,
+                        )
+                        results[each, row + i] = total * units[row + i]
 
 
 @_serial
