@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -83,9 +83,12 @@ def opened(browser: Browser) -> Iterator[Callable[..., Opened]]:
     """Return a function that opens a file; its contexts are closed after the test."""
     contexts = []
 
-    def opened(file: Path, width: int = 1280, theme: str = "light", **options: Any) -> Opened:
-        size = {"width": width, "height": 900}
-        context = browser.new_context(viewport=size, color_scheme=theme, **options)
+    def opened(
+        file: Path, width: int = 1280, theme: Literal["light", "dark"] = "light", **options: Any
+    ) -> Opened:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, **options
+        )
         contexts.append(context)
         made = Opened(context.new_page(), [])
         made.page.on("console", lambda said: made.tell(f"{said.type}: {said.text}"))
