@@ -200,7 +200,8 @@ def _said(found: Sequence[OperationError]) -> str:
     if first is not None:
         beyond = first.error or math.inf
         size = percent(beyond) if math.isfinite(beyond) else "infinitely many times"
-        return f"the first beyond its bound is {first.name}: {size} of what is allowed"
+        of = " of" if size.endswith("%") else ""
+        return f"the first beyond its bound is {first.name}: {size}{of} what is allowed"
     known = [one for one in found if one.error is not None]
     if not known:
         return "no error was measured"

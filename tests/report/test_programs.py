@@ -53,7 +53,7 @@ def test_a_dot_is_an_operation_and_the_first_beyond_its_bound_is_named(tmp_path)
     assert [kind for *_, kind, _ in dots] == ["s0", "s0", "over", "over"]
     assert text.count('r="8"') == 1, "one mark, though two operations are beyond their bounds"
     assert re.search(r'class="bad">first: layer 1, mul \'x2\'</text>', text)
-    assert "the first beyond its bound is layer 1, mul 'x2': 10 times of what is allowed" in text
+    assert "the first beyond its bound is layer 1, mul 'x2': 10 times what is allowed" in text
     named = page.split("Diverges first")[1].split("</a>")[0]
     assert "layer 1, mul &#39;x2&#39;, method &#39;a&#39;" in named
     assert "The error so far" in text and "The error is the distance:" in text
