@@ -325,6 +325,8 @@ def run_suite(args: argparse.Namespace) -> int:
     # The suite's table has the reasons of skips: pytest's summary repeats failures alone.
     words = [str(_SUITES / args.command), "-p", "no:cacheprovider", "-rfE"]
     words += ["-p", "no:unraisableexception"]  # it drops an interrupt of a finalizer: ours does not
+    if args.command == "conformance":  # it draws no examples: hypothesis takes a second to import
+        words += ["-p", "no:hypothesispytest"]
     plugins = []
     if not args.quiet:  # pytest's dots, and their percentage, would break the line of progress
         plugins.append(suite_plugin(args.progress))

@@ -225,6 +225,7 @@ def isolated_runtime(name: str) -> IsolatedRuntime:
         ask_here=not row.asks_in_child,
         place=row.place,
         pte_only=row.pte_only,
+        needs_core_ml=row.asks_in_child,
     )
 
 

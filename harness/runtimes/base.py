@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from typing import TYPE_CHECKING, Protocol
 
 from harness.pte import TensorSpec
+from harness.shim import is_installed
 
 if TYPE_CHECKING:
     import torch
 
     from harness.artifact import Artifact
+
+
+def why_no_core_ml() -> str | None:
+    """Return why this system cannot have Core ML; None on macOS, and where it is stood in for."""
+    if platform.system() == "Darwin" or is_installed():
+        return None
+    return f"Core ML is part of macOS, and this is {platform.system()}"
 
 
 class Method(Protocol):

@@ -27,7 +27,7 @@ from harness.files import folder_of
 from harness.pte import TensorSpec
 from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod
-from harness.runtimes.base import Method, add_core_ml_ns
+from harness.runtimes.base import Method, add_core_ml_ns, why_no_core_ml
 from harness.shim import is_installed
 
 # Option -> coremltools' name of the compute units, and the device that Core ML needs for them:
@@ -58,8 +58,8 @@ class CoreMLRuntime:
 
     def unavailable(self) -> str | None:
         """Return the reason: no Mac, no Core ML in coremltools, or no such device in this Mac."""
-        if platform.system() != "Darwin" and not is_installed():
-            return f"Core ML is part of macOS, and this is {platform.system()}"
+        if reason := why_no_core_ml():
+            return reason
         try:
             devices = _devices()
         except ImportError as error:

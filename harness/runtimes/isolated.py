@@ -30,7 +30,7 @@ from harness.export.executorch import python_path_of
 from harness.files import private_folder
 from harness.pte import TensorSpec
 from harness.runtimes._isolated_child import SharedTensors, anonymous_file
-from harness.runtimes.base import Method, Runtime, add_core_ml_ns
+from harness.runtimes.base import Method, Runtime, add_core_ml_ns, why_no_core_ml
 from harness.shim import SITE, is_installed
 
 CHILD = "harness.runtimes._isolated_child"
@@ -80,6 +80,7 @@ class IsolatedRuntime:
     With `ask_here`, this process asks the runtime whether it is available. That must be cheap and
     safe. With a `place`, the children run in the Python of `executorch@PLACE`; where Core ML is
     not, our executor is stood in for it. With `pte_only`, no child starts for another artifact.
+    With `needs_core_ml` and no place, no child is asked on a system that cannot have Core ML.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class IsolatedRuntime:
         ask_here: bool = True,
         place: str = "",
         pte_only: bool = False,
+        needs_core_ml: bool = False,
     ) -> None:
         self._make = make
         self._arguments = arguments
@@ -97,6 +99,7 @@ class IsolatedRuntime:
         self._here = make(*arguments)
         self._ask_here = ask_here
         self._place = place
+        self._needs_core_ml = needs_core_ml and not place
         self._pte_only = pte_only
         self.name = self._here.name
         self._children: WeakKeyDictionary[Artifact, _ArtifactChild] = WeakKeyDictionary()
@@ -108,6 +111,8 @@ class IsolatedRuntime:
         """
         if self._ask_here:
             return self._here.unavailable()
+        if self._needs_core_ml and (reason := why_no_core_ml()):
+            return reason
         return _why_unavailable(self._setup(None), self._limits)
 
     def load(self, artifact: Artifact, method: str) -> Method:

@@ -1,13 +1,14 @@
 """Requirements on `tiny`, which was taught a small grammar: it says what the grammar demands."""
 
+import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
 from harness.checks import Check
+from harness.cli import main
 from harness.fixtures.cache import fixture
 from harness.fixtures.quality import MASTERED, cases, tokens_of
 from harness.generate import generate
@@ -49,16 +50,16 @@ def test_a_user_reads_its_text(judge: Judge, fixture_name: str) -> None:
     case = next(case for case in cases() if case.saying.rule == "sum")
 
     def find(subject: Subject) -> Iterator[Finding]:
-        command = [sys.executable, "-m", "harness", "run", str(subject.artifact.path)]
-        command += ["--tokenizer", str(tokenizer), "--prompt", case.prompt, "--json"]
-        command += ["--runtime", REFERENCE, "--max-new-tokens", "24"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        text = json.loads(done.stdout)["text"] if done.returncode == 0 else ""
+        command = ["run", str(subject.artifact.path), "--tokenizer", str(tokenizer), "--json"]
+        command += ["--prompt", case.prompt, "--runtime", REFERENCE, "--max-new-tokens", "24"]
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            status = main(command)
+        text = json.loads(out.getvalue())["text"] if status == 0 else ""
         yield Finding(
             "text",
             case.prompt,
             ok=text.strip().startswith(case.saying.follows.strip()),
-            message=f"status {done.returncode}, said {text!r} {done.stderr[-500:]!r}",
+            message=f"status {status}, said {text!r} {err.getvalue()[-500:]!r}",
             comparisons=1,
             facts={"text": text},
         )

@@ -13,8 +13,8 @@ from harness.artifact.pte_reader import read_pte
 from harness.checks import artifact_checks, run_check
 from harness.errors import HarnessError, NotInstalledError
 from harness.fixtures.cache import exported, fixture
+from harness.runtimes import base, get_runtime, isolated, runtime_row
 from harness.runtimes import executorch as module
-from harness.runtimes import get_runtime, runtime_row
 from harness.runtimes.executorch import ExecuTorchMethod, ExecuTorchRuntime
 from harness.subject import Subject
 
@@ -169,3 +169,11 @@ def test_the_executorch_of_a_place_executes_everywhere():
     subject = Subject(exported("tiny"))
     case = run_check(artifact_checks()["parity"], subject, "executorch@installed", suite="t")
     assert case.outcome == "pass" and case.comparisons, case.reason
+
+
+def test_a_system_that_cannot_have_core_ml_is_told_without_a_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(isolated, "_Process", None)  # a child would be a call of None
+    assert get_runtime("executorch").unavailable() == "Core ML is part of macOS, and this is Linux"
