@@ -1,7 +1,8 @@
-"""A small real program with kernels and a Core ML delegate, exported once; and a full disk."""
+"""A small real program with a Core ML delegate, exported once; a full disk; and interrupts."""
 
 import platform
 import resource
+import signal
 
 import pytest
 
@@ -89,3 +90,11 @@ def fill_disk():
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def heeds_interrupts():
+    """SIGINT interrupts this process and its children: those of a background job ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -59,6 +59,7 @@ def test_a_full_disk_elsewhere_is_not_taken_for_the_output(monkeypatch, capsys):
     assert capsys.readouterr().err == wanted
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_suite_is_one_sentence(monkeypatch, capsys, number, status):
     def interrupted(words, plugins):  # as pytest does
@@ -68,11 +69,7 @@ def test_an_interrupted_suite_is_one_sentence(monkeypatch, capsys, number, statu
             return pytest.ExitCode.INTERRUPTED
 
     monkeypatch.setattr(pytest, "main", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup` ignores
-    try:
-        assert main(["conformance"]) == status
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert main(["conformance"]) == status
     assert capsys.readouterr().err == "harness conformance: interrupted\n"
 
 
@@ -87,6 +84,7 @@ def test_a_folder_that_was_removed_is_one_sentence(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.startswith("harness combine: ")
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("goes_on", [True, False])  # whether the command ends before it is resent
 def test_a_signal_in_a_finalizer_ends_the_command(monkeypatch, capsys, number, status, goes_on):
@@ -107,11 +105,7 @@ def test_a_signal_in_a_finalizer_ends_the_command(monkeypatch, capsys, number, s
 
     ended = []
     monkeypatch.setitem(COMMANDS, "models", COMMANDS["models"]._replace(run=run))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup` ignores
-    try:
-        assert main(["models"]) == status
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert main(["models"]) == status
     assert capsys.readouterr().err == "harness models: interrupted\n"
     assert ended == ([] if goes_on else [False])
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

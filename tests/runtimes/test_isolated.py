@@ -42,7 +42,7 @@ def artifact(mixed_program):
 
 
 @pytest.fixture
-def caller(mixed_program, tmp_path):
+def caller(mixed_program, tmp_path, heeds_interrupts):
     """Start the script; return its process and, once its call hangs, the child's."""
     started = []
 
@@ -57,8 +57,6 @@ def caller(mixed_program, tmp_path):
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,
-            # background processes ignore it, and so do their children
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         deadline = time.monotonic() + 180
