@@ -8,6 +8,8 @@ takes the same way. Two kinds of suites use this:
   `pytest_runtest_makereport`, from here.
 - Other projects' tests are observed: the suite's plugin makes the case and calls `carry`. A suite
   whose cases are sums over tests derives from `Recorder`.
+
+A suite with a table of its own derives from `TableRecorder`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from packaging.version import Version
 
 from harness.checks.findings import read_known_defects
 from harness.fixtures.project import project
-from harness.report import run_table, table_width, write_report
+from harness.report import run_table, summary_line, table_width, write_report
 from harness.results import Case, Header, KnownDefect, Run, Writer, read_run
 from harness.results.known import judge_against_known, parse_versions
 from harness.results.machine import machine_line
@@ -119,6 +122,56 @@ class Recorder:
         colours = bool(terminalreporter.isatty) and not os.environ.get("NO_COLOR")
         terminalreporter.write_line(self.summary(self._run, colours))
         terminalreporter.write_line(f"results: {self.folder}")
+
+
+class TableRecorder(Recorder):
+    """Prints the suite's own table, the reason of each case that did not pass, and the counts.
+
+    With the name of a `page`, a file beside the stream gets the same table.
+    """
+
+    page = ""
+
+    def table(self, run: Run) -> list[str]:
+        """Return the table's lines."""
+        raise NotImplementedError
+
+    def counts(self, run: Run) -> list[str]:
+        """Return lines of what the suite counts, which come before the last."""
+        return []
+
+    def draw(self, run: Run) -> None:
+        """Write the drawings of a run and the page."""
+        super().draw(run)
+        if self.page:
+            text = "\n".join(self.table(run)) + "\n"
+            (self.folder / self.page).write_text(text, encoding="utf-8")
+
+    def summary(self, run: Run, colours: bool) -> str:
+        """Return the table, the reasons, and the last lines."""
+        reasons = [f"{case.id}: {case.summary}" for case in run.cases if not case.passes]
+        last = [*self.counts(run), summary_line(run.footer, colours)]
+        return "\n".join([*self.table(run), "", *reasons, *last])
+
+
+def markdown_table(
+    run: Run,
+    heads: Sequence[str],
+    columns: Sequence[tuple[str, str]],
+    column_of: Callable[[Case], tuple[str, str]],
+    row: Callable[[str, list[Case | None]], Sequence[str]],
+) -> list[str]:
+    """Return a table in Markdown: for each fixture the `row` of its cases, one for each column.
+
+    A case of no column, such as that of a test whose set-up failed, is in no row.
+    """
+    found: dict[str, dict[tuple[str, str], Case]] = defaultdict(dict)
+    for case in run.cases:
+        if (column := column_of(case)) in columns:
+            found[case.fixture][column] = case
+    rows = [row(name, [cases.get(one) for one in columns]) for name, cases in found.items()]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
 
 
 def start_recording(

@@ -7,18 +7,18 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see harness.cli
 
 import platform
-from collections import defaultdict
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
-from harness.report import summary_line
 from harness.results import Case, Run
 from harness.suites.families.judge import Judge
 from harness.suites.families.models import FAMILIES
 from harness.suites.results import (
-    Recorder,
+    TableRecorder,
     add_results_option,
+    markdown_table,
     pytest_runtest_makereport,
     record,
     start_recording,
@@ -28,17 +28,13 @@ from harness.text import clip, printable
 __all__ = ["pytest_runtest_makereport", "record"]
 
 _COLUMNS = tuple((mode, runtime) for mode in ("fixed", "flexible") for runtime in ("fp32", "fp16"))
-_PAGE = "families.md"
 MIN_FAMILIES = 40
 
 
-class Table(Recorder):
+class Table(TableRecorder):
     """Prints a row for each family, and writes the same table as a page."""
 
-    def draw(self, run: Run) -> None:
-        """Write the drawings of a run and the page."""
-        super().draw(run)
-        (self.folder / _PAGE).write_text("\n".join(_table(run)) + "\n", encoding="utf-8")
+    page = "families.md"
 
     def judged_nothing(self, run: Run) -> bool:
         """Return whether nothing passed, or too few families of all predict."""
@@ -46,31 +42,24 @@ class Table(Recorder):
         too_few = families == FAMILIES.keys() and len(_predicting(run)) < MIN_FAMILIES
         return too_few or not run.footer.passed
 
-    def summary(self, run: Run, colours: bool) -> str:
-        """Return the table, the reason of each failure, and the last lines."""
+    def counts(self, run: Run) -> list[str]:
+        """Return how many families predict."""
         many = len({case.fixture for case in run.cases})
-        told = f"{len(_predicting(run))} of {many} families predict in fp32 at a fixed length"
-        reasons = [f"{case.id}: {case.summary}" for case in run.cases if not case.passes]
-        return "\n".join([*_table(run), "", *reasons, told, summary_line(run.footer, colours)])
+        return [f"{len(_predicting(run))} of {many} families predict in fp32 at a fixed length"]
+
+    def table(self, run: Run) -> list[str]:
+        """Return the rows of the table in Markdown."""
+        heads = ["family", *map(" ".join, _COLUMNS)]
+        column_of = attrgetter("mode", "check")
+        return markdown_table(
+            run, heads, _COLUMNS, column_of, lambda name, cases: [name, *map(_cell, cases)]
+        )
 
 
 def _predicting(run: Run) -> set[str]:
     """Return the families that predict in fp32 at a fixed length."""
     wanted = ("fp32", "fixed", "pass")
     return {c.fixture for c in run.cases if (c.check, c.mode, c.outcome) == wanted}
-
-
-def _table(run: Run) -> list[str]:
-    """Return the rows of the table in Markdown."""
-    found: dict[str, dict[tuple[str, str], Case]] = defaultdict(dict)
-    for case in run.cases:
-        found[case.fixture][case.mode, case.check] = case
-    lines = ["| family | " + " | ".join(" ".join(column) for column in _COLUMNS) + " |"]
-    lines.append("|---" * (1 + len(_COLUMNS)) + "|")
-    for family, cases in found.items():
-        cells = [_cell(cases.get(column)) for column in _COLUMNS]
-        lines.append(f"| {family} | {' | '.join(cells)} |")
-    return lines
 
 
 def _cell(case: Case | None) -> str:

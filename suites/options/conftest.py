@@ -10,7 +10,6 @@ import pytest
 from tabulate import tabulate
 
 from harness.export.exporters import Exporter
-from harness.report import summary_line
 from harness.results import Run
 from harness.suites.exporters import (
     EXPORTERS,
@@ -20,7 +19,7 @@ from harness.suites.exporters import (
     label_of,
 )
 from harness.suites.results import (
-    Recorder,
+    TableRecorder,
     add_results_option,
     pytest_runtest_makereport,
     record,
@@ -31,11 +30,11 @@ from harness.text import clip, printable
 __all__ = ["pytest_runtest_makereport", "record"]
 
 
-class Table(Recorder):
+class Table(TableRecorder):
     """Prints a row for each option, value and exporter: what changed, and the verdict."""
 
-    def summary(self, run: Run, colours: bool) -> str:
-        """Return the table, the reason of each failure, and the last line."""
+    def table(self, run: Run) -> list[str]:
+        """Return the rows of the table."""
         rows = [
             (
                 case.check,
@@ -47,9 +46,7 @@ class Table(Recorder):
             for case in run.cases
         ]
         headers = ("option", "exporter", "mode", "what changed", "verdict")
-        table = tabulate(rows, headers=headers, disable_numparse=True)
-        reasons = [f"{c.id}: {c.summary}" for c in run.cases if not c.passes]
-        return "\n\n".join([table, *reasons, summary_line(run.footer, colours)])
+        return tabulate(rows, headers=headers, disable_numparse=True).splitlines()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,14 +10,15 @@ import importlib.util
 import platform
 from collections import defaultdict
 from collections.abc import Iterator
+from operator import attrgetter
 
 import pytest
 
-from harness.report import summary_line
 from harness.results import Case, Run
 from harness.suites.results import (
-    Recorder,
+    TableRecorder,
     add_results_option,
+    markdown_table,
     pytest_runtest_makereport,
     record,
     start_recording,
@@ -27,32 +28,38 @@ from harness.suites.second_opinion.models import SUBJECTS
 
 __all__ = ["pytest_runtest_makereport", "record"]
 
-_PAGE = "second-opinion.md"
 _NAMES = {"pytorch": "PyTorch", "mil": "ours", "core-ai": "Core AI"}
 _SIGNS = {"skip": "refused", "known": "differs"}
 
 
-class Table(Recorder):
+class Table(TableRecorder):
     """Prints a row for each operation, and writes the same table as a page."""
 
-    def draw(self, run: Run) -> None:
-        """Write the drawings of a run and the page."""
-        super().draw(run)
-        (self.folder / _PAGE).write_text("\n".join(table(run)) + "\n", encoding="utf-8")
+    page = "second-opinion.md"
 
     def judged_nothing(self, run: Run) -> bool:
         """Return whether an executor compared nothing, or all three never met."""
         return lonely(run)
 
-    def summary(self, run: Run, colours: bool) -> str:
-        """Return the table, the reason of each failure, and the last lines."""
-        reasons = [f"{case.id}: {case.summary}" for case in run.cases if not case.passes]
+    def counts(self, run: Run) -> list[str]:
+        """Return how many numbers each executor gave."""
         counted = {
             name: sum(c.comparisons for c in run.cases if c.runtime == name) for name in EXECUTORS
         }
         told = ", ".join(f"{_NAMES[name]} {number}" for name, number in counted.items())
-        last = [f"numbers compared with fp64: {told}", summary_line(run.footer, colours)]
-        return "\n".join([*table(run), "", *reasons, *last])
+        return [f"numbers compared with fp64: {told}"]
+
+    def table(self, run: Run) -> list[str]:
+        """Return the rows of the table in Markdown."""
+        columns = [(precision, name) for precision in PRECISIONS for name in EXECUTORS]
+        heads = [f"{precision} {_NAMES[name]}" for precision, name in columns]
+        return markdown_table(
+            run,
+            ["operation", "measure", *heads],
+            columns,
+            attrgetter("check", "runtime"),
+            lambda subject, cases: [subject, _measure(subject), *map(_cell, cases)],
+        )
 
 
 def lonely(run: Run) -> bool:
@@ -62,20 +69,6 @@ def lonely(run: Run) -> bool:
         if case.comparisons and case.passes:
             compared[case.fixture, case.check].add(case.runtime)
     return not any(names == set(EXECUTORS) for names in compared.values())
-
-
-def table(run: Run) -> list[str]:
-    """Return the rows of the table in Markdown."""
-    found: dict[str, dict[tuple[str, str], Case]] = defaultdict(dict)
-    for case in run.cases:
-        found[case.fixture][case.check, case.runtime] = case
-    columns = [(precision, name) for precision in PRECISIONS for name in EXECUTORS]
-    heads = [f"{precision} {_NAMES[name]}" for precision, name in columns]
-    lines = [f"| operation | measure | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
-    for subject, cases in found.items():
-        cells = [_cell(cases.get(column)) for column in columns]
-        lines.append(f"| {subject} | {_measure(subject)} | {' | '.join(cells)} |")
-    return lines
 
 
 def _measure(subject: str) -> str:

@@ -16,6 +16,43 @@ from harness.suites.results import pytest_runtest_makereport, record, start_reco
 def pytest_configure(config):
     start_recording(config, "mini", Path("results"), {})
 """
+TABLED = """
+from pathlib import Path
+import pytest
+from harness.suites.results import (
+    TableRecorder, markdown_table, pytest_runtest_makereport, record, start_recording
+)
+
+class Table(TableRecorder):
+    page = "page.md"
+
+    def table(self, run):
+        heads, columns = ["model", "fp32", "fp16"], [("round", "fp32"), ("round", "fp16")]
+        row = lambda name, cases: [name, *(case.outcome if case else "" for case in cases)]
+        return markdown_table(run, heads, columns, lambda case: (case.check, case.mode), row)
+
+    def counts(self, run):
+        return [f"{len(run.cases)} cases came"]
+
+def pytest_configure(config):
+    start_recording(config, "mini", Path("results"), {}, Table)
+
+def pytest_runtest_setup(item):
+    if "unprepared" in item.name:
+        pytest.fail("the library is not installed: install it", pytrace=False)
+"""
+IN_TABLE = """
+from harness.results import Case
+
+def test_one(record):
+    record(Case("mini", "round", "exp", "fp16", comparisons=1))
+
+def test_other(record):
+    record(Case("mini", "round", "log", "fp32", outcome="fail", reason="wrong"))
+
+def test_unprepared(record):
+    pass
+"""
 OBSERVING = """
 from pathlib import Path
 import pytest
@@ -138,3 +175,16 @@ def test_an_observed_test_ends_as_its_case_does(run, options):
     }
     assert done.returncode == 1 and "2 failed, 1 passed, 1 xfailed" in done.stdout
     assert "an issue no longer shows: remove it" in done.stdout
+
+
+def test_a_table_has_a_row_for_each_fixture_and_the_reasons_follow(run, tmp_path):
+    done, found = run(IN_TABLE, conftest=TABLED)
+    table = "| model | fp32 | fp16 |\n|---|---|---|\n| exp |  | pass |\n| log | fail |  |\n"
+    reasons = (
+        "mini/round[log,fp32,-]: wrong\n"
+        "mini/setup of test_mini.py::test_unprepared[-,-,-]: test: the library is not installed: "
+        "install it\n"
+    )
+    assert f"{table}\n{reasons}3 cases came\nFAILED: 1 pass, 1 fail, 1 error" in done.stdout
+    assert done.returncode == 1 and len(found.cases) == 3
+    assert (tmp_path / "results" / "page.md").read_text() == table

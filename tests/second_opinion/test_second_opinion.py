@@ -112,12 +112,25 @@ def test_a_run_in_which_three_executors_never_meet_judged_nothing():
     assert conftest.lonely(run_of(*apart, other)) and conftest.lonely(run_of())
 
 
-def test_the_table_has_a_row_for_each_subject():
+@pytest.fixture
+def table(tmp_path):
+    table = conftest.Table("second-opinion", tmp_path, Header.here({}))
+    yield table
+    table.pytest_sessionfinish(None, pytest.ExitCode.INTERRUPTED)
+
+
+def test_the_table_has_a_row_for_each_subject(table):
     cases = [case_of("round", "fp32", one, SOUND, ()) for one in EXECUTORS]
     skipped = Case("second-opinion", "fp16", "round", runtime="mil", outcome="skip", reason="x")
-    assert conftest.table(run_of(*cases, skipped))[-1] == (
+    assert table.table(run_of(*cases, skipped))[-1] == (
         "| round | ULP | 0.4 | 0.4 | 0.4 |  | refused |  |"
     )
+
+
+def test_a_set_up_that_fails_is_told(table):
+    reason = "coreai is not installed"
+    broken = Case("second-opinion", "setup of x", outcome="error", stage="test", reason=reason)
+    assert reason in table.summary(run_of(broken), colours=False)
 
 
 @pytest.mark.parametrize("missing", ["coreai", "coreai_torch"])

@@ -4,8 +4,10 @@ import platform
 
 import pytest
 
+from harness.results import Case, Footer, Header, Run
 from harness.suites.families import conftest
 from harness.suites.families.judge import _CODE, _ROOT, Judge
+from harness.suites.families.models import FAMILIES
 
 
 class Answers:
@@ -51,3 +53,31 @@ def test_the_suite_skips_where_nothing_can_predict(monkeypatch, system):
 @pytest.mark.linux
 def test_the_suite_runs_on_linux():
     conftest.pytest_runtest_setup()
+
+
+@pytest.fixture
+def must_fail(tmp_path):
+    """must_fail(outcomes): whether a run of families with these outcomes in fp32 must fail."""
+    table = conftest.Table("families", tmp_path, Header.here({}))
+
+    def must_fail(outcomes):
+        cases = [
+            Case("families", "fp32", name, "fixed", outcome=one, reason="x", comparisons=number)
+            for name, one in outcomes.items()
+            for number in [int(one == "pass")]
+        ]
+        return table.judged_nothing(Run(Header.here({}), cases, Footer.of(cases, 1.0)))
+
+    yield must_fail
+    table.pytest_sessionfinish(None, pytest.ExitCode.INTERRUPTED)
+
+
+def test_a_run_in_which_no_family_predicts_fails(must_fail):
+    assert must_fail({}) and must_fail({"bert": "skip", "gpt2": "skip"})
+    assert not must_fail({"bert": "skip", "gpt2": "pass"})
+
+
+def test_a_run_of_all_families_in_which_few_predict_fails(must_fail):
+    outcomes = {name: "pass" if n < 40 else "skip" for n, name in enumerate(FAMILIES)}
+    assert not must_fail(outcomes)
+    assert must_fail(outcomes | {next(iter(outcomes)): "skip"})
