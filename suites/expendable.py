@@ -37,3 +37,9 @@ class Expendable:
         if self._child is not None:
             self._child.end()
             self._child = None
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error's kind and first line, of at most 300 characters: what a child answers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]

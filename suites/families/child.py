@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.child import POLICY_VARIABLE, limit_memory, serve
 from harness.shim import install
+from harness.suites.expendable import sentence
 from harness.suites.families.models import FAMILIES, Family
 
 MEMORY = 8 << 30
@@ -23,7 +24,6 @@ HALF_FACTOR = 4.0
 HALF_CEILING = 0.125
 POLICIES = {"fp32": "widen", "fp16": "strict"}
 LARGEST = 64  # of a flexible axis, in steps of its least length
-_REASON = 300
 
 
 @cache
@@ -53,12 +53,12 @@ def judged(request: dict[str, str]) -> dict[str, Any]:
         try:
             source, model = route(module, family, flexible, precision)
         except Exception as error:  # a converter's errors are of any kind
-            refused.append(f"{route.__name__[1:]}: {_sentence(error)}")
+            refused.append(f"{route.__name__[1:]}: {sentence(error)}")
             continue
         model = loaded(model)
         refusal = model._framework_error
         if refusal is not None:
-            return {"outcome": "fail", "reason": f"refused at load: {_sentence(refusal)}"}
+            return {"outcome": "fail", "reason": f"refused at load: {sentence(refusal)}"}
         made = {"route": route.__name__[1:]}
         return made | _compared(model, source, module, family, lengths, precision)
     return {"outcome": "skip", "reason": f"coremltools does not convert it ({'; '.join(refused)})"}
@@ -143,14 +143,14 @@ def _compared(
             drift = _relative(source(x), wanted)
         except Exception as error:
             reason = f"what coremltools was given does not run at length {length}: "
-            return {"outcome": "skip", "reason": reason + _sentence(error)}
+            return {"outcome": "skip", "reason": reason + sentence(error)}
         if not drift <= SINGLE_BOUND:
             reason = f"what coremltools was given is off by {drift:.2g} at length {length} itself"
             return {"outcome": "skip", "reason": reason}
         try:
             found = torch.from_numpy(model.predict({given[0].name: x.numpy()})[returned[0].name])
         except RuntimeError as error:
-            reason = f"refused at length {length}: {_sentence(error)}"
+            reason = f"refused at length {length}: {sentence(error)}"
             return {"outcome": "fail", "reason": reason}
         if found.shape != wanted.shape:
             reason = f"shape {list(found.shape)}, not {list(wanted.shape)}, at length {length}"
@@ -187,11 +187,6 @@ def _half_bound(module: nn.Module, x: Tensor, wanted: Tensor) -> float:
     except RuntimeError:  # an operation without fp16 on a CPU, or mixed types
         lost = 0.0
     return min(max(HALF_FLOOR, HALF_FACTOR * lost), HALF_CEILING) if lost < 1 else HALF_FLOOR
-
-
-def _sentence(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:_REASON]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import gc
 import importlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,7 +29,6 @@ from harness.suites.second_opinion.values import DTYPES, ORDINARY, drawn
 
 MEMORY = 8 << 30
 Found = dict[str, Any]
-Given = dict[str, dict[str, list[Tensor]]]  # by subject and kind
 
 
 class Batch(nn.Module):
@@ -46,6 +47,36 @@ class Batch(nn.Module):
         return found
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A subject in one precision; by kind of values its inputs, and the outputs in fp64.
+
+    `documented` are the outputs that our executor must give.
+    """
+
+    module: nn.Module
+    inputs: dict[str, list[Tensor]]
+    exact: dict[str, list[Tensor]]
+    documented: dict[str, list[Tensor]]
+
+
+@cache
+def prepared(name: str, precision: str) -> Prepared:
+    """Return a subject with its inputs and what they must give, which is computed once."""
+    subject = SUBJECTS[name]
+    module = in_precision(subject.make(), DTYPES[precision])
+    inputs = {
+        kind: [drawn(one, kind, precision, i, name) for i, one in enumerate(subject.inputs)]
+        for kind in subject.kinds
+    }
+    exact = {kind: reference(module, given) for kind, given in inputs.items()}
+    documented = exact
+    if subject.documented is not None:
+        function = Function(subject.documented)
+        documented = {kind: reference(function, given) for kind, given in inputs.items()}
+    return Prepared(module, inputs, exact, documented)
+
+
 @torch.no_grad()
 def judged(request: dict[str, Any]) -> dict[str, dict[str, Found]]:
     """Return what each executor gave for each subject in one precision.
@@ -55,62 +86,36 @@ def judged(request: dict[str, Any]) -> dict[str, dict[str, Found]]:
     """
     warnings.simplefilter("ignore")
     names, precision = request["subjects"], request["precision"]
-    modules = {name: in_precision(SUBJECTS[name].make(), DTYPES[precision]) for name in names}
-    given: Given = {name: _inputs(name, precision) for name in names}
-    found: dict[str, dict[str, Found]] = {}
-    for executor in request.get("executors", EXECUTORS):
-        found[executor] = _ran(executor, names, modules, given, precision)
-    return found
+    executors = request.get("executors", EXECUTORS)
+    return {executor: _ran(executor, names, precision) for executor in executors}
 
 
-def _inputs(name: str, precision: str) -> dict[str, list[Tensor]]:
-    subject = SUBJECTS[name]
-    return {
-        kind: [drawn(one, kind, precision, i, name) for i, one in enumerate(subject.inputs)]
-        for kind in subject.kinds
-    }
-
-
-def _ran(
-    executor: str,
-    names: Sequence[str],
-    modules: dict[str, nn.Module],
-    given: Given,
-    precision: str,
-) -> dict[str, Found]:
+def _ran(executor: str, names: Sequence[str], precision: str) -> dict[str, Found]:
     """Run a batch; halve one that a converter refuses until the subject is alone."""
-    ordinary = [given[name][ORDINARY] for name in names]
-    sizes = [len(inputs) for inputs in ordinary]
-    batch = Batch([modules[name] for name in names], sizes)
+    parts = {name: prepared(name, precision) for name in names}
+    ordinary = [part.inputs[ORDINARY] for part in parts.values()]
+    batch = Batch([part.module for part in parts.values()], [len(inputs) for inputs in ordinary])
     try:
         run = EXECUTORS[executor](batch, [x for inputs in ordinary for x in inputs], precision)
     except Refused as error:
         if len(names) == 1:
             return {names[0]: {"refused": str(error)}}
         half = len(names) // 2
-        first = _ran(executor, names[:half], modules, given, precision)
-        return first | _ran(executor, names[half:], modules, given, precision)
+        first = _ran(executor, names[:half], precision)
+        return first | _ran(executor, names[half:], precision)
     found: dict[str, Found] = {
         name: {"errors": {}, "problems": {}, "compared": 0} for name in names
     }
-    for kind in dict.fromkeys(kind for name in names for kind in given[name]):
-        values = {name: given[name].get(kind, given[name][ORDINARY]) for name in names}
-        outputs = run([x for name in names for x in values[name]])
-        for name in names:
-            wanted = _wanted(executor, SUBJECTS[name], modules[name], values[name])
-            mine, outputs = outputs[: len(wanted)], outputs[len(wanted) :]
-            if kind in given[name]:
-                _add(found[name], kind, mine, wanted, SUBJECTS[name], precision)
+    for kind in dict.fromkeys(kind for part in parts.values() for kind in part.inputs):
+        given = [part.inputs.get(kind, part.inputs[ORDINARY]) for part in parts.values()]
+        outputs = run([x for inputs in given for x in inputs])
+        for name, part in parts.items():
+            wanted = part.documented if executor == "mil" else part.exact
+            count = len(wanted[ORDINARY])
+            mine, outputs = outputs[:count], outputs[count:]
+            if kind in wanted:
+                _add(found[name], kind, mine, wanted[kind], SUBJECTS[name], precision)
     return found
-
-
-def _wanted(
-    executor: str, subject: Subject, module: nn.Module, inputs: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return the outputs in fp64: of the module, or of what MIL documents for our executor."""
-    if executor == "mil" and subject.documented is not None:
-        module = Function(subject.documented)
-    return reference(module, inputs)
 
 
 def _add(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.child import POLICY_VARIABLE
 from harness.errors import HarnessError
+from harness.suites.expendable import sentence
 
 Inputs = Sequence[Tensor]
 Run = Callable[[Inputs], list[Tensor]]
@@ -89,11 +90,11 @@ def core_ai(module: nn.Module, inputs: Inputs, precision: str) -> Run:
         raise Refused(sentence(error)) from error
     names = list(function.desc.input_names)
     results = list(function.desc.output_names)
-    kept = (folder, scope)  # the files that the interpreter maps
 
-    def run(values: Inputs) -> list[Tensor]:
+    # `kept` lives as long as `run` does: the interpreter maps the folder's files
+    def run(values: Inputs, kept: object = (folder, scope)) -> list[Tensor]:
         given = {n: NDArray(v.numpy()) for n, v in zip(names, values, strict=True)}
-        found = _wait(function(given)) if kept else {}
+        found = _wait(function(given))
         return [torch.from_numpy(np.array(found[name].numpy())) for name in results]
 
     return run
@@ -136,9 +137,3 @@ def reference(module: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Return what a module gives in fp64."""
     wide = in_precision(module, torch.float64)
     return flat(wide(*(x.double() if x.is_floating_point() else x for x in inputs)))
-
-
-def sentence(error: BaseException) -> str:
-    """Return an error's kind and first line, of at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]

@@ -138,6 +138,7 @@ def case_of(
     ]
     judged = found if "outcome" in found else _judged(found, rows)
     unit = "ULP" if SUBJECTS[subject].measure == "ulp" else ""
+    bound = SUBJECTS[subject].bound(precision)
     versions = installed_versions(_PACKAGES) if executor == "core-ai" else {}
     return Case(
         "second-opinion",
@@ -150,7 +151,10 @@ def case_of(
         signal=judged.get("signal", ""),
         issue=judged.get("issue", ""),
         comparisons=found.get("compared", 0),
-        figures={kind: Figure(value, unit=unit) for kind, value in found.get("errors", {}).items()},
+        figures={
+            kind: Figure(value, unit, bound, floor=bound)
+            for kind, value in found.get("errors", {}).items()
+        },
         facts={"operation": SUBJECTS[subject].group, **versions},
         seconds=seconds,
     )

@@ -133,6 +133,16 @@ def test_a_set_up_that_fails_is_told(table):
     assert reason in table.summary(run_of(broken), colours=False)
 
 
+@pytest.mark.parametrize(
+    ("subject", "precision", "error", "bound"),
+    [("square", "fp32", 0.5, 0.5), ("abs", "fp16", 0.0, 0.5), ("transpose", "fp32", 0.0, 0.0)],
+)
+def test_each_error_has_the_bound_that_its_subject_is_judged_by(subject, precision, error, bound):
+    found = {"errors": {"ordinary": error}, "problems": {}, "compared": 64}
+    figure = case_of(subject, precision, "mil", found, ()).figures["ordinary"]
+    assert (figure.value, figure.bound, figure.floor) == (error, bound, bound)
+
+
 @pytest.mark.parametrize("missing", ["coreai", "coreai_torch"])
 def test_the_suite_fails_without_core_ai(monkeypatch, missing):
     monkeypatch.setattr(platform, "system", lambda: "Linux")
