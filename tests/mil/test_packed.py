@@ -1,5 +1,6 @@
 """Packed weights: exact values, products within fp32's error, and which weights stay packed."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -465,3 +466,21 @@ def test_threads_are_given_back_after_an_error():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "has"), [("avx2", "0 True"), ("default", "0 False")], ids=["avx2", "default"]
+)
+def test_products_are_right_on_a_processor_with_less(capability, has):
+    """torch's own variable keeps the kernels, too, from what another processor lacks."""
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    code = (
+        "from harness.mil.packed import integers as i, vector; print(i.WIDTH, vector.available())"
+    )
+    products = ["-m", "pytest", "-q", "-n", "0", __file__, "-k", "fp32_sums or each_kernel"]
+    for words, said in ((["-c", code], has), (products, " passed")):
+        done = subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr

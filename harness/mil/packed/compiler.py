@@ -27,7 +27,9 @@ ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum; NaN and infinities are k
 IN_ORDER = {"contract"}
 _ROOM = Path(__file__).parents[1]
 _SOURCES = sorted([*_ROOM.glob("packed/*.py"), *_ROOM.glob("rows/*.py")])
-_CODE = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
+_FEATURES = " ".join(sorted(vector.features()))
+_MADE_OF = [path.read_bytes() for path in _SOURCES] + [_FEATURES.encode()]
+_CODE = sha256(b"".join(_MADE_OF)).hexdigest()[:16]
 
 
 def compiler(
@@ -38,8 +40,9 @@ def compiler(
     `fastmath` are LLVM's permissions for arithmetic.
 
     numba compiles again when the file of a kernel has changed. The other files of the kernels'
-    folders are part of the machine code too. Therefore a kernel's name, and with it the name of
-    the cached file, ends with a hash of them all.
+    folders are part of the machine code too, and so are the features of the processor that
+    `vector.features` allows. Therefore a kernel's name, and with it the name of the cached file,
+    ends with a hash of them all.
     """
 
     def compiled(function: Kernel) -> Kernel:

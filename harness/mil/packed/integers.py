@@ -45,15 +45,12 @@ MAX_COLUMNS = 8192
 
 def _width() -> int:
     """Return the bytes of the widest vectors with dot products of bytes, 0 if there are none."""
-    try:
-        features = dict(llvm.get_host_cpu_features())
-    except RuntimeError:  # LLVM does not know this processor
+    features = vector.features()
+    if not vector.available() or "avx2" not in features:
         return 0
-    if not vector.available() or not features.get("avx2"):
-        return 0
-    if features.get("avx512vnni") and features.get("avx512bw"):
+    if features >= {"avx512vnni", "avx512bw"}:
         return 64
-    return 32 if features.get("avxvnni") else 0
+    return 32 if "avxvnni" in features else 0
 
 
 WIDTH = _width()

@@ -14,6 +14,7 @@ of a block's length plus the root of the number of blocks, not with the root of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,14 +64,25 @@ _SHUFFLES = {"x86_64": _OF_X86, "amd64": _OF_X86, "arm64": _OF_ARM, "aarch64": _
 """The shuffles of each architecture, as LLVM names it; the best one first."""
 
 
-def _best() -> _Shuffle | None:
+_WITHOUT = {"default": ("ssse3", "avx"), "avx2": ("avx512", "avxvnni")}
+"""The beginnings of features' names that each value of ATEN_CPU_CAPABILITY keeps torch from."""
+
+
+def features() -> frozenset[str]:
+    """Return LLVM's names of the processor's features, without those that torch must not use."""
     try:
-        features = dict(llvm.get_host_cpu_features())
+        found = dict(llvm.get_host_cpu_features())
     except RuntimeError:  # LLVM does not know this processor
-        features = {}
+        return frozenset()
+    without = _WITHOUT.get(os.environ.get("ATEN_CPU_CAPABILITY", "").lower(), ())
+    return frozenset(n for n, has in found.items() if has and not n.startswith(without))
+
+
+def _best() -> _Shuffle | None:
+    has = features()
     architecture = str(llvm.get_process_triple()).partition("-")[0]
     shuffles = _SHUFFLES.get(architecture, ())
-    return next((s for s in shuffles if not s.feature or features.get(s.feature)), None)
+    return next((s for s in shuffles if not s.feature or s.feature in has), None)
 
 
 _BEST = _best()
