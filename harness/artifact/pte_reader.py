@@ -54,6 +54,7 @@ from harness.artifact.pte import (
 from harness.errors import ArtifactError
 
 FILE_IDENTIFIER = b"ET12"
+_SEGMENT_ALIGNMENT = 128  # bytes, by which an exporter may fill up the last segment
 _EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segment base offset
 _IN_SEGMENT = 1  # DataLocation.SEGMENT
 _DYNAMISMS = range(3)  # TensorShapeDynamism
@@ -156,7 +157,18 @@ class ProgramTables:
             for index, table in enumerate(self._segments)
             if index not in self._used
         }
+        if (behind := self._bytes_behind()) > _SEGMENT_ALIGNMENT:
+            unused["the end of the file"] = behind
         return Pte(methods, named_data, len(self._file), tuple(keys), unused)
+
+    def _bytes_behind(self) -> int:
+        """Return the number of bytes behind the last segment, 0 without segments."""
+        ends = [
+            table.scalar(DataSegmentField.OFFSET, "uint64")
+            + table.scalar(DataSegmentField.SIZE, "uint64")
+            for table in self._segments
+        ]
+        return len(self._file) - self._segment_base - max(ends) if ends else 0
 
     def _buffers(self, field: ProgramField) -> list[memoryview | None]:
         return [table.vector(ONLY_FIELD, 1) for table in self._root.children(field)]

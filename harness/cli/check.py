@@ -236,7 +236,9 @@ def _closing(cases: list[Case]) -> Iterator[str]:
 def _lacking(subject: Subject, cases: list[Case]) -> str:
     """Return what no source was compared with, and what to add; "" if all was compared."""
     skipped = [case.reason for case in cases if case.outcome == "skip"]
-    if any(reason.startswith("needs the checkpoint") for reason in skipped):
+    needs_one = any(reason.startswith("needs the checkpoint") for reason in skipped)
+    executed = any(case.runtime != "-" for case in cases)  # beside its own weights
+    if needs_one or (executed and subject.is_language_model and subject.checkpoint is None):
         return "weights and tables were not compared with a checkpoint: give --checkpoint"
     if not subject.has_golden and any(reason.startswith("needs --reference") for reason in skipped):
         return "no output was compared with a reference: give --reference or --golden"

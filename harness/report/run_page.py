@@ -134,6 +134,8 @@ class RunPage:
         rest = [counted(footer.warnings, "warning")] if footer.warnings else []
         rest += [f"{counted(known, 'known defect')}"] if known else []
         rest += [f"{skipped} skipped, for reasons that are listed below"] if skipped else []
+        if self.run.header.options.get("compared with") == "its own weights":
+            rest += ["its own weights were taken as right: no checkpoint was given"]
         return f"{said}. {'; '.join(rest)}." if rest else f"{said}."
 
     @property

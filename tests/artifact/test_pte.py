@@ -81,6 +81,13 @@ def test_a_segment_to_which_nothing_refers_is_told(mixed_program):
     assert unused == f"segment {other or number}"
 
 
+@pytest.mark.parametrize(("count", "told"), [(128, []), (1000, ["the end of the file"])])
+def test_bytes_behind_the_last_segment_are_told(mixed_program, count, told):
+    """Up to 128 bytes may fill up the last segment."""
+    unused = parse_pte(memoryview(mixed_program[0].read_bytes() + bytes(count)), "here").unused
+    assert list(unused) == told and list(unused.values()) == [count] * len(told)
+
+
 def look(path):
     """Read everything that `harness inspect` and the executor's loader read."""
     artifact = open_artifact(path)

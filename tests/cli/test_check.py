@@ -88,6 +88,15 @@ def test_without_a_checkpoint_what_needs_one_is_skipped_with_its_reason(check, s
     assert out.splitlines()[-1].endswith("compared with a checkpoint: give --checkpoint")
 
 
+def test_a_check_that_is_named_says_too_that_there_was_no_checkpoint(check, sound, tmp_path):
+    results = ["--results", str(tmp_path / "results")]
+    status, out, _ = check(sound, *WIDEN, "--check", "parity", *results)
+    assert status == 0
+    assert out.splitlines()[-1].endswith("compared with a checkpoint: give --checkpoint")
+    (page,) = (tmp_path / "results").glob("*.html")
+    assert "no checkpoint was given" in page.read_text(encoding="utf-8").replace("<wbr>", "")
+
+
 def test_a_broken_artifact_fails_and_every_finding_is_printed_in_full(check, broken, source):
     status, out, err = check(broken(names.swap_outputs), *source, "--check", "metadata-names")
     assert (status, err) == (1, "")
