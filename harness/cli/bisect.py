@@ -143,7 +143,9 @@ def _lines(found: Bisection, policy: str) -> list[str]:
 
 def _verdict(found: Bisection, policy: str) -> str:
     if found.passes:
-        return "PASSED: no operation is at fault"
+        own = found.model is not None and found.weights == "artifact"
+        unjudged = "; weights were not judged: give --checkpoint" if own else ""
+        return f"PASSED: no operation is at fault{unjudged}"
     faults = []
     if found.model is not None and found.model.first is not None:
         faults.append("an operation leaves the model's graph")

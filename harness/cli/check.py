@@ -251,8 +251,10 @@ def _bisection(args: argparse.Namespace, cases: list[Case]) -> str:
 
     advised = (advised_bisection(case) for case in cases if not case.passes)
     option = next((one for one in advised if one is not None), None)
-    if option is None:
-        return ""
+    if option is None or (
+        not option and args.golden and not args.checkpoint and not args.reference
+    ):
+        return ""  # a golden file says what is wrong, but not where
     words = ["harness", "bisect", *typed_words(args, "checkpoint", "params", "reference")]
     if option:
         return shlex.join([*words, option])

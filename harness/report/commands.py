@@ -16,6 +16,7 @@ _SESSIONS = ("operators", "upstream", "installation", "large")
 _BISECT = re.compile(r"`harness bisect(?: (--\w+))?`")
 _MEASURED = ("sizes", "latency", "memory")  # which `harness check --measure` adds
 _OF_VALUES = "NW"  # families of findings: numbers and weights
+_STOPPED = ("N05", "N07")  # there are no numbers: a check could not judge
 _OF_BISECT = ("checkpoint", "params", "reference", "inputs")  # options that `harness bisect` has
 _CHECKOUT = "executorch@CHECKOUT"
 _UNKNOWN = re.compile(rf"{_CHECKOUT}|CHECKPOINT|PARAMS|REFERENCE|GOLDEN|TENSORS")
@@ -48,6 +49,8 @@ def repeat_command(case: Case, header: Header) -> str:
 def bisect_command(case: Case, header: Header) -> str:
     """Return the command that bisects what a case found wrong; "" where that helps nobody."""
     option = advised_bisection(case)
+    if header.options.get("compared with") == ["golden"] and not option:
+        return ""  # a golden file says what is wrong, but not where
     if option is None or case.passes or case.suite not in ("check", "conformance"):
         return ""
     words = ["harness", "bisect", *_subject(case, header, _OF_BISECT)]
@@ -57,9 +60,10 @@ def bisect_command(case: Case, header: Header) -> str:
 def advised_bisection(case: Case) -> str | None:
     """Return the option of the `harness bisect` that a case's findings advise; "" for none.
 
-    A remedy says so, or the finding is about numbers or weights. Return None where none is.
+    A remedy says so, or the finding is about numbers or weights. Return None where none is, and
+    where what stopped the check would stop the bisection, too.
     """
-    wrong = [one for one in case.findings if not one.warning]
+    wrong = [one for one in case.findings if not one.warning and one.code not in _STOPPED]
     if found := _BISECT.findall(" ".join(one.remedy for one in wrong)):
         return str(min(found))
     return "" if any(one.code[:1] and one.code[0] in _OF_VALUES for one in wrong) else None

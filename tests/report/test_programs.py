@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.checks.findings import explained
 from harness.checks.parity import error_histogram
+from harness.report.commands import bisect_command
 from harness.report.run_page import html_page
-from harness.results import Histogram, OperationError, Profile, read_run
-from tests.results.runs import PARITY, write_run
+from harness.results import Histogram, OperationError, Profile, RecordedFinding, read_run
+from tests.results.runs import HEADER, PARITY, write_run
 
 GRAPH = replace(PARITY, suite="bisect", check="graph", runtime="mil:double", figures={})
 DOT = r'<circle cx="([\d.]+)%" cy="([\d.]+)" r="2.5" class="(\w+)"><title>(.*?)</title>'
@@ -104,6 +106,23 @@ def test_thousands_of_operations_keep_the_first_and_the_worst(tmp_path):
     assert "l, mul 'x4711': 150 %" in titles and "l, mul 'x8000': 200 %" in titles
     assert len(titles) <= 2 * 160 and len(page) < 200_000
     assert "first: l, mul 'x4711'" in text
+
+
+@pytest.mark.parametrize(
+    ("code", "compared", "advised"),
+    [
+        ("N20", ["golden"], False),
+        ("N20", ["reference"], True),
+        ("N20", ["checkpoint", "golden"], True),
+        ("N07", ["checkpoint"], False),  # what stopped the check would stop the bisection
+        ("N01", "its own weights", True),
+    ],
+)
+def test_a_bisection_is_advised_where_it_can_find_something(code, compared, advised):
+    finding = explained(RecordedFinding(code, "", "e"))
+    case = replace(PARITY, suite="check", outcome="fail", reason="r", findings=(finding,))
+    header = replace(HEADER, options={"compared with": compared}, typed=("m.pte",))
+    assert bool(bisect_command(case, header)) == advised
 
 
 def test_a_command_for_the_operation_at_fault_is_on_the_page_of_wrong_numbers(tmp_path):
