@@ -13,7 +13,8 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,6 +64,11 @@ def unreadable(path: Path, error: OSError | ValueError) -> HarnessError:
     ValueError is Python's for a path that holds NUL or half of a character.
     """
     return HarnessError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
+def not_a_folder(path: Path) -> HarnessError:
+    """Return the error for a folder of an output that is a file."""
+    return HarnessError(f"{path} is a file, not a folder: name another place")
 
 
 def read_file(path: Path, max_bytes: int, kind: str) -> bytes:
@@ -210,6 +216,12 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Return names with commas between them; of many, the first few and how many more."""
     more = [f"and {len(names) - most:,} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'NAME'? " with the known name that is nearest; "" if none is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def clip(text: str, width: int) -> str:

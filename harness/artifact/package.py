@@ -321,6 +321,21 @@ def write_manifest(package: Path, digest: bytes) -> None:
     (package / MANIFEST).write_text(json.dumps(content, indent=4) + "\n")
 
 
+def refuse_checkpoint(file: Path) -> None:
+    """Raise ArtifactError for a file that is named like weights and lies beside a model's sizes."""
+    params = (name for name in PARAMS_NAMES if (file.parent / name).is_file())
+    if file.name.endswith(_CHECKPOINTS) and file.is_file() and (name := next(params, None)):
+        raise ArtifactError(f"{file}: {_export_first(file, name, file.name)}")
+
+
+def _export_first(checkpoint: Path, params: str, weights: str) -> str:
+    words = ["harness", "export", "--checkpoint", str(checkpoint), "-o", "mine.pte"]
+    return (
+        f"a checkpoint ({params}, {weights}), not an artifact: export it first, with "
+        f"`{shlex.join(words)}`, and give what that writes"
+    )
+
+
 def _what_it_is(folder: Path) -> str:
     """Return what a folder is that is not a package, and what to give in its place."""
     with suppress(OSError):  # of a folder that cannot be listed
@@ -328,13 +343,7 @@ def _what_it_is(folder: Path) -> str:
         params = next((name for name in PARAMS_NAMES if name in names), None)
         weights = next((name for name in names if name.endswith(_CHECKPOINTS)), None)
         if params and weights:
-            export = shlex.join(
-                ["harness", "export", "--checkpoint", str(folder), "-o", "mine.pte"]
-            )
-            return (
-                f"a checkpoint ({params}, {weights}), not an artifact: export it first, with "
-                f"`{export}`, and give what that writes"
-            )
+            return _export_first(folder, params, weights)
     return (
         "not an .mlpackage (no Manifest.json); an artifact is a .pte, an .mlpackage or an exported "
         "folder (program.json)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from harness.errors import HarnessError
 from harness.results import NOT_APPLICABLE, Case
 from harness.runtimes import RUNTIMES, default_runtime, usable_runtimes
 from harness.subject import Subject
+from harness.text import did_you_mean
 
 if TYPE_CHECKING:
     from harness.models.stream import Passage
@@ -68,8 +68,7 @@ def _chosen(
     for name in names:
         if name not in checks and name not in others:
             known = (*checks, *others)
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint = did_you_mean(name, known)
             raise HarnessError(f"no check '{name}'; {hint}choose from {', '.join(known)}")
     if not names and subject.is_language_model and not subject.has_golden:
         names = [*artifact_checks(), *core_ml_checks()]

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from harness import __version__
 from harness.cli import (
@@ -39,8 +39,9 @@ from harness.cli.output import (
 )
 from harness.cli.progress import Progress
 from harness.errors import HarnessError
-from harness.text import is_terminal, printable
+from harness.text import did_you_mean, is_terminal, printable
 
+_REMEDIES = {"--prompt": "a prompt needs one token or more: give a text"}
 _QUIET = frozenset(("-q", "-qq", "--quiet"))  # of programs that get our words
 
 
@@ -231,7 +232,8 @@ def _require_words(argv: Sequence[str]) -> None:
         option, equals, value = word.partition("=")
         if not word or (option.startswith("--") and equals and not value):
             name = option or (before if before.startswith("-") else "an argument")
-            raise HarnessError(f"{name} is empty: give a value, or leave it out")
+            remedy = _REMEDIES.get(name, "give a value, or leave it out")
+            raise HarnessError(f"{name} is empty: {remedy}")
         if "\0" in word:
             raise HarnessError(f"{word}: no path or name can hold NUL")
 
@@ -262,6 +264,29 @@ def _locate(args: argparse.Namespace, names: Iterable[str]) -> None:
         open_artifact(getattr(args, name))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names what is nearest to an unknown command, choice, or option among `words`."""
+
+    words: Sequence[str] = ()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            hint = did_you_mean(str(value), map(str, action.choices or ()))
+            sentence = f"{error.message}; {hint}" if hint else error.message
+            raise argparse.ArgumentError(action, sentence.rstrip()) from None
+
+    def error(self, message: str) -> NoReturn:
+        known = [name for action in self._actions for name in action.option_strings]
+        given = {word.partition("=")[0] for word in self.words if word.startswith("--")}
+        unknown = [word for word in sorted(given) if not any(k.startswith(word) for k in known)]
+        hints = "".join(
+            f"; {word}: {hint}" for word in unknown if (hint := did_you_mean(word, known))
+        )
+        super().error(message + hints.rstrip())
+
+
 class _Completion(argparse.Action):
     """Prints the completion script of a shell."""
 
@@ -279,7 +304,7 @@ class _Completion(argparse.Action):
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="harness",
         description="Check, execute and measure Core ML language models exported by ExecuTorch.",
     )
@@ -297,6 +322,7 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
             continue
         command.add_arguments(subparser)
         if not command.passes_on:
+            subparser.words = argv
             subparser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
             subparser.add_argument(
                 "-v", "--verbose", action="store_true", help="show the libraries' own warnings, too"

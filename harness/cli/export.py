@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def add_models_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness models`."""
+    parser.add_argument("--all", action="store_true", help="list each model of the suites, too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -50,8 +51,27 @@ def models(args: argparse.Namespace) -> int:
         )
         for model in named
     ]
+    if not args.all:
+        table = _folded(table)
     print_fitted(table, ("model", "what it is", "context / input"), column=1)
     return 0
+
+
+def _folded(table: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Return the rows of a table of models; those of each family of the suites become one."""
+    from harness.fixtures.matrix import matrix
+    from harness.fixtures.varied import VARIED
+
+    for what, family in (
+        ("small models of other weights, sizes and architectures", VARIED),
+        ("models in which each pair of sizes and options occurs", matrix()),
+    ):
+        first, *_, last = family
+        folded = (f"{first} to {last}", f"{len(family)} {what}: --all lists them", "-")
+        where = next(n for n, row in enumerate(table) if row[0] == first)
+        table = [row for row in table if row[0] not in family]
+        table.insert(where, folded)
+    return table
 
 
 def add_init_arguments(parser: argparse.ArgumentParser) -> None:

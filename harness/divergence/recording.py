@@ -19,6 +19,7 @@ from harness.pte.interpreter import DelegateRunner
 from harness.pte.program import ProgramMethod, in_core_ml_shapes
 from harness.results import OperationError
 from harness.runtimes.base import Method
+from harness.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Part:
         ):
             if name is not None and name not in known:
                 raise HarnessError(
-                    f"{artifact.path}: no {what} '{name}'; there are {', '.join(sorted(known))}"
+                    f"{artifact.path}: no {what} '{name}'; {did_you_mean(name, known)}"
+                    f"there are {', '.join(sorted(known))}"
                 )
 
     def methods(self, artifact: Artifact) -> list[str]:

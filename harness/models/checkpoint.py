@@ -30,7 +30,7 @@ import torch
 from harness.errors import HarnessError
 from harness.models import ModelConfig, Quantization, Scheme
 from harness.models.quantize import DTYPES
-from harness.text import parse_json, read_file, require_regular, unreadable
+from harness.text import PARAMS_NAMES, parse_json, read_file, require_regular, unreadable
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_LISTED = 8
@@ -301,6 +301,8 @@ def _read_index(path: Path) -> dict[Any, Any]:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Return the index's map of tensor to file name; each file lies beside the index."""
+    if path.name in PARAMS_NAMES:
+        raise HarnessError(f"{path} holds no weights: give the folder, or the weights' file")
     text = read_file(path, MAX_INDEX_BYTES, "the index of a checkpoint")
     try:
         names = parse_json(text)["weight_map"]

@@ -22,7 +22,15 @@ from harness.files import partial_file, writing
 from harness.report.drawings import element
 from harness.report.run_page import html_page
 from harness.results import OUTCOMES, Case, Figure, Footer, Run
-from harness.text import clip, counted, is_terminal, one_line, printable, terminal_width
+from harness.text import (
+    clip,
+    counted,
+    is_terminal,
+    not_a_folder,
+    one_line,
+    printable,
+    terminal_width,
+)
 
 WIDTH = 120
 # A table of fewer columns than this has its groups as headings, and is cut to no fewer than that.
@@ -264,6 +272,8 @@ def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     with writing(folder):
+        if folder.is_file():
+            raise not_a_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         with partial_file(folder / name) as partial:

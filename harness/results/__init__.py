@@ -29,6 +29,7 @@ from harness.results.findings import Finding, case_from_findings, reason_of
 from harness.results.known import KnownDefect, read_known
 from harness.results.lines import MAX_LINE_BYTES, format_line, parse_line
 from harness.results.machine import Header, conditions
+from harness.text import not_a_folder
 
 __all__ = [
     "NOT_APPLICABLE",
@@ -175,6 +176,8 @@ class Writer(Stream):
             self._file: IO[str] = self.partial.open("x", encoding="utf-8", newline="\n")
             lock(self._file.fileno())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            if isinstance(error, FileExistsError):
+                raise not_a_folder(self.path.parent) from None
             reason = getattr(error, "strerror", None) or error
             raise HarnessError(f"{path} cannot be written: {reason}") from error
         try:

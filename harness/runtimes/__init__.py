@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError, NotInstalledError
 from harness.pte import TensorSpec
 from harness.runtimes.base import Method, Runtime
+from harness.text import did_you_mean
 
 if TYPE_CHECKING:
     from harness.runtimes.isolated import IsolatedRuntime
@@ -190,7 +191,8 @@ def runtime_row(name: str) -> RuntimeRow:
     if place and kind in RUNTIMES and RUNTIMES[kind].has_places:
         row = replace(RUNTIMES[kind], name=name)
     if row is None:
-        raise HarnessError(f"no runtime '{name}'; choose from {', '.join(RUNTIMES)}")
+        hint = did_you_mean(name, RUNTIMES)
+        raise HarnessError(f"no runtime '{name}'; {hint}choose from {', '.join(RUNTIMES)}")
     return row
 
 

@@ -131,7 +131,10 @@ def test_an_artifact_that_cannot_be_read_fails_and_one_that_is_skipped_measures_
         (["run", "--subject", "tinny"], "tinny"),
         (["run", "--rounds", "0"], "--rounds must be at least 1, not 0"),
         (["run", "--machine", "a/b"], "--machine a/b: use letters"),
-        (["run", "--runtime", "mil:wide"], "no runtime 'mil:wide'; choose from"),
+        (
+            ["run", "--runtime", "mil:wide"],
+            "no runtime 'mil:wide'; did you mean 'mil:widen'? choose from",
+        ),
         (["run", "--exporter", "executorch@/nowhere"], "executorch@/nowhere: give a version"),
         (["run", "--exporter", "coreml", "--exporter", "coreml"], "coreml is named twice"),
         (["track"], "there are no results, nor on a branch benchmarks"),

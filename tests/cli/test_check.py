@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -204,6 +205,20 @@ def test_checks_run_in_their_own_order_and_once(check, sound):
 def test_a_bad_call_is_one_sentence(check, sound, words, status, problem):
     found, out, err = check(sound, *words)
     assert (found, out, err.count("\n")) == (status, "", 1) and problem in err
+
+
+def test_a_file_in_the_place_of_the_results_is_said_to_be_one(check, sound, tmp_path):
+    (place := tmp_path / "results").touch()
+    status, out, err = check(sound, "--check", "program", "--results", place)
+    sentence = f"harness check: {place} is a file, not a folder: name another place\n"
+    assert (status, out, err) == (2, "", sentence)
+
+
+def test_params_in_the_place_of_a_checkpoint_hold_no_weights(check, sound, tiny, tmp_path):
+    params = shutil.copy(tiny.params, tmp_path / "config.json")
+    status, _, err = check(sound, "--checkpoint", params)
+    says = f"harness check: {params} holds no weights: give the folder, or the weights' file\n"
+    assert (status, err) == (2, says)
 
 
 @pytest.mark.linux

@@ -129,3 +129,46 @@ def test_a_file_that_cannot_be_read_is_refused_before_a_command_imports(
         words = ["--prompt", "a", "--tokenizer", "t.json"] if command == "run" else []
         assert main([command, str(path), *words]) == 2
         assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["chek", "m.pte"], "did you mean 'check'?"),
+        (["check", "m.pte", "--chekpoint", "c"], "--chekpoint: did you mean '--checkpoint'?"),
+        (["export", "--chekpoint=c", "-o", "o"], "--chekpoint: did you mean '--checkpoint'?"),
+        (["export", "--model", "tiny", "--mode", "singel", "-o", "o"], "did you mean 'single'?"),
+    ],
+)
+def test_a_misspelled_command_option_or_choice_gets_the_nearest(capsys, words, hint):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"; {hint}\n")
+
+
+def test_a_word_that_nothing_is_near_gets_no_hint(capsys):
+    for words in (["xyz"], ["check", "m.pte", "--zzzz"], ["check"], ["check", "--check"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["bench", "tiny+b4", "-q"], "'b4' is not one of none, b4w, c4w; did you mean 'b4w'?\n"),
+        (["bench", "tiny", "--runtime", "mil:strct"], "did you mean 'mil:strict'? choose from"),
+        (["export", "--model", "tinny", "-o", "o"], "did you mean 'tiny'? there are tiny, "),
+        (["bisect", "tiny", "--method", "forwar"], "did you mean 'forward'? there are forward"),
+    ],
+)
+def test_a_misspelled_name_gets_the_nearest(capsys, words, hint):
+    assert main(words) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_an_empty_prompt_is_told_what_a_prompt_needs(capsys):
+    assert main(["run", "m.pte", "--tokenizer", "t", "--prompt", ""]) == 2
+    wanted = "harness run: --prompt is empty: a prompt needs one token or more: give a text\n"
+    assert capsys.readouterr().err == wanted

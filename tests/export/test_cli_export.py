@@ -109,8 +109,18 @@ def test_one_source_must_be_named(output, capsys):
         assert ended.value.code == 2
 
 
-def test_models_are_listed_for_people_and_for_machines(capsys):
+def test_a_family_of_the_suites_is_one_line_of_the_models(capsys):
     assert main(["models"]) == 0
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    first = [line.split("  ")[0] for line in lines]
+    families = ["varied-ones to varied-long", "matrix-01 to matrix-22"]
+    alone = [name for name in all_models() if not name.startswith(("varied-", "matrix-"))]
+    assert first == [*alone, *families]
+    assert "10 small models" in lines[-2] and "22 models" in lines[-1]
+
+
+def test_models_are_listed_for_people_and_for_machines(capsys):
+    assert main(["models", "--all"]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in all_models())
     assert main(["models", "--json"]) == 0

@@ -143,5 +143,7 @@ def test_a_kind_alone_means_its_usual_option():
 
 
 def test_an_unknown_runtime_is_refused_with_the_names_there_are():
-    with pytest.raises(HarnessError, match="no runtime 'mil:wide'; choose from mil:strict, "):
+    with pytest.raises(
+        HarnessError, match=r"no runtime 'mil:wide'; did you mean 'mil:widen'\? choose "
+    ):
         get_runtime("mil:wide")
