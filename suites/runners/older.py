@@ -104,9 +104,10 @@ class Older:
         with locked(path, None):
             if not path.exists():
                 output = bench.folder / "older.pte"
+                output.unlink(missing_ok=True)
                 run = bench.scripts(EXPORT, *self.command(made, output))
-                if run.status:
-                    raise HarnessError(f"export.py ended with {told(run)}")
+                if run.status or not output.exists():
+                    raise HarnessError(f"export.py wrote no artifact: {told(run)}")
                 with partial_file(path) as partial:
                     shutil.move(output, partial)
         return path
@@ -193,7 +194,9 @@ class Older:
 
 
 def fed(run: Run) -> list[int]:
-    """Return the ids that the calls of a run were given, in order."""
+    """Return the ids that the calls of a run were given, in order; HarnessError without a call."""
+    if not run.calls:
+        raise HarnessError(f"{told(run)}; it called no method")
     ids: list[int] = []
     for call in run.calls:
         tokens, _, length = call["inputs"][:3]

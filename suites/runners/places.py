@@ -43,7 +43,10 @@ _ROTATION = 4e-3  # two roundings of a cosine to fp16 differ by less, two positi
 
 @dataclass(frozen=True)
 class Run:
-    """What a script did: its exit status, its last error, its texts, and its record."""
+    """What a script did: its exit status, its texts, and its record.
+
+    `problem` is the last line of standard error if the status is not 0.
+    """
 
     status: int
     problem: str

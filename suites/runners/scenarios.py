@@ -15,7 +15,7 @@ from harness.checks.run import check
 from harness.errors import HarnessError
 from harness.results import Finding
 from harness.suites.runners.places import Run
-from harness.suites.runners.script import RUNNERS, Bench, Scenario, Vocabulary, ended, told
+from harness.suites.runners.script import RUNNERS, Bench, Scenario, Vocabulary, began, ended, told
 
 _N = 6  # new tokens of a short text
 
@@ -282,7 +282,7 @@ def check_one_method(bench: Bench) -> Iterator[Finding]:
     given = bench.arguments(bench.vocabulary)
     given[given.index("--model") + 1] = single.subject.artifact.path
     given += ["--prompt", bench.vocabulary.prompt(5), "--temperature", 0]
-    run = bench.scripts(RUNNERS[bench.mode], *given)
+    run = began(bench.scripts(RUNNERS[bench.mode], *given))
     fallback = "Falling back to single" in run.stdout
     does = "falls back, and fails" if fallback else "does not fall back"
     wrong = "" if fallback and run.status == 0 else f"it {does}: {told(run)}"

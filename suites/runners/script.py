@@ -210,12 +210,12 @@ class Bench:
         vocabulary: Vocabulary | None = None,
         fault: str | None = None,
     ) -> Run:
-        """Run the mode's script greedily on a prompt."""
+        """Run the mode's script greedily on a prompt; HarnessError where it does nothing."""
         given = self.arguments(vocabulary or self.vocabulary)
         given += ["--prompt", prompt, "--max_new_tokens", n]
         if "--temperature" not in more:
             given += ["--temperature", 0]
-        return self.scripts(RUNNERS[self.mode], *given, *more, fault=fault)
+        return began(self.scripts(RUNNERS[self.mode], *given, *more, fault=fault))
 
     def wanted(
         self, prompt: str, n: int, vocabulary: Vocabulary, lookahead: bool = False
@@ -287,6 +287,13 @@ class Scenario:
 def told(run: Run) -> str:
     """Return how a run ended, in words."""
     return f"exit status {run.status}{': ' if run.problem else ''}{run.problem}"
+
+
+def began(run: Run) -> Run:
+    """Return a run; HarnessError for status 0 without a prompt read: it did nothing."""
+    if run.status == 0 and not run.prompts:
+        raise HarnessError("the script ended with exit status 0 and had read no prompt")
+    return run
 
 
 def ended(run: Run) -> Run:

@@ -139,7 +139,9 @@ def _has_plan(bench: Bench) -> str | None:
 @check("compute-plan", needs=(_has_plan,))
 def check_plan_of_package(bench: Bench) -> Iterator[Finding]:
     """Tell the device of every operation of a package, with every option."""
-    _, found = _extract(bench)
+    run, found = _extract(bench)
+    if not found:
+        raise HarnessError(f"{told(run)}; it extracted no package")
     digest, folder = next(iter(found.items()))
     path = shutil.copytree(folder, bench.folder / "one.mlpackage", dirs_exist_ok=True)
     package = _packages(bench)[digest]
@@ -159,6 +161,10 @@ def _plans(bench: Bench, path: Path, package: Package) -> Iterator[Finding]:
     for units in UNITS:
         more = ["--show_non_ane"] if units == "all" else []
         run = bench.scripts(PLAN, "--model_path", path, "--compute_units", units, *more)
+        if run.status == 0 and not run.stdout:
+            raise HarnessError(
+                f"{path.name}: the script ended with exit status 0 and printed nothing"
+            )
         told_devices = run.stdout.count("CPU:")
         sound = run.status == 0 and told_devices > 0
         if more:

@@ -45,13 +45,14 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             stack.enter_context(broken(FAULTS[request["fault"]]))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        status, problem = _status(request["module"], request["arguments"])
+        status = _status(request["module"], request["arguments"])
     import torch
 
     torch.save(record, request["record"])
+    lines = err.getvalue().split("\n")
     return {
         "status": status,
-        "problem": problem,
+        "problem": next((line for line in reversed(lines) if line.strip()), "") if status else "",
         "stdout": out.getvalue(),
         "stderr": err.getvalue(),
         "seconds": time.perf_counter() - start,
@@ -69,8 +70,8 @@ def _load_native_runtime() -> None:
         ) from None
 
 
-def _status(module: str, arguments: list[str]) -> tuple[int, str]:
-    """Run a module as a shell's `python -m` does; return the exit status and the last error."""
+def _status(module: str, arguments: list[str]) -> int:
+    """Run a module as a shell's `python -m` does; return the exit status."""
     before = sys.argv
     sys.argv = [module, *arguments]
     try:
@@ -79,16 +80,15 @@ def _status(module: str, arguments: list[str]) -> tuple[int, str]:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
-            return error.code or 0, f"exit status {error.code or 0}"
+            return (error.code or 0) & 0xFF  # all that a process can return
         print(error.code, file=sys.stderr)
-        return 1, str(error.code)
-    except Exception as error:
+        return 1
+    except Exception:
         traceback.print_exc()
-        lines = str(error).strip().splitlines() or ["no message"]
-        return 1, f"{type(error).__name__}: {lines[0]}"
+        return 1
     finally:
         sys.argv = before
-    return 0, ""
+    return 0
 
 
 @contextmanager

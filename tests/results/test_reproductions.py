@@ -49,6 +49,7 @@ def test_the_command_of_a_row_selects_its_cases(row):
         given = [one for one in SCRIPTS if selects(options["-k"], "x-" + "-".join(one))]
         assert given and {name for name, _, _ in given} == {check}
         assert all(fnmatchcase(of, mode) for _, _, of in given)
+        assert all(fnmatchcase(fixture, row.get("fixture", "*")) for _, fixture, _ in given)
     elif session == "installation":
         assert selects(options["-k"], check)
     else:
