@@ -83,16 +83,14 @@ def core_ai(module: nn.Module, inputs: Inputs, precision: str) -> Run:
     exported = torch.export.export(module, tuple(inputs)).run_decompositions(_decompositions())
     try:
         program = TorchConverter().add_exported_program(exported).to_coreai()
-        folder = tempfile.TemporaryDirectory(suffix=".aimodel")
-        asset = program.save_asset(Path(folder.name) / "subject.aimodel")
-        function, scope = _wait(_loaded(asset))
+        with tempfile.TemporaryDirectory(suffix=".aimodel") as folder:
+            function = _wait(_loaded(program.save_asset(Path(folder) / "subject.aimodel")))
     except Exception as error:
         raise Refused(sentence(error)) from error
     names = list(function.desc.input_names)
     results = list(function.desc.output_names)
 
-    # `kept` lives as long as `run` does: the interpreter maps the folder's files
-    def run(values: Inputs, kept: object = (folder, scope)) -> list[Tensor]:
+    def run(values: Inputs) -> list[Tensor]:
         given = {n: NDArray(v.numpy()) for n, v in zip(names, values, strict=True)}
         found = _wait(function(given))
         return [torch.from_numpy(np.array(found[name].numpy())) for name in results]
@@ -100,11 +98,10 @@ def core_ai(module: nn.Module, inputs: Inputs, precision: str) -> Run:
     return run
 
 
-async def _loaded(asset: Any) -> tuple[Any, Any]:
-    """Return the function of an asset, and the scope that holds its files."""
-    scope = asset.executable()
-    model = await scope.__aenter__()
-    return model.load_function("main"), scope
+async def _loaded(asset: Any) -> Any:
+    """Return the function of an asset, which needs its files no longer."""
+    model = await asset.executable().__aenter__()
+    return model.load_function("main")
 
 
 EXECUTORS: dict[str, Callable[[nn.Module, Inputs, str], Run]] = {

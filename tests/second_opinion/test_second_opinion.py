@@ -8,8 +8,9 @@ import torch
 
 from harness.errors import HarnessError
 from harness.results import Case, Footer, Header, Run
-from harness.suites.second_opinion import conftest
+from harness.suites.second_opinion import child, conftest
 from harness.suites.second_opinion.compare import measured
+from harness.suites.second_opinion.executors import eager
 from harness.suites.second_opinion.judge import (
     EXECUTORS,
     Difference,
@@ -203,3 +204,22 @@ def test_a_missing_output_and_a_wrong_shape_are_told():
     x = torch.ones(3)
     assert "1 outputs, not 2" in measured([x], [x, x], "exact", 0.0, "fp32").problem
     assert "shape [3], not [1, 3]" in measured([x], [x[None]], "exact", 0.0, "fp32").problem
+
+
+def test_the_reference_is_computed_once_for_all_executors(monkeypatch):
+    asked = []
+
+    def reference(module, inputs):
+        asked.append(module)
+        return executed(module, inputs)
+
+    executed = child.reference
+    monkeypatch.setattr(child, "reference", reference)
+    monkeypatch.setattr(child, "EXECUTORS", dict.fromkeys(EXECUTORS, eager))
+    child.prepared.cache_clear()
+    found = child.judged({"subjects": ["abs", "reciprocal"], "precision": "fp32"})
+    abs_, reciprocal = (len(child.SUBJECTS[name].kinds) for name in ("abs", "reciprocal"))
+    assert len(asked) == abs_ + 2 * reciprocal  # MIL documents another function for reciprocal
+    assert found["pytorch"]["reciprocal"]["problems"] == {}
+    assert "zeros" in found["mil"]["reciprocal"]["problems"]  # 1/0 is 10,000 there
+    assert found["core-ai"]["abs"]["compared"] == abs_ * 64
