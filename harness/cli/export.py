@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ from harness.errors import HarnessError
 from harness.text import params_beside, printable
 
 if TYPE_CHECKING:
+    from harness.export.exporters import Exporter
     from harness.export.options import ExportOptions
 
 
@@ -157,9 +159,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--exporter",
         metavar="NAME",
         default="executorch",
-        help="executorch (the installed one), executorch@VERSION, executorch@PATH (a Python, a "
-        "virtual environment, a checkout), each to a .pte; or coreml, ours, to a folder of "
-        "packages; default: executorch",
+        help="executorch (the installed one, or else 1.4.1, which is fetched once), "
+        "executorch@VERSION, executorch@PATH (a Python, a virtual environment, a checkout), each "
+        "to a .pte; or coreml, ours, to a folder of packages; default: executorch",
     )
     for name, choices in CHOICES.items():
         _option(parser, name, choices=choices)
@@ -177,11 +179,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the artifact, print its name and size, and return 0.
+    """Write the artifact, print its name, its size and who exported it, and return 0.
 
     Options that leave the artifact as it is without them are reported on standard error.
     """
-    from harness.export.exporters import get_exporter
     from harness.export.options import ExportOptions
 
     output = Path(args.output)
@@ -193,18 +194,36 @@ def export(args: argparse.Namespace) -> int:
             f"end in {output.suffix}"
         )
     if args.model is not None:
-        _export_model(args, given, output)
+        exporter = _export_model(args, given, output)
     else:
         options, params = ExportOptions(**given), args.params or params_beside(args.checkpoint)
         _report_ignored(options, params, given)
-        exporter = get_exporter(args.exporter, args.progress)
+        exporter = _exporter(args)
         exporter.export(args.checkpoint, params, options, output, args.progress)
-    print(f"{output}: {_size(output):,} bytes")
+    by = f"{exporter.kind} {exporter.version}" if exporter.version else f"{exporter.kind}, ours"
+    print(f"{output}: {_size(output):,} bytes, exported by {by}")
     return 0
 
 
-def _export_model(args: argparse.Namespace, given: dict[str, Any], output: Path) -> None:
-    """Copy the cached export of a named model, which is made first if it is not there."""
+def _exporter(args: argparse.Namespace) -> Exporter:
+    """Return the exporter that was named; what it must fetch is said at once."""
+    from harness.export import environments
+    from harness.export.exporters import get_exporter
+
+    absent = importlib.util.find_spec(environments.EXECUTORCH) is None
+    if args.exporter == environments.EXECUTORCH and absent and not args.quiet:
+        version = environments.DEFAULT
+        if all(found.version != version for found in environments.cached()):
+            said = f"ExecuTorch is not installed: fetching {version} (18 MB) into the cache, once"
+            print(f"harness export: {said}", file=sys.stderr, flush=True)
+    return get_exporter(args.exporter, args.progress)
+
+
+def _export_model(args: argparse.Namespace, given: dict[str, Any], output: Path) -> Exporter:
+    """Copy the cached export of a named model, which is made first if it is not there.
+
+    Return who exported it.
+    """
     from harness.artifact.exported import EXPORT
     from harness.artifact.pte_reader import FILE_IDENTIFIER
     from harness.files import partial_file, partial_folder
@@ -214,13 +233,15 @@ def _export_model(args: argparse.Namespace, given: dict[str, Any], output: Path)
         raise HarnessError("--params goes with --checkpoint; a named model has its own")
     options = dataclasses.replace(model(args.model).options, **given)
     _report_ignored(options, cache.fixture(args.model, args.progress).params, given)
-    made = cache.exported(args.model, options, args.progress, args.exporter)
+    exporter = _exporter(args)
+    made = cache.exported(args.model, options, args.progress, exporter)
     if made.is_dir():
         with partial_folder(output, EXPORT, replace=True) as folder:
             shutil.copytree(made, folder, dirs_exist_ok=True)
-        return
+        return exporter
     with partial_file(output, FILE_IDENTIFIER) as partial:
         shutil.copyfile(made, partial)
+    return exporter
 
 
 def _report_ignored(options: ExportOptions, params: str | Path, given: dict[str, Any]) -> None:

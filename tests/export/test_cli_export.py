@@ -1,11 +1,13 @@
 """`harness export` and `harness models`, with a stand-in for the exporters."""
 
+import importlib.util
 import json
 
 import pytest
 
 from harness.cli import main
-from harness.export import executorch
+from harness.export import environments, executorch
+from harness.export.exporters import get_exporter
 from harness.files import cache_folder
 from harness.fixtures import MODELS, all_models, cache
 
@@ -38,8 +40,23 @@ def output(tmp_path, monkeypatch):
 def test_a_named_model_is_exported_with_its_own_options(asked, output, capsys):
     assert main(["export", "--model", "tiny", "--dtype", "fp32", "-o", str(output)]) == 0
     assert (asked[0].dtype, asked[0].input_len) == ("fp32", MODELS["tiny"].options.input_len)
-    assert capsys.readouterr().out == f"{output}: 5 bytes\n"
+    version = get_exporter("executorch").version
+    said = f"{output}: 5 bytes, exported by executorch {version}\n"
+    assert capsys.readouterr().out == said
     assert output.read_text() == "bytes"
+
+
+def test_a_fetch_of_executorch_is_said_before_it_begins(asked, output, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    absent = ("executorch", "pip")  # without pip and uv, the fetch fails at once
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n in absent else found(n))
+    monkeypatch.setenv("PATH", str(output.parent))
+    monkeypatch.setattr(environments, "DEFAULT", "0.0.1")
+    for words, lines in ((["export"], 2), (["export", "-q"], 1)):
+        assert main([*words, "--model", "tiny", "-o", str(output)]) == 2
+        error = capsys.readouterr().err.splitlines()
+        said = "ExecuTorch is not installed: fetching 0.0.1 (18 MB) into the cache, once"
+        assert len(error) == lines and (error[0] == f"harness export: {said}") == (lines == 2)
 
 
 SIZES = {"dim": 96, "n_layers": 2, "n_heads": 4, "vocab_size": 300, "hidden_dim": 192}
