@@ -278,7 +278,8 @@ def _note_lines(cases: list[Case]) -> Iterator[str]:
 
     for case in cases:
         if (missing := case.facts.get(NOT_IN_FILE, NOTHING)) != NOTHING:
-            yield f"note  The file does not hold {missing}; give them to the runner"
+            whence = "from the model's configuration and tokenizer"
+            yield f"note  The file does not hold {missing}; give them to your runner, {whence}"
 
 
 def _summary(cases: list[Case]) -> str:

@@ -48,6 +48,10 @@ _FINISH = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    parser.epilog = (
+        "BOS begins a prompt if the tokenizer's own files say so (add_bos_token, tokenizer.json). "
+        "EOS and eos_token_id of generation_config.json or config.json end a text."
+    )
     add = parser.add_argument
     add(
         "file",

@@ -331,4 +331,5 @@ def test_help_names_every_check(capsys):
 
 def test_what_the_file_does_not_hold_is_a_sentence(check, sound):
     _, out, _ = check(sound, "--check", "owners")
-    assert re.search(r"^note  The file does not hold .*; give them to the runner$", out, re.M)
+    whence = "give them to your runner, from the model's configuration and tokenizer"
+    assert re.search(rf"^note  The file does not hold .*; {whence}$", out, re.M)
