@@ -198,6 +198,7 @@ def export(args: argparse.Namespace) -> int:
     else:
         options, params = ExportOptions(**given), args.params or params_beside(args.checkpoint)
         _report_ignored(options, params, given)
+        _report_context(options, params)
         exporter = _exporter(args)
         exporter.export(args.checkpoint, params, options, output, args.progress)
     by = f"{exporter.kind} {exporter.version}" if exporter.version else f"{exporter.kind}, ours"
@@ -250,6 +251,18 @@ def _report_ignored(options: ExportOptions, params: str | Path, given: dict[str,
 
     for sentence in ignored_options(options, load_params(params), given):
         print(f"harness export: ignored: {printable(sentence)}", file=sys.stderr)
+
+
+def _report_context(options: ExportOptions, params: str | Path) -> None:
+    from harness.models.config import load_params
+
+    positions, context = load_params(params).max_positions, options.max_context_len
+    if positions is not None and context > positions:
+        print(
+            f"harness export: note: the context of {context:,} is longer than the {positions:,} "
+            "positions of the model's configuration (--max-context-len)",
+            file=sys.stderr,
+        )
 
 
 def _size(output: Path) -> int:

@@ -8,7 +8,7 @@ nor the rows import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     attention_scale: float | None = None  # None: the exact one; an artifact holds a rounded one
     tied: bool | None = None  # whether the output layer is the embedding; None: the file decides
+    max_positions: int | None = field(default=None, compare=False)  # of its training, if stated
 
     @property
     def scale(self) -> float:

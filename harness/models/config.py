@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,12 @@ def load_params(path: str | Path) -> ModelConfig:
         raise HarnessError(f"{path} is not JSON: {error}") from error
     if not isinstance(params, dict):
         raise HarnessError(f'{path} must hold a JSON object, such as {{"dim": 576, ...}}')
-    if "model_type" in params or "hidden_size" in params:  # transformers' config.json
-        params = _meta_params(params, str(path))
-    return parse_params(params, str(path))
+    if "model_type" not in params and "hidden_size" not in params:
+        return parse_params(params, str(path))
+    stated = params.get("max_position_embeddings")  # of transformers' config.json
+    positions = stated if type(stated) is int and stated > 0 else None
+    config = parse_params(_meta_params(params, str(path)), str(path))
+    return replace(config, max_positions=positions)
 
 
 def parse_params(params: Mapping[str, Any], where: str = "params") -> ModelConfig:

@@ -75,6 +75,17 @@ def test_a_checkpoint_is_exported_with_the_exporters_defaults(asked, output):
     assert (options.graph_breaks, options.max_context_len) == (False, 1024)
 
 
+@pytest.mark.parametrize(("positions", "says"), [(1023, True), (1024, False), (None, False)])
+def test_a_context_beyond_the_models_positions_is_noted(asked, output, capsys, positions, says):
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = sizes | {"vocab_size": 300, "max_position_embeddings": positions}
+    output.with_name("config.json").write_text(json.dumps(config))
+    words = ["--checkpoint", str(output.parent), "--max-context-len", "1024"]
+    assert main(["export", *words, "-o", str(output)]) == 0 and output.exists()
+    note = "the context of 1,024 is longer than the 1,023 positions of the model's configuration"
+    assert (note in capsys.readouterr().err) == says
+
+
 def test_an_option_without_effect_is_reported_and_the_export_goes_on(asked, output, capsys):
     words = ["--target-split-size", "none", "--max-splits", "4"]
     assert main(["export", "--model", "tiny", *words, "-o", str(output)]) == 0
