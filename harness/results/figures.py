@@ -253,11 +253,13 @@ class Profile:
 
 def _row(one: OperationError) -> list[Any]:
     names = [clip(name, _MAX_NAME) for name in (one.operation, one.result, one.layer)]
-    numbers = [
-        None if value is None else _spelled(float(f"{value:.4g}"))
-        for value in (one.error, one.total)
-    ]
-    return [clip(one.place, _MAX_PLACE), *names, *numbers]
+    # Four digits must not hide that an error is beyond its bound: 1.00001
+    digits = 17 if one.is_beyond and f"{one.error:.4g}" == "1" else 4
+    error, total = (
+        None if value is None else _spelled(float(f"{value:.{places}g}"))
+        for value, places in ((one.error, digits), (one.total, 4))
+    )
+    return [clip(one.place, _MAX_PLACE), *names, error, total]
 
 
 def _largest(rows: Sequence[list[Any]]) -> list[list[Any]]:

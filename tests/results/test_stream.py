@@ -137,6 +137,15 @@ def test_a_profile_too_large_for_a_line_keeps_the_first_and_the_largest_errors(t
     assert back.profile.first.error == 2
 
 
+@pytest.mark.parametrize(("error", "kept"), [(1.00001, 1.00001), (0.99999, 1), (1.23456, 1.235)])
+def test_four_digits_hide_no_error_beyond_its_bound(tmp_path, error, kept):
+    operation = OperationError("method 'm'", "add", "x", error=error, total=1.00001)
+    case = replace(PARITY, profile=Profile("the distance", (operation,)))
+    (back,) = read_run(write_run(tmp_path / "run.jsonl", case)).cases
+    (read,) = back.profile.operations
+    assert (read.error, read.total, read.is_beyond) == (kept, 1, error > 1)
+
+
 def test_a_stream_of_a_time_before_findings_is_read(stream):
     assert all("findings" not in record for record in lines_of(stream))
     assert "warnings" not in lines_of(stream)[-1]
