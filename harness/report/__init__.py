@@ -33,8 +33,9 @@ from harness.text import (
 )
 
 WIDTH = 120
-# A table of fewer columns than this has its groups as headings, and is cut to no fewer than that.
-_WIDE, _MIN_WIDTH = 100, 40
+# A table of fewer columns than this has its groups as headings; of fewer than that, its figures
+# below their checks. None is cut to fewer than the last.
+_WIDE, _NARROW, _MIN_WIDTH = 100, 66, 40
 # header -> widest cell. The last column takes the rest of WIDTH.
 COLUMNS = {"fixture": 18, "mode": 13, "runtime": 18, "check": 30, "outcome": 7}
 LAST_COLUMN = "figure against bound"
@@ -75,21 +76,38 @@ def case_table(cases: Iterable[Case], colours: bool = False, width: int = WIDTH)
         rows.append(_row(case, same_group))
     if not rows:
         return ""
-    columns = COLUMNS
     if width < _WIDE:
-        columns = {name: size for name, size in COLUMNS.items() if name in ("check", "outcome")}
-        rows = [row[len(COLUMNS) - len(columns) :] for row in rows]
-    rows = fit(rows, columns, width)
+        return _narrow_table([row[3:] for row in rows], headings, colours, width)
+    rows = fit(rows, COLUMNS, width)
     for row in rows:
-        row[-2] = paint(row[-2], OUTCOMES[row[-2]].colour, colours)
-    table = draw_rows([*columns, LAST_COLUMN], rows)
-    if width >= _WIDE:
-        return table
-    lines = table.splitlines()
-    first = len(lines) - len(rows)
-    for number in sorted(headings, reverse=True):
-        lines[first + number : first + number] = ["", headings[number]]
+        row[-2] = _painted(row[-2], colours)
+    return draw_rows([*COLUMNS, LAST_COLUMN], rows)
+
+
+def _narrow_table(
+    rows: list[list[str]], headings: Mapping[int, str], colours: bool, width: int
+) -> str:
+    """Return rows of a check, its outcome and its figures; `headings` precede rows by number."""
+    columns = {name: COLUMNS[name] for name in ("check", "outcome")}
+    titles, below = [*columns, LAST_COLUMN], [""] * len(rows)
+    if width < _NARROW:
+        room = min(columns["check"], width - columns["outcome"] - HEADER_PADDING - GAP)
+        titles, below = titles[:2], [clip(figures, WIDTH) for *_, figures in rows]
+        rows = [[clip(check, room), outcome] for check, outcome, _ in rows]
+    else:
+        rows = fit(rows, columns, width)
+    for row in rows:
+        row[1] = _painted(row[1], colours)
+    lines = draw_rows(titles, rows).splitlines()
+    lines, drawn = lines[: -len(rows)], lines[-len(rows) :]
+    for number, line in enumerate(drawn):
+        lines += ["", headings[number]] if number in headings else []
+        lines += [line, *(f"  {part}" for part in textwrap.wrap(below[number], width - 2))]
     return "\n".join(lines)
+
+
+def _painted(outcome: str, colours: bool) -> str:
+    return paint(outcome, OUTCOMES[outcome].colour, colours)
 
 
 def fit(

@@ -17,9 +17,9 @@ _BISECT = re.compile(r"`harness bisect(?: (--\w+))?`")
 _MEASURED = ("sizes", "latency", "memory")  # which `harness check --measure` adds
 _OF_VALUES = "NW"  # families of findings: numbers and weights
 _STOPPED = ("N05", "N07")  # there are no numbers: a check could not judge
-_OF_BISECT = ("checkpoint", "params", "reference", "inputs")  # options that `harness bisect` has
+_OF_BISECT = ("checkpoint", "params", "reference")  # options that `harness bisect` has, too
 _CHECKOUT = "executorch@CHECKOUT"
-_UNKNOWN = re.compile(rf"{_CHECKOUT}|CHECKPOINT|PARAMS|REFERENCE|GOLDEN|TENSORS")
+_UNKNOWN = re.compile(rf"{_CHECKOUT}|CHECKPOINT|PARAMS|REFERENCE|GOLDEN")
 # What selects a test of conformance whose parameters do not name its check.
 _TESTS = {
     "agreement": "agree",
@@ -118,8 +118,6 @@ def _bisect(case: Case, header: Header) -> Iterator[str]:
         value = header.options.get(name, "strict")
         if isinstance(value, str) and value != "strict":
             yield from (f"--{name}", value)
-    if header.options.get("inputs") and not header.typed:
-        yield from ("--inputs", "TENSORS")
 
 
 def _subject(case: Case, header: Header, options: Sequence[str] = ()) -> Iterator[str]:

@@ -26,6 +26,7 @@ _SMALLEST = -9  # power of ten at the left end of the axis of errors
 _LARGEST = 3  # power of ten at its right end
 MAX_LABEL = 56  # letters
 ROW, TOP = 34, 26  # pixels
+_FIRST_DOT, _LANE = 23, 4  # pixels: below the top of a row, between the dots of two runtimes
 _BARS = 30  # pixels
 _MAX_HISTOGRAMS = 24
 _MAX_DIGITS = 1e9  # a larger number is shown as a power of ten
@@ -150,10 +151,12 @@ def errors(cases: Sequence[Case], anchors: Mapping[str, str]) -> Drawing | None:
     shown = worst_first[:MAX_ROWS]
     powers = [power_of(share) for _, row in shown for share, _, _ in row]
     axis = axis_over(powers)
-    svg = svg_of(TOP + ROW * len(shown) + 6, "Share of its bound that each figure takes")
+    lanes = [name for name in runtimes if name in drawn]
+    height = ROW + _LANE * (len(lanes) - 1)
+    svg = svg_of(TOP + height * len(shown) + 6, "Share of its bound that each figure takes")
     draw_axis(svg, axis)
     for number_, (name, row) in enumerate(shown):
-        _error_row(svg, axis, TOP + ROW * number_, name, row, runtimes, anchors)
+        _error_row(svg, axis, TOP + height * number_, name, row, runtimes, lanes, anchors)
     more = len(worst_first) - len(shown)
     caption = (
         "Each dot is a case; right of the red line a figure misses its bound. The axis is "
@@ -217,27 +220,32 @@ def _error_row(
     name: str,
     row: Iterable[tuple[float, Case, str]],
     runtimes: Sequence[str],
+    lanes: Sequence[str],
     anchors: Mapping[str, str],
 ) -> None:
-    """Draw the label, which links to the worst case, and a dot for each place and runtime."""
-    dots: defaultdict[tuple[str, int], list[tuple[float, Case, str]]] = defaultdict(list)
+    """Draw the label, which links to the worst case, and a dot for each place and runtime.
+
+    The dots of a runtime have a lane, in the order of `lanes`.
+    """
+    dots: defaultdict[tuple[str, str], list[tuple[float, Case, str]]] = defaultdict(list)
     for found in row:
-        dots[axis.at(power_of(found[0])), runtimes.index(found[1].runtime)].append(found)
+        dots[axis.at(power_of(found[0])), found[1].runtime].append(found)
     worst_share, worst, _ = max((max(d, key=_share_in) for d in dots.values()), key=_share_in)
-    middle = max(series for _, series in dots) / 2
+    middle = top + _FIRST_DOT + _LANE * (len(lanes) - 1) / 2
     link = element("a", svg, href=f"#{anchors[worst.id]}")
     element("text", link, clip(f"{name}  {percent(worst_share)}", MAX_LABEL), x="1%", y=top + 12)
-    element("line", svg, x1="0", x2="100%", y1=top + 20, y2=top + 20, class_="axis")
-    for (x, series), group in dots.items():
-        y = top + 20 + 4 * (series - middle)
-        dot = element("circle", svg, cx=x, cy=f"{y:g}", r=3, class_=f"s{series % SERIES}")
+    element("line", svg, x1="0", x2="100%", y1=middle, y2=middle, class_="axis")
+    for (x, runtime), group in dots.items():
+        y = top + _FIRST_DOT + _LANE * lanes.index(runtime)
+        series = f"s{runtimes.index(runtime) % SERIES}"
+        dot = element("circle", svg, cx=x, cy=f"{y:g}", r=3, class_=series)
         _, case, figure = max(group, key=_share_in)
         others = f" and {len(group) - 1} more" if len(group) > 1 else ""
         said = f"{case.id}{others}: {figure} {case.figures[figure]}"
         element("title", dot, said)
     if not worst_share <= 10.0**_LARGEST:
         element(
-            "text", svg, "off scale \u2192", x="97%", y=top + 27, text_anchor="end", class_="bad"
+            "text", svg, "off scale \u2192", x="97%", y=middle + 7, text_anchor="end", class_="bad"
         )
 
 
@@ -304,7 +312,8 @@ def _spread(one: Histogram) -> str:
         return f"{one.lost:,} are not finite"
     if not one.worst:
         return "all exact"
-    return f"half < {percent(one.below(0.5))}, all < {percent(one.worst)}"
+    half = one.below(0.5)
+    return f"half {f'< {percent(half)}' if half else 'exact'}, all < {percent(one.worst)}"
 
 
 def _bars(svg: ElementTree.Element, axis: Axis, top: float, one: Histogram, series: str) -> None:

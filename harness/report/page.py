@@ -22,6 +22,7 @@ import harness
 from harness.report.commands import bisect_command, repeat_command, to_fill_in
 from harness.report.drawings import largest_share, percent, pieces
 from harness.results import NOT_APPLICABLE, Case, Header, RecordedFinding
+from harness.results.cases import MAX_FINDINGS
 from harness.text import clip, printable
 
 if TYPE_CHECKING:
@@ -179,9 +180,13 @@ class ShownCase:
 
     @property
     def reason(self) -> str:
-        """The reason, unless the findings or `key` say all of it."""
+        """The reason, unless the findings or `key` say all of it.
+
+        A record that is full of findings lacks others: the reason ends with their number.
+        """
+        said = self.findings and len(self.case.findings) < MAX_FINDINGS
         summary = self.case.summary
-        return "" if self.findings or len(summary) < _MAX_SUMMARY else summary
+        return "" if said or len(summary) < _MAX_SUMMARY else summary
 
     @property
     def findings(self) -> list[dict[str, str]]:
@@ -189,7 +194,7 @@ class ShownCase:
         found = [parts for one in self.case.findings if (parts := one.parts())]
         titled = self.shown not in ("known", "pass", "skip")  # by code and meaning
         if titled and len(found) == 1:
-            found[0].pop(self.case.findings[0].code, None)
+            found[0].pop(next(iter(found[0])))
         return [parts for parts in found if parts]
 
     @property

@@ -288,8 +288,8 @@ def _connected(places: Iterable[_Place]) -> list[list[_Place]]:
 def _matrix(places: Mapping[_Place, ShownCase], reasons: Mapping[str, str]) -> Matrix:
     """Return one matrix: the longer axis runs down, and the worst come first on both."""
 
-    def cells(chosen: Iterable[_Place]) -> list[Cell | None]:
-        return [_cell(places[one], reasons) if one in places else None for one in chosen]
+    def cells(chosen: Iterable[_Place]) -> list[Cell]:
+        return [_cell(places[one], reasons) for one in chosen]
 
     of_subject: defaultdict[str, list[_Place]] = defaultdict(list)
     of_check: defaultdict[tuple[str, str], list[_Place]] = defaultdict(list)

@@ -53,10 +53,12 @@ def times(cases: Sequence[Case]) -> Drawing | None:
     runtimes = runtimes_of(cases)
     figures = [legend_of(runtimes, timed)]
     figures += [_ranges(unit, row[:MAX_ROWS], runtimes) for unit, row in sorted(rows.items())]
+    more = sum(max(len(row) - MAX_ROWS, 0) for row in rows.values())
     figures += [_by_depth(name, unit, of, runtimes) for (name, unit), of in depths.items()]
     caption = (
         "A line reaches from the low quartile of the samples, the dot, to the high one. Other work "
         "on the machine only adds time: compare the dots."
+        + (f" {counted(more, 'more time')} are left out." if more else "")
     )
     return Drawing("times", "Times", caption, markup_of(*figures))
 
@@ -153,10 +155,12 @@ def history(run: Run, earlier: Sequence[Run]) -> Drawing | None:
     for _, (case, name), figure, points in rows[:_MAX_HISTORY]:
         _history_row(body, f"{name}: {case}", figure, points, len(runs))
     changed = sum(abs(change) > _MIN_CHANGE for change, *_ in rows)
+    more = max(len(rows) - _MAX_HISTORY, 0)
     started = ", ".join(one.header.started[:16].replace("T", " ") for one in runs)
     caption = (
         f"{counted(len(runs), 'run')}, the oldest first: {started}. {changed} of {len(rows)} "
         "figures changed by more than 1 %; those that changed most come first."
+        + (f" {counted(more, 'more figure')} are left out." if more else "")
     )
     return Drawing("history", "History", caption, markup_of(table))
 

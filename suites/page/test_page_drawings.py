@@ -30,6 +30,10 @@ DRAWN = """() => {
           found.push(`over: ${text} / ${other}`);
     });
   }
+  for (const dot of all("#errors circle", document))
+    for (const [text, a] of all("text", dot.closest("svg")).map(one => [one.textContent, box(one)]))
+      if (overlap(a, box(dot), "left", "right") > 0 && overlap(a, box(dot), "top", "bottom") > -4
+        && text !== "off scale \u2192") found.push("near: " + text);
   for (const name of all(".names p", document)) {
     const area = box(name.closest("svg").querySelector("rect"));
     if (!within(box(name), area, 1)) found.push("name: " + name.textContent);
@@ -75,6 +79,10 @@ def test_drawings_keep_their_places(
         ("$('circle.ring').setAttribute('cx', '20%')", "named: "),
         ("$('.bad').textContent = 'first: gelu'", "named: "),
         ("all('text.dim').forEach(text => text.setAttribute('y', 50))", "over: "),
+        (
+            "all('a text').forEach(text => text.setAttribute('y', +text.getAttribute('y') + 4))",
+            "near: ",
+        ),
         ("all('.names p').forEach(name => { name.style.width = '150%'; })", "name: "),
     ],
 )
@@ -83,7 +91,8 @@ def test_a_worse_drawing_is_found(
 ) -> None:
     page = opened(files["long"], 390, bypass_csp=True).page
     page.evaluate(
-        "const all = what => document.querySelectorAll(`#operations ${what}, #weights ${what}`),"
+        "const all = what => document.querySelectorAll("
+        "`#operations ${what}, #weights ${what}, #errors ${what}`),"
         f" $ = what => all(what)[0]; {change}"
     )
     assert any(problem.startswith(wrong) for problem in page.evaluate(DRAWN)[1])

@@ -23,12 +23,19 @@ from harness.checks.findings import explained, rows
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.measure.measurements import MEASUREMENTS
-from harness.report import badge, junit_xml, run_table, table_width
+from harness.report import badge, case_table, junit_xml, run_table, table_width
 from harness.report.commands import repeat_command
 from harness.report.drawings import pieces, share_of_bound
 from harness.report.page import ShownCase
 from harness.report.run_page import _connected, html_page
-from harness.results import Figure, Finding, RecordedFinding, case_from_findings, read_run
+from harness.results import (
+    Figure,
+    Finding,
+    RecordedFinding,
+    case_from_findings,
+    read_run,
+    reason_of,
+)
 from harness.text import clip
 from tests.results.runs import HEADER, PARITY, SKIPPED, write_run
 
@@ -182,6 +189,20 @@ def test_the_errors_are_drawn_where_they_are(tmp_path):
     assert re.search(r'x1="66.3%" x2="66.3%".*?class="bound"', page)
 
 
+def test_the_dots_of_each_runtime_have_a_lane_apart_from_the_labels(tmp_path):
+    """Letters of 12 px reach 11 px above their line, and 3 px below it."""
+    names = ("mil:double", "mil:strict", "mil:widen", "executorch")
+    figures = {"a": Figure(0.5, bound=1.0), "b": Figure(0.25, bound=1.0)}
+    cases = [replace(PARITY, runtime=name, figures=figures) for name in names]
+    page = drawn(tmp_path, *cases).split('id="errors"')[1].split("</svg>")[0]
+    labels = [int(y) for y in re.findall(r'<a href[^>]*><text x="1%" y="(\d+)"', page)]
+    dots = [float(y) for y in re.findall(r'cy="([\d.]+)" r="3"', page)]
+    assert len(labels) == 2 and len(set(dots)) == len(dots) == 8
+    below = [dot - 3 - max(y for y in labels if y < dot) - 3 for dot in dots]
+    above = [y - 11 - dot - 3 for y in labels[1:] for dot in dots if dot < y]
+    assert min(below) >= 5 and min(above) > min(below)
+
+
 def test_weights_are_areas_by_package_and_functions(tmp_path):
     facts = {
         "package 0 forward, prefill weight bytes": 300,
@@ -262,6 +283,14 @@ def test_the_page_has_the_command_that_repeats_a_case(tmp_path, case, header, co
     )
 
 
+@pytest.mark.parametrize("name", [one.name for one in MEASUREMENTS])
+def test_a_measurement_is_repeated_by_measuring(name):
+    case = replace(PARITY, suite="check", check=name, runtime="-")
+    assert (
+        repeat_command(case, replace(HEADER, typed=("m.pte",))) == "harness check m.pte --measure"
+    )
+
+
 def test_the_command_that_repeats_a_case_of_conformance_finds_it_alone():
     """pytest's words match parts of names; one collection answers for all cases."""
     command = [sys.executable, "-m", "harness", "conformance", "--collect-only", "-q"]
@@ -311,6 +340,20 @@ def test_a_narrow_table_has_its_groups_as_headings(run, width):
         below = [*lines[lines.index(clip(group, width)) + 1 :], ""]
         rows = [line.split()[:2] for line in below[: below.index("")]]
         assert [clip(case.check, 30), case.outcome] in rows
+
+
+@pytest.mark.parametrize("width", [65, 40])
+def test_a_narrower_table_has_figures_below_their_checks_and_cuts_none(tmp_path, width):
+    long = replace(PARITY, check="a-check-of-more-than-thirty-letters", figures={})
+    figures = {"error of logits": Figure(2e-7, bound=1e-5), "decode": Figure(3.0, "ms/token")}
+    of_figures = replace(FAILED, figures=figures)
+    lines = case_table([long, of_figures], width=width).splitlines()
+    assert max(map(len, lines)) <= width and lines[0].split() == ["check", "outcome"]
+    assert any(line.split() == [clip(long.check, min(width - 11, 30)), "pass"] for line in lines)
+    below = lines[[line.split() for line in lines].index(["greedy", "fail"]) + 1 :]
+    said = "error of logits 2e-07 (<= 1e-05); decode 3 ms/token"
+    assert " ".join(" ".join(below).split()) == said
+    assert all(line.startswith("  ") for line in below)
 
 
 def test_a_table_is_as_wide_as_the_terminal_up_to_120_columns(monkeypatch):
@@ -407,6 +450,36 @@ def test_a_finding_is_drawn_with_its_code_places_evidence_and_remedy(tmp_path):
     assert table.index("WARNING") < table.index("FAIL ") and ", 1 warning;" in table
 
 
+def test_a_case_repeats_no_code_that_its_title_has():
+    """The title of failures is a code with its meaning, that of known defects a reason."""
+    wrong = explained(RecordedFinding("M02", "delegate 0", "the order is x"))
+    failed = replace(PARITY, outcome="fail", reason=wrong.sentence, findings=(wrong,))
+    plain = RecordedFinding("", "", "of another suite")
+    known = replace(failed, outcome="known", issue="issue 1")
+    for case, repeats in (
+        (failed, False),
+        (replace(failed, findings=(plain, wrong)), False),
+        (replace(failed, findings=(wrong, wrong)), True),
+        (known, True),
+    ):
+        found = ShownCase(case, "a", HEADER).findings
+        assert [parts["place"] for parts in found] == ["delegate 0"] * len(found)
+        assert [f"M02 {wrong.meaning}" == parts.get("M02") for parts in found] == [
+            repeats for _ in found
+        ]
+
+
+def test_a_case_with_more_findings_than_a_record_holds_says_how_many_failed(tmp_path):
+    """30 findings: 25 are in the record, 10 in the reason."""
+    many = [explained(RecordedFinding("M02", f"place {n}", "wrong " * 9)) for n in range(30)]
+    reason = reason_of([one.sentence for one in many])
+    failed = replace(PARITY, outcome="fail", reason=reason, findings=tuple(many))
+    page = drawn(tmp_path, failed).replace("<wbr>", "")
+    assert "place 24" in page and "place 25" not in page and "and 20 more</p>" in page
+    page = drawn(tmp_path, replace(failed, findings=tuple(many[:24]))).replace("<wbr>", "")
+    assert "and 20 more" not in page
+
+
 TIMES = {
     "decode at 40 tokens": Figure(2.0, "ms/token", spread=1.0),
     "decode at 80 tokens": Figure(4.0, "ms/token", spread=1.0),
@@ -423,6 +496,17 @@ def test_times_are_drawn_with_their_spread_and_by_depth(tmp_path):
         ("96.00", "96.00"),
     ]
     assert "40 tokens: 2 to 3 ms/token" in times and "decode, tiny single" in times
+
+
+def test_times_and_figures_that_are_not_drawn_are_counted(tmp_path):
+    """A drawing has 60 times, a history 40 figures."""
+    times = {f"call {n}": Figure(1.0, "ms", spread=0.5) for n in range(1062)}
+    measured = replace(PARITY, check="latency", figures=times)
+    page = drawn(tmp_path, measured).replace("<wbr>", "")
+    assert "1,002 more times are left out." in page
+    files = [write_run(tmp_path / name, measured) for name in ("now", "old")]
+    page = html_page(read_run(files[0]), [read_run(files[1])]).replace("<wbr>", "")
+    assert "1,022 more figures are left out." in page
 
 
 def test_the_history_has_what_changed_most_first(tmp_path, capsys):

@@ -167,6 +167,7 @@ def test_the_errors_of_logits_are_bars_and_those_beyond_the_bound_are_red(tmp_pa
         (Histogram(0, (), lost=3), "3 are not finite"),
         (Histogram(0, (), exact=3), "x, tiny single: all exact"),
         (Histogram(-40, (1,) * 61), "all &lt; 2,100,000 times"),
+        (Histogram(-2, (1,), exact=3), "half exact, all &lt; 50 %"),
     ],
 )
 def test_odd_histograms_are_drawn(tmp_path, one, said):
