@@ -28,7 +28,7 @@ def test_a_file_is_replaced_whole(tmp_path):
 
 def test_a_stream_under_a_file_is_refused_before_the_run(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(HarnessError, match="cannot be written"):
+    with pytest.raises(HarnessError, match="file is a file, not a folder"):
         Writer(tmp_path / "file" / "run.jsonl", HEADER)
 
 
