@@ -19,6 +19,7 @@ import numpy as np
 from flatbuffers import encode, number_types, packer
 from flatbuffers.table import Table as FlatTable
 
+from harness.artifact.files import cut
 from harness.errors import ArtifactError
 
 ONLY_FIELD = 0
@@ -165,6 +166,7 @@ _SCALARS = {
     "uint64": number_types.Uint64Flags,
     "float64": number_types.Float64Flags,
 }
+_EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segment base offset
 _SMALLEST_TABLE = 4  # bytes: an offset to the table of its fields
 _FAILURES = (struct.error, IndexError, ValueError, TypeError, OverflowError)
 
@@ -175,6 +177,16 @@ def damaged(what: str) -> ArtifactError:
         f"the program's tables are damaged ({what}): the file is truncated or is not a .pte; "
         "export or copy it again"
     )
+
+
+def extents(file: memoryview) -> tuple[memoryview, int]:
+    """Return the bytes that hold a program's tables, and the offset of its segments or 0."""
+    if len(file) < 8 + _EXTENDED_HEADER.size:
+        raise damaged("shorter than its header")
+    magic, _, size, base = _EXTENDED_HEADER.unpack_from(file, 8)
+    if magic != b"eh00":
+        return file, 0
+    return cut(file, 0, size, "the program"), base
 
 
 class _Budget:

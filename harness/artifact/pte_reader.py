@@ -5,7 +5,6 @@ Source of the layout: ExecuTorch's `schema/program.fbs` and `schema/extended_hea
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from harness.artifact.flatbuffer import (
     Table,
     TensorField,
     damaged,
+    extents,
 )
 from harness.artifact.plan import check_indices
 from harness.artifact.pte import (
@@ -55,7 +55,6 @@ from harness.errors import ArtifactError
 
 FILE_IDENTIFIER = b"ET12"
 _SEGMENT_ALIGNMENT = 128  # bytes, by which an exporter may fill up the last segment
-_EXTENDED_HEADER = struct.Struct("<4sIQQ")  # magic, length, program size, segment base offset
 _IN_SEGMENT = 1  # DataLocation.SEGMENT
 _DYNAMISMS = range(3)  # TensorShapeDynamism
 _STATIC, _UNBOUNDED = 0, 2
@@ -100,16 +99,6 @@ def program_tables(data: memoryview) -> memoryview:
     """Return a program's tables without its segments; empty when payloads lie inside the tables."""
     tables, segments = extents(data)
     return tables if segments else memoryview(b"")
-
-
-def extents(file: memoryview) -> tuple[memoryview, int]:
-    """Return the bytes that hold a program's tables, and the offset of its segments or 0."""
-    if len(file) < 8 + _EXTENDED_HEADER.size:
-        raise damaged("shorter than its header")
-    magic, _, size, base = _EXTENDED_HEADER.unpack_from(file, 8)
-    if magic != b"eh00":
-        return file, 0
-    return cut(file, 0, size, "the program"), base
 
 
 class ProgramTables:

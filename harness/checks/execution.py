@@ -49,7 +49,8 @@ def check_fp16_range(subject: Subject) -> Iterator[Finding]:
     monitor = RangeMonitor()
     with observed(monitor):
         if subject.is_language_model:
-            trace(subject.session(REFERENCE), sequence(subject), prompt_length(subject))
+            traced = trace(subject.session(REFERENCE), sequence(subject), prompt_length(subject))
+            yield from _lost_logits(traced.logits, monitor)
         else:
             for calls in _sequences(subject):
                 yield from _executed(subject, calls, monitor)
@@ -72,6 +73,14 @@ def check_fp16_range(subject: Subject) -> Iterator[Finding]:
         facts={"operations over fp16": len(over), **({"operations with NaN": nan} if nan else {})},
         code="N17",
     )
+
+
+def _lost_logits(logits: torch.Tensor, monitor: RangeMonitor) -> Iterator[Finding]:
+    """Yield that logits are NaN or infinite, and the first operation that gave a NaN."""
+    if lost := int((~logits.isfinite()).sum()):
+        first = f", first at {monitor.first_nan.where}" if monitor.first_nan else ""
+        text = f"{lost:,} of {logits.numel():,} logits are NaN or infinite{first}"
+        yield Finding(CHECK, "logits", False, text, logits.numel(), code="N18")
 
 
 def _sequences(subject: Subject) -> Iterator[_Sequence]:

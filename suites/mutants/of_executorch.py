@@ -127,7 +127,7 @@ row(
 )
 row(
     "their sharing by another index",
-    {"metadata-names": "method 'prefill', delegate 0: .*the program passes"},
+    {"metadata-names": "method 'prefill', delegate 0, .*the program passes"},
     "ET 18531",
     modes=MULTI,
 )(

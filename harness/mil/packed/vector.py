@@ -55,15 +55,11 @@ class _Shuffle:
     width: int
 
 
-_OF_X86 = (
-    _Shuffle("avx2", "llvm.x86.avx2.pshuf.b", 32),
-    _Shuffle("ssse3", "llvm.x86.ssse3.pshuf.b.128", 16),
-)
-_OF_ARM = (_Shuffle("", "llvm.aarch64.neon.tbl1.v16i8", 16),)
-_SHUFFLES = {"x86_64": _OF_X86, "amd64": _OF_X86, "arm64": _OF_ARM, "aarch64": _OF_ARM}
+_AVX2 = _Shuffle("avx2", "llvm.x86.avx2.pshuf.b", 32)
+_SSSE3 = _Shuffle("ssse3", "llvm.x86.ssse3.pshuf.b.128", 16)
+_X86, _ARM = (_AVX2, _SSSE3), (_Shuffle("", "llvm.aarch64.neon.tbl1.v16i8", 16),)
+_SHUFFLES = {"x86_64": _X86, "amd64": _X86, "arm64": _ARM, "aarch64": _ARM}
 """The shuffles of each architecture, as LLVM names it; the best one first."""
-
-
 _WITHOUT = {"default": ("ssse3", "avx"), "avx2": ("avx512", "avxvnni")}
 """The beginnings of features' names that each value of ATEN_CPU_CAPABILITY keeps torch from."""
 
@@ -78,14 +74,8 @@ def features() -> frozenset[str]:
     return frozenset(n for n, has in found.items() if has and not n.startswith(without))
 
 
-def _best() -> _Shuffle | None:
-    has = features()
-    architecture = str(llvm.get_process_triple()).partition("-")[0]
-    shuffles = _SHUFFLES.get(architecture, ())
-    return next((s for s in shuffles if not s.feature or s.feature in has), None)
-
-
-_BEST = _best()
+_OURS = _SHUFFLES.get(str(llvm.get_process_triple()).partition("-")[0], ())
+_BEST = next((one for one in _OURS if not one.feature or one.feature in features()), None)
 _SHUFFLE, _WIDTH = (_BEST.name, _BEST.width) if _BEST else ("", 16)
 _FLOATS = ir.VectorType(_F32, _WIDTH // 4)
 _N_VECTORS = COLUMNS * 4 // _WIDTH
@@ -93,8 +83,7 @@ _N_VECTORS = COLUMNS * 4 // _WIDTH
 
 def available() -> bool:
     """Return whether this machine has the shuffle, and numba compiles for this machine."""
-    compiles_for_another = _CONFIG.CPU_NAME or _CONFIG.CPU_FEATURES
-    return _BEST is not None and not compiles_for_another
+    return _BEST is not None and not (_CONFIG.CPU_NAME or _CONFIG.CPU_FEATURES)
 
 
 def _order(width: int) -> list[int]:
