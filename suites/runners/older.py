@@ -330,11 +330,9 @@ def check_lookahead_eager(bench: Bench) -> Iterator[Finding]:
 
 def _lookahead_findings(bench: Bench, check: str, kind: str) -> Iterator[Finding]:
     older = Older(bench)
-    commands = _lookahead(older)
-    plain = older.run()
-    _, after = older.chosen(plain, older.prompt(11))
+    _, after = older.chosen(older.run(), older.prompt(11))
     text = bench.vocabulary.decode(after[:12])
-    for name, command in commands.items():
+    for name, command in _lookahead(older).items():
         if not name.startswith(kind):
             continue
         run = bench.scripts(RUN_LOOKAHEAD, *command)
