@@ -251,7 +251,7 @@ def _check_place(output: Path, kind: Kind, replace: bool) -> None:
     try:
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
-        known = any((output / kind.mark).is_file() for _ in range(2))
+        known = any((output / kind.mark).is_file() for _ in range(200))  # less than a millisecond
         foreign = kind.foreign(output) if known and replace else None
     except FileNotFoundError:  # another process has just replaced it
         return _check_place(output, kind, replace)

@@ -183,7 +183,7 @@ def test_an_interrupted_check_has_no_footer_and_draws_nothing(call, sound, tmp_p
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_check(call, sound, tmp_path):
     (tmp_path / "file").touch()
     status, out, err = call("check", sound, *QUICK, "--results", tmp_path / "file")
-    assert (status, out) == (2, "") and "check.jsonl cannot be written" in err
+    assert (status, out) == (2, "") and "is a file, not a folder: name another place" in err
 
 
 def test_a_name_may_be_given_and_a_files_is_made_fit(call, sound, tmp_path):
