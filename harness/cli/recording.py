@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STREAM = "check.jsonl"
 # The options that name what an artifact is judged with.
-_SOURCES = ("checkpoint", "params", "reference", "golden", "inputs", "seed", "name")
+_SOURCES = ("checkpoint", "params", "reference", "golden", "inputs", "seed", "name", "results")
 _INDENT = " " * 6
 _KNOWN = Path(harness.__file__).with_name("suites") / "known.toml"
 _FORBIDDEN = re.compile(r"[\[\],:\x00-\x1f\x7f]")  # what separates the parts of a case's name

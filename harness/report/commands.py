@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from harness.results import NOT_APPLICABLE, Case, Header
 
@@ -54,7 +55,13 @@ def bisect_command(case: Case, header: Header) -> str:
     if option is None or case.passes or case.suite not in ("check", "conformance"):
         return ""
     words = ["harness", "bisect", *_subject(case, header, _OF_BISECT)]
-    return shlex.join([*words, *([option] if option else ["--results", "results/bisect"])])
+    return shlex.join([*words, *([option] if option else ["--results", _results(header)])])
+
+
+def _results(header: Header) -> str:
+    """Return the folder of a bisection's results, below that of the run's own."""
+    given = dict(zip(header.typed[1::2], header.typed[2::2], strict=False))
+    return str(Path(given.get("--results", "results")) / "bisect")
 
 
 def advised_bisection(case: Case) -> str | None:
@@ -129,7 +136,8 @@ def _subject(case: Case, header: Header, options: Sequence[str] = ()) -> Iterato
         file, *rest = header.typed
         yield file
         for name, value in zip(rest[::2], rest[1::2], strict=False):
-            yield from (name, value) if not options or name[2:] in options else ()
+            wanted = name[2:] in options if options else name != "--results"
+            yield from (name, value) if wanted else ()
         return
     prefix, _, name = case.fixture.rpartition(":")
     label = prefix if prefix in header.exporters else next(iter(header.exporters), "")

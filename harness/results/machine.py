@@ -33,7 +33,8 @@ class Header:
     about one artifact has its `artifact`: the `name` in the cases, `sha256` and `bytes`. A part of
     a run has its `shard`: `index`, from 1, and `count`. A run that `merge` made of several has
     their number, `merged`. A run on a Mac has the facts of `mac_facts` and `conditions`. `typed`
-    are the words of the command that name its artifact and its sources, as the user typed them.
+    are the words of the command that name its artifact, its sources and the folder of its results,
+    as the user typed them.
     """
 
     started: str

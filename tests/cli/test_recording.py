@@ -63,7 +63,8 @@ def test_a_folder_gets_the_stream_and_its_drawings(call, sound, tmp_path):
     assert run.header.artifact["bytes"] == sound.stat().st_size
     assert run.header.options["check"] == ["references", "metadata-names"]
     assert run.header.options["compared with"] == "its own weights"
-    assert list(run.header.typed) == [str(sound)], "by which the page repeats a case"
+    folder = str(tmp_path / "new" / "out")
+    assert list(run.header.typed) == [str(sound), "--results", folder], "for the page's commands"
     cases = (tmp_path / "new" / "out" / "check.jsonl").read_text().partition("\n")[2]
     assert cases and str(sound.parent) not in cases
 

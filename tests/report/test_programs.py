@@ -9,7 +9,7 @@ import torch
 
 from harness.checks.findings import explained
 from harness.checks.parity import error_histogram
-from harness.report.commands import bisect_command
+from harness.report.commands import bisect_command, repeat_command
 from harness.report.run_page import html_page
 from harness.results import Histogram, OperationError, Profile, RecordedFinding, read_run
 from tests.results.runs import HEADER, PARITY, write_run
@@ -123,6 +123,16 @@ def test_a_bisection_is_advised_where_it_can_find_something(code, compared, advi
     case = replace(PARITY, suite="check", outcome="fail", reason="r", findings=(finding,))
     header = replace(HEADER, options={"compared with": compared}, typed=("m.pte",))
     assert bool(bisect_command(case, header)) == advised
+
+
+def test_a_bisections_results_go_below_those_of_the_run():
+    finding = explained(RecordedFinding("N01", "", "e"))
+    case = replace(PARITY, suite="check", outcome="fail", reason="r", findings=(finding,))
+    typed = ("m.pte", "--checkpoint", "c", "--results", "my results")
+    header = replace(HEADER, options={"compared with": ["checkpoint"]}, typed=typed)
+    wanted = "harness bisect m.pte --checkpoint c --results 'my results/bisect'"
+    assert bisect_command(case, header) == wanted
+    assert repeat_command(case, header).startswith("harness check m.pte --checkpoint c --runtime")
 
 
 def test_a_command_for_the_operation_at_fault_is_on_the_page_of_wrong_numbers(tmp_path):
