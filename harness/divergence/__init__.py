@@ -115,6 +115,8 @@ def bisect(
     if not precision.report.judged or (model is not None and not model.report.compared):
         raise HarnessError(f"{subject.artifact.path}: no operation of {part} was executed")
     report = None if model is None else model.report
+    if report is not None:
+        precision.report.know_layers(report.layers)
     seconds = round(middle - start, 3), round(perf_counter() - middle, 3)
     return Bisection(report, precision.report, weights, seconds)
 
@@ -225,7 +227,7 @@ def _precision_case(bisection: Bisection, names: Mapping[str, Any]) -> Case:
     findings = [_finding("N27", found) for found in precision.found]
     if precision.nan:
         findings.append(RecordedFinding("N28", "", precision.nan))
-    layers = None if model is None else model.errors
+    layers = None if model is None else model.layers
     profile = Profile(
         "an operation's own error, over what its tolerance allows",
         precision.errors.operations(layers),
@@ -259,5 +261,5 @@ def _case(
 
 
 def _finding(code: str, found: Divergence) -> RecordedFinding:
-    evidence = str(found).removeprefix(f"{found.place}: ").replace("\n  it reads", "; it reads")
+    evidence = found.evidence.replace("\n  it reads", "; it reads")
     return RecordedFinding(code, str(found.place), evidence)

@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from harness.divergence.recording import Place, Recording
-from harness.divergence.stages import TOLERANCE, Catalogue, layer_of
+from harness.divergence.stages import TOLERANCE, Catalogue, distance, layer_of
 from harness.mil.block import Step
+from harness.mil.packed import PackedWeight
 from harness.results import OperationError
 
 _HEAD = 10**9  # the number of what follows all layers
 _CLEARLY = 0.6  # of the distance within the layer
 _NEAR = 0.25  # of the largest value: a stage that is further away explains nothing
+_ROUNDED = 1e-3  # of the largest value: a weight in fp16 is off by half of it at most
+_SAMPLED = 2**16  # elements of a weight by which a constant is known
 _SLICES = ("slice_by_index", "slice_by_size", "split")
 _SELECTIONS = ("gather", "gather_along_axis", "gather_nd", "select", "topk", *_SLICES)
 _LOSSY = ("floor", "ceil", "round", "sign", *_SELECTIONS)
@@ -39,6 +42,7 @@ class Divergence:
 
     `result` and `shape` are the name and the shape of its first result. `reads` describes the value
     of each input, by its name. `reason` ends a sentence: "is not a value of the model; ...".
+    `layer` is the operation's layer, "" if nobody knows it.
     """
 
     place: Place
@@ -47,13 +51,20 @@ class Divergence:
     shape: tuple[int, ...]
     reads: Mapping[str, str]
     reason: str
+    layer: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def evidence(self) -> str:
+        """What differs and what it reads, in two lines, without the place."""
         reads = "; ".join(f"'{name}' ({what})" for name, what in self.reads.items())
+        layer = f"{self.layer}, " if self.layer else ""
         return (
-            f"{self.place}: {self.operation} '{self.result}' {list(self.shape)} {self.reason}\n"
+            f"{layer}{self.operation} '{self.result}' {list(self.shape)} {self.reason}\n"
             f"  it reads {reads or 'nothing'}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.evidence}"
 
 
 @dataclass
@@ -82,19 +93,20 @@ def compare(recordings: Sequence[Recording], catalogue: Catalogue) -> Comparison
         pardoned = _excused(recording, stages)
         for step in recording.steps:
             name = step.names[0]
-            distance = min(stages[name].values(), default=None)
+            away = min(stages[name].values(), default=None)
             near: Iterable[str] = stages[name]
-            if distance is None and name not in pardoned:
+            leaves = away is None and name not in pardoned
+            if leaves:
                 nearest = _nearest(recording.values[name], catalogue, layer)
-                near, distance = nearest or ((), None)
-                if found.first is None:
-                    found.first = _divergence(recording, step, stages, catalogue)
-                    distance = math.inf if distance is None else distance
+                near, away = nearest or ((), None)
+            layer = _next_layer(layer, near)
+            if leaves and found.first is None:
+                found.first = _divergence(recording, step, stages, catalogue, layer)
+                away = math.inf if away is None else away
             elif found.first is None:
                 found.matched += bool(stages[name])
                 found.excused += name in pardoned
-            layer = _next_layer(layer, near)
-            error = None if distance is None else distance / TOLERANCE
+            error = None if away is None else away / TOLERANCE
             place = str(recording.place)
             found.errors.append(OperationError(place, step.operation, name, layer, error))
     return found
@@ -173,6 +185,7 @@ def _divergence(
     step: Step,
     stages: Mapping[str, Collection[str]],
     catalogue: Catalogue,
+    layer: str,
 ) -> Divergence:
     result = recording.values[step.names[0]]
     nearest = catalogue.nearest(result)
@@ -188,4 +201,38 @@ def _divergence(
         else:
             reads[name] = " or ".join(list(stages.get(name, ()))[:2]) or "not a value of the model"
     shape = tuple(result.shape)
-    return Divergence(recording.place, step.operation, step.names[0], shape, reads, reason)
+    return Divergence(recording.place, step.operation, step.names[0], shape, reads, reason, layer)
+
+
+def with_weights(
+    found: Divergence, recordings: Iterable[Recording], weights: Mapping[str, torch.Tensor]
+) -> Divergence:
+    """Return a divergence that names the weights among the constants that its operation reads.
+
+    `weights` are the artifact's own: a constant that has the elements of one alone is that one.
+    """
+    reads = dict(found.reads)
+    for recording in recordings:
+        for step in recording.steps if recording.place == found.place else ():
+            if step.names[0] == found.result:
+                for slot, name in zip(step.reads, recording.read_names(step), strict=True):
+                    if name is not None and (weight := _weight(recording.constant(slot), weights)):
+                        reads[name] = f"the weight {weight}"
+    return replace(found, reads=reads)
+
+
+def _weight(constant: Any, weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the name of the only weight that a constant holds, "" for none or several."""
+    if isinstance(constant, PackedWeight):
+        constant = constant.dequantized()
+    if not isinstance(constant, torch.Tensor) or constant.numel() == 1:
+        return ""
+    apart = math.ceil(constant.numel() / _SAMPLED)
+    sample = constant.reshape(-1)[::apart]
+    same = [
+        name
+        for name, weight in weights.items()
+        if weight.numel() == constant.numel()
+        and distance(sample, weight.reshape(-1)[::apart]) < _ROUNDED
+    ]
+    return same[0] if len(same) == 1 else ""

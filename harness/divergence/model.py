@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.artifact import Artifact
-from harness.divergence.culprit import Comparison, Divergence, compare
+from harness.divergence.culprit import Comparison, Divergence, compare, with_weights
 from harness.divergence.recording import LargestErrors, Part, Recorder
 from harness.divergence.stages import TOLERANCE, Catalogue, Graph, Stage, distance
 from harness.errors import HarnessError
@@ -33,7 +33,8 @@ class ModelReport:
 
     It counts the calls, the operations that match a stage and those that are excused. It names the
     first operation that leaves the model, or an output that is wrong although no operation is.
-    `errors` are those of the operations, in the order of their execution.
+    `errors` are those of the operations, in the order of their execution. `layers` has the
+    operations of each method, also of one that is called only after an operation left the model.
     """
 
     calls: int = 0
@@ -42,6 +43,7 @@ class ModelReport:
     first: Divergence | None = None
     output: str = ""
     errors: LargestErrors = field(default_factory=LargestErrors)
+    layers: LargestErrors = field(default_factory=LargestErrors)
 
     @property
     def compared(self) -> int:
@@ -73,6 +75,7 @@ class ModelJudge:
             modules = held_modules(subject.artifact, subject.checkpoint, subject.params)
             self._graphs = {name: CallGraph(module, dtype) for name, module in modules.items()}
         self.report = ModelReport()
+        self._subject, self._seen = subject, set[str]()
         self._recorder = Recorder(get_policy("double"))
         self._part = part
 
@@ -88,23 +91,46 @@ class ModelJudge:
         return _Judged(self, loaded)
 
     def judge(self, method: Method, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Answer a call, and compare it unless an earlier call has left the model."""
+        """Answer a call, and compare it unless an earlier call has left the model.
+
+        The first call of a method is compared in any case, for the layers of its operations.
+        """
         graph = self._graphs[method.name]
         expected = graph.run(inputs)
         report = self.report
-        is_open = report.first is None and not report.output and self._part.has_method(method.name)
-        given = method(*inputs) if is_open else ()
-        if is_open and len(given) != len(expected):
+        is_open = report.first is None and not report.output
+        is_wanted = self._part.has_method(method.name) and (
+            is_open or method.name not in self._seen
+        )
+        self._seen.add(method.name)
+        given = method(*inputs) if is_wanted else ()
+        if is_open and is_wanted and len(given) != len(expected):
             raise HarnessError(
                 f"method '{method.name}' has {len(given)} outputs, its reference {len(expected)}"
             )
-        if is_open and graph.stages:
+        if is_wanted and graph.stages:
             wanted = [r for r in self._recorder.recordings if self._part.has(r.place)]
             found = compare(wanted, Catalogue(graph.stages))
+            report.layers.add(found.errors)
+            if not is_open:
+                return expected
             self._add(found)
+            if found.first is not None and (weights := self._weights(found.first.place.method)):
+                report.first = with_weights(found.first, wanted, weights)
             if found.first is None and self._part.function is None:
                 report.output = _wrong_output(method, given, expected)
         return expected
+
+    def _weights(self, method: str) -> Mapping[str, torch.Tensor]:
+        """Return the weights that a method of a language model holds, none of another one."""
+        from harness.models.recognise import read_model
+
+        if self._config is None:
+            return {}
+        try:
+            return read_model(self._subject.artifact, method)[1]
+        except HarnessError:  # what is broken may be what a weight is known by
+            return {}
 
     def _add(self, found: Comparison) -> None:
         self.report.calls += 1

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,12 @@ class PrecisionReport:
     accumulated: float = 0.0
     nan: str = ""
     errors: LargestErrors = field(default_factory=LargestErrors)
+
+    def know_layers(self, layers: LargestErrors) -> None:
+        """Give the operations that were found the layers that a comparison with a model knows."""
+        self.found = [
+            replace(one, layer=layers.layer_of(str(one.place), one.result)) for one in self.found
+        ]
 
 
 class PrecisionJudge:

@@ -244,17 +244,16 @@ class LargestErrors:
                 self._found[one.place, one.result] = one  # which keeps its place in the order
 
     def operations(self, others: LargestErrors | None = None) -> tuple[OperationError, ...]:
-        """Return the operations; one whose layer nobody knows has that of the same in `others`.
-
-        The same operation in another function, by the name of its result, is as good.
-        """
-        known = {} if others is None else others._found
-        names = {one.result: one.layer for one in known.values()}
-        layers = names | {key: one.layer for key, one in known.items()}
+        """Return the operations; one whose layer nobody knows has that of the same in `others`."""
         return tuple(
-            one if one.layer else replace(one, layer=layers.get(key, names.get(one.result, "")))
+            one if one.layer or others is None else replace(one, layer=others.layer_of(*key))
             for key, one in self._found.items()
         )
+
+    def layer_of(self, place: str, result: str) -> str:
+        """Return the layer of the operation with this result at a place; "" if nobody knows it."""
+        known = self._found.get((place, result))
+        return "" if known is None else known.layer
 
 
 def _size(one: OperationError) -> float:

@@ -30,7 +30,10 @@ adds its own 1e-12 to a small mean. One weight that is off by 1 % makes at least
 
 _MAX_NEAR = 4  # stages that a value after the first divergence is compared with
 _LAYER = re.compile(r"(?:^|[.\s])(?:layers|blocks|h)\.(\d{1,9})\b")
-_ENDS = {"input": ("tok", "cosines", "sines", "mask"), "head": ("norm", "output", "hidden state")}
+_ENDS = {
+    "input": ("tok", "cosines", "sines", "mask"),
+    "head": ("norm", "output", "hidden state", "last_valid_token_pos"),
+}
 _MAX_STARTS = 16  # rows at which a piece may begin: more equal rows than this are padding
 
 

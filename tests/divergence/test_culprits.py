@@ -2,15 +2,17 @@
 
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
 from harness.cli import main
+from harness.divergence import bisect
 from harness.divergence.drive import drive
 from harness.divergence.model import ModelJudge
 from harness.divergence.precision import PrecisionJudge
 from harness.divergence.recording import Part
+from harness.mil.ops import constexpr_ops
 from harness.results import read_run
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
@@ -200,6 +202,31 @@ def test_the_layers_of_what_follows_a_divergence_are_known(mutated):
     counts = Counter(one.layer for one in found)
     sizes = [counts[layer] for layer in LAYERS[:3]]  # each layer has as many operations
     assert max(sizes) - min(sizes) <= 2, counts
+
+
+@pytest.mark.parametrize(("mode", "methods"), [("single", 1), ("multifunction", 2)])
+def test_each_operation_has_the_layer_of_its_package_and_function(mutated, mode, methods):
+    """A divergence in the first call leaves no method without layers, and none with another's."""
+    found = bisect(mutated(weights.perturb_a_norm, mode))
+    assert found.model.first is not None
+    layers = defaultdict(list)
+    for one in found.cases("tiny", mode, "strict")[1].profile.operations:
+        method, delegate, _ = one.place.split(", ")
+        layers[method, delegate].append(one.layer)
+    assert len(layers) == 3 * methods
+    for (_, delegate), row in layers.items():
+        inner = [layer for layer, _ in itertools.groupby(row)]
+        assert inner == {"delegate 0": ["input"], "delegate 2": ["head"]}.get(delegate, LAYERS)
+
+
+@pytest.mark.parametrize("small", [0, constexpr_ops._SMALL], ids=["packed", "expanded"])
+def test_the_terminal_names_the_layer_and_the_weight(mutated, capsys, monkeypatch, small):
+    monkeypatch.setattr(constexpr_ops, "_SMALL", small)
+    subject = mutated(weights.perturb_a_scale, "multifunction")
+    given = ("--checkpoint", subject.checkpoint, "--params", subject.params)
+    _, out, _ = call(capsys, subject.artifact.path, *given)
+    assert "': layer 0, linear 'aten_linear_default" in out
+    assert "(the weight layers.0.attention.wq.weight)" in out
 
 
 def test_without_a_checkpoint_the_weights_are_the_artifacts_own(mutated, capsys):
