@@ -38,6 +38,8 @@ Numbers: TypeAlias = Mapping[str, float | Sequence[float]]
 WAIVABLE = ("regression", "changed", "inconclusive")
 # Only these outcomes come with facts and figures that can be compared.
 MEASURED = {"pass", "known", "fail"}
+CHOOSING = frozenset(("check", "runtime", "fixture", "mode", "exporter", "measure"))
+"""The options that choose a run's cases, and change no value of the cases that they leave."""
 # kind -> margin(name, value, overrides), verdict(base, head, margin), text(value)
 KINDS: dict[str, tuple[Callable[..., Margin], Callable[..., Verdict], Callable[..., str]]] = {
     "fact": (fact_margin, fact_verdict, fact_text),
@@ -180,13 +182,15 @@ def compare_runs(
                 f"{name} is shard {run.header.shard['index']} of {run.header.shard['count']}: merge"
                 " all of them first, by harness report A B C -o DIR"
             )
+    differing = set(_differing(base.header.options, head.header.options))
     merged = base.header.merged or head.header.merged  # of several machines, perhaps
     gate = _Gate(
         margins={**(usual or {}), **(margins or {})},
         same_machine=(base.header.machine, base.header.mac)
         == (head.header.machine, head.header.mac)
         and not merged,
-        same_options=base.header.options == head.header.options,
+        other_values=bool(differing - CHOOSING),
+        other_cases=bool(differing & CHOOSING),
     )
     bases = {case.id: case for case in base.cases}
     heads = {case.id: case for case in _cases_by_bases_name(base, head)}
@@ -227,12 +231,15 @@ class _Gate:
 
     margins: Mapping[str, float]
     same_machine: bool
-    same_options: bool
+    other_values: bool  # the runs' options differ in what decides values
+    other_cases: bool  # they differ in what chooses cases
     used: set[str] = field(default_factory=set)
 
     def case(self, base: Case, head: Case | None) -> Iterator[Metric]:
         """Yield all metrics of a case of BASE."""
         verdict, reason = outcome_verdict(base, head)
+        if head is None and self.other_cases:
+            verdict, reason = "inconclusive", "HEAD was perhaps not asked for this case"
         texts = (base.outcome, head.outcome if head else "missing")
         yield Metric(base.id, "outcome", "outcome", *texts, verdict, reason)
         # A case that was repaired is not compared with its values from before.
@@ -267,11 +274,15 @@ class _Gate:
 
     def _judge(self, verdict: Verdict, margin: Margin) -> Verdict:
         """Return the verdict, or another when the two runs cannot be compared in this."""
-        if not self.same_options:
+        if self.other_values:
             return "inconclusive", "the options of the runs differ"
         if margin.of_the_machine and not self.same_machine:
             return "unjudged", "the machines of the runs differ, or one is merged"
         return verdict
+
+
+def _differing(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
+    return [name for name in _names(base, head) if base.get(name) != head.get(name)]
 
 
 def _names(base: Mapping[str, Any], head: Mapping[str, Any]) -> Sequence[str]:
@@ -280,16 +291,19 @@ def _names(base: Mapping[str, Any], head: Mapping[str, Any]) -> Sequence[str]:
 
 def _differences(base: Run, head: Run) -> Iterator[str]:
     """Yield sentences on how the circumstances of the two runs differ."""
+    if CHOOSING.issuperset(_differing(base.header.options, head.header.options)):
+        asked = "a case that HEAD lacks is inconclusive; run both alike to judge it"
+    else:
+        asked = "facts and figures are inconclusive"
     for group, consequence in (
         ("artifact", "compared all the same"),
         ("machine", "time and memory are not judged"),
         ("mac", "time and memory are not judged"),
-        ("options", "facts and figures are inconclusive"),
+        ("options", asked),
         ("versions", "compared all the same"),
         ("exporter_packages", "compared all the same"),
     ):
         ours, theirs = getattr(base.header, group), getattr(head.header, group)
-        differing = [name for name in _names(ours, theirs) if ours.get(name) != theirs.get(name)]
-        if differing:
+        if differing := _differing(ours, theirs):
             changes = ", ".join(f"{n} {ours.get(n)} -> {theirs.get(n)}" for n in differing)
             yield f"The {group.replace('_', ' ')} of the runs differ ({changes}): {consequence}"

@@ -175,9 +175,30 @@ def test_the_option_that_would_accept_is_printed(tmp_path, capsys, monkeypatch):
 
 
 def test_other_options_make_facts_and_figures_inconclusive(gate):
-    other = replace(HEADER, options={"runtime": "mil:strict"})
+    other = replace(HEADER, options={**HEADER.options, "seed": 7})
     _, verdicts = gate(with_fact("operations", 1), SKIPPED, header=other)
     assert verdicts["operations"] == "inconclusive"
+
+
+@pytest.mark.parametrize("option", ["measure", "check", "runtime"])
+def test_options_that_choose_cases_hide_no_change_of_those_that_both_runs_have(gate, option):
+    other = replace(HEADER, options={**HEADER.options, option: ["other"]})
+    assert gate(PARITY, SKIPPED, header=other)[0] == 0
+    status, verdicts = gate(with_fact("pte bytes", 700_000), SKIPPED, header=other)
+    assert status == 1 and verdicts["pte bytes"] == "regression"
+    assert verdicts["operations"] == "same"
+
+
+def test_a_case_that_was_not_asked_for_is_no_regression_and_does_not_pass(tmp_path, capsys):
+    sizes = replace(PARITY, check="sizes")
+    base = write_run(tmp_path / "base.jsonl", PARITY, sizes)
+    other = replace(HEADER, options={**HEADER.options, "measure": False})
+    head = write_run(tmp_path / "head.jsonl", PARITY, header=other)
+    assert main(["gate", str(base), str(head)]) == 4
+    printed = capsys.readouterr().out
+    assert "HEAD was perhaps not asked for this case" in printed and "run both alike" in printed
+    head = write_run(tmp_path / "head.jsonl", PARITY)
+    assert main(["gate", str(base), str(head)]) == 1
 
 
 def test_a_margin_of_ones_own(gate):
