@@ -251,9 +251,11 @@ def _check_place(output: Path, kind: Kind, replace: bool) -> None:
     try:
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
-        known = any((output / kind.mark).is_file() for _ in range(200))  # less than a millisecond
+        seen, known = output.stat().st_ino, (output / kind.mark).is_file()
         foreign = kind.foreign(output) if known and replace else None
-    except FileNotFoundError:  # another process has just replaced it
+        if output.stat().st_ino != seen:  # another process has just replaced it, or does so
+            return _check_place(output, kind, replace)
+    except FileNotFoundError:
         return _check_place(output, kind, replace)
     except OSError as error:
         raise HarnessError(f"{output}: cannot be read ({error.strerror})") from None
@@ -325,10 +327,8 @@ def cache_folder(name: str = "") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HarnessError(
-            f"cannot make the cache folder {folder}: {error.strerror}; set HARNESS_CACHE to a "
-            "folder that can be written"
-        ) from error
+        problem = f"cannot make the cache folder {folder}: {error.strerror}"
+        raise HarnessError(f"{problem}; set HARNESS_CACHE to another") from error
     return folder
 
 

@@ -143,6 +143,7 @@ def exporters(args: argparse.Namespace) -> int:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `harness export`; an option that is not given stays absent."""
+    from harness.export import environments
     from harness.export.options import CHOICES
     from harness.fixtures import MODELS
 
@@ -159,7 +160,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--exporter",
         metavar="NAME",
         default="executorch",
-        help="executorch (the installed one, or else 1.4.1, which is fetched once), "
+        help=f"executorch (the installed one, or else {environments.DEFAULT}, fetched once), "
         "executorch@VERSION, executorch@PATH (a Python, a virtual environment, a checkout), each "
         "to a .pte; or coreml, ours, to a folder of packages; default: executorch",
     )

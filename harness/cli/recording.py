@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 from harness.cli.output import print_painted
 from harness.errors import HarnessError
+from harness.text import did_you_mean
 
 if TYPE_CHECKING:
     from harness.checks.findings import Row
@@ -190,10 +190,9 @@ def _codes_named(word: str) -> list[str]:
     ]:
         return found
     checks = {row.check for row in rows().values()}
-    near = get_close_matches(code, rows(), n=1) or get_close_matches(check, sorted(checks), n=1)
     raise HarnessError(
         f"no finding has the code '{word}', and no check has this name; "
-        + (f"did you mean '{near[0]}'? " if near else "")
+        + (did_you_mean(code, rows()) or did_you_mean(check, sorted(checks)))
         + "`harness findings` lists all"
     )
 

@@ -237,7 +237,7 @@ def _beyond(
     half = policy.rounds_half and declared.dtype.name == "FLOAT16"
     lost = ~torch.isfinite(have) & torch.isfinite(want)
     if bool(lost.any()):
-        peak = float(want[lost].abs().max()) if lost.any() else 0.0
+        peak = float(want[lost].abs().max())
         said = (
             f"gives an infinity or NaN for {int(lost.sum())} of {have.numel()} values that double "
             f"holds, of up to {peak:.6g}" + (f" (fp16 ends at {_HALF.max:.0f})" if half else "")

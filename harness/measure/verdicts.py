@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeGuard
 
 from harness.errors import HarnessError
 from harness.results import Case, Fact, Figure
 from harness.results.figures import number, with_unit
+from harness.text import did_you_mean
 
 # One of VERDICTS, and why.
 Verdict = tuple[str, str]
@@ -112,10 +112,9 @@ def check_acceptable(names: Iterable[str], facts: Sequence[str] = ()) -> None:
     known = (*ACCEPTABLE, *facts)
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
             raise HarnessError(
-                f"--accept {name}: no change has this name{hint}; choose from {', '.join(known)}"
+                f"--accept {name}: no change has this name; {did_you_mean(name, known)}"
+                f"choose from {', '.join(known)}"
             )
 
 
