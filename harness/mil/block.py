@@ -267,7 +267,7 @@ def _rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
         return run
     if len(outputs) == 1:
         # the same as `policy.rounded`, at half of its time for the small tensors of a step
-        return lambda *values: run(*values).half().float()  # type: ignore[attr-defined]
+        return lambda *values: run(*values).half().float()
 
     def rounded(*values: object) -> tuple[object, ...]:
         pairs = zip(run(*values), halves, strict=True)
