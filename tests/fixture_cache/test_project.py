@@ -96,11 +96,11 @@ def test_a_name_says_who_exports_how(folder):
     )
     assert locate(str(path)) is None and locate("missing.pte") is None
     for word, sentence in {
-        "mien": "did you mean mine?",
+        "mien": "did you mean 'mine'?",
         "tiny+b9w": "'b9w' is not one of none, b4w, c4w",
         "shipped/single": "shipped is an artifact; give its name alone",
-        "minee/single": "did you mean mine?",
-        "coreml:tinyy": "did you mean tiny?",
+        "minee/single": "did you mean 'mine'?",
+        "coreml:tinyy": "did you mean 'tiny'?",
         "mine/sngl": "mine is a subject: give mine/multifunction",
         "nothing-like-it": "`harness models` lists mine, shipped, tiny",
     }.items():
