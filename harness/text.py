@@ -11,10 +11,13 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import stat
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -254,6 +257,46 @@ def params_beside(checkpoint: str | Path) -> Path:
     if not path.exists():
         raise HarnessError(f"there is no checkpoint at {path}")
     return params_in(path if path.is_dir() else path.parent)
+
+
+STREAM = ".jsonl"  # how the name of a result stream ends
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".safetensors.index.json")
+
+
+def no_artifact(file: Path) -> str | None:
+    """Return what a file is that is named like weights and lies beside a model's sizes, or None."""
+    params = (name for name in PARAMS_NAMES if (file.parent / name).is_file())
+    if file.name.endswith(_CHECKPOINTS) and file.is_file() and (name := next(params, None)):
+        return _export_first(file, name, file.name)
+    return None
+
+
+def no_package(folder: Path, most: int) -> str:
+    """Return what a folder is that is no package, by `most` of its names, and what to give."""
+    with suppress(OSError):  # of a folder that cannot be listed
+        names = sorted(path.name for path in islice(folder.iterdir(), most))
+        params = next((name for name in PARAMS_NAMES if name in names), None)
+        weights = next((name for name in names if name.endswith(_CHECKPOINTS)), None)
+        if params and weights:
+            return _export_first(folder, params, weights)
+        if "extracted.json" in names:
+            package = folder / "package_0" / "model.mlpackage"
+            return f"what `harness extract` wrote: give one of its packages, such as {package}"
+        if any(name.endswith(STREAM) for name in names):
+            report = shlex.join(["harness", "report", str(folder)])
+            return f"results of a run, not an artifact: `{report}` shows them"
+    return (
+        "not an .mlpackage (no Manifest.json); an artifact is a .pte, an .mlpackage or an exported "
+        "folder (program.json)"
+    )
+
+
+def _export_first(checkpoint: Path, params: str, weights: str) -> str:
+    words = ["harness", "export", "--checkpoint", str(checkpoint), "-o", "mine.pte"]
+    return (
+        f"a checkpoint ({params}, {weights}), not an artifact: export it first, with "
+        f"`{shlex.join(words)}`, and give what that writes"
+    )
 
 
 _COLUMNS = 80  # of what does not tell its width

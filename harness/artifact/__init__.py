@@ -22,10 +22,11 @@ from harness.artifact.delegate import (
 )
 from harness.artifact.exported import is_exported, read_exported
 from harness.artifact.files import is_folder
-from harness.artifact.package import Package, refuse_checkpoint
+from harness.artifact.package import Package
 from harness.artifact.pte import DelegateCall, Pte
 from harness.artifact.pte_reader import read_pte
 from harness.errors import ArtifactError
+from harness.text import no_artifact
 
 __all__ = [
     "Artifact",
@@ -177,7 +178,8 @@ def open_artifact(path: str | Path) -> Artifact:
         package = Package.from_folder(path)
         _ = package.spec_path
         return Artifact(path, None, package)
-    refuse_checkpoint(path)
+    if (problem := no_artifact(path)) is not None:
+        raise ArtifactError(f"{path}: {problem}")
     artifact = Artifact(path, read_pte(path), None)
     if not artifact.methods:
         raise ArtifactError(f"{path}: the program has no method that executes anything")

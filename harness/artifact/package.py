@@ -9,13 +9,10 @@ entry of a tuple, list or dictionary. Sources: coremltools' `MIL.proto` and `lib
 from __future__ import annotations
 
 import json
-import shlex
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +26,7 @@ from harness.artifact.files import (
 )
 from harness.artifact.proto import checked_program, parse_specification
 from harness.errors import ArtifactError
-from harness.text import PARAMS_NAMES, parse_json
+from harness.text import no_package, parse_json
 
 if TYPE_CHECKING:
     from coremltools.proto.MIL_pb2 import Block, Function, Value
@@ -42,7 +39,6 @@ _AUTHOR = "com.apple.CoreML"
 DATA = f"Data/{_AUTHOR}"
 SPECIFICATION = f"{DATA}/model.mlmodel"
 WEIGHTS = f"{DATA}/weights/weight.bin"
-_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".safetensors.index.json")
 MODEL_PATH = "@model_path/"  # how a program writes the folder of its specification
 WEIGHT_REFERENCE = WEIGHTS.replace(f"{DATA}/", MODEL_PATH)
 
@@ -68,7 +64,7 @@ class Package:
         except OSError as error:
             raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
         if is_folder(folder) and not is_package:
-            raise ArtifactError(f"{folder}: {_what_it_is(folder)}")
+            raise ArtifactError(f"{folder}: {no_package(folder, MAX_PACKAGE_FILES)}")
         return cls(FolderFiles(folder), str(folder))
 
     def write(self, folder: Path) -> None:
@@ -319,32 +315,3 @@ def write_manifest(package: Path, digest: bytes) -> None:
         "rootModelIdentifier": identifiers["specification"],
     }
     (package / MANIFEST).write_text(json.dumps(content, indent=4) + "\n")
-
-
-def refuse_checkpoint(file: Path) -> None:
-    """Raise ArtifactError for a file that is named like weights and lies beside a model's sizes."""
-    params = (name for name in PARAMS_NAMES if (file.parent / name).is_file())
-    if file.name.endswith(_CHECKPOINTS) and file.is_file() and (name := next(params, None)):
-        raise ArtifactError(f"{file}: {_export_first(file, name, file.name)}")
-
-
-def _export_first(checkpoint: Path, params: str, weights: str) -> str:
-    words = ["harness", "export", "--checkpoint", str(checkpoint), "-o", "mine.pte"]
-    return (
-        f"a checkpoint ({params}, {weights}), not an artifact: export it first, with "
-        f"`{shlex.join(words)}`, and give what that writes"
-    )
-
-
-def _what_it_is(folder: Path) -> str:
-    """Return what a folder is that is not a package, and what to give in its place."""
-    with suppress(OSError):  # of a folder that cannot be listed
-        names = sorted(path.name for path in islice(folder.iterdir(), MAX_PACKAGE_FILES))
-        params = next((name for name in PARAMS_NAMES if name in names), None)
-        weights = next((name for name in names if name.endswith(_CHECKPOINTS)), None)
-        if params and weights:
-            return _export_first(folder, params, weights)
-    return (
-        "not an .mlpackage (no Manifest.json); an artifact is a .pte, an .mlpackage or an exported "
-        "folder (program.json)"
-    )

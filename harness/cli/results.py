@@ -40,7 +40,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="RUN.jsonl",
-        help="the result file of a run, or the files of all its shards, which are merged",
+        help="the result file of a run, its folder, or the files of all its shards, to be merged",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write table, JUnit XML, page, badge here"
@@ -59,14 +59,15 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def report(args: argparse.Namespace) -> int:
     """Print the table and write the files; return 1 when the run did not pass, else 0."""
     from harness.report import run_table, table_width, wants_colours, write_report
-    from harness.results import read_run
+    from harness.results import read_run, stream_of
     from harness.results.merge import merge, write_run
 
-    finished = merge(args.runs)
-    names = {path.name for path in args.runs}
+    runs = list(map(stream_of, args.runs))
+    finished = merge(runs)
+    names = {path.name for path in runs}
     merged = args.output and args.output / (names.pop() if len(names) == 1 else MERGED)
-    several = len(args.runs) > 1
-    if merged and several and merged.resolve() in {run.resolve() for run in args.runs}:
+    several = len(runs) > 1
+    if merged and several and merged.resolve() in {run.resolve() for run in runs}:
         raise HarnessError(f"{merged} is one of the streams to merge: give -o another folder")
     if args.history and not args.output:
         raise HarnessError("--history needs -o DIR: only the page shows earlier runs")

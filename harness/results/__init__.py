@@ -29,7 +29,7 @@ from harness.results.findings import Finding, case_from_findings, reason_of
 from harness.results.known import KnownDefect, read_known
 from harness.results.lines import MAX_LINE_BYTES, format_line, parse_line
 from harness.results.machine import Header, conditions
-from harness.text import not_a_folder
+from harness.text import STREAM, not_a_folder
 
 __all__ = [
     "NOT_APPLICABLE",
@@ -242,14 +242,28 @@ def _has_footer(path: Path) -> bool:
         return False
 
 
+def stream_of(path: Path) -> Path:
+    """Return the one stream of a folder that a run wrote; any other path as it is.
+
+    Raises InvalidStream, with their names, when a folder holds several or none.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(each for each in path.glob(f"*{STREAM}") if each.is_file())
+    if len(found) != 1:
+        names = f": {', '.join(each.name for each in found)}; give one" if found else ""
+        raise InvalidStream(f"{path} holds {len(found)} result files (*{STREAM}){names}")
+    return found[0]
+
+
 def read_run(path: str | Path) -> Run:
-    """Read a finished run.
+    """Read a finished run, of its stream or of the folder that holds no other stream.
 
     Raises InvalidStream (MissingFooter for an unfinished run) unless the file is a regular file of
     at most 256 MiB, every line is valid, the header is first, ids are unique, and the footer is
     last and agrees with the cases.
     """
-    path = Path(path)
+    path = stream_of(Path(path))
     header: Header | None = None
     footer: Footer | None = None
     cases: dict[str, Case] = {}

@@ -166,3 +166,8 @@ def test_a_checkpoint_is_refused_with_the_command_that_exports_it(tmp_path, name
     (tmp_path / names[0]).touch()
     file.unlink()
     refused(tmp_path, r"not an .mlpackage \(no Manifest.json\)")
+
+
+def test_what_extract_wrote_is_refused_with_a_package_of_it(tmp_path):
+    (tmp_path / "extracted.json").touch()
+    refused(tmp_path, f"give one of its packages, such as {tmp_path}/package_0/model.mlpackage")

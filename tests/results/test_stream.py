@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jsonschema
 import pytest
 
 import harness.results
+from harness.cli import main
 from harness.errors import HarnessError
 from harness.results import (
     Case,
@@ -237,8 +239,23 @@ def test_bad_json_is_named_with_its_line(stream):
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(InvalidStream, match="cannot be read"):
         read_run(tmp_path / "missing.jsonl")
-    with pytest.raises(InvalidStream, match="not a regular file"):
+    with pytest.raises(InvalidStream, match="holds 0 result files"):
         read_run(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidStream, match="not a regular file"):
+        read_run(tmp_path / "pipe")
+
+
+def test_a_folder_stands_for_its_only_stream(stream, tmp_path, capsys):
+    folder = stream.parent
+    assert read_run(folder) == read_run(stream)
+    assert main(["gate", str(folder), str(stream)]) == 0
+    assert main(["report", str(folder)]) == main(["report", str(stream)])
+    (folder / "other.jsonl").write_bytes(stream.read_bytes())
+    with pytest.raises(InvalidStream, match=r"holds 2 result files .*: other\.jsonl, run\.jsonl"):
+        read_run(folder)
+    assert main(["check", str(folder)]) == 2
+    assert f"`harness report {folder}` shows them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
