@@ -69,7 +69,8 @@ def _is_unshared(artifact: Artifact) -> bool:
 
 def unshared_export(subject: Subject) -> str | None:
     """Return why a subject without the same export with weight sharing off is skipped, or None."""
-    return None if subject.unshared else "needs the same export with weight sharing off"
+    needed = "needs the same export with weight sharing off, which `harness conformance` makes"
+    return None if subject.unshared else needed
 
 
 def checkpoint(subject: Subject) -> str | None:

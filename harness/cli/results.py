@@ -95,7 +95,7 @@ def percent(text: str) -> float:
 _TIMING: dict[str, tuple[str, Callable[[str], float], str]] = {
     "detect": ("PERCENT", percent, "the smallest slowdown to be found (default: 3; a load 20)"),
     "tolerate": ("PERCENT", percent, "a slowdown that is allowed (default: a third of --detect)"),
-    "seconds": ("N", float, "time two artifacts no longer than this (default: 60)"),
+    "seconds": ("N", float, "the longest time of timing two artifacts alone (default: 60)"),
 }
 
 

@@ -216,7 +216,8 @@ class _Gate:
             else:
                 self.metrics.append(_outcome_metric(base, head))
         for reason, names in skipped.items():
-            self.notes.append(f"Not checked: {', '.join(names)}: {reason}")
+            way = ": name a subject of harness.toml that has them" if "checkpoint" in reason else ""
+            self.notes.append(f"Not checked: {', '.join(names)}: {reason}{way}")
 
     def _without_effects(self, base: Case, head: Case) -> Case:
         """Return a case of HEAD, skipped when an earlier finding in HEAD alone explains it."""

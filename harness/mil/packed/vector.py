@@ -7,8 +7,8 @@ which a float holds exactly. The floats of 32 columns therefore have the order `
 columns' own; the caller puts the other operand into that order.
 
 *Tiles.* Six rows of a weight times sixteen rows of x are summed in registers over the terms of one
-block: each step loads two vectors of x and one float of each row of the weight. The terms of a
-block are summed before they are added to other blocks. The error of a sum then grows with the root
+block: each step loads two vectors of x and one float of each row of the weight. AVX-512 has twice
+as many registers, of twice the size: twelve rows times thirty-two. The terms of a block are summed before they are added to other blocks. The error of a sum then grows with the root
 of a block's length plus the root of the number of blocks, not with the root of their product.
 """
 
@@ -38,8 +38,6 @@ _CONFIG: Any = numba_config  # numba defines its names at import
 COLUMNS = 32  # of a weight that one step of a lookup reads
 BYTES = 16  # of their codes
 LANE = 16  # bytes within which a shuffle works
-TILE_ROWS = 6  # of a weight
-TILE_WIDTH = 16  # rows of x
 BLOCK = 256  # terms of a block, and floats from one row of a weight's tile to the next
 
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
@@ -74,6 +72,8 @@ def features() -> frozenset[str]:
     return frozenset(n for n, has in found.items() if has and not n.startswith(without))
 
 
+_TILE_LANES, TILE_ROWS = (16, 12) if "avx512f" in features() else (8, 6)  # rows of a weight
+TILE_WIDTH = 2 * _TILE_LANES  # rows of x
 _OURS = _SHUFFLES.get(str(llvm.get_process_triple()).partition("-")[0], ())
 _BEST = next((one for one in _OURS if not one.feature or one.feature in features()), None)
 _SHUFFLE, _WIDTH = (_BEST.name, _BEST.width) if _BEST else ("", 16)
@@ -217,7 +217,6 @@ def _interleaved(half: int) -> list[int]:
     ]
 
 
-_TILE_LANES = 8
 _TILE_FLOATS = ir.VectorType(ir.FloatType(), _TILE_LANES)
 _FLOAT_BYTES = 4
 _TILE_VECTORS = [
