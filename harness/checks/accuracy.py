@@ -35,6 +35,7 @@ beside the largest logit. Eager PyTorch is off by less in a model whose layers a
 PARTS = ("prefill", "decode", "caches")
 SEED = 20_26
 _BEST_SQNR = 400.0  # dB; above the resolution of fp64, and finite when nothing differs
+_PIECE = 1 << 20  # values that are compared at a time: logits of a large vocabulary are many
 _ROUNDING = 1e-6  # dB; an error of exactly its bound meets it in each unit
 # 16 roundings of fp32. Between CPUs, whose kernels sum in other orders, errors move by up to 8.
 WIDE_NOISE = 16 * 2.0**-23
@@ -90,21 +91,26 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> Error:
     """Measure `actual` against `expected`, in fp64; the shapes must be equal."""
     if actual.shape != expected.shape:
         raise ValueError(f"shapes {list(actual.shape)} and {list(expected.shape)} differ")
-    have, want = actual.double(), expected.double()
-    noise = have - want
-    largest = float(noise.abs().max())
-    power, lost = float(want.square().sum()), float(noise.square().sum())
-    ratio = power / lost if lost else float("inf")
-    sqnr = 10 * torch.tensor(ratio, dtype=torch.float64).log10().item() if ratio else -_BEST_SQNR
-    finite = bool(torch.isfinite(have).all())
+    pieces = zip(actual.flatten().split(_PIECE), expected.flatten().split(_PIECE), strict=True)
+    sums = torch.stack([_sums(have.double(), want.double()) for have, want in pieces])
+    (largest, scale), (power, lost) = sums[:, :2].amax(0).tolist(), sums[:, 2:].sum(0).tolist()
+    ratio = power / lost if lost else math.inf
+    sqnr = 10 * math.log10(ratio) if ratio else -_BEST_SQNR
+    finite = bool(torch.isfinite(actual).all())
     return Error(
         largest=largest if finite else float("inf"),
-        scale=float(want.abs().max()),
-        rms=math.sqrt(power / want.numel()),
-        deviation=float(want.std()) if want.numel() > 1 else 0.0,
+        scale=scale,
+        rms=math.sqrt(power / expected.numel()),
+        deviation=float(expected.double().std()) if expected.numel() > 1 else 0.0,
         sqnr=min(sqnr, _BEST_SQNR) if finite else float("-inf"),
-        count=want.numel(),
+        count=expected.numel(),
     )
+
+
+def _sums(have: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Return the largest error and the largest expected magnitude, and the sums of squares."""
+    off = have - want
+    return torch.stack((off.abs().max(), want.abs().max(), want.square().sum(), off.square().sum()))
 
 
 def noise_floor(bound: float) -> float:
@@ -250,8 +256,7 @@ def sequence_passage(subject: Subject, runtime: str) -> Passage:
 
 def _first_row(subject: Subject) -> int:
     """Return the first position of the sequence whose logits prefill returns."""
-    is_full = subject.session(REFERENCE).layout.full_logits
-    return 0 if is_full else prompt_length(subject) - 1
+    return 0 if subject.session(REFERENCE).layout.full_logits else prompt_length(subject) - 1
 
 
 def _errors(have: Trace, wanted: Trace) -> Errors:

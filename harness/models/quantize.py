@@ -57,9 +57,10 @@ def quantize_dequantize(weight: torch.Tensor, bits: int, group: int) -> torch.Te
     Each `group` columns of a row share a scale; a `group` of 0 is the whole row. The result has
     weight's dtype.
     """
-    return torch.cat(
-        [_quantized(rows, bits, group).dequantize() for rows in weight.split(_ROWS_AT_ONCE)]
-    )
+    made = torch.empty_like(weight)
+    for rows, some in zip(weight.split(_ROWS_AT_ONCE), made.split(_ROWS_AT_ONCE), strict=True):
+        some.copy_(_quantized(rows, bits, group).dequantize())
+    return made
 
 
 def quantize(weight: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:

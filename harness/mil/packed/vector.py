@@ -8,8 +8,9 @@ columns' own; the caller puts the other operand into that order.
 
 *Tiles.* Six rows of a weight times sixteen rows of x are summed in registers over the terms of one
 block: each step loads two vectors of x and one float of each row of the weight. AVX-512 has twice
-as many registers, of twice the size: twelve rows times thirty-two. The terms of a block are summed before they are added to other blocks. The error of a sum then grows with the root
-of a block's length plus the root of the number of blocks, not with the root of their product.
+as many registers, of twice the size: twelve rows times thirty-two. The terms of a block are summed
+before they are added to other blocks. The error of a sum then grows with the root of a block's
+length plus the root of the number of blocks, not with the root of their product.
 """
 
 from __future__ import annotations
