@@ -299,7 +299,7 @@ def check_token_ids(subject: Subject, runtime: str) -> Iterator[Finding]:
             session.reset()
             found = distances(trace(session, text, n_prompt), wanted)
             for part, off in found.items():
-                bound = _allowed_where_it_cancels(subject, runtime, passage, part, off, allowed)
+                bound = allowed_where_it_cancels(subject, runtime, passage, part, off, allowed)
                 is_judged = bound < math.inf
                 yield Finding(
                     "token-ids",
@@ -311,7 +311,7 @@ def check_token_ids(subject: Subject, runtime: str) -> Iterator[Finding]:
                 )
 
 
-def _allowed_where_it_cancels(
+def allowed_where_it_cancels(
     subject: Subject, runtime: str, passage: Passage, part: str, off: Error, allowed: float
 ) -> float:
     """Return the allowed relative error of a part of a passage where a runtime is off.

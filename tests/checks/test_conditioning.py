@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.checks.parity import _allowed_where_it_cancels
+from harness.checks.parity import allowed_where_it_cancels
 
 
 def allowed(runtime, sensitivity, found, dtype="fp16", part="logits"):
@@ -16,7 +16,7 @@ def allowed(runtime, sensitivity, found, dtype="fp16", part="logits"):
     subject = SimpleNamespace(dtype=dtype, model=SimpleNamespace(sensitivity=ask))
     bound = 0.022 if (runtime, dtype) == ("mil:strict", "fp16") else 1e-5
     off = SimpleNamespace(relative=found)
-    return _allowed_where_it_cancels(subject, runtime, None, part, off, bound)
+    return allowed_where_it_cancels(subject, runtime, None, part, off, bound)
 
 
 @pytest.mark.parametrize(

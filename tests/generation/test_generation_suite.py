@@ -23,6 +23,7 @@ from harness.runtimes import REFERENCE
 from harness.runtimes.base import Method
 from harness.subject import Subject
 from harness.suites.conformance.subjects import Subjects
+from harness.suites.generation import order as of_order
 from harness.suites.generation import sequences
 from harness.suites.generation.order import KINDS, any_order, text_of
 from harness.suites.generation.prompts import prompts, prompts_of
@@ -310,3 +311,11 @@ def test_a_golden_mask_shows_positions_up_to_its_own(stored: int) -> None:
             3: [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
         }[stored]
     )
+
+
+def test_what_the_model_itself_amplifies_is_no_fault(subjects, monkeypatch):
+    """Roundings beyond the bound are judged by what they cost there; it is SmolLM2's case."""
+    monkeypatch.setattr(of_order, "tolerances", lambda subject, runtime: {"caches": 1e-8})
+    (found,) = any_order(subjects("multifunction"), REFERENCE, 40)
+    assert found.ok and found.facts["amplified by the model"] > 0 and found.comparisons > 0
+    assert found.figures["worst step error"].within_bound
