@@ -123,7 +123,7 @@ def _executed(subject: Subject, calls: _Sequence, monitor: RangeMonitor) -> Iter
         for name, value in zip(outputs, step, strict=False):
             if value.is_floating_point() and (bad := int(value.isnan().sum())):
                 operation = first.where.partition(", ")[2] or first.where
-                text = f"{bad} of {value.numel()} numbers are NaN, first at {operation}"
+                text = f"{bad:,} of {value.numel():,} numbers are NaN, first at {operation}"
                 yield Finding(CHECK, f"{where}, output '{name}'", False, text, 1, code="N18")
 
 

@@ -318,7 +318,7 @@ def _difference(have: torch.Tensor, want: torch.Tensor) -> str:
     first = numpy.unravel_index(int((error != 0).numpy().argmax()), error.shape)
     at = tuple(map(int, first))
     return (
-        f"{wrong} of {want.numel()} values, by up to {error.max():.3g}; the first at "
+        f"{wrong:,} of {want.numel():,} values, by up to {error.max():.3g}; the first at "
         f"{list(at)} is {have[at]:.6g}, not {want[at]:.6g}"
     )
 

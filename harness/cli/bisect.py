@@ -211,8 +211,8 @@ def _table(rows: list[Range]) -> str:
     quantized = [(_place(row), f"{row.clipped_fraction:.2%}", row.quantized) for row in clipped]
     ends = ["", tabulate(quantized, ("quantized activations", "clipped", "values"))]
     lost = [
-        f"{_place(row)}: {row.vanished} of {row.nonzero} values are logarithms of what fp16 rounds "
-        "to 0"
+        f"{_place(row)}: {row.vanished:,} of {row.nonzero:,} values are logarithms of what fp16 "
+        "rounds to 0"
         for row in sorted(rows, key=lambda row: -row.vanished)
         if row.vanished
     ]

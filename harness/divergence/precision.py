@@ -204,8 +204,8 @@ def _nan(recording: Recording) -> str:
     first = "an input" if step is None else f"{step.operation} '{step.names[0]}'"
     count = recording.values[output].numel()
     return (
-        f"{recording.place}: {nan(output)} of {count} numbers of output '{output}' are NaN under "
-        f"double, too, first at {first}"
+        f"{recording.place}: {nan(output):,} of {count:,} numbers of output '{output}' are NaN "
+        f"under double, too, first at {first}"
     )
 
 
@@ -239,8 +239,9 @@ def _beyond(
     if bool(lost.any()):
         peak = float(want[lost].abs().max())
         said = (
-            f"gives an infinity or NaN for {int(lost.sum())} of {have.numel()} values that double "
-            f"holds, of up to {peak:.6g}" + (f" (fp16 ends at {_HALF.max:.0f})" if half else "")
+            f"gives an infinity or NaN for {int(lost.sum()):,} of {have.numel():,} values that "
+            f"double holds, of up to {peak:.6g}"
+            + (f" (fp16 ends at {_HALF.max:.0f})" if half else "")
         )
         return said, math.inf
     both = torch.isfinite(have) & torch.isfinite(want)

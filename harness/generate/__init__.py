@@ -214,6 +214,7 @@ def _require_finite(logits: torch.Tensor) -> None:
         from harness.runtimes import REFERENCE
 
         raise HarnessError(
-            f"{bad} of {logits.numel()} logits are NaN or infinite: the model overflowed, or its "
-            f"weights are damaged; `harness run --runtime {REFERENCE}` computes without fp16 range"
+            f"{bad:,} of {logits.numel():,} logits are NaN or infinite: the model overflowed, or "
+            f"its weights are damaged; `harness run --runtime {REFERENCE}` computes without "
+            "fp16 range"
         )

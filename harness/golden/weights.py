@@ -129,7 +129,8 @@ def matches(artifact: Artifact, parameters: Parameters) -> Iterator[Match]:
             continue
         key, want, equal = best
         wrong, error = int((~equal).sum()), float((weight - want).abs().max())
-        differs = f"{wrong} of {equal.numel()} values of '{key[1]}' differ, by up to {error:.3g}"
+        count = f"{wrong:,} of {equal.numel():,}"
+        differs = f"{count} values of '{key[1]}' differ, by up to {error:.3g}"
         yield Match(where, weight.numel(), key, differs if wrong else "")
     for where, weight, quantized in _all_quantized(artifact, parameters):
         if quantized is None:

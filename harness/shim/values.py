@@ -179,10 +179,10 @@ def report_not_finite(where: str, outputs: Mapping[str, Any], reported: set[str]
         reported.add(name)
         wrong = (~finite).nonzero()
         print(
-            f"harness shim: warning: {where}: {len(wrong)} of {value.numel()} numbers of output "
-            f"'{name}' {list(value.shape)} are NaN or infinite, the first at {wrong[0].tolist()}; "
-            "look for a row of the mask without a visible position, or for numbers beyond fp16's "
-            "range (--policy widen); later calls are not reported",
+            f"harness shim: warning: {where}: {len(wrong):,} of {value.numel():,} numbers of "
+            f"output '{name}' {list(value.shape)} are NaN or infinite, the first at "
+            f"{wrong[0].tolist()}; look for a row of the mask without a visible position, or for "
+            "numbers beyond fp16's range (--policy widen); later calls are not reported",
             file=sys.stderr,
             flush=True,
         )

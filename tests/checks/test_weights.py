@@ -43,7 +43,7 @@ def test_a_scalar_has_no_indices():
 def test_a_tensor_of_which_all_is_wrong_takes_no_more_than_its_own_size_at_once():
     want = torch.zeros(64, 64)
     with Largest() as seen:
-        assert _difference(torch.ones(64, 64), want).startswith("4096 of 4096 values")
+        assert _difference(torch.ones(64, 64), want).startswith("4,096 of 4,096 values")
     assert 0 < seen.nbytes <= want.nbytes
 
 
