@@ -252,6 +252,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _read_torch(path: Path) -> dict[Any, Any]:
     """Read a file of `torch.save`: a dict of tensors, or such a dict under the key `model`."""
+    _refuse_lies(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file raises anything, from IndexError to struct.error
@@ -265,6 +266,23 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise HarnessError(f"{path} must hold a dict of tensors, not {type(content).__name__}")
     return content
+
+
+def _refuse_lies(path: Path) -> None:
+    """Raise HarnessError for an archive whose entries claim more bytes than it has.
+
+    torch allocates what an entry claims before it reads it. `torch.save` compresses nothing.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # no archive, or one so damaged that torch refuses it
+        return
+    if claimed > (size := path.stat().st_size):
+        raise HarnessError(
+            f"{path}: its entries claim {claimed:,} bytes, and the file has {size:,}: it is "
+            "damaged, or another program compressed it; write it with torch.save"
+        )
 
 
 def _read_safetensors(path: Path) -> dict[Any, Any]:

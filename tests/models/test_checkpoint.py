@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -139,6 +140,20 @@ def test_a_truncated_checkpoint_is_one_clear_error(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(HarnessError):
             load_checkpoint(path, CONFIG)
+
+
+@pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
+def test_an_entry_that_claims_more_than_the_file_has_is_never_allocated(tmp_path, entry):
+    path = saved(tmp_path, random_weights(CONFIG, seed=1))
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    name = data.index(f"/{entry}".encode(), directory)  # in the central directory
+    start = data.rindex(b"PK\x01\x02", 0, name)
+    data[start + 24 : start + 28] = (0x7FFFFFFF).to_bytes(4, "little")  # the size of its content
+    path.write_bytes(data)
+    with pytest.raises(HarnessError, match=r"its entries claim 2,147,\d+,\d+ bytes, and the file"):
+        load_checkpoint(path, CONFIG)
 
 
 def test_a_missing_file_and_a_bare_tensor_are_refused(tmp_path):
