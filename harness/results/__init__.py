@@ -247,7 +247,10 @@ def stream_of(path: Path) -> Path:
 
     Raises InvalidStream, with their names, when a folder holds several or none.
     """
-    if not path.is_dir():
+    try:
+        if not path.is_dir():
+            return path
+    except OSError:  # no file can have this name
         return path
     found = sorted(each for each in path.glob(f"*{STREAM}") if each.is_file())
     if len(found) != 1:

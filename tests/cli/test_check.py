@@ -169,7 +169,7 @@ def test_json_holds_the_cases(check, broken, source):
     assert status == 1 and list(cases) == ["references", "weights"]
     assert (cases["references"]["outcome"], cases["weights"]["outcome"]) == ("pass", "fail")
     assert cases["weights"]["comparisons"] > 500_000 and cases["weights"]["seconds"] > 0
-    found = re.search(r"layers.0.attention.wq.weight \((\d+) of 4096", cases["weights"]["reason"])
+    found = re.search(r"layers.0.attention.wq.weight \((\d+) of 4,096", cases["weights"]["reason"])
     assert found and 0 < int(found[1]) <= 64  # a scale belongs to one row; a zero does not change
 
 
