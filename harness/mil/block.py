@@ -266,8 +266,7 @@ def _rounding(run: Run, outputs: tuple[ValueType, ...], policy: Policy) -> Run:
     if not any(halves):
         return run
     if len(outputs) == 1:
-        # the same as `policy.rounded`, at half of its time for the small tensors of a step
-        return lambda *values: run(*values).half().float()
+        return lambda *values: policy.rounded(run(*values))
 
     def rounded(*values: object) -> tuple[object, ...]:
         pairs = zip(run(*values), halves, strict=True)

@@ -317,5 +317,8 @@ def test_what_the_model_itself_amplifies_is_no_fault(subjects, monkeypatch):
     """Roundings beyond the bound are judged by what they cost there; it is SmolLM2's case."""
     monkeypatch.setattr(of_order, "tolerances", lambda subject, runtime: {"caches": 1e-8})
     (found,) = any_order(subjects("multifunction"), REFERENCE, 40)
-    assert found.ok and found.facts["amplified by the model"] > 0 and found.comparisons > 0
+    assert found.ok and found.comparisons > 10_000
     assert found.figures["worst step error"].within_bound
+    monkeypatch.setattr(of_order, "allowed_where_it_cancels", lambda *given: given[-1])
+    (found,) = any_order(subjects("multifunction"), REFERENCE, 40)
+    assert not found.ok
